@@ -1,0 +1,351 @@
+/* nvfp4_moe.h: the NVFP4 mixture-of-experts layer and the NVFP4 linear, as a C library.
+ *
+ * This header is the manual. It needs no CUDA headers and compiles as C11 and as C++17.
+ * `nvfp4_moe.hpp` wraps the handles in RAII.
+ *
+ * One layer, start to end
+ * -----------------------
+ *   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc, .hidden_size = 4096, ...};
+ *   nvfp4_moe_layer *layer = NULL;
+ *   nvfp4_moe_layer_create(&desc, &layer);
+ *   nvfp4_moe_layer_storage_size(layer, &storage_bytes);        // 0 on the CPU: weights are used in place
+ *   nvfp4_moe_layer_prepare(layer, &weights, storage, storage_bytes, stream);
+ *   nvfp4_moe_layer_workspace_size(layer, max_tokens, &workspace_bytes);
+ *   nvfp4_moe_layer_forward(layer, &args, stream);              // as often as wanted
+ *   nvfp4_moe_layer_destroy(layer);
+ *
+ * Rules that hold for every function
+ * ----------------------------------
+ * Status     int32_t, NVFP4_MOE_OK is 0; codes are only ever appended. On failure outputs are untouched and
+ *            nvfp4_moe_last_error() has one sentence that names the numbers and the remedy.
+ * Structs    start with `struct_size = sizeof(the struct)`. Fields are only appended; a field that an older
+ *            caller does not know is 0, and 0 means "as before". A longer struct is accepted if its tail is 0.
+ * Handles    opaque. A `const` handle may be used by many threads at once; any other use is exclusive.
+ *            *_create writes *out only on success. *_destroy(NULL) does nothing.
+ * Pointers   in weights and args live on the device that the handle was created for, unless marked "host".
+ * Streams    `struct CUstream_st *` (a CUstream or cudaStream_t). On the CPU pass NULL: the call returns when
+ *            the work is done. On CUDA, OK from a call that takes a stream means ENQUEUED: forward allocates
+ *            nothing, synchronises nothing, reads no device data on the host, and may be captured in a graph.
+ * Data       ids are data, not configuration: a slot whose id is out of range is unrouted and counted in the
+ *            device status; it is never an error and never an out-of-bounds read.
+ * Library    prints nothing, reads no environment variable, never aborts the host process on a Rust panic.
+ *
+ * Words
+ * -----
+ * e2m1          FP4: 0 .5 1 1.5 2 3 4 6 and negatives. Two in a byte (e2m1x2), the even index in the LOW nibble.
+ * block scale   one e4m3 ("fn": no infinity) for 16 neighbours along the reduction dimension.
+ * global scale  f32 multiplier that DECODES: value = e2m1 * block_scale * global_scale. (compressed-tensors
+ *               files store the reciprocal; the checkpoint reader inverts it once.)
+ * slot          one (token, k) pair: token * top_k + k.
+ * T, k, E, L    tokens, top_k, experts of the whole layer (num_experts), experts held here (num_local_experts).
+ * H, I          hidden_size, intermediate_size.
+ */
+#ifndef NVFP4_MOE_H
+#define NVFP4_MOE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define NVFP4_MOE_VERSION_MAJOR 0
+#define NVFP4_MOE_VERSION_MINOR 1
+#define NVFP4_MOE_VERSION_PATCH 0
+
+struct CUstream_st;
+
+/* ---- Status --------------------------------------------------------------------------------------------- */
+
+#define NVFP4_MOE_OK 0
+#define NVFP4_MOE_INVALID_ARGUMENT 1    /* a value breaks a rule of this header */
+#define NVFP4_MOE_UNSUPPORTED 2         /* valid, but not on this device or in this build */
+#define NVFP4_MOE_WORKSPACE_TOO_SMALL 3 /* workspace or storage is smaller than its size query says */
+#define NVFP4_MOE_NOT_PREPARED 4        /* forward before prepare, or static scales that were never given */
+#define NVFP4_MOE_CHECKPOINT 5          /* the files were read, and are wrong */
+#define NVFP4_MOE_IO 6                  /* the files could not be read */
+#define NVFP4_MOE_CUDA 7                /* the driver refused; the text names call, kernel and device */
+#define NVFP4_MOE_INTERNAL 8            /* a bug in this library (a panic); the text is the panic's */
+
+/* Version of the loaded library: major * 10000 + minor * 100 + patch. */
+uint32_t nvfp4_moe_version(void);
+
+/* Copy the calling thread's last error, NUL-terminated and cut to `size`, into host `buf` (may be NULL if size
+ * is 0). Returns the full length without the NUL; 0 if this thread never failed. Successes do not clear it. */
+size_t nvfp4_moe_last_error(char *buf, size_t size);
+
+/* ---- Choices -------------------------------------------------------------------------------------------- */
+
+#define NVFP4_MOE_DEVICE_CPU 0
+#define NVFP4_MOE_DEVICE_CUDA 1
+
+/* How activations enter the GEMMs. Never switched silently. */
+#define NVFP4_MOE_MODE_DEFAULT 0 /* CPU, Hopper: BF16. Blackwell: NVFP4. */
+#define NVFP4_MOE_MODE_BF16 1    /* W4A16: weights exact, activations bf16, input scales unused */
+#define NVFP4_MOE_MODE_NVFP4 2   /* W4A4: activations quantised to e2m1 blocks of 16 */
+#define NVFP4_MOE_MODE_FP8 3     /* W4A8: only for lossless-cast weights; not on the CPU */
+
+/* Where mode NVFP4 takes the global scale of the activations from. */
+#define NVFP4_MOE_SCALE_STATIC 0  /* the checkpoint's input_scale, or one set by nvfp4_moe_*_set_input_scale(s) */
+#define NVFP4_MOE_SCALE_DYNAMIC 1 /* per row, from its own amax: amax / (6 * 448) */
+
+#define NVFP4_MOE_DTYPE_I32 0
+#define NVFP4_MOE_DTYPE_I64 1
+
+#define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
+#define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
+
+/* Limit the CPU worker threads of this process; 0 = one for each core (the default). Results never depend
+ * on it. Takes effect at the next call that computes. */
+int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
+
+/* Name of the CPU instruction set in use: "avx512bf16", "avx512", "avx2" or "portable". Host buf as in last_error. */
+size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
+
+/* ---- The MoE layer -------------------------------------------------------------------------------------- */
+
+typedef struct nvfp4_moe_layer nvfp4_moe_layer;
+
+typedef struct nvfp4_moe_layer_desc {
+  uint32_t struct_size;
+  int32_t device_kind;        /* NVFP4_MOE_DEVICE_* */
+  int32_t device_ordinal;     /* CUDA device index; 0 on the CPU */
+  int32_t mode;               /* NVFP4_MOE_MODE_* */
+  int32_t scale_policy;       /* NVFP4_MOE_SCALE_*, used in mode NVFP4 */
+  int32_t hidden_size;        /* H, a multiple of 16 */
+  int32_t intermediate_size;  /* I, a multiple of 16: of ONE of gate and up */
+  int32_t num_experts;        /* E: ids in topk_ids are 0 .. E-1 */
+  int32_t num_local_experts;  /* L: experts whose weights are here */
+  int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
+  int32_t top_k;
+  float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
+  float swiglu_alpha; /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
+  float swiglu_beta;
+} nvfp4_moe_layer_desc;
+
+/* The checkpoint's tensors, stacked over local experts, contiguous, block scales in linear order. */
+typedef struct nvfp4_moe_layer_weights {
+  uint32_t struct_size;
+  int32_t up_first;               /* 0: rows 0..I-1 of w13 are gate, I..2I-1 are up. 1: the other way round. */
+  const uint8_t *w13;             /* e2m1x2 [L, 2I, H/2] */
+  const uint8_t *w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
+  const float *w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ */
+  const uint8_t *w2;              /* e2m1x2 [L, H, I/2] */
+  const uint8_t *w2_block_scale;  /* e4m3   [L, H, I/16] */
+  const float *w2_global_scale;   /* f32    [L] */
+  float w13_input_scale;          /* decodes GEMM1's input: the maximum over ALL experts of the layer, local or */
+  float w2_input_scale;           /* not. The same for GEMM2's input. 0 = the checkpoint has none. */
+} nvfp4_moe_layer_weights;
+
+typedef struct nvfp4_moe_layer_args {
+  uint32_t struct_size;
+  int32_t num_tokens;              /* T; 0 is a no-op */
+  const void *x;                   /* bf16 [T, H] */
+  int64_t x_row_stride;            /* elements between rows; 0 = H */
+  const void *topk_ids;            /* [T, k], global ids; any value may appear, -1 is padding */
+  int64_t topk_ids_row_stride;     /* elements between rows; 0 = k */
+  int32_t topk_ids_dtype;          /* NVFP4_MOE_DTYPE_* */
+  int32_t num_experts_mapped;      /* length of expert_map; must equal E when expert_map is given, else 0 */
+  const float *topk_weights;       /* f32 [T, k], applied once, in combine; NULL = 1 (already applied) */
+  int64_t topk_weights_row_stride; /* elements between rows; 0 = k */
+  const int32_t *expert_map;       /* i32 [E] global -> local id, -1 = not here; NULL = first_local_expert */
+  void *out;                       /* bf16 [T, H]; every element is written; may not overlap x */
+  int64_t out_row_stride;          /* elements between rows; 0 = H */
+  void *workspace;                 /* 256-byte aligned scratch, or NULL: the device's shared workspace */
+  uint64_t workspace_size;         /* bytes, >= workspace_size(T); ignored when workspace is NULL */
+} nvfp4_moe_layer_args;
+
+/* Check the description and make a layer without weights. Every rule that fails is named with both numbers. */
+int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc *desc, nvfp4_moe_layer **out);
+void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
+
+/* Bytes of device storage that prepare fills with the kernels' own weight layout.
+ * 0 (the CPU): the weights are used in place and must outlive the layer. Otherwise: the storage must outlive
+ * the layer, and the checkpoint's tensors may be freed once `stream` has passed prepare. */
+int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
+
+/* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. */
+int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
+                                uint64_t storage_size, struct CUstream_st *stream);
+
+/* Scratch bytes that forward needs for up to max_tokens tokens, whatever the routing. Never decreases with
+ * max_tokens. The contents mean nothing before and after a call and need not be cleared. */
+int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
+
+/* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
+ * f32 sums in order of k; rows of tokens with no expert here become 0. A NaN row stays in its row. */
+int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
+                                struct CUstream_st *stream);
+
+/* Forward in mode BF16 that also remembers the largest finite |input| of GEMM1 and of GEMM2 over all calls. */
+int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
+                                  struct CUstream_st *stream);
+
+/* Turn what calibrate saw into input scales, amax / (6 * 448), and forget it. Host pointers. Fails with
+ * NOT_PREPARED when calibrate saw no routed row. The scales are returned, not applied: save or reduce them
+ * over ranks, then set them. Synchronises on CUDA. */
+int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer *layer, float *w13_input_scale, float *w2_input_scale);
+
+/* Use these input scales instead of the checkpoint's. Each is finite and at least 2^-110. */
+int32_t nvfp4_moe_layer_set_input_scales(nvfp4_moe_layer *layer, float w13_input_scale, float w2_input_scale);
+
+/* ---- The linear ----------------------------------------------------------------------------------------- */
+
+typedef struct nvfp4_moe_linear nvfp4_moe_linear;
+
+typedef struct nvfp4_moe_linear_desc {
+  uint32_t struct_size;
+  int32_t device_kind;    /* as in nvfp4_moe_layer_desc */
+  int32_t device_ordinal;
+  int32_t mode;
+  int32_t scale_policy;
+  int32_t in_features;  /* a multiple of 16 */
+  int32_t out_features; /* any */
+  int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1 */
+} nvfp4_moe_linear_desc;
+
+typedef struct nvfp4_moe_linear_weights {
+  uint32_t struct_size;
+  float input_scale;          /* decodes the input; 0 = the checkpoint has none */
+  const uint8_t *weight;      /* e2m1x2 [out_features, in_features/2] */
+  const uint8_t *block_scale; /* e4m3   [out_features, in_features/16], linear order */
+  const float *global_scale;  /* f32    [num_parts] */
+  const int32_t *part_rows;   /* host i32 [num_parts], sums to out_features; NULL if num_parts is 1 */
+  const void *bias;           /* bf16   [out_features], or NULL */
+} nvfp4_moe_linear_weights;
+
+typedef struct nvfp4_moe_linear_args {
+  uint32_t struct_size;
+  int32_t num_tokens;
+  const void *x;        /* bf16 [T, in_features] */
+  int64_t x_row_stride; /* elements; 0 = in_features */
+  void *out;            /* bf16 [T, out_features] */
+  int64_t out_row_stride;
+  void *workspace; /* as in nvfp4_moe_layer_args */
+  uint64_t workspace_size;
+} nvfp4_moe_linear_args;
+
+int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc *desc, nvfp4_moe_linear **out);
+void nvfp4_moe_linear_destroy(nvfp4_moe_linear *linear);
+int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear *linear, uint64_t *out);
+int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linear_weights *weights, void *storage,
+                                 uint64_t storage_size, struct CUstream_st *stream);
+int32_t nvfp4_moe_linear_workspace_size(const nvfp4_moe_linear *linear, int32_t max_tokens, uint64_t *out);
+
+/* out = x * weight^T + bias, f32 sums, rounded once to bf16. */
+int32_t nvfp4_moe_linear_forward(const nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
+                                 struct CUstream_st *stream);
+int32_t nvfp4_moe_linear_calibrate(nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
+                                   struct CUstream_st *stream);
+int32_t nvfp4_moe_linear_calibrated_scale(nvfp4_moe_linear *linear, float *input_scale);
+int32_t nvfp4_moe_linear_set_input_scale(nvfp4_moe_linear *linear, float input_scale);
+
+/* ---- What the kernels saw ------------------------------------------------------------------------------- */
+
+/* Counters of one device since the last reset, over all layers and linears. */
+typedef struct nvfp4_moe_device_status {
+  uint32_t struct_size;
+  int32_t reserved;           /* 0 */
+  uint64_t saturated_blocks;  /* activation blocks whose scale passed 448 and was held there: input_scale too small */
+  uint64_t nonfinite_values;  /* NaN or infinite activations met by the quantiser */
+  uint64_t out_of_range_ids;  /* topk_ids below -1 or >= E, and expert_map entries below -1 or >= L */
+  int64_t first_bad_token;    /* token (in its call) of the first such event since reset; -1 = none */
+} nvfp4_moe_device_status;
+
+/* Read the counters into host `out`; its struct_size must be set. On CUDA waits for `stream`: not capturable. */
+int32_t nvfp4_moe_device_status_read(int32_t device_kind, int32_t device_ordinal, nvfp4_moe_device_status *out,
+                                     struct CUstream_st *stream);
+int32_t nvfp4_moe_device_status_reset(int32_t device_kind, int32_t device_ordinal, struct CUstream_st *stream);
+
+/* ---- The format itself (host memory; the law that every kernel matches bit for bit) ------------------------ */
+
+typedef struct nvfp4_moe_quantize_args {
+  uint32_t struct_size;
+  int32_t scale_policy;  /* STATIC: global_scale is read. DYNAMIC: global_scale is written, one for each row. */
+  int64_t num_rows;
+  int64_t num_cols;      /* a multiple of 16 */
+  const void *x;         /* bf16 [num_rows, num_cols] */
+  int64_t x_row_stride;  /* elements; 0 = num_cols */
+  uint8_t *packed;       /* e2m1x2 [num_rows, num_cols/2] */
+  uint8_t *block_scale;  /* e4m3; LINEAR: [num_rows, num_cols/16]. SWIZZLED: nvfp4_moe_sf_size() bytes, padding 0. */
+  float *global_scale;   /* f32 [1] (STATIC) or [num_rows] (DYNAMIC) */
+  int32_t sf_layout;     /* NVFP4_MOE_SF_* */
+  int32_t reserved;      /* 0 */
+} nvfp4_moe_quantize_args;
+
+/* Quantise rows of bf16 to NVFP4. With g the row's global scale, per block of 16:
+ *   scale = e4m3(amax * ((1 / g) / 6)), saturating at 448;  code = e2m1(x * ((1 / g) / scale)), ties to even;
+ * every operation rounded once to f32. A block that holds a NaN gets scale NaN. Counted in the CPU's status. */
+int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
+
+/* Decode rows of linear-order NVFP4 to f32 [num_rows, num_cols]: e2m1 * block_scale, exact, then * global_scale. */
+int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
+                             int64_t num_cols, float *out);
+
+/* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. */
+uint64_t nvfp4_moe_sf_size(uint64_t num_rows, uint64_t num_sf_cols);
+
+/* Where scale (row, sf_col) lies in it: tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + sf_col % 4, tiles along K
+ * first. Source: PTX ISA, tcgen05, scale-factor layout for scale_vec::4X. */
+uint64_t nvfp4_moe_sf_offset(uint64_t row, uint64_t sf_col, uint64_t num_sf_cols);
+
+/* ---- Checkpoints (host memory) -------------------------------------------------------------------------- */
+
+typedef struct nvfp4_moe_checkpoint nvfp4_moe_checkpoint;
+
+/* Naming and scale convention of the files. */
+#define NVFP4_MOE_FORMAT_MODELOPT 1           /* weight, weight_scale, weight_scale_2, input_scale */
+#define NVFP4_MOE_FORMAT_COMPRESSED_TENSORS 2 /* weight_packed, weight_global_scale (inverse), ... */
+#define NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED 3  /* quant_method fp8 with moe_quant_algo NVFP4 */
+
+typedef struct nvfp4_moe_checkpoint_layer_info {
+  uint32_t struct_size;
+  int32_t format; /* NVFP4_MOE_FORMAT_* */
+  int32_t hidden_size;
+  int32_t intermediate_size;
+  int32_t num_experts;
+  int32_t top_k;              /* from config.json; 0 if it does not say */
+  float swiglu_limit;         /* from config.json; 0 if none */
+  float routed_scaling_factor; /* from config.json; 0 if none. The engine folds it into topk_weights. */
+  int32_t lossless_cast;      /* 1: every block scale is a power of two, equal for neighbouring blocks (MXFP4 cast) */
+  int32_t reserved;           /* 0 */
+  float w13_input_scale;      /* maximum over all experts, decoding; 0 if the checkpoint has none */
+  float w2_input_scale;
+} nvfp4_moe_checkpoint_layer_info;
+
+/* Where read_layer puts the tensors of experts [first_expert, first_expert + num_experts): host buffers of the
+ * caller, shaped as in nvfp4_moe_layer_weights. */
+typedef struct nvfp4_moe_checkpoint_buffers {
+  uint32_t struct_size;
+  int32_t first_expert;
+  int32_t num_experts;
+  int32_t reserved; /* 0 */
+  uint8_t *w13;
+  uint8_t *w13_block_scale;
+  float *w13_global_scale;
+  uint8_t *w2;
+  uint8_t *w2_block_scale;
+  float *w2_global_scale;
+} nvfp4_moe_checkpoint_buffers;
+
+/* Open a directory of safetensors files (sharded or not) with its config.json. Reads headers only. */
+int32_t nvfp4_moe_checkpoint_open(const char *directory, nvfp4_moe_checkpoint **out);
+void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
+
+/* Describe MoE layer `layer` (its index in the model). Checks names, shapes, dtypes and every scale of the layer. */
+int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
+                                             nvfp4_moe_checkpoint_layer_info *out);
+
+/* Copy a range of experts out of the files. Global scales are written in decode direction. */
+int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
+                                        const nvfp4_moe_checkpoint_buffers *buffers);
+
+/* The report of `nvfp4-moe inspect` (a table, or JSON). Host buf and return value as in nvfp4_moe_last_error. */
+int32_t nvfp4_moe_checkpoint_inspect(const nvfp4_moe_checkpoint *checkpoint, int32_t as_json, char *buf, size_t size,
+                                     size_t *full_length);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* NVFP4_MOE_H */

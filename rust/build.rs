@@ -1,0 +1,50 @@
+//! Turns `include/nvfp4_moe.h` into Rust declarations, so that drift between header and code does not compile.
+
+use std::{env, path::PathBuf, process::Command};
+
+fn main() {
+    println!("cargo:rerun-if-changed=rust/build.rs");
+    println!("cargo:rerun-if-changed=include/nvfp4_moe.h");
+    println!("cargo:rerun-if-env-changed=LIBCLANG_PATH");
+    find_libclang();
+
+    let mut builder = bindgen::Builder::default()
+        .header("include/nvfp4_moe.h")
+        .allowlist_file(".*nvfp4_moe\\.h")
+        .blocklist_type("CUstream_st")
+        .raw_line("/// A CUDA stream; NULL on the CPU.\npub enum CUstream_st {}")
+        .opaque_type("nvfp4_moe_(layer|linear|checkpoint)")
+        .derive_default(true)
+        .layout_tests(true);
+    // PyPI's libclang and Debian's libclang1 come without stddef.h: lend them the C compiler's.
+    if let Some(include) = command_line("cc", &["-print-file-name=include"]) {
+        builder = builder.clang_arg(format!("-isystem{include}"));
+    }
+    let bindings = builder.generate().unwrap_or_else(|e| panic!("include/nvfp4_moe.h: {e}"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("header.rs");
+    bindings.write_to_file(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
+}
+
+/// bindgen loads libclang at run time. Where neither LIBCLANG_PATH nor the system has one, take that of a Python
+/// package (`pip install libclang`), looking into the project's `.venv` first, so that plain `cargo build` works.
+fn find_libclang() {
+    if env::var_os("LIBCLANG_PATH").is_some() {
+        return;
+    }
+    let code = "import clang, os; print(os.path.join(list(clang.__path__)[0], 'native'))";
+    for python in [".venv/bin/python", "python3"] {
+        if let Some(dir) = command_line(python, &["-c", code])
+            && PathBuf::from(&dir).join("libclang.so").exists()
+        {
+            // SAFETY: build scripts start single-threaded and nothing has read the environment concurrently.
+            unsafe { env::set_var("LIBCLANG_PATH", dir) };
+            return;
+        }
+    }
+}
+
+fn command_line(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
+}
