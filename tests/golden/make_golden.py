@@ -330,7 +330,7 @@ def files() -> dict[str, list[str]]:
 def main() -> int:
     differing = []
     for name, lines in files().items():
-        path, text = HERE / name, "\n".join(lines) + "\n"
+        path, text = HERE / name, "".join(f"{line.rstrip()}\n" for line in lines)
         if "--check" not in sys.argv:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:

@@ -1,0 +1,53 @@
+//! Every export has the header's prototype: the two are coerced to one function pointer type, so drift does not
+//! compile. A test holds this list to the header's.
+
+use super::header;
+
+macro_rules! same_prototypes {
+    ($($module:ident :: $name:ident($($argument:tt),*);)*) => {
+        $(const _: () = {
+            let _: [unsafe extern "C" fn($($argument),*) -> _; 2] = [header::$name, super::$module::$name];
+        };)*
+
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+same_prototypes! {
+    status::nvfp4_moe_version();
+    status::nvfp4_moe_last_error(_, _);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NAMES;
+    use crate::{abi::guard, error::Error};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_list_is_the_headers() {
+        let header = include_str!("../../include/nvfp4_moe.h");
+        let declared: BTreeSet<&str> = header
+            .lines()
+            .filter(|line| ["int32_t ", "uint32_t ", "uint64_t ", "size_t ", "void "].iter().any(|t| line.starts_with(t)))
+            .filter_map(|line| line.split(['(', ' ']).find(|word| word.starts_with("nvfp4_moe_")))
+            .collect();
+        assert!(declared.len() > 30, "{declared:?}");
+        assert_eq!(NAMES.iter().copied().collect::<BTreeSet<_>>(), declared);
+        assert_eq!(NAMES.len(), declared.len(), "a name is listed twice");
+    }
+
+    #[test]
+    fn a_panic_becomes_internal_with_its_text() {
+        let last_error = || super::super::LAST_ERROR.with(|last| last.borrow().clone());
+        assert_eq!(guard(|| panic!("row {} is missing", 7)), 8);
+        assert!(last_error().contains("row 7 is missing"), "{}", last_error());
+        assert_eq!(guard(|| panic!("no numbers")), 8);
+        assert!(last_error().contains("no numbers"), "{}", last_error());
+        assert_eq!(guard(|| Ok(())), 0);
+        assert!(last_error().contains("no numbers"), "a success clears nothing");
+        assert_eq!(guard(|| Err(Error::argument("k", 0, "it must be at least 1", "Pass top_k."))), 1);
+        assert_eq!(last_error(), "k is 0; it must be at least 1. Pass top_k.");
+    }
+}
