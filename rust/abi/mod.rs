@@ -1,5 +1,6 @@
 //! The C ABI: `include/nvfp4_moe.h` in Rust. Exports hold no logic: a [`guard`] around one call.
 
+mod checkpoint;
 mod status;
 
 use crate::error::{Error, Result};
