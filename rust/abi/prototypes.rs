@@ -17,6 +17,37 @@ macro_rules! same_prototypes {
 same_prototypes! {
     status::nvfp4_moe_version();
     status::nvfp4_moe_last_error(_, _);
+    status::nvfp4_moe_set_num_threads(_);
+    status::nvfp4_moe_cpu_isa(_, _);
+    layer::nvfp4_moe_layer_create(_, _);
+    layer::nvfp4_moe_layer_destroy(_);
+    layer::nvfp4_moe_layer_storage_size(_, _);
+    layer::nvfp4_moe_layer_prepare(_, _, _, _, _);
+    layer::nvfp4_moe_layer_workspace_size(_, _, _);
+    layer::nvfp4_moe_layer_forward(_, _, _);
+    layer::nvfp4_moe_layer_calibrate(_, _, _);
+    layer::nvfp4_moe_layer_calibrated_scales(_, _, _);
+    layer::nvfp4_moe_layer_set_input_scales(_, _, _);
+    linear::nvfp4_moe_linear_create(_, _);
+    linear::nvfp4_moe_linear_destroy(_);
+    linear::nvfp4_moe_linear_storage_size(_, _);
+    linear::nvfp4_moe_linear_prepare(_, _, _, _, _);
+    linear::nvfp4_moe_linear_workspace_size(_, _, _);
+    linear::nvfp4_moe_linear_forward(_, _, _);
+    linear::nvfp4_moe_linear_calibrate(_, _, _);
+    linear::nvfp4_moe_linear_calibrated_scale(_, _);
+    linear::nvfp4_moe_linear_set_input_scale(_, _);
+    status::nvfp4_moe_device_status_read(_, _, _, _);
+    status::nvfp4_moe_device_status_reset(_, _, _);
+    format::nvfp4_moe_quantize(_);
+    format::nvfp4_moe_dequantize(_, _, _, _, _, _);
+    format::nvfp4_moe_sf_size(_, _);
+    format::nvfp4_moe_sf_offset(_, _, _);
+    checkpoint::nvfp4_moe_checkpoint_open(_, _);
+    checkpoint::nvfp4_moe_checkpoint_destroy(_);
+    checkpoint::nvfp4_moe_checkpoint_layer_info_read(_, _, _);
+    checkpoint::nvfp4_moe_checkpoint_read_layer(_, _, _);
+    checkpoint::nvfp4_moe_checkpoint_inspect(_, _, _, _, _);
 }
 
 #[cfg(test)]

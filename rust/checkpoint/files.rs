@@ -195,7 +195,9 @@ fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>> {
             "Download the index again.",
         )
     })?;
-    if let Some((tensor, file)) = index.weight_map.iter().find(|(_, file)| !file.ends_with(".safetensors") || file.contains(['/', '\\'])) {
+    if let Some((tensor, file)) =
+        index.weight_map.iter().find(|(_, file)| !file.ends_with(".safetensors") || file.contains(['/', '\\']))
+    {
         return Err(Error::checkpoint(
             format_args!("file of {tensor} in {INDEX}"),
             format_args!("{file:?}"),
