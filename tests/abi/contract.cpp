@@ -1,17 +1,18 @@
 // The rules that hold for every function: struct sizes of older and newer callers, NULL for every pointer, and
 // outputs that a failing call leaves alone. Argument: a checkpoint directory, as for raii.cpp.
-#include "support.h"
-
 #include <cstddef>
 #include <functional>
 #include <string>
 #include <vector>
 
-using Call = std::function<int32_t(const void *)>;
+#include "support.h"
+
+using Call = std::function<int32_t(const void*)>;
 
 // Call with the struct at the very end of its allocation, so that a read past what struct_size says is seen.
-template <typename Struct> int32_t call_with_size(const Struct &value, uint32_t size, uint8_t tail, const Call &call) {
-  auto *memory = static_cast<uint8_t *>(allocate(size < 4 ? 4 : size));
+template <typename Struct>
+int32_t call_with_size(const Struct& value, uint32_t size, uint8_t tail, const Call& call) {
+  auto* memory = static_cast<uint8_t*>(allocate(size < 4 ? 4 : size));
   memset(memory, tail, size);
   memcpy(memory, &value, size < sizeof value ? size : sizeof value);
   memcpy(memory, &size, sizeof size);
@@ -23,8 +24,8 @@ template <typename Struct> int32_t call_with_size(const Struct &value, uint32_t 
 // A struct of the wrong size is refused and named; a longer one passes if its tail is zero. `outputs_untouched` is
 // asked after every failure.
 template <typename Struct>
-void check_struct_size(const char *name, const Struct &value, const Call &call,
-                       const std::function<bool()> &outputs_untouched) {
+void check_struct_size(const char* name, const Struct& value, const Call& call,
+                       const std::function<bool()>& outputs_untouched) {
   const auto size = static_cast<uint32_t>(sizeof(Struct));
   for (uint32_t wrong : {0u, 1u, 4u, size - 4}) {
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, name, call_with_size(value, wrong, 0, call));
@@ -34,8 +35,8 @@ void check_struct_size(const char *name, const Struct &value, const Call &call,
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, name, call_with_size(value, longer, 1, call));
     CHECK(outputs_untouched());
     // Only the last byte of the tail: a newer field that is set.
-    auto last_byte = [&](const void *memory) {
-      const_cast<uint8_t *>(static_cast<const uint8_t *>(memory))[longer - 1] = 1;
+    auto last_byte = [&](const void* memory) {
+      const_cast<uint8_t*>(static_cast<const uint8_t*>(memory))[longer - 1] = 1;
       return call(memory);
     };
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, name, call_with_size(value, longer, 0, last_byte));
@@ -56,11 +57,11 @@ void check_struct_size(const char *name, const Struct &value, const Call &call,
 
 // Each pointer in turn is NULL: refused by name.
 template <typename Struct>
-void check_null_fields(const Struct &value, const std::vector<std::pair<const char *, size_t>> &fields,
-                       const Call &call, const std::function<bool()> &outputs_untouched) {
-  for (const auto &[name, offset] : fields) {
+void check_null_fields(const Struct& value, const std::vector<std::pair<const char*, size_t>>& fields, const Call& call,
+                       const std::function<bool()>& outputs_untouched) {
+  for (const auto& [name, offset] : fields) {
     Struct without = value;
-    memset(reinterpret_cast<uint8_t *>(&without) + offset, 0, sizeof(void *));
+    memset(reinterpret_cast<uint8_t*>(&without) + offset, 0, sizeof(void*));
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, name, call(&without));
     CHECK(outputs_untouched());
   }
@@ -72,23 +73,23 @@ static bool nothing_to_touch() { return true; }
 static void layers() {
   layer_case c;
   layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
-  nvfp4_moe_layer *const untouched = reinterpret_cast<nvfp4_moe_layer *>(0x10);
-  nvfp4_moe_layer *made = untouched;
+  nvfp4_moe_layer* const untouched = reinterpret_cast<nvfp4_moe_layer*>(0x10);
+  nvfp4_moe_layer* made = untouched;
   check_struct_size(
       "nvfp4_moe_layer_desc", c.desc,
-      [&](const void *desc) {
+      [&](const void* desc) {
         made = untouched;
-        const int32_t status = nvfp4_moe_layer_create(static_cast<const nvfp4_moe_layer_desc *>(desc), &made);
+        const int32_t status = nvfp4_moe_layer_create(static_cast<const nvfp4_moe_layer_desc*>(desc), &made);
         if (status == NVFP4_MOE_OK) nvfp4_moe_layer_destroy(made);
         return status;
       },
       [&] { return made == untouched; });
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "out", nvfp4_moe_layer_create(&c.desc, nullptr));
 
-  nvfp4_moe_layer *layer = nullptr;
+  nvfp4_moe_layer* layer = nullptr;
   CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
-  const Call prepare = [&](const void *weights) {
-    return nvfp4_moe_layer_prepare(layer, static_cast<const nvfp4_moe_layer_weights *>(weights), nullptr, 0, nullptr);
+  const Call prepare = [&](const void* weights) {
+    return nvfp4_moe_layer_prepare(layer, static_cast<const nvfp4_moe_layer_weights*>(weights), nullptr, 0, nullptr);
   };
   check_struct_size("nvfp4_moe_layer_weights", c.weights, prepare, nothing_to_touch);
   check_null_fields(c.weights,
@@ -100,16 +101,16 @@ static void layers() {
 
   const auto out_untouched = [&] { return all_bytes_are(c.out, 0xff, TOKENS * H * 2) != 0; };
   const Call calls[] = {
-      [&](const void *args) {
+      [&](const void* args) {
         memset(c.out, 0xff, TOKENS * H * 2);
-        return nvfp4_moe_layer_forward(layer, static_cast<const nvfp4_moe_layer_args *>(args), nullptr);
+        return nvfp4_moe_layer_forward(layer, static_cast<const nvfp4_moe_layer_args*>(args), nullptr);
       },
-      [&](const void *args) {
+      [&](const void* args) {
         memset(c.out, 0xff, TOKENS * H * 2);
-        return nvfp4_moe_layer_calibrate(layer, static_cast<const nvfp4_moe_layer_args *>(args), nullptr);
+        return nvfp4_moe_layer_calibrate(layer, static_cast<const nvfp4_moe_layer_args*>(args), nullptr);
       },
   };
-  for (const Call &call : calls) {
+  for (const Call& call : calls) {
     check_struct_size("nvfp4_moe_layer_args", c.args, call, out_untouched);
     check_null_fields(c.args, {FIELD(nvfp4_moe_layer_args, x), FIELD(nvfp4_moe_layer_args, topk_ids)}, call,
                       out_untouched);
@@ -146,7 +147,7 @@ static void layers() {
               nvfp4_moe_layer_calibrated_scales(layer, nullptr, scales + 1));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_input_scale", nvfp4_moe_layer_calibrated_scales(layer, scales, nullptr));
   CHECK(bytes == 77 && scales[0] == 77 && scales[1] == 77);
-  CHECK_OK(nvfp4_moe_layer_calibrated_scales(layer, scales, scales + 1)); // a failed call has not forgotten them
+  CHECK_OK(nvfp4_moe_layer_calibrated_scales(layer, scales, scales + 1));  // a failed call has not forgotten them
 
   // The query never decreases, and no number of tokens makes it wrap.
   uint64_t before = 0;
@@ -162,24 +163,23 @@ static void layers() {
 static void linears() {
   linear_case c;
   linear_case_make(&c, NVFP4_MOE_MODE_BF16);
-  nvfp4_moe_linear *const untouched = reinterpret_cast<nvfp4_moe_linear *>(0x10);
-  nvfp4_moe_linear *made = untouched;
+  nvfp4_moe_linear* const untouched = reinterpret_cast<nvfp4_moe_linear*>(0x10);
+  nvfp4_moe_linear* made = untouched;
   check_struct_size(
       "nvfp4_moe_linear_desc", c.desc,
-      [&](const void *desc) {
+      [&](const void* desc) {
         made = untouched;
-        const int32_t status = nvfp4_moe_linear_create(static_cast<const nvfp4_moe_linear_desc *>(desc), &made);
+        const int32_t status = nvfp4_moe_linear_create(static_cast<const nvfp4_moe_linear_desc*>(desc), &made);
         if (status == NVFP4_MOE_OK) nvfp4_moe_linear_destroy(made);
         return status;
       },
       [&] { return made == untouched; });
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "out", nvfp4_moe_linear_create(&c.desc, nullptr));
 
-  nvfp4_moe_linear *linear = nullptr;
+  nvfp4_moe_linear* linear = nullptr;
   CHECK_OK(nvfp4_moe_linear_create(&c.desc, &linear));
-  const Call prepare = [&](const void *weights) {
-    return nvfp4_moe_linear_prepare(linear, static_cast<const nvfp4_moe_linear_weights *>(weights), nullptr, 0,
-                                    nullptr);
+  const Call prepare = [&](const void* weights) {
+    return nvfp4_moe_linear_prepare(linear, static_cast<const nvfp4_moe_linear_weights*>(weights), nullptr, 0, nullptr);
   };
   check_struct_size("nvfp4_moe_linear_weights", c.weights, prepare, nothing_to_touch);
   check_null_fields(c.weights,
@@ -197,16 +197,16 @@ static void linears() {
 
   const auto out_untouched = [&] { return all_bytes_are(c.out, 0xff, TOKENS * OUT * 2) != 0; };
   const Call calls[] = {
-      [&](const void *args) {
+      [&](const void* args) {
         memset(c.out, 0xff, TOKENS * OUT * 2);
-        return nvfp4_moe_linear_forward(linear, static_cast<const nvfp4_moe_linear_args *>(args), nullptr);
+        return nvfp4_moe_linear_forward(linear, static_cast<const nvfp4_moe_linear_args*>(args), nullptr);
       },
-      [&](const void *args) {
+      [&](const void* args) {
         memset(c.out, 0xff, TOKENS * OUT * 2);
-        return nvfp4_moe_linear_calibrate(linear, static_cast<const nvfp4_moe_linear_args *>(args), nullptr);
+        return nvfp4_moe_linear_calibrate(linear, static_cast<const nvfp4_moe_linear_args*>(args), nullptr);
       },
   };
-  for (const Call &call : calls) {
+  for (const Call& call : calls) {
     check_struct_size("nvfp4_moe_linear_args", c.args, call, out_untouched);
     check_null_fields(c.args, {FIELD(nvfp4_moe_linear_args, x)}, call, out_untouched);
     check_null_fields(c.args, {FIELD(nvfp4_moe_linear_args, out)}, call, nothing_to_touch);
@@ -237,10 +237,10 @@ static void device_status() {
   status.struct_size = sizeof status;
   check_struct_size(
       "nvfp4_moe_device_status", status,
-      [](const void *out) {
+      [](const void* out) {
         return nvfp4_moe_device_status_read(
-            NVFP4_MOE_DEVICE_CPU, 0, const_cast<nvfp4_moe_device_status *>(static_cast<const nvfp4_moe_device_status *>(out)),
-            nullptr);
+            NVFP4_MOE_DEVICE_CPU, 0,
+            const_cast<nvfp4_moe_device_status*>(static_cast<const nvfp4_moe_device_status*>(out)), nullptr);
       },
       nothing_to_touch);
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "device_kind is 7; ", nvfp4_moe_device_status_read(7, 0, &status, nullptr));
@@ -250,9 +250,9 @@ static void device_status() {
 
 static void the_format() {
   enum { ROWS = 3, COLS = 48 };
-  uint16_t *x = random_bf16(ROWS * COLS, 1.0f);
-  auto *packed = static_cast<uint8_t *>(allocate(ROWS * COLS / 2));
-  auto *scales = static_cast<uint8_t *>(allocate(nvfp4_moe_sf_size(ROWS, COLS / 16)));
+  uint16_t* x = random_bf16(ROWS * COLS, 1.0f);
+  auto* packed = static_cast<uint8_t*>(allocate(ROWS * COLS / 2));
+  auto* scales = static_cast<uint8_t*>(allocate(nvfp4_moe_sf_size(ROWS, COLS / 16)));
   float global_scale[ROWS];
   nvfp4_moe_quantize_args args = {};
   args.struct_size = sizeof args;
@@ -264,10 +264,10 @@ static void the_format() {
   args.block_scale = scales;
   args.global_scale = global_scale;
   args.sf_layout = NVFP4_MOE_SF_SWIZZLED_128X4;
-  const Call call = [&](const void *a) {
+  const Call call = [&](const void* a) {
     memset(packed, 0xff, ROWS * COLS / 2);
     memset(scales, 0xff, nvfp4_moe_sf_size(ROWS, COLS / 16));
-    return nvfp4_moe_quantize(static_cast<const nvfp4_moe_quantize_args *>(a));
+    return nvfp4_moe_quantize(static_cast<const nvfp4_moe_quantize_args*>(a));
   };
   const auto untouched = [&] {
     return all_bytes_are(packed, 0xff, ROWS * COLS / 2) && all_bytes_are(scales, 0xff, 512);
@@ -278,18 +278,18 @@ static void the_format() {
                      FIELD(nvfp4_moe_quantize_args, block_scale), FIELD(nvfp4_moe_quantize_args, global_scale)},
                     call, untouched);
   struct {
-    const char *text;
-    void (*spoil)(nvfp4_moe_quantize_args *);
+    const char* text;
+    void (*spoil)(nvfp4_moe_quantize_args*);
   } const wrongs[] = {
-      {"scale_policy is 9; ", [](nvfp4_moe_quantize_args *a) { a->scale_policy = 9; }},
-      {"sf_layout is -1; ", [](nvfp4_moe_quantize_args *a) { a->sf_layout = -1; }},
-      {"num_cols is 47; ", [](nvfp4_moe_quantize_args *a) { a->num_cols = 47; }},
-      {"num_cols is -16; ", [](nvfp4_moe_quantize_args *a) { a->num_cols = -16; }},
-      {"num_rows is -1; ", [](nvfp4_moe_quantize_args *a) { a->num_rows = -1; }},
-      {"x_row_stride is 47; ", [](nvfp4_moe_quantize_args *a) { a->x_row_stride = 47; }},
-      {"reserved is 1; ", [](nvfp4_moe_quantize_args *a) { a->reserved = 1; }},
+      {"scale_policy is 9; ", [](nvfp4_moe_quantize_args* a) { a->scale_policy = 9; }},
+      {"sf_layout is -1; ", [](nvfp4_moe_quantize_args* a) { a->sf_layout = -1; }},
+      {"num_cols is 47; ", [](nvfp4_moe_quantize_args* a) { a->num_cols = 47; }},
+      {"num_cols is -16; ", [](nvfp4_moe_quantize_args* a) { a->num_cols = -16; }},
+      {"num_rows is -1; ", [](nvfp4_moe_quantize_args* a) { a->num_rows = -1; }},
+      {"x_row_stride is 47; ", [](nvfp4_moe_quantize_args* a) { a->x_row_stride = 47; }},
+      {"reserved is 1; ", [](nvfp4_moe_quantize_args* a) { a->reserved = 1; }},
   };
-  for (const auto &wrong : wrongs) {
+  for (const auto& wrong : wrongs) {
     auto spoilt = args;
     wrong.spoil(&spoilt);
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, wrong.text, call(&spoilt));
@@ -313,8 +313,8 @@ static void the_format() {
   free(scales);
 }
 
-static void checkpoints(const char *directory) {
-  nvfp4_moe_checkpoint *checkpoint = nullptr;
+static void checkpoints(const char* directory) {
+  nvfp4_moe_checkpoint* checkpoint = nullptr;
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "directory", nvfp4_moe_checkpoint_open(nullptr, &checkpoint));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "out", nvfp4_moe_checkpoint_open(directory, nullptr));
   CHECK(checkpoint == nullptr);
@@ -325,10 +325,10 @@ static void checkpoints(const char *directory) {
   info.struct_size = sizeof info;
   check_struct_size(
       "nvfp4_moe_checkpoint_layer_info", info,
-      [&](const void *out) {
+      [&](const void* out) {
         return nvfp4_moe_checkpoint_layer_info_read(
             checkpoint, 0,
-            const_cast<nvfp4_moe_checkpoint_layer_info *>(static_cast<const nvfp4_moe_checkpoint_layer_info *>(out)));
+            const_cast<nvfp4_moe_checkpoint_layer_info*>(static_cast<const nvfp4_moe_checkpoint_layer_info*>(out)));
       },
       nothing_to_touch);
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "checkpoint", nvfp4_moe_checkpoint_layer_info_read(nullptr, 0, &info));
@@ -346,8 +346,8 @@ static void checkpoints(const char *directory) {
   buffers.w2 = w2.data();
   buffers.w2_block_scale = w2_scale.data();
   buffers.w2_global_scale = w2_global;
-  const Call read = [&](const void *into) {
-    return nvfp4_moe_checkpoint_read_layer(checkpoint, 0, static_cast<const nvfp4_moe_checkpoint_buffers *>(into));
+  const Call read = [&](const void* into) {
+    return nvfp4_moe_checkpoint_read_layer(checkpoint, 0, static_cast<const nvfp4_moe_checkpoint_buffers*>(into));
   };
   check_struct_size("nvfp4_moe_checkpoint_buffers", buffers, read, nothing_to_touch);
   check_null_fields(
@@ -375,7 +375,7 @@ static void checkpoints(const char *directory) {
   nvfp4_moe_checkpoint_destroy(checkpoint);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 2) return 2;
   layers();
   linears();

@@ -5,7 +5,7 @@ static void a_layer_equals_the_oracle(int32_t up_first) {
   layer_case c;
   double wanted[TOKENS * H];
   uint64_t bytes = 1;
-  nvfp4_moe_layer *layer = NULL;
+  nvfp4_moe_layer* layer = NULL;
   layer_case_make(&c, NVFP4_MOE_MODE_BF16, up_first);
 
   CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
@@ -59,7 +59,7 @@ static void a_layer_equals_the_oracle(int32_t up_first) {
 
 static void hostile_ids_are_counted(void) {
   layer_case c;
-  nvfp4_moe_layer *layer = NULL;
+  nvfp4_moe_layer* layer = NULL;
   nvfp4_moe_device_status status;
   memset(&status, 0, sizeof status);
   status.struct_size = sizeof status;
@@ -82,7 +82,7 @@ static void hostile_ids_are_counted(void) {
 static void a_linear_equals_the_oracle(void) {
   linear_case c;
   double x[TOKENS * IN], wanted[TOKENS * OUT];
-  nvfp4_moe_linear *linear = NULL;
+  nvfp4_moe_linear* linear = NULL;
   linear_case_make(&c, NVFP4_MOE_MODE_BF16);
   CHECK_OK(nvfp4_moe_linear_create(&c.desc, &linear));
   CHECK_FAILS(NVFP4_MOE_NOT_PREPARED, "prepare", nvfp4_moe_linear_forward(linear, &c.args, NULL));
@@ -97,7 +97,7 @@ static void a_linear_equals_the_oracle(void) {
 
 static void errors_name_numbers_and_remedy(void) {
   layer_case c;
-  nvfp4_moe_layer *layer = NULL;
+  nvfp4_moe_layer* layer = NULL;
   layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
   c.desc.hidden_size = 100;
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "hidden_size is 100; ", nvfp4_moe_layer_create(&c.desc, &layer));

@@ -1,21 +1,23 @@
 // A C++17 program that runs a layer, a linear and a checkpoint through nvfp4_moe.hpp. Argument: a checkpoint
 // directory whose layer 0 is a MoE layer.
-#include "nvfp4_moe.hpp"
-#include "support.h"
-
 #include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-static_assert(!std::is_copy_constructible_v<nvfp4_moe::Layer> && std::is_nothrow_move_constructible_v<nvfp4_moe::Layer>);
+#include "nvfp4_moe.hpp"
+#include "support.h"
+
+static_assert(!std::is_copy_constructible_v<nvfp4_moe::Layer> &&
+              std::is_nothrow_move_constructible_v<nvfp4_moe::Layer>);
 static_assert(!std::is_copy_assignable_v<nvfp4_moe::Linear> && std::is_nothrow_move_assignable_v<nvfp4_moe::Linear>);
 
-template <typename Call> static void check_throws(int32_t status, const std::string &part, Call call) {
+template <typename Call>
+static void check_throws(int32_t status, const std::string& part, Call call) {
   try {
     call();
     CHECK(!"an Error was thrown");
-  } catch (const nvfp4_moe::Error &error) {
+  } catch (const nvfp4_moe::Error& error) {
     CHECK(error.status() == status);
     CHECK(std::string(error.what()).find(part) != std::string::npos);
   }
@@ -28,7 +30,7 @@ static void a_layer_in_mode_nvfp4() {
   layer_case_make(&c, NVFP4_MOE_MODE_NVFP4, 0);
   nvfp4_moe::Layer made(c.desc);
   nvfp4_moe::Layer layer = std::move(made);
-  CHECK(made.get() == nullptr); // NOLINT: what a moved-from handle holds is the point
+  CHECK(made.get() == nullptr);  // NOLINT: what a moved-from handle holds is the point
   layer.prepare(c.weights);
   layer.forward(c.args);
   std::vector<double> wanted(TOKENS * H);
@@ -36,11 +38,11 @@ static void a_layer_in_mode_nvfp4() {
   CHECK(relative_l2(c.out, wanted.data(), TOKENS * H) < 0.2);
 
   // A const layer from two threads, each with its own output and workspace.
-  const nvfp4_moe::Layer &shared = layer;
+  const nvfp4_moe::Layer& shared = layer;
   const uint64_t bytes = shared.workspace_size(TOKENS);
   std::vector<uint16_t> outs[2] = {std::vector<uint16_t>(TOKENS * H), std::vector<uint16_t>(TOKENS * H)};
-  auto run = [&](std::vector<uint16_t> &out) {
-    void *workspace = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  auto run = [&](std::vector<uint16_t>& out) {
+    void* workspace = aligned_alloc(256, (bytes + 255) / 256 * 256);
     auto args = c.args;
     args.out = out.data();
     args.workspace = workspace;
@@ -51,7 +53,7 @@ static void a_layer_in_mode_nvfp4() {
   std::thread other(run, std::ref(outs[1]));
   run(outs[0]);
   other.join();
-  for (auto &out : outs) CHECK(memcmp(out.data(), c.out, TOKENS * H * 2) == 0);
+  for (auto& out : outs) CHECK(memcmp(out.data(), c.out, TOKENS * H * 2) == 0);
 
   // What calibrate saw becomes static scales; the exact amax of GEMM1's input is known.
   nvfp4_moe::Layer calibrated(c.desc);
@@ -60,10 +62,10 @@ static void a_layer_in_mode_nvfp4() {
   calibrated.calibrate(c.args);
   const auto [w13_scale, w2_scale] = calibrated.calibrated_scales();
   double amax = 0;
-  for (int i = 0; i < 3 * H; ++i) amax = std::fmax(amax, std::fabs(bf16_to_double(c.x[i]))); // the routed tokens
+  for (int i = 0; i < 3 * H; ++i) amax = std::fmax(amax, std::fabs(bf16_to_double(c.x[i])));  // the routed tokens
   CHECK(w13_scale == static_cast<float>(amax) / (6.0f * 448.0f));
   CHECK(std::isfinite(w2_scale) && w2_scale > 0);
-  check_throws(NVFP4_MOE_NOT_PREPARED, "calibrate", [&] { calibrated.calibrated_scales(); }); // forgotten
+  check_throws(NVFP4_MOE_NOT_PREPARED, "calibrate", [&] { calibrated.calibrated_scales(); });  // forgotten
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "w2_input_scale", [&] { calibrated.set_input_scales(w13_scale, 0); });
   calibrated.set_input_scales(w13_scale, w2_scale);
   layer_case_free(&c);
@@ -107,7 +109,7 @@ static void a_linear_in_mode_nvfp4() {
   linear_case_free(&c);
 }
 
-static void a_checkpoint(const char *directory) {
+static void a_checkpoint(const char* directory) {
   const nvfp4_moe::Checkpoint checkpoint(directory);
   const auto info = checkpoint.layer_info(0);
   CHECK(info.hidden_size > 0 && info.num_experts > 0);
@@ -129,13 +131,13 @@ static void a_checkpoint(const char *directory) {
   for (float scale : w13_global) CHECK(scale > 0);
   for (float scale : w2_global) CHECK(scale > 0);
 
-  buffers.first_expert = 1; // one too many
+  buffers.first_expert = 1;  // one too many
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "num_experts", [&] { checkpoint.read_layer(0, buffers); });
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "layer", [&] { checkpoint.layer_info(-1); });
   check_throws(NVFP4_MOE_IO, "no-such-directory", [] { nvfp4_moe::Checkpoint("no-such-directory"); });
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 2) return 2;
   CHECK(nvfp4_moe::version() == nvfp4_moe_version() && !nvfp4_moe::cpu_isa().empty());
   nvfp4_moe::set_num_threads(2);

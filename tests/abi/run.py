@@ -43,6 +43,7 @@ def command(*words: object, stdin: str = "", **environment: str) -> str:
     """Run a command in the repository root; its output, or Failure with it."""
     done = subprocess.run(
         [str(word) for word in words],
+        check=False,
         cwd=ROOT,
         env={**os.environ, **environment},
         input=stdin,
@@ -77,7 +78,8 @@ def matches_golden(name: str, text: str) -> None:
     if text == path.read_text():
         return
     wanted, got = path.read_text().splitlines(), text.splitlines()
-    differences = [f"- {line}" for line in wanted if line not in got] + [f"+ {line}" for line in got if line not in wanted]
+    differences = [f"- {line}" for line in wanted if line not in got]
+    differences += [f"+ {line}" for line in got if line not in wanted]
     raise Failure(f"{name} differs; if the change is meant, run with --update:\n" + "\n".join(differences[:40]))
 
 
@@ -183,7 +185,7 @@ def program_valgrind(source: str) -> str:
     """Memcheck; lost memory is an error. Valgrind hides AVX-512 from the library, which then takes AVX2."""
     if not shutil.which("valgrind"):
         if os.geteuid() == 0 and shutil.which("apt-get"):
-            subprocess.run(["apt-get", "install", "-y", "-qq", "valgrind"], capture_output=True)
+            subprocess.run(["apt-get", "install", "-y", "-qq", "valgrind"], check=False, capture_output=True)
         if not shutil.which("valgrind"):
             raise Skip("no valgrind here; install Debian's package `valgrind`")
     output = command("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite",

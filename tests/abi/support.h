@@ -3,19 +3,19 @@
 #ifndef SUPPORT_H
 #define SUPPORT_H
 
-#include "nvfp4_moe.h"
-
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "nvfp4_moe.h"
+
 /* ---- Checks ------------------------------------------------------------------------------------------------ */
 
 static int checks_passed, checks_failed;
 
-static inline void check(int holds, const char *text, const char *file, int line) {
+static inline void check(int holds, const char* text, const char* file, int line) {
   if (holds) {
     checks_passed++;
     return;
@@ -28,7 +28,8 @@ static inline void check(int holds, const char *text, const char *file, int line
 #define CHECK(condition) check((condition) ? 1 : 0, #condition, __FILE__, __LINE__)
 
 /* The status is `code`, and on failure the last error says `part`. */
-static inline void check_status(int32_t status, int32_t code, const char *part, const char *text, const char *file, int line) {
+static inline void check_status(int32_t status, int32_t code, const char* part, const char* text, const char* file,
+                                int line) {
   char error[1024];
   nvfp4_moe_last_error(error, sizeof error);
   const int as_wanted = status == code && (code == NVFP4_MOE_OK || strstr(error, part) != NULL);
@@ -38,7 +39,7 @@ static inline void check_status(int32_t status, int32_t code, const char *part, 
 #define CHECK_OK(call) check_status((call), NVFP4_MOE_OK, "", #call, __FILE__, __LINE__)
 #define CHECK_FAILS(code, part, call) check_status((call), (code), (part), #call, __FILE__, __LINE__)
 
-static inline int closing_line(const char *program) {
+static inline int closing_line(const char* program) {
   printf("%s: %d checks passed, %d failed\n", program, checks_passed, checks_failed);
   return checks_failed != 0 || checks_passed == 0;
 }
@@ -51,7 +52,9 @@ static inline uint32_t random_u32(void) { /* Numerical Recipes' LCG; the high bi
   random_state = random_state * 1664525u + 1013904223u;
   return random_state >> 8;
 }
-static inline float random_between(float low, float high) { return low + (high - low) * (float)random_u32() / 16777216.0f; }
+static inline float random_between(float low, float high) {
+  return low + (high - low) * (float)random_u32() / 16777216.0f;
+}
 
 static inline double bf16_to_double(uint16_t bits) {
   const uint32_t wide = (uint32_t)bits << 16;
@@ -75,12 +78,13 @@ static inline double e4m3_to_double(int byte) {
 }
 
 /* Element [row, col] of linear-order NVFP4 with `cols` columns, without the global scale. */
-static inline double nvfp4_at(const uint8_t *packed, const uint8_t *block_scale, int64_t row, int64_t col, int64_t cols) {
+static inline double nvfp4_at(const uint8_t* packed, const uint8_t* block_scale, int64_t row, int64_t col,
+                              int64_t cols) {
   const int64_t at = row * cols + col;
   return e2m1_to_double(packed[at / 2] >> (at % 2 * 4) & 15) * e4m3_to_double(block_scale[at / 16]);
 }
 
-static inline double relative_l2(const uint16_t *out, const double *wanted, int64_t count) {
+static inline double relative_l2(const uint16_t* out, const double* wanted, int64_t count) {
   double difference = 0, norm = 0;
   for (int64_t i = 0; i < count; i++) {
     const double d = bf16_to_double(out[i]) - wanted[i];
@@ -90,30 +94,30 @@ static inline double relative_l2(const uint16_t *out, const double *wanted, int6
   return sqrt(difference / norm);
 }
 
-static inline void *allocate(size_t bytes) { /* exact, so that valgrind and ASan see the first byte past the end */
-  void *memory = malloc(bytes ? bytes : 1);
+static inline void* allocate(size_t bytes) { /* exact, so that valgrind and ASan see the first byte past the end */
+  void* memory = malloc(bytes ? bytes : 1);
   if (memory == NULL) abort();
   memset(memory, 0xff, bytes);
   return memory;
 }
-static inline int all_bytes_are(const void *memory, int byte, size_t count) {
+static inline int all_bytes_are(const void* memory, int byte, size_t count) {
   for (size_t i = 0; i < count; i++)
-    if (((const uint8_t *)memory)[i] != (uint8_t)byte) return 0;
+    if (((const uint8_t*)memory)[i] != (uint8_t)byte) return 0;
   return 1;
 }
 
-static inline uint8_t *random_codes(int64_t values) {
-  uint8_t *codes = (uint8_t *)allocate((size_t)values / 2);
+static inline uint8_t* random_codes(int64_t values) {
+  uint8_t* codes = (uint8_t*)allocate((size_t)values / 2);
   for (int64_t i = 0; i < values / 2; i++) codes[i] = (uint8_t)random_u32();
   return codes;
 }
-static inline uint8_t *random_block_scales(int64_t values) { /* 0.25 to 1.875 */
-  uint8_t *scales = (uint8_t *)allocate((size_t)values / 16);
+static inline uint8_t* random_block_scales(int64_t values) { /* 0.25 to 1.875 */
+  uint8_t* scales = (uint8_t*)allocate((size_t)values / 16);
   for (int64_t i = 0; i < values / 16; i++) scales[i] = (uint8_t)(0x28 + random_u32() % 24);
   return scales;
 }
-static inline uint16_t *random_bf16(int64_t count, float limit) {
-  uint16_t *values = (uint16_t *)allocate((size_t)count * 2);
+static inline uint16_t* random_bf16(int64_t count, float limit) {
+  uint16_t* values = (uint16_t*)allocate((size_t)count * 2);
   for (int64_t i = 0; i < count; i++) values[i] = bf16_from_float(random_between(-limit, limit));
   return values;
 }
@@ -133,7 +137,7 @@ typedef struct layer_case {
   float topk_weights[TOKENS * TOP_K];
 } layer_case;
 
-static inline void layer_case_make(layer_case *c, int32_t mode, int32_t up_first) {
+static inline void layer_case_make(layer_case* c, int32_t mode, int32_t up_first) {
   memset(c, 0, sizeof *c);
   c->desc.struct_size = sizeof c->desc;
   c->desc.mode = mode;
@@ -171,7 +175,7 @@ static inline void layer_case_make(layer_case *c, int32_t mode, int32_t up_first
   memcpy(c->ids, ids, sizeof ids);
   for (int s = 0; s < TOKENS * TOP_K; s++) c->topk_weights[s] = random_between(-0.5f, 1.0f);
   c->x = random_bf16(TOKENS * H, 2.0f);
-  c->out = (uint16_t *)allocate(TOKENS * H * 2);
+  c->out = (uint16_t*)allocate(TOKENS * H * 2);
   c->args.struct_size = sizeof c->args;
   c->args.num_tokens = TOKENS;
   c->args.x = c->x;
@@ -181,7 +185,7 @@ static inline void layer_case_make(layer_case *c, int32_t mode, int32_t up_first
   c->args.out = c->out;
 }
 
-static inline void layer_case_free(layer_case *c) {
+static inline void layer_case_free(layer_case* c) {
   free(c->w13);
   free(c->w13_scale);
   free(c->w2);
@@ -191,7 +195,7 @@ static inline void layer_case_free(layer_case *c) {
 }
 
 /* What the layer should give in mode BF16, in float64 on the dequantised weights: [TOKENS, H]. */
-static inline void layer_case_wanted(const layer_case *c, double *wanted) {
+static inline void layer_case_wanted(const layer_case* c, double* wanted) {
   memset(wanted, 0, sizeof(double) * TOKENS * H);
   for (int slot = 0; slot < TOKENS * TOP_K; slot++) {
     const int32_t id = c->ids[slot], token = slot / TOP_K;
@@ -232,7 +236,7 @@ typedef struct linear_case {
   uint16_t *x, *bias, *out;
 } linear_case;
 
-static inline void linear_case_make(linear_case *c, int32_t mode) {
+static inline void linear_case_make(linear_case* c, int32_t mode) {
   memset(c, 0, sizeof *c);
   c->desc.struct_size = sizeof c->desc;
   c->desc.mode = mode;
@@ -257,14 +261,14 @@ static inline void linear_case_make(linear_case *c, int32_t mode) {
   c->weights.bias = c->bias;
 
   c->x = random_bf16(TOKENS * IN, 2.0f);
-  c->out = (uint16_t *)allocate(TOKENS * OUT * 2);
+  c->out = (uint16_t*)allocate(TOKENS * OUT * 2);
   c->args.struct_size = sizeof c->args;
   c->args.num_tokens = TOKENS;
   c->args.x = c->x;
   c->args.out = c->out;
 }
 
-static inline void linear_case_free(linear_case *c) {
+static inline void linear_case_free(linear_case* c) {
   free(c->weight);
   free(c->scale);
   free(c->bias);
@@ -273,7 +277,7 @@ static inline void linear_case_free(linear_case *c) {
 }
 
 /* out = x * weight^T + bias in float64, of inputs [TOKENS, IN] that were quantised or not: [TOKENS, OUT]. */
-static inline void linear_case_wanted(const linear_case *c, const double *x, double *wanted) {
+static inline void linear_case_wanted(const linear_case* c, const double* x, double* wanted) {
   for (int t = 0; t < TOKENS; t++)
     for (int o = 0; o < OUT; o++) {
       double sum = 0;

@@ -27,7 +27,11 @@ def write(directory: Path) -> None:
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
         data.extend(values)
 
-    shapes = {"gate_proj": (INTERMEDIATE, HIDDEN), "up_proj": (INTERMEDIATE, HIDDEN), "down_proj": (HIDDEN, INTERMEDIATE)}
+    shapes = {
+        "gate_proj": (INTERMEDIATE, HIDDEN),
+        "up_proj": (INTERMEDIATE, HIDDEN),
+        "down_proj": (HIDDEN, INTERMEDIATE),
+    }
     for expert in range(EXPERTS):
         for projection, (rows, cols) in shapes.items():
             name = f"model.layers.0.mlp.experts.{expert}.{projection}"

@@ -1,13 +1,12 @@
 // nvfp4_moe_sf_offset and _size against CuTe's own scale layouts (Sm1xxBlockScaledConfig<16>, as Blackwell's CUTLASS
 // kernels use them), at every coordinate of many shapes, padding included. On the host, with a plain C++ compiler.
-#include "nvfp4_moe.h"
-
-#include "cute/tensor.hpp"
-#include "cutlass/detail/sm100_blockscaled_layout.hpp"
-
 #include <cstdint>
 #include <cstdio>
 #include <vector>
+
+#include "cute/tensor.hpp"
+#include "cutlass/detail/sm100_blockscaled_layout.hpp"
+#include "nvfp4_moe.h"
 
 using cute::make_shape;
 using Config = cutlass::detail::Sm1xxBlockScaledConfig<16>;
@@ -15,7 +14,7 @@ constexpr int kBlockSize = 16;
 
 struct Tally {
   int64_t coordinates = 0, mismatches = 0;
-  void expect(int64_t cute, uint64_t ours, const char *what, int rows, int cols) {
+  void expect(int64_t cute, uint64_t ours, const char* what, int rows, int cols) {
     ++coordinates;
     if (cute == static_cast<int64_t>(ours)) return;
     if (++mismatches <= 10)
@@ -26,7 +25,7 @@ struct Tally {
 
 // Rows are tokens for SFA and output features for SFB; both layouts must be ours. Every element of a block of 16 has
 // the block's one scale; first, last and one between stand for all.
-static void check_matrix(int rows, int cols, Tally &tally) {
+static void check_matrix(int rows, int cols, Tally& tally) {
   const auto sfa = Config::tile_atom_to_shape_SFA(make_shape(rows, 77, cols, 1));
   const auto sfb = Config::tile_atom_to_shape_SFB(make_shape(77, rows, cols, 1));
   const uint64_t sf_cols = (cols + kBlockSize - 1) / kBlockSize, size = nvfp4_moe_sf_size(rows, sf_cols);
@@ -54,7 +53,7 @@ static void check_matrix(int rows, int cols, Tally &tally) {
 }
 
 // Matrices of a batch (experts) follow one another, each padded.
-static void check_batch(int rows, int cols, int batch, Tally &tally) {
+static void check_batch(int rows, int cols, int batch, Tally& tally) {
   const auto sfa = Config::tile_atom_to_shape_SFA(make_shape(rows, 1, cols, batch));
   const auto sfb = Config::tile_atom_to_shape_SFB(make_shape(1, rows, cols, batch));
   const uint64_t sf_cols = (cols + kBlockSize - 1) / kBlockSize, size = nvfp4_moe_sf_size(rows, sf_cols);
