@@ -1,12 +1,18 @@
-//! Every export has the header's prototype: the two are coerced to one function pointer type, so drift does not
-//! compile. A test holds this list to the header's.
+//! Every export has the header's prototype: the two are coerced to one function pointer type, so that drift does not
+//! compile. A test holds this list to the header.
 
-use super::header;
+/// The header's functions, as bindgen reads them.
+#[allow(missing_docs)]
+mod declared {
+    use crate::abi::header::*;
+
+    include!(concat!(env!("OUT_DIR"), "/prototypes.rs"));
+}
 
 macro_rules! same_prototypes {
     ($($module:ident :: $name:ident($($argument:tt),*);)*) => {
         $(const _: () = {
-            let _: [unsafe extern "C" fn($($argument),*) -> _; 2] = [header::$name, super::$module::$name];
+            let _: [unsafe extern "C" fn($($argument),*) -> _; 2] = [declared::$name, super::$module::$name];
         };)*
 
         #[cfg(test)]
