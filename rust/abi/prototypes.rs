@@ -67,7 +67,9 @@ mod tests {
         let header = include_str!("../../include/nvfp4_moe.h");
         let declared: BTreeSet<&str> = header
             .lines()
-            .filter(|line| ["int32_t ", "uint32_t ", "uint64_t ", "size_t ", "void "].iter().any(|t| line.starts_with(t)))
+            .filter(|line| {
+                ["int32_t ", "uint32_t ", "uint64_t ", "size_t ", "void "].iter().any(|t| line.starts_with(t))
+            })
             .filter_map(|line| line.split(['(', ' ']).find(|word| word.starts_with("nvfp4_moe_")))
             .collect();
         assert!(declared.len() > 30, "{declared:?}");

@@ -161,8 +161,8 @@ impl Files {
     }
 
     /// Every tensor's name and dtype in order of name; no dtype for those whose file is absent.
-    pub fn names(&self) -> impl Iterator<Item = (&str, Option<Dtype>)> {
-        let present = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Some(tensor.dtype)));
+    pub fn names(&self) -> impl Iterator<Item = (&str, Option<&Dtype>)> {
+        let present = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Some(&tensor.dtype)));
         present.chain(self.absent.keys().map(|name| (name.as_str(), None)))
     }
 

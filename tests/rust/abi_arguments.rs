@@ -1,7 +1,7 @@
 //! Arguments that the fuzz target `abi` or a review found to be answered badly; each stays answered well.
 
 use nvfp4_moe::abi::{exports::*, header::*};
-use std::ptr::{null_mut, null};
+use std::ptr::{null, null_mut};
 
 fn last_error() -> String {
     let mut buf = [0u8; 1024];
@@ -42,10 +42,8 @@ fn the_largest_layer_answers_its_queries() {
         top_k: 1 << 20,
         ..Default::default()
     };
-    let weights = nvfp4_moe_layer_weights {
-        struct_size: size_of::<nvfp4_moe_layer_weights>() as u32,
-        ..Default::default()
-    };
+    let weights =
+        nvfp4_moe_layer_weights { struct_size: size_of::<nvfp4_moe_layer_weights>() as u32, ..Default::default() };
     let (mut layer, mut bytes) = (null_mut(), 0);
     // SAFETY: NULL or valid, as the header wants it.
     unsafe {

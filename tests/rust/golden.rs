@@ -122,11 +122,8 @@ fn routing() {
 
         let (mut slot_to_row, mut offsets) = (vec![77; num_slots], vec![77; num_local_experts + 1]);
         let mut row_to_slot = vec![77; max_rows(num_slots, num_local_experts, ALIGNMENT)];
-        let mut tables = Routing {
-            slot_to_row: &mut slot_to_row,
-            row_to_slot: &mut row_to_slot,
-            padded_row_offsets: &mut offsets,
-        };
+        let mut tables =
+            Routing { slot_to_row: &mut slot_to_row, row_to_slot: &mut row_to_slot, padded_row_offsets: &mut offsets };
         let seen = route(placement, num_slots, |slot| ids[slot], ALIGNMENT, &mut tables);
 
         let mut wanted_rows = as_i32("row_to_slot");
