@@ -1,7 +1,7 @@
 //! Exports of the checkpoint reader.
 
 use super::header::*;
-use super::{Struct, copy_text, guard, not_null, not_null_mut, null_error, read_struct};
+use super::{Struct, copy_text, guard, not_null, not_null_mut, null_error, read_struct, reserved};
 use crate::checkpoint::{Checkpoint, Format, Layer, LayerBuffers, Report};
 use crate::error::{Error, Result};
 use std::ffi::{CStr, OsStr, c_char};
@@ -145,6 +145,7 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_read_layer(
     guard(|| unsafe {
         let handle = not_null("checkpoint", checkpoint.cast::<Handle>())?;
         let given = read_struct(buffers)?;
+        reserved(given.reserved)?;
         let (first_expert, num_experts) =
             (index("first_expert", given.first_expert)?, index("num_experts", given.num_experts)?);
         let layer = layer_of(handle, layer)?;

@@ -1,7 +1,7 @@
 //! Exports of the format itself.
 
 use super::header::*;
-use super::{Struct, aligned, guard, policy_of, read_struct, stride};
+use super::{Struct, aligned, guard, policy_of, read_struct, reserved, stride};
 use crate::config::ScalePolicy;
 use crate::error::{Error, Result};
 use crate::format::{
@@ -28,6 +28,7 @@ fn shape(num_rows: i64, num_cols: i64) -> Result<(usize, usize)> {
 }
 
 unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
+    reserved(args.reserved)?;
     let (rows, cols) = shape(args.num_rows, args.num_cols)?;
     let policy = policy_of(args.scale_policy)?;
     let layout = match args.sf_layout as u32 {

@@ -7,6 +7,7 @@ use super::names::{Format, Group, Projection, Suffixes};
 use super::scales::{BlockScales, InputScale, weight_global_scale};
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
+use crate::threads;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::ops::Range;
@@ -195,7 +196,7 @@ impl<'a> Layer<'a> {
                 Ok(all.merge(BlockScales::scan(self.files, &name, tensor)?))
             })
         };
-        experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)))
+        threads::run(|| experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b))))?
     }
 
     /// The experts `first_expert .. first_expert + num_experts`, if all are there.

@@ -97,6 +97,9 @@ static void layers() {
                      FIELD(nvfp4_moe_layer_weights, w13_global_scale), FIELD(nvfp4_moe_layer_weights, w2),
                      FIELD(nvfp4_moe_layer_weights, w2_block_scale), FIELD(nvfp4_moe_layer_weights, w2_global_scale)},
                     prepare, nothing_to_touch);
+  auto misaligned = c.weights;
+  misaligned.w2_global_scale = reinterpret_cast<const float*>(reinterpret_cast<const char*>(c.w2_global) + 2);
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_global_scale", prepare(&misaligned));
   CHECK_OK(prepare(&c.weights));
 
   const auto out_untouched = [&] { return all_bytes_are(c.out, 0xff, TOKENS * H * 2) != 0; };
@@ -365,6 +368,9 @@ static void checkpoints(const char* directory) {
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "num_experts", read(&spoilt));
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "layer", nvfp4_moe_checkpoint_read_layer(checkpoint, wrong, &buffers));
   }
+  auto reserved = buffers;
+  reserved.reserved = 1;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "reserved is 1; ", read(&reserved));
   size_t full = 77;
   char buf[16];
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "checkpoint", nvfp4_moe_checkpoint_inspect(nullptr, 0, buf, 16, &full));

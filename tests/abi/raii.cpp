@@ -1,5 +1,6 @@
 // A C++17 program that runs a layer, a linear and a checkpoint through nvfp4_moe.hpp. Argument: a checkpoint
 // directory whose layer 0 is a MoE layer.
+#include <filesystem>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -130,6 +131,10 @@ static void a_checkpoint(const char* directory) {
   checkpoint.read_layer(0, buffers);
   for (float scale : w13_global) CHECK(scale > 0);
   for (float scale : w2_global) CHECK(scale > 0);
+
+  // No function starts threads past the limit (set to 2 in main), in a pool of its own or the host's.
+  const std::filesystem::directory_iterator threads("/proc/self/task"), end;
+  CHECK(std::distance(threads, end) <= 1 + 2);
 
   buffers.first_expert = 1;  // one too many
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "num_experts", [&] { checkpoint.read_layer(0, buffers); });

@@ -114,19 +114,22 @@ def golden_abi() -> str:
     return f"{len(abi['structs'])} structs, {len(abi['constants'])} constants, {len(abi['functions'])} functions"
 
 
-def symbols(library: Path, *options: str) -> list[str]:
-    lines = command("nm", *options, "--defined-only", "--format=posix", library).splitlines()
-    return sorted({line.split()[0].split("@")[0] for line in lines if len(line.split()) > 2})
+def symbols(library: Path, table: str) -> list[str]:
+    """Global symbols that a library defines. (Not with nm, which loads LTO plugins that may be older than rustc.)"""
+    lines = [line.split() for line in command("readelf", table, "--wide", library).splitlines()]
+    # Num: Value Size Type Bind Vis Ndx Name
+    is_defined = [line for line in lines if len(line) == 8 and line[4] in ("GLOBAL", "WEAK") and line[6] != "UND"]
+    return sorted({line[7].split("@")[0] for line in is_defined})
 
 
 def exported_symbols() -> str:
     """Nothing but nvfp4_moe_* leaves the .so, the archive has the same, and both are what the header declares."""
-    exports = symbols(LIBRARY / "libnvfp4_moe.so", "--dynamic")
+    exports = symbols(LIBRARY / "libnvfp4_moe.so", "--dyn-syms")
     matches_golden("symbols.txt", "".join(f"{name}\n" for name in exports))
     leaked = [name for name in exports if not name.startswith("nvfp4_moe_")]
     if leaked:
         raise Failure(f"{len(leaked)} symbols leak from the .so: {leaked[:10]}")
-    archive = [name for name in symbols(LIBRARY / "libnvfp4_moe.a", "--extern-only") if name.startswith("nvfp4_moe_")]
+    archive = [name for name in symbols(LIBRARY / "libnvfp4_moe.a", "--syms") if name.startswith("nvfp4_moe_")]
     declared = sorted(json.loads((GOLDEN / "abi.json").read_text())["functions"])
     for what, names in [("the archive", archive), ("the header", declared)]:
         if names != exports:
@@ -188,8 +191,8 @@ def program_valgrind(source: str) -> str:
             subprocess.run(["apt-get", "install", "-y", "-qq", "valgrind"], check=False, capture_output=True)
         if not shutil.which("valgrind"):
             raise Skip("no valgrind here; install Debian's package `valgrind`")
-    output = command("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite",
-                     BUILD / f"{source}.static", *arguments(source))  # fmt: skip
+    output = command("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite",
+                     "--errors-for-leak-kinds=definite", BUILD / f"{source}.static", *arguments(source))  # fmt: skip
     return last_line(output)
 
 
