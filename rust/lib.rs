@@ -7,5 +7,6 @@
 //! ```
 
 pub mod abi;
+pub mod checkpoint;
 pub mod error;
 pub mod format;
