@@ -59,7 +59,14 @@ def _cases() -> list[Case]:
     cases.append(Case(384, 6, 7168, 3072, 8, num_touched=12, swiglu=clamp, first_local=336, num_local=48))
 
     # Small layers, every activation.
-    for e, k, h, i in [(8, 1, 512, 512), (4, 4, 512, 512), (7, 2, 256, 512), (13, 3, 256, 512), (4, 2, 64, 128), (4, 2, 128, 64)]:
+    for e, k, h, i in [
+        (8, 1, 512, 512),
+        (4, 4, 512, 512),
+        (7, 2, 256, 512),
+        (13, 3, 256, 512),
+        (4, 2, 64, 128),
+        (4, 2, 128, 64),
+    ]:
         for tokens in (1, 8):
             cases.append(Case(e, k, h, i, tokens))
     for limit in (0.0, 7.0):
@@ -84,14 +91,28 @@ def _cases() -> list[Case]:
         cases.append(Case(16, 4, 256, 256, 33, skew=skew, first_local=8, num_local=4))
 
     # Weight shapes of dense models, where a GEMM's M, N and K all leave the tiles behind.
-    for m, n, k in [(2, 1024, 1024), (2, 1024, 1536), (2, 3072, 1024), (64, 1024, 1024), (64, 2048, 1536), (224, 1024, 1536)]:
+    for m, n, k in [
+        (2, 1024, 1024),
+        (2, 1024, 1536),
+        (2, 3072, 1024),
+        (64, 1024, 1024),
+        (64, 2048, 1536),
+        (224, 1024, 1536),
+    ]:
         cases.append(Case(40, 6, k, n, m, num_touched=6))
     cases.append(Case(5, 2, 2048, 128, 666))
     cases.append(Case(12, 3, 256, 1024, 123))
     cases.append(Case(64, 8, 2048, 128, 8, num_touched=4 + 4))
 
     # Expert shards: first, middle, last rank.
-    for e, k, first, local in [(16, 4, 0, 8), (16, 4, 8, 8), (16, 4, 4, 4), (256, 8, 64, 64), (256, 8, 192, 64), (96, 8, 32, 32)]:
+    for e, k, first, local in [
+        (16, 4, 0, 8),
+        (16, 4, 8, 8),
+        (16, 4, 4, 4),
+        (256, 8, 64, 64),
+        (256, 8, 192, 64),
+        (96, 8, 32, 32),
+    ]:
         cases.append(Case(e, k, 128, 128, 20, first_local=first, num_local=local))
     for tokens, k in [(4, 8), (5, 8), (19, 8), (1, 8), (128, 1)]:
         cases.append(Case(256, k, 128, 128, tokens, first_local=32, num_local=32))
@@ -107,7 +128,9 @@ def route(case: Case, generator: torch.Generator) -> torch.Tensor:
     # Of the experts that may be chosen about half are local, if any are remote.
     candidates = torch.arange(case.num_experts)
     if case.num_touched:
-        candidates = (torch.arange(case.num_touched) + case.first_local - case.num_touched // 2 * bool(case.num_local)) % case.num_experts
+        candidates = (
+            torch.arange(case.num_touched) + case.first_local - case.num_touched // 2 * bool(case.num_local)
+        ) % case.num_experts
     t, k, n = case.num_tokens, case.top_k, len(candidates)
     ids = generate.random_ids(t, n, k, generator)
     if case.skew == "hot1":

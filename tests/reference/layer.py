@@ -17,7 +17,7 @@ from . import nvfp4
 
 @dataclass(frozen=True)
 class Swiglu:
-    """out = gate * sigmoid(alpha * gate) * (up + beta), after gate = min(gate, limit), up = clamp(up, -limit, limit)."""
+    """gate * sigmoid(alpha * gate) * (up + beta), after gate = min(gate, limit), up = clamp(up, -limit, limit)."""
 
     limit: float = 0.0  # 0: none
     alpha: float = 1.0

@@ -12,7 +12,9 @@ BLOCK_SIZE = 16
 # Sign aside, a code's place in these tables is its bit pattern.
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
 # e4m3 "fn": 4 bits of exponent (bias 7), 3 of mantissa, no infinity. 0x7F would be next: NaN.
-E4M3 = torch.tensor([m * 2.0**-9 for m in range(8)] + [(8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8)])
+E4M3 = torch.tensor(
+    [m * 2.0**-9 for m in range(8)] + [(8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8)]
+)
 E4M3 = E4M3[:127].double()
 E4M3_NAN = 127
 SMALLEST_GLOBAL_SCALE = 2.0**-110
