@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! `nvfp4-moe`: look into a checkpoint.
 
 use clap::{Parser, Subcommand};
@@ -60,3 +61,8 @@ fn inspect(directory: &Path, layer: Option<u32>, json: bool) -> Result<bool> {
     }
     Ok(report.is_accepted())
 }
+=======
+//! `nvfp4-moe`: tools for NVFP4 checkpoints.
+
+fn main() {}
+>>>>>>> main
