@@ -39,11 +39,12 @@ class Matrix:
     @cached_property
     def block_values(self) -> torch.Tensor:
         """e2m1 * block_scale, f32, exact."""
-        return nvfp4.decode_blocks(nvfp4.unpack(self.packed), self.block_scale)
+        return nvfp4.decode_blocks(self.packed, self.block_scale)
 
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """x [n, cols] f64 -> x @ matrix^T [n, rows] f64."""
-        return (x @ self.block_values.double().T) * self.row_global_scale
+        rows = self.block_values.split(256)  # a few at a time: in f64 a large matrix takes half a gigabyte
+        return torch.cat([x @ some.double().T for some in rows], dim=1) * self.row_global_scale
 
 
 class Expert(NamedTuple):
