@@ -1,9 +1,9 @@
 //! Exports of the checkpoint reader.
 
 use super::header::*;
-use super::{Struct, copy_text, guard, not_null, not_null_mut, null_error, read_struct, reserved};
+use super::{Struct, aligned, copy_text, guard, not_null, not_null_mut, read_struct, reserved, size_of_field};
 use crate::checkpoint::{Checkpoint, Format, Layer, LayerBuffers, Report};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -27,13 +27,8 @@ unsafe impl Struct for nvfp4_moe_checkpoint_buffers {
     const FIRST_SIZE: usize = 64;
 }
 
-/// A count or index.
-fn index(name: &str, value: i32) -> Result<u32> {
-    u32::try_from(value).map_err(|_| Error::argument(name, value, "it must not be negative", "Count from 0."))
-}
-
 fn layer_of<'a>(handle: &'a Handle, layer: i32) -> Result<Layer<'a>> {
-    handle.checkpoint.layer(index("layer", layer)?)
+    handle.checkpoint.layer(size_of_field("layer", layer)? as u32)
 }
 
 /// The caller's memory as a slice.
@@ -41,13 +36,7 @@ fn layer_of<'a>(handle: &'a Handle, layer: i32) -> Result<Layer<'a>> {
 /// # Safety
 /// `pointer` must be NULL or writable for `len` elements, and used by nobody else for `'a`.
 unsafe fn buffer<'a, T>(name: &str, pointer: *mut T, len: usize) -> Result<&'a mut [T]> {
-    if pointer.is_null() {
-        return Err(null_error(name));
-    }
-    if !pointer.is_aligned() {
-        let rule = format!("it must be a multiple of {}, the size of its elements", size_of::<T>());
-        return Err(Error::argument(name, format!("{pointer:p}"), rule, "Pass an aligned buffer."));
-    }
+    let pointer = aligned(name, pointer.cast_const(), size_of::<T>())?.cast_mut();
     // SAFETY: not NULL and aligned; the rest is the contract.
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, len) })
 }
@@ -146,11 +135,11 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_read_layer(
         let handle = not_null("checkpoint", checkpoint.cast::<Handle>())?;
         let given = read_struct(buffers)?;
         reserved(given.reserved)?;
-        let (first_expert, num_experts) =
-            (index("first_expert", given.first_expert)?, index("num_experts", given.num_experts)?);
+        let first_expert = size_of_field("first_expert", given.first_expert)?;
+        let num_experts = size_of_field("num_experts", given.num_experts)?;
         let layer = layer_of(handle, layer)?;
-        layer.check_range(first_expert as usize, num_experts as usize)?;
-        let lens = layer.dims.buffer_lens(num_experts as usize);
+        layer.check_range(first_expert, num_experts)?;
+        let lens = layer.dims.buffer_lens(num_experts);
         let buffers = LayerBuffers {
             w13: buffer("w13", given.w13, lens.w13)?,
             w13_block_scale: buffer("w13_block_scale", given.w13_block_scale, lens.w13_block_scale)?,
@@ -159,7 +148,7 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_read_layer(
             w2_block_scale: buffer("w2_block_scale", given.w2_block_scale, lens.w2_block_scale)?,
             w2_global_scale: buffer("w2_global_scale", given.w2_global_scale, lens.w2_global_scale)?,
         };
-        layer.read(first_expert as usize, buffers)
+        layer.read(first_expert, buffers)
     })
 }
 

@@ -196,7 +196,8 @@ impl<'a> Layer<'a> {
                 Ok(all.merge(BlockScales::scan(self.files, &name, tensor)?))
             })
         };
-        threads::run(|| experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b))))?
+        let all = || experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)));
+        threads::run(all)?
     }
 
     /// The experts `first_expert .. first_expert + num_experts`, if all are there.
@@ -234,18 +235,17 @@ impl<'a> Layer<'a> {
         let (codes_len, scales_len) = (self.dims.codes_len(), self.dims.block_scales_len());
         let w13 = w13.par_chunks_exact_mut(2 * codes_len).zip(w13_block_scale.par_chunks_exact_mut(2 * scales_len));
         let w2 = w2.par_chunks_exact_mut(codes_len).zip(w2_block_scale.par_chunks_exact_mut(scales_len));
-        threads::run(|| {
-            w13.zip(w2).enumerate().try_for_each(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| -> Result<()> {
-                let (gate, up) = w13.split_at_mut(codes_len);
-                let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
-                let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
-                for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
-                    self.files.read(self.codes(first_expert + i, projection)?, codes)?;
-                    self.files.read(self.block_scale(first_expert + i, projection)?.1, block_scale)?;
-                }
-                Ok(())
-            })
-        })??;
+        let copies = w13.zip(w2).enumerate().map(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| {
+            let (gate, up) = w13.split_at_mut(codes_len);
+            let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
+            let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
+            for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
+                self.files.read(self.codes(first_expert + i, projection)?, codes)?;
+                self.files.read(self.block_scale(first_expert + i, projection)?.1, block_scale)?;
+            }
+            Ok(())
+        });
+        threads::run(|| copies.collect::<Result<()>>())??;
         for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
             w13_global_scale[2 * i] = *gate;
             w13_global_scale[2 * i + 1] = *up;

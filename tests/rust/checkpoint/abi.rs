@@ -1,6 +1,7 @@
 //! The reader as C sees it.
 
 use crate::made::{DOWN, Spec, write};
+use nvfp4_moe::abi::exports::*;
 use nvfp4_moe::abi::header::*;
 use std::ffi::{CString, c_char};
 use std::ptr::{null, null_mut};
