@@ -196,8 +196,7 @@ impl<'a> Layer<'a> {
                 Ok(all.merge(BlockScales::scan(self.files, &name, tensor)?))
             })
         };
-        let all = || experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)));
-        threads::run(all)?
+        threads::run(|| experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b))))?
     }
 
     /// The experts `first_expert .. first_expert + num_experts`, if all are there.
