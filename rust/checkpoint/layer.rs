@@ -196,7 +196,8 @@ impl<'a> Layer<'a> {
                 Ok(all.merge(BlockScales::scan(self.files, &name, tensor)?))
             })
         };
-        threads::run(|| experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b))))?
+        let all = || experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)));
+        threads::run(all)?
     }
 
     /// The experts `first_expert .. first_expert + num_experts`, if all are there.
