@@ -12,6 +12,7 @@ saturated; the part of gate and up values that the clamp changed; the time of on
 """
 
 import argparse
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -86,16 +87,24 @@ def from_checkpoint(args: argparse.Namespace) -> Subject:
     return Subject(title, weights, info.num_experts, top_k, first, Swiglu(info.swiglu_limit))
 
 
+EXPERT = re.compile(r".*layers\.(?P<layer>\d+)\.\w+\.experts\.(?P<expert>\d+)\.(?P<projection>\w+)\.weight")
+PROJECTIONS = {"w1": "gate", "gate_proj": "gate", "w3": "up", "up_proj": "up", "w2": "down", "down_proj": "down"}
+
+
 def read_unquantized(directory: Path, layer: int, first: int, count: int):
-    """What the checkpoint's maker quantised, if it was kept beside: unquantized.safetensors, w13 and w2 by layer."""
-    path = directory / "unquantized" / "experts.safetensors"
-    if not path.exists():
-        return None
+    """What was quantised, if the maker kept it in `unquantized` under the same names: [n, 2I, H] and [n, H, I]."""
     from safetensors import safe_open
 
-    part = slice(first, first + count)
-    with safe_open(path, "pt") as file:
-        return tuple(file.get_tensor(f"layers.{layer}.{name}")[part] for name in ("w13", "w2"))
+    experts = [{} for _ in range(count)]
+    for path in sorted((directory / "unquantized").glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name, match in ((name, EXPERT.fullmatch(name)) for name in file.keys()):  # noqa: SIM118
+                if match and int(match["layer"]) == layer and 0 <= int(match["expert"]) - first < count:
+                    experts[int(match["expert"]) - first][PROJECTIONS[match["projection"]]] = file.get_tensor(name)
+    if not all(experts):
+        return None
+    w13 = torch.stack([torch.cat([expert["gate"], expert["up"]]) for expert in experts])
+    return w13, torch.stack([expert["down"] for expert in experts])
 
 
 def generated(args: argparse.Namespace) -> Subject:

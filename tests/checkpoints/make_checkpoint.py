@@ -4,7 +4,7 @@
     make_checkpoint.py OUT --naming deepseek|hf --format modelopt|compressed-tensors|deepseek-v4-mixed
                        --hidden H --intermediate I --experts E --layers N --top-k K
 
-Weights are normal, of unit gain; each expert's input scales are calibrated on tokens of its own. deepseek-v4-mixed adds
+Weights are normal; each expert's input scales are calibrated on tokens of its own. deepseek-v4-mixed adds
 what NVIDIA's DeepSeek-V4 checkpoints have beside NVFP4 experts: FP8 shared experts, and an MXFP4 expert in the
 multi-token-prediction layer. With --keep-unquantized, OUT/unquantized gets the bf16 weights under the same names.
 The same arguments give the same bytes.
@@ -108,9 +108,9 @@ class Maker:
     def expert(self, layer: int, expert: int) -> tuple[Tensors, Tensors]:
         """An expert's tensors, quantised and not."""
         hidden, inter = self.args.hidden, self.args.intermediate
-        # Twice the gain, so that some gates reach the clamp; a larger up, so that its global scale is another.
-        gate = self.weight(inter, hidden, 2.0)
-        up = self.weight(inter, hidden, 5.0 if self.args.different_gate_up else 2.0)
+        # Normal tokens times this gain: a few percent of gates and ups pass the clamp of 10.
+        gate = self.weight(inter, hidden, 5.0)
+        up = self.weight(inter, hidden, 2.0 if self.args.different_gate_up else 5.0)
         weights = {self.naming.gate: gate, self.naming.up: up, self.naming.down: self.weight(hidden, inter)}
         stem = f"{self.naming.stem.format(layer=layer)}.experts.{expert}"
         quantized, unquantized = {}, {}
