@@ -13,7 +13,7 @@ OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust -name '*.rs')
 
-.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new wheel fmt lint fuzz \
+.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new wheel fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make layertest  reference against runner: NVIDIA ModelOpt's checkpoint, DeepSeek-V4's, generated layers"
 	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
+	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
 	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU"
 
@@ -101,6 +102,9 @@ $(DEEPSEEK_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.in
 	@touch $@
 
 # ---- Speed and fuzzing -----------------------------------------------------------------------------------------------
+
+bench: build
+	PYTHONPATH=vllm_plugin:tests $(PY) tests/bench/cpu_bench.py
 
 FUZZ_SECONDS ?= 300
 fuzz:
