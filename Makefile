@@ -104,7 +104,7 @@ $(DEEPSEEK_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.in
 # ---- Speed and fuzzing -----------------------------------------------------------------------------------------------
 
 bench: build
-	PYTHONPATH=vllm_plugin:tests $(PY) tests/bench/cpu_bench.py
+	$(PY) tests/bench/cpu_bench.py
 
 FUZZ_SECONDS ?= 300
 fuzz:
