@@ -1,5 +1,7 @@
 //! The golden vectors of `tests/golden` against the Rust host codec, which is the law for every kernel.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do
+
 use nvfp4_moe::format::{
     BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
     sf_offset_128x4, sf_size_128x4,

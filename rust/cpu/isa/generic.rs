@@ -213,6 +213,7 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
 
 /// `acc[token][row] += scratch[row] * x[token]` over one chunk, ROWS x TOKENS accumulators in registers.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // constant indices keep the accumulators in registers
 unsafe fn dot<S: Simd, const ROWS: usize, const TOKENS: usize>(
     scratch: &Scratch,
     x: &[*const u8],
