@@ -240,6 +240,7 @@ def main(argv: list[str] | None = None) -> None:
         save_file(quantized, args.out / name)
         weight_map |= dict.fromkeys(quantized, name)
         num_bytes += (args.out / name).stat().st_size
+        print(f"{args.out}: {name}, {time.monotonic() - start:.0f} s", flush=True)
         if unquantized:
             (args.out / "unquantized").mkdir(exist_ok=True)
             save_file(unquantized, args.out / "unquantized" / name)
