@@ -1,10 +1,10 @@
 """A tiny Qwen3-MoE that NVIDIA ModelOpt itself quantised (MoE and linears), and two rewritings of its files.
 
-    modelopt             as ModelOpt exported it
-    compressed-tensors   the same bytes under compressed-tensors' names, global scales inverted
-    float32              every weight decoded, for the reference
+modelopt             as ModelOpt exported it
+compressed-tensors   the same bytes under compressed-tensors' names, global scales inverted
+float32              every weight decoded, for the reference
 
-    python tests/vllm/qwen3_moe.py OUT
+python tests/vllm/qwen3_moe.py OUT
 """
 
 import json
@@ -20,27 +20,27 @@ from reference import nvfp4
 
 NVFP4_FLAVOURS = ("modelopt", "compressed-tensors")
 
-CONFIG = dict(
-    architectures=["Qwen3MoeForCausalLM"],
-    vocab_size=tiny_tokenizer.VOCAB_SIZE,
-    hidden_size=256,
-    intermediate_size=256,
-    moe_intermediate_size=128,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=64,
-    num_experts=16,
-    num_experts_per_tok=4,
-    norm_topk_prob=True,
-    decoder_sparse_step=1,
-    max_position_embeddings=1024,
-    tie_word_embeddings=False,
-    bos_token_id=0,
-    eos_token_id=1,
+CONFIG = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "vocab_size": tiny_tokenizer.VOCAB_SIZE,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
     # Ten times the usual: logits are then far enough apart for greedy tokens to mean something.
-    initializer_range=0.2,
-)
+    "initializer_range": 0.2,
+}
 
 
 def export_with_modelopt(directory: Path) -> None:
@@ -78,21 +78,21 @@ def rewrite(source: Path, directory: Path, tensors: dict[str, torch.Tensor], qua
 
 
 def compressed_tensors_config(ignore: list[str]) -> dict:
-    group = dict(num_bits=4, type="float", group_size=16, strategy="tensor_group", symmetric=True)
-    return dict(
-        quant_method="compressed-tensors",
-        format="nvfp4-pack-quantized",
-        quantization_status="compressed",
-        ignore=ignore,
-        config_groups={
-            "group_0": dict(
-                weights=group | {"dynamic": False},
-                input_activations=group | {"dynamic": "local"},
-                targets=["Linear"],
-                format="nvfp4-pack-quantized",
-            )
+    group = {"num_bits": 4, "type": "float", "group_size": 16, "strategy": "tensor_group", "symmetric": True}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": {
+            "group_0": {
+                "weights": group | {"dynamic": False},
+                "input_activations": group | {"dynamic": "local"},
+                "targets": ["Linear"],
+                "format": "nvfp4-pack-quantized",
+            }
         },
-    )
+    }
 
 
 def make(root: Path) -> dict[str, Path]:

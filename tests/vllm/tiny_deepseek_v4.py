@@ -26,90 +26,98 @@ H, INTER, VOCAB, EXPERTS, TOP_K, HEADS, HEAD_DIM = 256, 256, tiny_tokenizer.VOCA
 Q_LORA, O_LORA, O_GROUPS, INDEX_HEADS, INDEX_DIM, HC = 128, 128, 2, 8, 128, 4
 COMPRESS_RATIOS, HASH_LAYERS = [0, 4, 128, 4], 1
 
-CONFIG = dict(
-    architectures=["DeepseekV4ForCausalLM"],
-    model_type="deepseek_v4",
-    vocab_size=VOCAB,
-    hidden_size=H,
-    moe_intermediate_size=INTER,
-    num_hidden_layers=len(COMPRESS_RATIOS),
-    num_attention_heads=HEADS,
-    num_key_value_heads=1,
-    head_dim=HEAD_DIM,
-    qk_rope_head_dim=64,
-    q_lora_rank=Q_LORA,
-    o_lora_rank=O_LORA,
-    o_groups=O_GROUPS,
-    n_routed_experts=EXPERTS,
-    num_experts_per_tok=TOP_K,
-    n_shared_experts=1,
-    num_hash_layers=HASH_LAYERS,
-    scoring_func="sqrtsoftplus",
-    topk_method="noaux_tc",
-    norm_topk_prob=True,
-    routed_scaling_factor=1.5,
-    swiglu_limit=10.0,
-    max_position_embeddings=4096,
-    sliding_window=128,
-    compress_ratios=COMPRESS_RATIOS,
-    rope_theta=10000.0,
-    compress_rope_theta=160000.0,
-    rope_scaling=dict(type="yarn", factor=16, original_max_position_embeddings=65536, beta_fast=32, beta_slow=1),
-    index_n_heads=INDEX_HEADS,
-    index_head_dim=INDEX_DIM,
-    index_topk=512,
-    hc_mult=HC,
-    hc_sinkhorn_iters=20,
-    hc_eps=1e-6,
-    hidden_act="silu",
-    initializer_range=0.02,
-    rms_norm_eps=1e-6,
-    use_cache=True,
-    bos_token_id=0,
-    eos_token_id=1,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    attention_dropout=0.0,
-    num_nextn_predict_layers=0,
-    torch_dtype="bfloat16",
-)
+CONFIG = {
+    "architectures": ["DeepseekV4ForCausalLM"],
+    "model_type": "deepseek_v4",
+    "vocab_size": VOCAB,
+    "hidden_size": H,
+    "moe_intermediate_size": INTER,
+    "num_hidden_layers": len(COMPRESS_RATIOS),
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 1,
+    "head_dim": HEAD_DIM,
+    "qk_rope_head_dim": 64,
+    "q_lora_rank": Q_LORA,
+    "o_lora_rank": O_LORA,
+    "o_groups": O_GROUPS,
+    "n_routed_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "n_shared_experts": 1,
+    "num_hash_layers": HASH_LAYERS,
+    "scoring_func": "sqrtsoftplus",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "swiglu_limit": 10.0,
+    "max_position_embeddings": 4096,
+    "sliding_window": 128,
+    "compress_ratios": COMPRESS_RATIOS,
+    "rope_theta": 10000.0,
+    "compress_rope_theta": 160000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 65536,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "index_n_heads": INDEX_HEADS,
+    "index_head_dim": INDEX_DIM,
+    "index_topk": 512,
+    "hc_mult": HC,
+    "hc_sinkhorn_iters": 20,
+    "hc_eps": 1e-6,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "use_cache": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "num_nextn_predict_layers": 0,
+    "torch_dtype": "bfloat16",
+}
 
-FP8_CONFIG = dict(
-    quant_method="fp8",
-    fmt="e4m3",
-    activation_scheme="dynamic",
-    weight_block_size=[128, 128],
-    scale_fmt="ue8m0",
-    moe_quant_algo="NVFP4",
-)
-GROUP = dict(num_bits=4, type="float", group_size=16)
-MODELOPT_CONFIG = dict(
-    quant_method="modelopt",
-    quant_algo="NVFP4",
-    group_size=16,
-    ignore=["*attn*", "*shared_experts*", "*ffn.gate", "lm_head"],
-    kv_cache_scheme=None,
-    config_groups={
-        "group_0": dict(
-            weights=GROUP | {"dynamic": False}, input_activations=GROUP | {"dynamic": False}, targets=["Linear"]
-        )
+FP8_CONFIG = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [128, 128],
+    "scale_fmt": "ue8m0",
+    "moe_quant_algo": "NVFP4",
+}
+GROUP = {"num_bits": 4, "type": "float", "group_size": 16}
+MODELOPT_CONFIG = {
+    "quant_method": "modelopt",
+    "quant_algo": "NVFP4",
+    "group_size": 16,
+    "ignore": ["*attn*", "*shared_experts*", "*ffn.gate", "lm_head"],
+    "kv_cache_scheme": None,
+    "config_groups": {
+        "group_0": {
+            "weights": GROUP | {"dynamic": False},
+            "input_activations": GROUP | {"dynamic": False},
+            "targets": ["Linear"],
+        }
     },
-)
-CT_GROUP = GROUP | dict(strategy="tensor_group", symmetric=True)
-COMPRESSED_TENSORS_CONFIG = dict(
-    quant_method="compressed-tensors",
-    format="nvfp4-pack-quantized",
-    quantization_status="compressed",
-    ignore=["re:.*attn.*", "re:.*shared_experts.*", "re:.*gate$", "lm_head"],
-    config_groups={
-        "group_0": dict(
-            weights=CT_GROUP | {"dynamic": False},
-            input_activations=CT_GROUP | {"dynamic": "local"},
-            targets=["Linear"],
-            format="nvfp4-pack-quantized",
-        )
+}
+CT_GROUP = GROUP | {"strategy": "tensor_group", "symmetric": True}
+COMPRESSED_TENSORS_CONFIG = {
+    "quant_method": "compressed-tensors",
+    "format": "nvfp4-pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["re:.*attn.*", "re:.*shared_experts.*", "re:.*gate$", "lm_head"],
+    "config_groups": {
+        "group_0": {
+            "weights": CT_GROUP | {"dynamic": False},
+            "input_activations": CT_GROUP | {"dynamic": "local"},
+            "targets": ["Linear"],
+            "format": "nvfp4-pack-quantized",
+        }
     },
-)
+}
 
 
 class Model:
@@ -180,7 +188,8 @@ class Model:
             self.fp8[ffn + f"shared_experts.{name}"] = self.linear(rows, cols)
             # A spread of sizes: every expert, and its gate and up, get their own global scale.
             size = 1.0 + 0.5 * (torch.arange(EXPERTS) % 3) + (0.4 if name == "w3" else 0.0)
-            self.experts[ffn + "experts.{}." + name] = self.normal(EXPERTS, rows, cols) * cols**-0.5 * size[:, None, None]
+            size *= cols**-0.5
+            self.experts[ffn + "experts.{}." + name] = self.normal(EXPERTS, rows, cols) * size[:, None, None]
 
 
 def quantize_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

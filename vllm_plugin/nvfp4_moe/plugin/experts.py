@@ -39,6 +39,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def activation_format():
+        """Tokens as they come, not batched by expert."""
         return mk.FusedMoEActivationFormat.Standard
 
     @staticmethod
@@ -66,9 +67,11 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @property
     def expects_unquantized_inputs(self):
+        """The library quantises, if at all."""
         return True
 
     def finalize_weight_and_reduce_impl(self):
+        """Nothing is left to weight and sum."""
         return TopKWeightAndReduceNoOP()
 
     def workspace_shapes(self, M, N, K, topk, *_):
@@ -170,7 +173,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             self._finish_calibration(hidden_states.device)
 
     def _finish_calibration(self, device: torch.device) -> None:
-        """Turn what this forward saw into input scales, the same on all ranks; wait for the next one if it saw nothing."""
+        """Turn what this forward saw into input scales, the same on all ranks; if it saw nothing, the next one will."""
         try:
             seen = list(self.layer.calibrated_scales())
         except RuntimeError:  # no token came to an expert of this rank

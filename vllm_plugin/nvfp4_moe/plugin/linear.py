@@ -26,11 +26,13 @@ class Nvfp4MoeLinearKernel(NvFp4LinearKernel):
 
     @classmethod
     def is_supported(cls, compute_capability=None):
+        """(can the library run here, why not)."""
         refusal = support.device_refusal(current_platform.device_type)
         return refusal is None, refusal
 
     @classmethod
     def can_implement(cls, config):
+        """Any NVFP4 linear: the config says nothing about shapes, which prepare checks."""
         return True, None
 
     def process_weights_after_loading(self, layer):
@@ -42,6 +44,7 @@ class Nvfp4MoeLinearKernel(NvFp4LinearKernel):
         object.__setattr__(layer, "nvfp4_moe_linear", runner)
 
     def apply_weights(self, layer, x, bias=None):
+        """bf16 [..., in_features] to bf16 [..., out_features]."""
         out = layer.nvfp4_moe_linear(x)
         return out if bias is None else out + bias
 
@@ -89,9 +92,10 @@ class Nvfp4Linear:
             known = scales.calibration().known(self.name)
             self.calibrating = known is None
             return known[0] if known else 0.0
-        return float(layer.input_global_scale) if hasattr(layer, "input_global_scale") else 0.0
+        return input_scale(layer)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """bf16 [..., in_features] to bf16 [..., out_features]."""
         if self.calibrating:
             return self._calibrate(x)
         rows = x.reshape(-1, x.shape[-1])
@@ -115,7 +119,7 @@ class Bf16Linear:
     def __init__(self, layer):
         weight, block_scale = data(layer.weight).cpu(), data(layer.weight_scale).cpu()
         self.name = layer.prefix
-        self.input_scale = float(layer.input_global_scale) if hasattr(layer, "input_global_scale") else 0.0
+        self.input_scale = input_scale(layer)
         part_scales = global_scales(layer).tolist()
         widths = layer.logical_widths if len(part_scales) > 1 else [len(weight)]
         parts = zip(weight.split(widths), block_scale.split(widths), part_scales, strict=True)
@@ -123,9 +127,10 @@ class Bf16Linear:
         self.weight = torch.cat(decoded).to(layer.weight.device)
         for name in ("weight", "weight_scale"):
             setattr(layer, name, torch.nn.Parameter(data(getattr(layer, name)).new_empty(0), requires_grad=False))
-        self.reported = torch.compiler.is_compiling()
+        self.reported = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """bf16 [..., in_features] to bf16 [..., out_features]."""
         if not self.reported and not torch.compiler.is_compiling():
             self.reported = True
             self._report(x)
@@ -166,22 +171,33 @@ def global_scales(layer) -> torch.Tensor:
     return data(layer.weight_global_scale).float().reshape(1) if kept is None else kept
 
 
-def keep_part_scales(method: type, parameter: str, *, encodes: bool) -> None:
-    """Remember the global scale of every part of a fused linear before vLLM reduces them to their maximum.
+def input_scale(layer) -> float:
+    """The checkpoint's decoding input scale, the largest of the parts; 0 if there is none."""
+    return getattr(layer, "nvfp4_moe_input_scale", 0.0)
+
+
+def keep_part_scales(method: type, weight_scale: str, input_scale: str, *, encodes: bool) -> None:
+    """Remember the global scales of all parts of a fused linear before vLLM reduces each kind to one.
 
     Patches `process_weights_after_loading` of vLLM's NVFP4 linear methods. Why: where q, k and v (or wq_a and wkv) have
-    different global scales, the maximum decodes all but one of them wrongly; vLLM warns and goes on. The method still
-    does its own work afterwards. Delete when vLLM hands all parts' scales to the kernel.
+    different global scales, the maximum decodes all but one of them wrongly, and the maximum of compressed-tensors'
+    encoding input scales saturates all but one; vLLM warns and goes on. The method still does its own work afterwards.
+    Delete when vLLM hands all parts' scales to the kernel.
     """
     original = method.process_weights_after_loading
     if getattr(original, "keeps_part_scales", False):
         return
 
+    def decoding(layer, name: str) -> torch.Tensor:
+        stored = data(getattr(layer, name)).float().contiguous()
+        return 1.0 / stored if encodes else stored
+
     @wraps(original)
     def process_weights_after_loading(self, layer):
         if isinstance(self.kernel, Nvfp4MoeLinearKernel):
-            stored = data(getattr(layer, parameter)).float().contiguous()
-            layer.nvfp4_moe_part_scales = 1.0 / stored if encodes else stored
+            layer.nvfp4_moe_part_scales = decoding(layer, weight_scale)
+            if hasattr(layer, input_scale):
+                layer.nvfp4_moe_input_scale = float(decoding(layer, input_scale).max())
         original(self, layer)
 
     process_weights_after_loading.keeps_part_scales = True
@@ -195,15 +211,16 @@ def install() -> None:
         place_first(vllm_linear._POSSIBLE_NVFP4_KERNELS[platform])
     # 0.26 has a method for each ModelOpt format; later versions have one for all.
     modelopt_method = getattr(modelopt, "ModelOptNvFp4LinearMethod", None) or modelopt.ModelOptLinearMethod
-    keep_part_scales(modelopt_method, "weight_scale_2", encodes=False)
-    keep_part_scales(compressed_tensors_w4a4_nvfp4.CompressedTensorsW4A4Fp4, "weight_global_scale", encodes=True)
+    keep_part_scales(modelopt_method, "weight_scale_2", "input_scale", encodes=False)
+    compressed_method = compressed_tensors_w4a4_nvfp4.CompressedTensorsW4A4Fp4
+    keep_part_scales(compressed_method, "weight_global_scale", "input_global_scale", encodes=True)
 
 
 def place_first(kernels: list[type]) -> None:
     """Move the kernel that was registered last to the front.
 
-    Touches a private list. Why: registration appends, behind an emulation that supports everything, so that a registered
-    kernel is never reached. Delete when `register_linear_kernel` takes a priority.
+    Touches a private list. Why: registration appends, behind an emulation that supports everything, so that a kernel
+    registered there is never reached. Delete when `register_linear_kernel` takes a priority.
     """
     kernels.insert(0, kernels.pop())
 

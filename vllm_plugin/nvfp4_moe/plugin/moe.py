@@ -48,19 +48,19 @@ def library_method(base: type) -> type:
 
     class LibraryMethod(base):
         def maybe_roundup_sizes(self, hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config):
-            """Pad a tensor-parallel shard to the tile; vLLM's loader then fills the gate half and the up half separately."""
+            """Pad a tensor-parallel shard to the tile; vLLM's loader then fills gate half and up half separately."""
             hidden_size, intermediate = super().maybe_roundup_sizes(
                 hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config
             )
             if intermediate % 16:
                 raise ValueError(
-                    f"intermediate_size_per_partition is {intermediate}; it must be a multiple of 16, since a block scale "
-                    "cannot be shared by two ranks. Use a smaller tensor-parallel size, or --enable-expert-parallel."
+                    f"intermediate_size_per_partition is {intermediate}; it must be a multiple of 16, since two ranks "
+                    "cannot share a block scale. Use a smaller tensor-parallel size, or --enable-expert-parallel."
                 )
             return hidden_size, -(-intermediate // INTERMEDIATE_TILE) * INTERMEDIATE_TILE
 
         def create_weights(self, layer, *args, **kwargs):
-            """vLLM's parameters; padding is zero, which contributes nothing, and missing scales are NaN, not old memory."""
+            """vLLM's parameters; padding is zero, which adds nothing, and missing scales are NaN, not old memory."""
             super().create_weights(layer, *args, **kwargs)
             for name, parameter in layer.named_parameters(recurse=False):
                 if name in GLOBAL_SCALES:
@@ -98,6 +98,7 @@ class ModelOptMoE(library_method(ModelOptNvFp4FusedMoE)):
     """ModelOpt's naming, which DeepSeek-V4's mixed fp8 and NVFP4 checkpoints share; global scales decode."""
 
     def process_weights_after_loading(self, layer):
+        """Nothing to rename or invert."""
         for name in ("w13_weight_scale_2", "w2_weight_scale_2"):
             replace_parameter(layer, name, plain(getattr(layer, name)))
         self.make_kernel(layer)
@@ -107,6 +108,7 @@ class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
     """compressed-tensors' naming; global scales encode, and are inverted here, once."""
 
     def process_weights_after_loading(self, layer):
+        """To ModelOpt's names and decoding scales; the packed weights stay where they are."""
         for gemm in ("w13", "w2"):
             packed = getattr(layer, f"{gemm}_weight_packed")
             delattr(layer, f"{gemm}_weight_packed")

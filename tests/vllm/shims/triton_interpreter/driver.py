@@ -3,7 +3,6 @@
 import time
 
 import torch
-
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
