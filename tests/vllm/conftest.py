@@ -12,6 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 900
+# An overlay is another vLLM's Python before the installed one's.
+PYTHONPATH = os.pathsep.join(filter(None, (os.environ.get("VLLM_OVERLAY"), str(HERE.parent))))
 
 # `pytest` over the whole tree, in an environment without vLLM, leaves these tests to `make test-vllm`.
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
@@ -21,7 +23,7 @@ def run_python(script: Path, *arguments: str, marker: str, **environment: str):
     """Run a script of this directory in a fresh process; returns the JSON after `marker` in its output."""
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH} | environment,
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -63,7 +65,7 @@ def make_models(script: str, root: Path) -> dict[str, Path]:
     """Run a maker of this directory; returns the model directories by flavour."""
     done = subprocess.run(
         [sys.executable, str(HERE / script), str(root)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
