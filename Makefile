@@ -2,6 +2,7 @@
 # Logs of the steps are in build/log. Repeated runs only do what changed.
 
 PYTHON ?= python3
+BUNDLE ?= .peers
 VENV := .venv
 VENV_NEW := .venv-torch-new
 VLLM26 := .venv-vllm-0.26
@@ -111,6 +112,10 @@ test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
 	  tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
 	@$(STEP) "[test vllm] 0.33: selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
 	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py
+
+# On a machine with a GPU: BUNDLE has a setup.sh that makes vLLM importable, serve_smoke.py and make_tiny_checkpoint.py.
+gpu-serve:
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS'
 
 layertest: build
 	@$(PY) tests/layertest.py --shape tiny

@@ -21,6 +21,9 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
+    for name, patch in PatchOnImport.patches.items():
+        if name in sys.modules:  # a worker may have unpickled something that imports it
+            patch(sys.modules[name])
     sys.meta_path.insert(0, PatchOnImport())
     torch_topk_softmax()
     plain_workspaces()
