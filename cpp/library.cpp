@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "checkpoint_op.h"
 #include "host_op.h"
 #include "layer_op.h"
 #include "linear_op.h"
@@ -48,6 +49,18 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("sf_size(int num_rows, int num_sf_cols) -> int");
   m.def("sf_offset(int row, int sf_col, int num_sf_cols) -> int");
 
+  m.def("checkpoint_open(str directory) -> int");
+  m.def("checkpoint_destroy(int checkpoint) -> ()");
+  m.def(
+      "checkpoint_layer_info(int checkpoint, int layer) -> (str format, int hidden_size, int intermediate_size, "
+      "int num_experts, int top_k, float swiglu_limit, float routed_scaling_factor, bool lossless_cast, "
+      "float w13_input_scale, float w2_input_scale)");
+  m.def(
+      "checkpoint_read_layer(Tensor(a!) w13, Tensor(b!) w13_block_scale, Tensor(c!) w13_global_scale, "
+      "Tensor(d!) w2, Tensor(e!) w2_block_scale, Tensor(f!) w2_global_scale, int first_expert, int layer, "
+      "int checkpoint) -> ()");
+  m.def("checkpoint_inspect(int checkpoint, bool as_json) -> str");
+
   m.def(
       "device_status_read(Device device) "
       "-> (int saturated_blocks, int nonfinite_values, int out_of_range_ids, int first_bad_token)");
@@ -71,6 +84,10 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("linear_workspace_size", TORCH_BOX(&linear_workspace_size));
   m.impl("linear_calibrated_scale", TORCH_BOX(&linear_calibrated_scale));
   m.impl("linear_set_input_scale", TORCH_BOX(&linear_set_input_scale));
+  m.impl("checkpoint_open", TORCH_BOX(&checkpoint_open));
+  m.impl("checkpoint_destroy", TORCH_BOX(&checkpoint_destroy));
+  m.impl("checkpoint_layer_info", TORCH_BOX(&checkpoint_layer_info));
+  m.impl("checkpoint_inspect", TORCH_BOX(&checkpoint_inspect));
   m.impl("sf_size", TORCH_BOX(&sf_size));
   m.impl("sf_offset", TORCH_BOX(&sf_offset));
   m.impl("device_status_read", TORCH_BOX(&device_status_read));
@@ -87,6 +104,7 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CPU, m) {
   m.impl("linear_prepare", TORCH_BOX(&linear_prepare));
   m.impl("linear_forward", TORCH_BOX(&linear_forward));
   m.impl("linear_calibrate", TORCH_BOX(&linear_calibrate));
+  m.impl("checkpoint_read_layer", TORCH_BOX(&checkpoint_read_layer));
   m.impl("quantize", TORCH_BOX(&quantize));
   m.impl("dequantize", TORCH_BOX(&dequantize));
 }

@@ -55,8 +55,8 @@ def _cases() -> list[Case]:
         cases.append(Case(e, k, h, i, 8, num_touched=k))
     cases.append(Case(256, 8, 7168, 2048, 8, num_touched=8, swiglu=clamp))
     cases.append(Case(256, 6, 4096, 2048, 1, num_touched=6, swiglu=clamp))
-    cases.append(Case(256, 6, 4096, 2048, 8, num_touched=12, swiglu=clamp, first_local=64, num_local=32))
-    cases.append(Case(384, 6, 7168, 3072, 8, num_touched=12, swiglu=clamp, first_local=336, num_local=48))
+    cases.append(Case(256, 6, 4096, 2048, 8, num_touched=6, swiglu=clamp, first_local=64, num_local=32))
+    cases.append(Case(384, 6, 7168, 3072, 8, num_touched=6, swiglu=clamp, first_local=336, num_local=48))
 
     # Small layers, every activation.
     for e, k, h, i in [

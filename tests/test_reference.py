@@ -34,9 +34,9 @@ def test_encode_is_golden(name, encode):
 def test_decode_is_golden():
     for words in golden_lines("e2m1.txt"):
         if words[0] == "decode":
-            code = torch.tensor([int(words[1], 16)] * 16, dtype=torch.uint8)
-            value = nvfp4.decode_blocks(code, torch.tensor([0x38], dtype=torch.uint8))  # times 1
-            assert torch.equal(value[:1].view(torch.int32), f32([words[2]]).view(torch.int32)), words
+            code = torch.full((1, 16), int(words[1], 16), dtype=torch.uint8)
+            value = nvfp4.decode_blocks(nvfp4.pack(code), torch.tensor([[0x38]], dtype=torch.uint8))  # times 1
+            assert torch.equal(value[0, :2].view(torch.int32), f32([words[2]] * 2).view(torch.int32)), words
     for words in golden_lines("e4m3.txt"):
         code = int(words[1], 16)
         if words[0] == "decode" and code < 0x7F:

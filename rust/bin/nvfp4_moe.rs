@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! `nvfp4-moe`: look into a checkpoint.
 
 use clap::{Parser, Subcommand};
@@ -61,8 +60,3 @@ fn inspect(directory: &Path, layer: Option<u32>, json: bool) -> Result<bool> {
     }
     Ok(report.is_accepted())
 }
-=======
-//! `nvfp4-moe`: tools for NVFP4 checkpoints.
-
-fn main() {}
->>>>>>> main

@@ -43,7 +43,8 @@ impl Config {
         };
         let text = &config["text_config"]; // where multi-modal models keep the language model's part
         let model = Section { file: CONFIG, values: [&config, text] };
-        let quantization = Section { file: CONFIG, values: [&config["quantization_config"], &text["quantization_config"]] };
+        let quantization =
+            Section { file: CONFIG, values: [&config["quantization_config"], &text["quantization_config"]] };
         let modelopt = read_json(directory, MODELOPT_CONFIG)?.unwrap_or_default();
         let modelopt = Section { file: MODELOPT_CONFIG, values: [&modelopt["quantization"], &Value::Null] };
         let quant_algo = match quantization.string(&["quant_algo", "format"])? {

@@ -161,8 +161,8 @@ impl Files {
     }
 
     /// Every tensor's name and dtype in order of name; no dtype for those whose file is absent.
-    pub fn names(&self) -> impl Iterator<Item = (&str, Option<Dtype>)> {
-        let present = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Some(tensor.dtype)));
+    pub fn names(&self) -> impl Iterator<Item = (&str, Option<&Dtype>)> {
+        let present = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Some(&tensor.dtype)));
         present.chain(self.absent.keys().map(|name| (name.as_str(), None)))
     }
 
@@ -195,7 +195,9 @@ fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>> {
             "Download the index again.",
         )
     })?;
-    if let Some((tensor, file)) = index.weight_map.iter().find(|(_, file)| !file.ends_with(".safetensors") || file.contains(['/', '\\'])) {
+    if let Some((tensor, file)) =
+        index.weight_map.iter().find(|(_, file)| !file.ends_with(".safetensors") || file.contains(['/', '\\']))
+    {
         return Err(Error::checkpoint(
             format_args!("file of {tensor} in {INDEX}"),
             format_args!("{file:?}"),

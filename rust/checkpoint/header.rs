@@ -7,8 +7,8 @@
 
 use super::source::Source;
 use crate::error::{Error, Result};
+use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Longer headers are refused, as other readers do: a file that is not safetensors may claim any length.
@@ -17,7 +17,7 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 const DOWNLOAD_AGAIN: &str = "Download or copy the file again.";
 
 /// Dtypes by their safetensors names; the reader only needs to tell NVFP4's own from each other and from the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(non_camel_case_types, missing_docs)]
 pub enum Dtype {
     U8,
@@ -27,8 +27,8 @@ pub enum Dtype {
     BF16,
     F32,
     I32,
-    /// Any other, whose size is not checked.
-    Other,
+    /// Any other, by name; its size is not checked.
+    Other(Box<str>),
 }
 
 impl Dtype {
@@ -41,23 +41,26 @@ impl Dtype {
             "BF16" => Dtype::BF16,
             "F32" => Dtype::F32,
             "I32" => Dtype::I32,
-            _ => Dtype::Other,
+            _ => Dtype::Other(name.into()),
         }
     }
 
-    fn bytes(self) -> Option<u64> {
+    fn bytes(&self) -> Option<u64> {
         match self {
             Dtype::U8 | Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E8M0 => Some(1),
             Dtype::BF16 => Some(2),
             Dtype::F32 | Dtype::I32 => Some(4),
-            Dtype::Other => None,
+            Dtype::Other(_) => None,
         }
     }
 }
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        match self {
+            Dtype::Other(name) => f.write_str(name),
+            known => write!(f, "{known:?}"),
+        }
     }
 }
 

@@ -7,8 +7,10 @@ use super::names::{Format, Group, Projection, Suffixes};
 use super::scales::{BlockScales, InputScale, weight_global_scale};
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
+use crate::threads;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::ops::Range;
 
 /// A layer that [`Layer::read`] can copy out.
 #[derive(Debug)]
@@ -49,15 +51,17 @@ impl Dims {
         self.hidden_size * self.intermediate_size / BLOCK_SIZE
     }
 
-    /// Length of each buffer that takes `num_experts` experts: w13, its block and global scales, the same of w2.
-    /// `None` if they overflow.
-    pub fn buffer_lens(self, num_experts: usize) -> Option<[usize; 6]> {
-        let per_expert = [2 * self.codes_len(), 2 * self.block_scales_len(), 2, self.codes_len(), self.block_scales_len(), 1];
-        let mut lens = [0; 6];
-        for (len, per_expert) in lens.iter_mut().zip(per_expert) {
-            *len = per_expert.checked_mul(num_experts)?;
+    /// Elements of each buffer that takes `num_experts` experts, which must be no more than there are.
+    pub fn buffer_lens(self, num_experts: usize) -> BufferLens {
+        let (codes, block_scales) = (num_experts * self.codes_len(), num_experts * self.block_scales_len());
+        BufferLens {
+            w13: 2 * codes,
+            w13_block_scale: 2 * block_scales,
+            w13_global_scale: 2 * num_experts,
+            w2: codes,
+            w2_block_scale: block_scales,
+            w2_global_scale: num_experts,
         }
-        Some(lens)
     }
 
     /// Bytes of the whole layer's codes and scales.
@@ -75,6 +79,18 @@ impl Dims {
     }
 }
 
+/// Elements of each of [`LayerBuffers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct BufferLens {
+    pub w13: usize,
+    pub w13_block_scale: usize,
+    pub w13_global_scale: usize,
+    pub w2: usize,
+    pub w2_block_scale: usize,
+    pub w2_global_scale: usize,
+}
+
 /// Where [`Layer::read`] puts a range of n experts; shapes as `nvfp4_moe_layer_weights` has them, gate rows first.
 #[derive(Debug)]
 pub struct LayerBuffers<'a> {
@@ -90,6 +106,19 @@ pub struct LayerBuffers<'a> {
     pub w2_block_scale: &'a mut [u8],
     /// `[n]`; decodes
     pub w2_global_scale: &'a mut [f32],
+}
+
+impl LayerBuffers<'_> {
+    fn lens(&self) -> BufferLens {
+        BufferLens {
+            w13: self.w13.len(),
+            w13_block_scale: self.w13_block_scale.len(),
+            w13_global_scale: self.w13_global_scale.len(),
+            w2: self.w2.len(),
+            w2_block_scale: self.w2_block_scale.len(),
+            w2_global_scale: self.w2_global_scale.len(),
+        }
+    }
 }
 
 impl<'a> Layer<'a> {
@@ -127,7 +156,8 @@ impl<'a> Layer<'a> {
             self.block_scale(expert, projection)?;
             let name = self.group.tensor(expert, projection, global_scale);
             global_scales[projection as usize] = weight_global_scale(self.files, &name, inverse)?;
-            let merged = if projection == Projection::Down { &mut self.w2_input_scale } else { &mut self.w13_input_scale };
+            let merged =
+                if projection == Projection::Down { &mut self.w2_input_scale } else { &mut self.w13_input_scale };
             merged.add(self.files, self.group.tensor(expert, projection, input_scale), inverse)?;
         }
         self.global_scales.push(global_scales);
@@ -159,14 +189,28 @@ impl<'a> Layer<'a> {
     }
 
     /// Read and check every block scale of some experts.
-    pub fn scan_block_scales(&self, experts: std::ops::Range<usize>) -> Result<BlockScales> {
+    pub fn scan_block_scales(&self, experts: Range<usize>) -> Result<BlockScales> {
         let scan = |expert| {
             Projection::ALL.into_iter().try_fold(BlockScales::default(), |all, projection| {
                 let (name, tensor) = self.block_scale(expert, projection)?;
                 Ok(all.merge(BlockScales::scan(self.files, &name, tensor)?))
             })
         };
-        experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)))
+        let all = || experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)));
+        threads::run(all)?
+    }
+
+    /// The experts `first_expert .. first_expert + num_experts`, if all are there.
+    pub fn check_range(&self, first_expert: usize, num_experts: usize) -> Result<Range<usize>> {
+        match first_expert.checked_add(num_experts) {
+            Some(end) if end <= self.dims.num_experts => Ok(first_expert..end),
+            _ => Err(Error::argument(
+                "first_expert + num_experts",
+                format_args!("{first_expert} + {num_experts}"),
+                format_args!("{} has {} experts", self.group.stem, self.dims.num_experts),
+                "Ask for experts that are there.",
+            )),
+        }
     }
 
     /// Copy the experts from `first_expert` on, as many as `buffers` take.
@@ -175,38 +219,23 @@ impl<'a> Layer<'a> {
     /// I/O error half-way does not. Memory beyond the buffers: a megabyte for each thread.
     pub fn read(&self, first_expert: usize, buffers: LayerBuffers<'_>) -> Result<()> {
         let num_experts = buffers.w2_global_scale.len();
-        let end = first_expert.checked_add(num_experts).filter(|end| *end <= self.dims.num_experts);
-        let Some(end) = end else {
+        let experts = self.check_range(first_expert, num_experts)?;
+        let (given, needed) = (buffers.lens(), self.dims.buffer_lens(num_experts));
+        if given != needed {
             return Err(Error::argument(
-                "first_expert + num_experts",
-                format_args!("{first_expert} + {num_experts}"),
-                format_args!("{} has {} experts", self.group.stem, self.dims.num_experts),
-                "Ask for experts that are there.",
-            ));
-        };
-        let LayerBuffers { w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale } = buffers;
-        let lens = [
-            w13.len(),
-            w13_block_scale.len(),
-            w13_global_scale.len(),
-            w2.len(),
-            w2_block_scale.len(),
-            w2_global_scale.len(),
-        ];
-        if Some(lens) != self.dims.buffer_lens(num_experts) {
-            return Err(Error::argument(
-                "the lengths of the buffers",
-                format_args!("{lens:?}"),
-                format_args!("{num_experts} experts need {:?}", self.dims.buffer_lens(num_experts)),
-                "Size them by buffer_lens.",
+                "buffers",
+                format_args!("{given:?}"),
+                format_args!("{num_experts} experts need {needed:?}"),
+                "Size them by Dims::buffer_lens.",
             ));
         }
-        self.scan_block_scales(first_expert..end)?;
+        self.scan_block_scales(experts.clone())?;
 
+        let LayerBuffers { w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale } = buffers;
         let (codes_len, scales_len) = (self.dims.codes_len(), self.dims.block_scales_len());
         let w13 = w13.par_chunks_exact_mut(2 * codes_len).zip(w13_block_scale.par_chunks_exact_mut(2 * scales_len));
         let w2 = w2.par_chunks_exact_mut(codes_len).zip(w2_block_scale.par_chunks_exact_mut(scales_len));
-        w13.zip(w2).enumerate().try_for_each(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| {
+        let copies = w13.zip(w2).enumerate().map(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| {
             let (gate, up) = w13.split_at_mut(codes_len);
             let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
             let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
@@ -215,8 +244,9 @@ impl<'a> Layer<'a> {
                 self.files.read(self.block_scale(first_expert + i, projection)?.1, block_scale)?;
             }
             Ok(())
-        })?;
-        for (i, [gate, up, down]) in self.global_scales[first_expert..end].iter().enumerate() {
+        });
+        threads::run(|| copies.collect::<Result<()>>())??;
+        for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
             w13_global_scale[2 * i] = *gate;
             w13_global_scale[2 * i + 1] = *up;
             w2_global_scale[i] = *down;
@@ -239,10 +269,8 @@ fn read_dims(files: &Files, config: &Config, group: &Group, format: Format) -> R
     };
     let hidden_size = packed_cols.saturating_mul(2);
     let block = BLOCK_SIZE as u64;
-    let sizes = [
-        ("hidden_size", hidden_size, config.hidden_size),
-        ("intermediate_size", rows, config.moe_intermediate_size),
-    ];
+    let sizes =
+        [("hidden_size", hidden_size, config.hidden_size), ("intermediate_size", rows, config.moe_intermediate_size)];
     for (what, size, configured) in sizes {
         if size == 0 || !size.is_multiple_of(block) || size > i32::MAX as u64 {
             return Err(Error::checkpoint(

@@ -59,7 +59,7 @@ mod table;
 
 pub use config::Config;
 pub use inspect::{LayerReport, RefusedLayer, Report, SkippedLayer};
-pub use layer::{Dims, Layer, LayerBuffers};
+pub use layer::{BufferLens, Dims, Layer, LayerBuffers};
 pub use names::Format;
 pub use scales::{BlockScales, InputScale};
 

@@ -120,17 +120,17 @@ impl Group {
 
     /// The NVFP4 format, or why this is none.
     pub fn format(&self, config: &Config) -> Result<Format, String> {
-        let dtype = |suffix: &str| self.suffixes.get(suffix).and_then(|(dtype, _)| *dtype);
+        let dtype = |suffix: &str| self.suffixes.get(suffix).and_then(|(dtype, _)| dtype.as_ref());
         let has = |suffix: &str| self.suffixes.contains_key(suffix);
-        let block_scaled = dtype("weight_scale") == Some(Dtype::F8_E4M3);
-        if has("weight_global_scale") || block_scaled && dtype("weight_packed") == Some(Dtype::U8) {
+        let block_scaled = dtype("weight_scale") == Some(&Dtype::F8_E4M3);
+        if has("weight_global_scale") || block_scaled && dtype("weight_packed") == Some(&Dtype::U8) {
             return Ok(Format::CompressedTensors);
         }
-        if has("weight_scale_2") || block_scaled && dtype("weight") == Some(Dtype::U8) {
+        if has("weight_scale_2") || block_scaled && dtype("weight") == Some(&Dtype::U8) {
             let mixed = config.is_fp8_with_nvfp4_experts();
             return Ok(if mixed { Format::DeepseekV4Mixed } else { Format::Modelopt });
         }
-        let dtype = |dtype: &Option<Dtype>| dtype.map_or("of an absent file".to_owned(), |dtype| dtype.to_string());
+        let dtype = |dtype: &Option<Dtype>| dtype.as_ref().map_or("of an absent file".to_owned(), Dtype::to_string);
         let held: Vec<_> = self.suffixes.iter().map(|(suffix, (d, _))| format!("{suffix} {}", dtype(d))).collect();
         let mxfp4 = self.suffixes.values().any(|(dtype, _)| *dtype == Some(Dtype::F8_E8M0));
         let guess = if mxfp4 { ", as MXFP4 and FP8 do" } else { "" };
@@ -158,7 +158,7 @@ pub fn find_groups(files: &Files) -> Vec<Group> {
         });
         group.num_experts = group.num_experts.max(u64::from(parts.expert) + 1);
         if !group.suffixes.contains_key(parts.suffix) {
-            group.suffixes.insert(parts.suffix.to_owned(), (dtype, name.to_owned()));
+            group.suffixes.insert(parts.suffix.to_owned(), (dtype.cloned(), name.to_owned()));
         }
     }
     let mut groups: Vec<_> = groups.into_values().collect();

@@ -75,7 +75,9 @@ pub fn weight_global_scale(files: &Files, name: &str, inverse: bool) -> Result<f
         Error::checkpoint(
             name,
             stored,
-            format_args!("a global scale, stored as {stored_as}, must be finite and at least {MIN_GLOBAL_SCALE:e} (2^-110)"),
+            format_args!(
+                "a global scale, stored as {stored_as}, must be finite and at least {MIN_GLOBAL_SCALE:e} (2^-110)"
+            ),
             "Export the checkpoint again.",
         )
     })

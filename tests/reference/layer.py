@@ -14,6 +14,8 @@ import torch
 
 from . import nvfp4
 
+F32_SUM = 2.0**-18  # relative error that a sum of thousands of f32 products may have
+
 
 @dataclass(frozen=True)
 class Swiglu:
@@ -39,17 +41,28 @@ class Matrix:
     @cached_property
     def block_values(self) -> torch.Tensor:
         """e2m1 * block_scale, f32, exact."""
-        return nvfp4.decode_blocks(nvfp4.unpack(self.packed), self.block_scale)
+        return nvfp4.decode_blocks(self.packed, self.block_scale)
 
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """x [n, cols] f64 -> x @ matrix^T [n, rows] f64."""
-        return (x @ self.block_values.double().T) * self.row_global_scale
+        rows = self.block_values.split(256)  # a few at a time: in f64 a large matrix takes half a gigabyte
+        return torch.cat([x @ some.double().T for some in rows], dim=1) * self.row_global_scale
+
+
+class PlainMatrix:
+    """A matrix [rows, cols] as it was before quantising."""
+
+    def __init__(self, values: torch.Tensor):
+        self.values = values
+
+    def times(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x @ some.double().T for some in self.values.split(256)], dim=1)
 
 
 class Expert(NamedTuple):
-    gate: Matrix  # [I, H]
-    up: Matrix  # [I, H]
-    down: Matrix  # [H, I]
+    gate: Matrix | PlainMatrix  # [I, H]
+    up: Matrix | PlainMatrix  # [I, H]
+    down: Matrix | PlainMatrix  # [H, I]
 
 
 class Result(NamedTuple):
@@ -57,6 +70,7 @@ class Result(NamedTuple):
     x_amax: float  # largest |x| of a routed row, and
     h_amax: float  # largest |h|: what calibration sees
     clamped: float  # part of the gate and up values that the limit changed
+    slack: float  # relative L2 that the undecided codes of h can move the output by; see gates.py
 
 
 class ReferenceLayer:
@@ -96,6 +110,7 @@ class ReferenceLayer:
         out = torch.zeros(x.shape, dtype=torch.float64)
         x_amax = h_amax = 0.0
         num_clamped = num_values = 0
+        undecided = torch.zeros(x.shape, dtype=torch.float64)
         weights = torch.ones(local_ids.shape) if topk_weights is None else topk_weights
         for index in local_ids.unique().tolist():
             if index < 0:
@@ -107,13 +122,27 @@ class ReferenceLayer:
             gate, up = expert.gate.times(gemm1_input), expert.up.times(gemm1_input)
             h = self.swiglu(gate, up)
             y = expert.down.times(operand(h.bfloat16() if mode == "nvfp4" else h, mode, input_scales[1]))
-            out.index_add_(0, tokens, y * weights[tokens, slots].double()[:, None])
+            factor = weights[tokens, slots].double()[:, None]
+            out.index_add_(0, tokens, y * factor)
+            if mode == "nvfp4":
+                low, high = (operand((h * f).bfloat16(), mode, input_scales[1]) for f in (1 - F32_SUM, 1 + F32_SUM))
+                at = (low != high).any(dim=1)
+                undecided.index_add_(0, tokens[at], expert.down.times(high[at] - low[at]) * factor[at])
 
             x_amax, h_amax = max(x_amax, finite_amax(rows)), max(h_amax, finite_amax(h))
             if self.swiglu.limit > 0:
                 num_clamped += int((gate > self.swiglu.limit).sum() + (up.abs() > self.swiglu.limit).sum())
                 num_values += gate.numel() * 2
-        return Result(out, x_amax, h_amax, num_clamped / max(num_values, 1))
+        slack = float(undecided.norm() / out.norm().clamp(min=1e-300))
+        return Result(out, x_amax, h_amax, num_clamped / max(num_values, 1), slack)
+
+
+class UnquantizedLayer(ReferenceLayer):
+    """The same layer before its weights were quantised, from `weights.unquantized`."""
+
+    def expert(self, index: int) -> Expert:
+        w13, w2 = self.weights.unquantized
+        return Expert(*(PlainMatrix(half) for half in w13[index].chunk(2)), PlainMatrix(w2[index]))
 
 
 def operand(rows: torch.Tensor, mode: str, input_scale: float | None) -> torch.Tensor:

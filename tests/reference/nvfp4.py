@@ -75,23 +75,20 @@ def quantize(x: torch.Tensor, global_scale: float | None) -> Quantized:
 
 def dequantize(q: Quantized) -> torch.Tensor:
     """To f64; exact but for the last product."""
-    return decode_blocks(q.codes, q.block_scale).double() * q.global_scale.double()
+    return decode_blocks(pack(q.codes), q.block_scale).double() * q.global_scale.double()
 
 
-def decode_blocks(codes: torch.Tensor, block_scale: torch.Tensor) -> torch.Tensor:
-    """e2m1 * block_scale of [..., cols] codes, f32: every such product is exact there."""
-    values = torch.cat([E2M1, -E2M1]).float()[codes.int()]
-    return (values.unflatten(-1, (-1, BLOCK_SIZE)) * decode_e4m3(block_scale).float()[..., None]).flatten(-2)
+def decode_blocks(packed: torch.Tensor, block_scale: torch.Tensor) -> torch.Tensor:
+    """e2m1 * block_scale of [rows, cols/2] packed codes, f32 [rows, cols]: every such product is exact there."""
+    values = torch.cat([E2M1, -E2M1]).float()
+    pairs = torch.stack([values.repeat(16), values.repeat_interleave(16)], dim=1)  # both values of every byte
+    decoded = torch.nn.functional.embedding(packed.int(), pairs).flatten(-2)  # a table lookup, and a quick one
+    return (decoded.unflatten(-1, (-1, BLOCK_SIZE)) * decode_e4m3(block_scale).float()[..., None]).flatten(-2)
 
 
 def pack(codes: torch.Tensor) -> torch.Tensor:
     """Two codes to a byte, the even column in the low nibble."""
     return codes[..., 0::2] | (codes[..., 1::2] << 4)
-
-
-def unpack(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of `pack`."""
-    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
 
 
 def swizzle(block_scale: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The NVFP4 mixture-of-experts layer."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,6 +31,11 @@ class LayerWeights:
     """The same for GEMM2's input."""
     up_first: bool = False
     """True if the up rows come before the gate rows, and up's global scale before gate's."""
+
+    def to(self, device: torch.device | str) -> "LayerWeights":
+        """The same on another device; tensors that are there already are shared."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
 
 
 class Layer:
