@@ -50,7 +50,7 @@ build: setup
 
 # The wheel as users build it: `pip wheel .` under build isolation.
 wheel: build/wheel.stamp
-build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(wildcard vllm_plugin/nvfp4_moe/*.py) CMakeLists.txt pyproject.toml | setup
+build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(shell find vllm_plugin -name '*.py') CMakeLists.txt pyproject.toml | setup
 	@$(STEP) "[build] pip wheel ." sh -c 'rm -rf dist && $(PY) -m pip wheel --quiet --no-deps -w dist .'
 	@touch $@
 

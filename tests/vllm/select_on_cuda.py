@@ -40,7 +40,7 @@ class H100(Platform):
 
 vllm.platforms._current_platform = H100()
 
-import vllm._custom_ops  # noqa: E402
+import vllm._custom_ops
 
 # Asked at import, of compiled code that is not here.
 sys.modules["vllm.vllm_flash_attn"] = MagicMock()
@@ -48,19 +48,19 @@ for name in dir(vllm._custom_ops):
     if name.startswith("cutlass_") and "_supports_" in name:
         setattr(vllm._custom_ops, name, lambda *capability: True)
 
-import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle  # noqa: E402
-from vllm.config import VllmConfig, set_current_vllm_config  # noqa: E402
-from vllm.model_executor.kernels import linear as vllm_linear  # noqa: E402
-from vllm.model_executor.layers.fused_moe.activation import MoEActivation  # noqa: E402
-from vllm.model_executor.layers.fused_moe.config import (  # noqa: E402
+import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.kernels import linear as vllm_linear
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import (
     FusedMoEConfig,
     FusedMoEParallelConfig,
     RoutingMethodType,
 )
-from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static  # noqa: E402
+from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
 
-from nvfp4_moe import plugin  # noqa: E402
-from nvfp4_moe.plugin import moe, support  # noqa: E402
+from nvfp4_moe import plugin
+from nvfp4_moe.plugin import moe, support
 
 warnings: list[str] = []
 

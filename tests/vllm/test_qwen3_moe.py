@@ -46,22 +46,29 @@ def test_chosen_linears_run_in_bf16_and_the_log_has_the_saturation(serve, judge,
     assert served["served_by"]["linear"] == ["Bf16Linear", "Nvfp4Linear"]
     reports = [line for line in served["output"].splitlines() if "is bf16 by NVFP4_MOE_BF16_LINEARS" in line]
     assert len(reports) == 1 + LAYERS
-    assert all("would have saturated" in line and "blocks in the first forward" in line for line in reports)
+    assert all("would have saturated" in line and "blocks in the first request" in line for line in reports)
     agreement.check(judge(qwen3_moe["float32"], served))
 
 
-def test_calibration_measures_in_the_first_forward_and_its_file_repeats_it(serve, qwen3_moe, tmp_path):
+def test_calibration_measures_the_first_requests_and_its_file_repeats_it(serve, qwen3_moe, tmp_path):
     scales = tmp_path / "scales.json"
-    environment = {"NVFP4_MOE_MODE": "nvfp4", "NVFP4_MOE_SCALES": "calibrated", "NVFP4_MOE_SCALES_FILE": str(scales)}
+    environment = {
+        "NVFP4_MOE_MODE": "nvfp4",
+        "NVFP4_MOE_SCALES": "calibrated",
+        "NVFP4_MOE_SCALES_FILE": str(scales),
+        "NVFP4_MOE_CALIBRATION_TOKENS": "128",
+    }
     first = serve(qwen3_moe["modelopt"], **environment)
-    assert "calibrated in the first forward" in first["output"]
+    assert "calibrated on the first requests" in first["output"]
     saved = json.loads(scales.read_text())["input_scales"]
     assert len(saved) == 3 * LAYERS  # experts, qkv_proj, o_proj
     assert sorted({len(values) for values in saved.values()}) == [1, 2]
-    assert all(value > 0 for values in saved.values() for value in values)
+    assert all(1e-6 < value < 1 for values in saved.values() for value in values)
+    # The prompts were calibrated on, in bf16; now they run in four bits from the start, with the scales of the file.
     second = serve(qwen3_moe["modelopt"], "--alone", **environment)
     assert f"input scales of {len(saved)} layers read from" in second["output"]
-    assert second["tokens"] == first["tokens"]
+    assert second["tokens"] == second["alone"]
+    assert second["tokens"] != first["tokens"]
 
 
 @pytest.mark.parametrize("policy", ["static", "dynamic"])

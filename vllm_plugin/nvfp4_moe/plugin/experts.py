@@ -25,7 +25,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         super().__init__(moe_config, quant_config)
         self.layer: Layer | None = None
         self.layer_name = ""
-        self.calibrating = False
+        self.calibrating: scales.LayerCalibration | None = None
 
     # ---- What vLLM's selection asks --------------------------------------------------------------------------------
 
@@ -130,7 +130,10 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             return 0.0, 0.0
         if policy == "calibrated":
             known = scales.calibration().known(self.layer_name)
-            self.calibrating = known is None
+            if known is None:
+                read = lambda: list(self.layer.calibrated_scales())  # noqa: E731
+                set_scales = self.layer.set_input_scales
+                self.calibrating = scales.LayerCalibration(self.layer_name, read, set_scales, self._use_ep)
             return tuple(known or (0.0, 0.0))
         checkpoint = [float(layer.w13_input_scale.data.max()), float(layer.w2_input_scale.data.max())]
         return tuple(scales.maximum_over_ranks(checkpoint, self._use_ep, layer.w13_weight.device))
@@ -169,20 +172,8 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             workspace=workspace2.view(torch.uint8) if workspace2.numel() else None,
             out=output,
         )
-        if self.calibrating:
-            self._finish_calibration(hidden_states.device)
-
-    def _finish_calibration(self, device: torch.device) -> None:
-        """Turn what this forward saw into input scales, the same on all ranks; if it saw nothing, the next one will."""
-        try:
-            seen = list(self.layer.calibrated_scales())
-        except RuntimeError:  # no token came to an expert of this rank
-            seen = [0.0, 0.0]
-        reduced = scales.maximum_over_ranks(seen, self._use_ep, device)
-        if min(reduced) > 0:
-            self.layer.set_input_scales(*reduced)
-            scales.calibration().record(self.layer_name, reduced)
-            self.calibrating = False
+        if self.calibrating and self.calibrating.finish(hidden_states):
+            self.calibrating = None
 
 
 def config_refusal(moe_config) -> str | None:

@@ -3,6 +3,7 @@
 from functools import cache, wraps
 
 import torch
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.model_executor.kernels import linear as vllm_linear
 from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearKernel
@@ -56,7 +57,7 @@ class Nvfp4Linear:
         mode, _ = support.resolved_mode(settings.mode())
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         self.name = layer.prefix
-        self.calibrating = False
+        self.calibrating: scales.LayerCalibration | None = None
         part_scales = global_scales(layer)
         self.linear = Linear(
             in_features=layer.input_size_per_partition,
@@ -90,7 +91,9 @@ class Nvfp4Linear:
             return 0.0
         if policy == "calibrated":
             known = scales.calibration().known(self.name)
-            self.calibrating = known is None
+            if known is None:
+                read = lambda: [self.linear.calibrated_scale()]  # noqa: E731
+                self.calibrating = scales.LayerCalibration(self.name, read, self.linear.set_input_scale, use_ep=False)
             return known[0] if known else 0.0
         return input_scale(layer)
 
@@ -104,12 +107,11 @@ class Nvfp4Linear:
         return out.view(*x.shape[:-1], -1)
 
     def _calibrate(self, x: torch.Tensor) -> torch.Tensor:
-        """The first forward: in bf16, remembering the largest input; then set the scale, the same on all ranks."""
-        out = self.linear.calibrate(x.reshape(-1, x.shape[-1]), workspace=workspace.of(self.device))
-        reduced = scales.maximum_over_ranks([self.linear.calibrated_scale()], False, x.device)
-        self.linear.set_input_scale(*reduced)
-        scales.calibration().record(self.name, reduced)
-        self.calibrating = False
+        """In bf16, remembering the largest input."""
+        rows = x.reshape(-1, x.shape[-1])
+        out = self.linear.calibrate(rows, workspace=workspace.of(self.device))
+        if self.calibrating.finish(rows):
+            self.calibrating = None
         return out.view(*x.shape[:-1], -1)
 
 
@@ -131,17 +133,17 @@ class Bf16Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """bf16 [..., in_features] to bf16 [..., out_features]."""
-        if not self.reported and not torch.compiler.is_compiling():
+        if not (self.reported or torch.compiler.is_compiling() or get_forward_context().attn_metadata is None):
             self.reported = True
             self._report(x)
         return torch.nn.functional.linear(x, self.weight)
 
     def _report(self, x: torch.Tensor) -> None:
-        """Say what the first forward, vLLM's profile run, would have lost to the checkpoint's input scale."""
+        """Say what the first request would have lost to the checkpoint's input scale."""
         saturated, blocks, amax = saturation(x, self.input_scale) if self.input_scale else (0, 0, float(x.abs().max()))
         logger.info(
             "nvfp4_moe: %s is bf16 by %s; input_scale %.8g (calibrated amax %.3g) would have saturated %d of %d blocks "
-            "in the first forward (amax %.3g)",
+            "in the first request (amax %.3g)",
             self.name,
             settings.BF16_LINEARS,
             self.input_scale,

@@ -1,21 +1,22 @@
 """Global scales of the activations, for mode nvfp4: which policy a layer gets, and calibration.
 
     static      the checkpoint's input_scale, the maximum over all experts of all ranks
-    calibrated  from the first forward, which is vLLM's profile run, or from a file that an earlier run saved
+    calibrated  from the first requests, which are served in bf16 meanwhile, or from a file that an earlier run saved
     dynamic     each row from its own largest value
 
-The profile run's tokens are dummies. To calibrate on real text, delete nothing: serve once in mode bf16 with prompts,
-or calibrate offline, and name the file in NVFP4_MOE_SCALES_FILE.
+vLLM's profile run is not calibrated on: it skips attention, so that what follows attention sees uninitialised memory.
 """
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
-from vllm.config import CompilationMode, get_current_vllm_config
+from vllm.config import get_current_vllm_config
 from vllm.distributed import parallel_state
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 
 from . import settings
@@ -37,20 +38,20 @@ class Calibration:
             logger.info("nvfp4_moe: input scales of %d layers read from %s", len(self.scales), self.path)
 
     def known(self, layer_name: str) -> list[float] | None:
-        """The layer's scales, or None after noting that its first forward will bring them."""
+        """The layer's scales, or None after noting that its first tokens will bring them."""
         if layer_name in self.scales:
             return self.scales[layer_name]
-        refuse_under_compile()
+        refuse_where_unseen()
         self.waiting.add(layer_name)
         return None
 
     def record(self, layer_name: str, scales: list[float]) -> None:
-        """Take what a first forward measured; save once no layer is waiting."""
+        """Take what a layer measured; save once no layer is waiting."""
         self.scales[layer_name] = scales
         self.waiting.discard(layer_name)
         if self.waiting:
             return
-        logger.info("nvfp4_moe: input scales of %d layers calibrated in the first forward", len(self.scales))
+        logger.info("nvfp4_moe: input scales of %d layers calibrated on the first requests", len(self.scales))
         # Every rank of a tensor-parallel group holds the same scales, and pipeline stages hold different layers.
         if self.path and parallel_state.get_tensor_model_parallel_rank() == 0:
             merged = (read_scales(self.path) if self.path.exists() else {}) | self.scales
@@ -82,14 +83,50 @@ def write_scales(path: Path, scales: dict[str, list[float]]) -> None:
     temporary.replace(path)
 
 
-def refuse_under_compile() -> None:
-    """Calibration reads activations on the host, which a compiled graph has no place for."""
-    mode = get_current_vllm_config().compilation_config.mode
-    if mode not in (None, CompilationMode.NONE):
+def refuse_where_unseen() -> None:
+    """Calibration reads activations on the host, of every step, and on all ranks of a layer at the same step."""
+    config = get_current_vllm_config()
+    if not config.model_config.enforce_eager:
         raise ValueError(
-            f"vLLM's compilation mode is {mode.name}; calibrating needs NONE. Serve once with --enforce-eager and "
-            f"{settings.SCALES_FILE} set, then serve as you like with that file."
+            f"enforce_eager is False; calibrating needs True, since graphs run without the host. Serve once with "
+            f"--enforce-eager and {settings.SCALES_FILE} set, then serve as you like with that file."
         )
+    if config.parallel_config.data_parallel_size > 1:
+        raise ValueError(
+            f"data_parallel_size is {config.parallel_config.data_parallel_size}; calibrating needs 1, since ranks must "
+            f"see the same steps. Serve once without data parallel and {settings.SCALES_FILE} set, then with that file."
+        )
+
+
+class LayerCalibration:
+    """One layer on its way to input scales: its forwards calibrate until it has seen enough tokens of real requests."""
+
+    def __init__(self, name: str, read: Callable[[], list[float]], set: Callable[..., None], use_ep: bool):
+        """`read` returns what the library saw and makes it forget, raising if there was nothing; `set` takes scales."""
+        self.name, self.read, self.set, self.use_ep = name, read, set, use_ep
+        self.num_tokens = 0
+
+    def finish(self, x: torch.Tensor) -> bool:
+        """After a forward of x [T, ..]: True if the layer has its scales now, the same on all ranks."""
+        if get_forward_context().attn_metadata is None:  # a profile or warm-up run
+            self.seen()
+            return False
+        self.num_tokens += len(x)
+        if self.num_tokens < settings.calibration_tokens():
+            return False
+        reduced = maximum_over_ranks(self.seen(), self.use_ep, x.device)
+        if min(reduced) == 0:  # no token has come to any expert yet
+            return False
+        self.set(*reduced)
+        calibration().record(self.name, reduced)
+        return True
+
+    def seen(self) -> list[float]:
+        """What the library saw since the last call, as scales; zeros for nothing."""
+        try:
+            return self.read()
+        except RuntimeError:
+            return [0.0, 0.0]
 
 
 def maximum_over_ranks(values: list[float], use_ep: bool, device: torch.device) -> list[float]:

@@ -9,6 +9,7 @@ DISABLE = "NVFP4_MOE_DISABLE"
 MODE = "NVFP4_MOE_MODE"
 SCALES = "NVFP4_MOE_SCALES"
 SCALES_FILE = "NVFP4_MOE_SCALES_FILE"
+CALIBRATION_TOKENS = "NVFP4_MOE_CALIBRATION_TOKENS"
 BF16_LINEARS = "NVFP4_MOE_BF16_LINEARS"
 
 MODES = ("default", "bf16", "nvfp4", "fp8")
@@ -32,8 +33,13 @@ def scale_policy() -> str:
 
 
 def scales_file() -> str | None:
-    """JSON file of calibrated input scales: read if it exists, else written after the first forward."""
+    """JSON file of calibrated input scales: read if it exists, else written once every layer is calibrated."""
     return os.environ.get(SCALES_FILE) or None
+
+
+def calibration_tokens() -> int:
+    """Tokens of real requests that every layer sees, in bf16, before its input scales are set."""
+    return int(os.environ.get(CALIBRATION_TOKENS) or 4096)
 
 
 def bf16_linears() -> list[str]:
@@ -51,6 +57,7 @@ VARIABLES: dict[str, Callable[[], Any]] = {
     MODE: mode,
     SCALES: scale_policy,
     SCALES_FILE: scales_file,
+    CALIBRATION_TOKENS: calibration_tokens,
     BF16_LINEARS: bf16_linears,
 }
 
