@@ -2,12 +2,12 @@
 """CPU speed of the MoE layer beside torch on the same machine, in one process: `make bench`.
 
 DeepSeek-V4 Flash's shape, 32 local experts: once as one of 8 expert-parallel ranks (32 of 256 experts, the product's
-case), once with every slot local (32 of 32). torch runs each touched expert by F.linear on weights that were dequantised
-beforehand to bf16 and to float32. Every contender's result is checked first. Runs are interleaved, each with a routing of its
-own, so that weights come from memory and not from a cache; the table shows medians.
+case), once with every slot local (32 of 32). torch runs each touched expert by F.linear on weights that were
+dequantised beforehand to bf16 and to float32. Every contender's result is checked first. Runs are interleaved, each
+with a routing of its own, so that weights come from memory and not from a cache; the table shows medians.
 
-Columns: time, spread (interquartile, of ours), GB/s of NVFP4 bytes of the experts touched, its part of the read bandwidth
-measured in the same run, and torch's times.
+Columns: time, spread (interquartile, of ours), GB/s of NVFP4 bytes of the experts touched, its part of the read
+bandwidth measured in the same run, and torch's times.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def main() -> None:
         with args.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, [*fields, *rows[0]])
             writer.writeheader()
-            writer.writerows({**fields, **{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()}} for r in rows)
+            rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+            writer.writerows({**fields, **row} for row in rounded)
 
 
 def dequantized(weights: generate.Weights, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,7 +95,7 @@ def torch_layer(peer: tuple[torch.Tensor, torch.Tensor], x, topk_ids, topk_weigh
 def measure(layer, peers: dict, num_experts: int, tokens: int, repeats: int, generator: torch.Generator) -> dict:
     times = {name: [] for name in ("ours", *peers)}
     touched = []
-    for repeat in range(repeats + 1):
+    for _ in range(repeats + 1):
         x = torch.randn(tokens, HIDDEN, generator=generator).bfloat16()
         while True:
             scores = torch.rand(tokens, num_experts, generator=generator)
@@ -111,7 +112,7 @@ def measure(layer, peers: dict, num_experts: int, tokens: int, repeats: int, gen
             times[name].append(time.perf_counter() - start)
         error = relative_l2(results["ours"], results["torch f32"].double())
         if not error < 1e-2:
-            sys.exit(f"T = {tokens}: rel-L2 against torch f32 is {error:.1e}; it must be below 1e-2. Nothing was timed.")
+            sys.exit(f"T = {tokens}: rel-L2 to torch f32 is {error:.1e}; it must be below 1e-2. Nothing was timed.")
         touched.append(len(topk_ids[topk_ids < LOCAL].unique()))
     for values in (*times.values(), touched):
         values.pop(0)  # warm-up
@@ -149,7 +150,8 @@ def cpu_name() -> str:
 
 
 def print_table(rows: list[dict]) -> None:
-    print("experts     T  touched    ours ms  spread   GB/s  of read   torch bf16 ms   torch f32 ms  faster than both by")
+    print("experts     T  touched    ours ms  spread   GB/s  of read   torch bf16 ms   torch f32 ms", end="")
+    print("  faster than both by")
     for r in rows:
         best_peer = min(r["torch_bf16_ms"], r["torch_f32_ms"])
         print(

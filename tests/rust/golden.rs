@@ -22,20 +22,25 @@ fn cases(name: &str) -> Vec<HashMap<String, Vec<String>>> {
     for line in lines(name) {
         match line[0].as_str() {
             "end" => cases.push(HashMap::new()),
-            key => cases.last_mut().unwrap().entry(key.to_owned()).or_default().extend(line[1..].iter().cloned()),
+            key => cases
+                .last_mut()
+                .expect("one case is open")
+                .entry(key.to_owned())
+                .or_default()
+                .extend(line[1..].iter().cloned()),
         }
     }
-    assert!(cases.pop().unwrap().is_empty(), "{name} does not end with `end`");
+    assert!(cases.pop().expect("one case is open").is_empty(), "{name} does not end with `end`");
     assert!(cases.len() > 10, "{name} has only {} cases", cases.len());
     cases
 }
 
 fn bits(word: &str) -> u32 {
-    u32::from_str_radix(word, 16).unwrap()
+    u32::from_str_radix(word, 16).expect("hexadecimal bits")
 }
 
 fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(word: &str) -> T {
-    word.parse().unwrap()
+    word.parse().expect("a number")
 }
 
 /// `VxN` is V, N times.
