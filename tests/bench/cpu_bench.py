@@ -107,6 +107,7 @@ def measure(layer, peers: dict, num_experts: int, tokens: int, repeats: int, gen
             contenders[name] = lambda peer=peer: torch_layer(peer, x, topk_ids, topk_weights)
         results = {}
         for name, call in contenders.items():
+            time.sleep(0.02)  # OpenMP's threads spin for a while after each call, on cores that the next one needs
             start = time.perf_counter()
             results[name] = call()
             times[name].append(time.perf_counter() - start)
