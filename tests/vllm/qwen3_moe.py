@@ -115,7 +115,7 @@ def make(root: Path) -> dict[str, Path]:
             f"{name}_global_scale": (1.0 / global_scale).reshape(1),
             f"{prefix}.input_global_scale": (1.0 / input_scale).reshape(1),
         }
-        values = nvfp4.decode_blocks(nvfp4.unpack(packed), block_scale.view(torch.uint8))
+        values = nvfp4.decode_blocks(packed, block_scale)
         decoded[name] = values * global_scale
     rest = {name: t for name, t in tensors.items() if not name.endswith(("k_scale", "v_scale"))}
     unquantized = sorted(n.removesuffix(".weight") for n in rest if n.endswith(".weight") and rest[n].dim() == 2)

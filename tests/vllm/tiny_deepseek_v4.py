@@ -210,8 +210,9 @@ def quantize_experts(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
     encoding = (6 * 448) / weights.abs().amax((1, 2))
     codes, block_scale, _ = nvfp4.quantize((weights * encoding[:, None, None]).flatten(0, 1), 1.0)
     codes, block_scale = codes.unflatten(0, weights.shape[:2]), block_scale.unflatten(0, weights.shape[:2])
-    decoded = nvfp4.decode_blocks(codes, block_scale) * (1.0 / encoding)[:, None, None]
-    return nvfp4.pack(codes), block_scale.view(torch.float8_e4m3fn), encoding, decoded
+    packed = nvfp4.pack(codes)
+    decoded = nvfp4.decode_blocks(packed, block_scale) * (1.0 / encoding)[:, None, None]
+    return packed, block_scale.view(torch.float8_e4m3fn), encoding, decoded
 
 
 def write(directory: Path, tensors: dict[str, torch.Tensor], quantization: dict | None) -> Path:
