@@ -8,20 +8,23 @@ fn main() {
     println!("cargo:rerun-if-env-changed=LIBCLANG_PATH");
     find_libclang();
 
+    // Types and constants apart from functions: the exports define the functions, and the two are compared.
+    write_bindings("header.rs", |builder| builder.ignore_functions().derive_default(true).layout_tests(true));
+    write_bindings("prototypes.rs", |builder| builder.blocklist_type(".*").blocklist_var(".*"));
+}
+
+fn write_bindings(file: &str, choose: impl FnOnce(bindgen::Builder) -> bindgen::Builder) {
     let mut builder = bindgen::Builder::default()
         .header("include/nvfp4_moe.h")
         .allowlist_file(".*nvfp4_moe\\.h")
         .blocklist_type("CUstream_st")
-        .raw_line("/// A CUDA stream; NULL on the CPU.\npub enum CUstream_st {}")
-        .opaque_type("nvfp4_moe_(layer|linear|checkpoint)")
-        .derive_default(true)
-        .layout_tests(true);
+        .opaque_type("nvfp4_moe_(layer|linear|checkpoint)");
     // PyPI's libclang and Debian's libclang1 come without stddef.h: lend them the C compiler's.
     if let Some(include) = command_line("cc", &["-print-file-name=include"]) {
         builder = builder.clang_arg(format!("-isystem{include}"));
     }
-    let bindings = builder.generate().unwrap_or_else(|e| panic!("include/nvfp4_moe.h: {e}"));
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("header.rs");
+    let bindings = choose(builder).generate().unwrap_or_else(|e| panic!("include/nvfp4_moe.h: {e}"));
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join(file);
     bindings.write_to_file(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
 }
 

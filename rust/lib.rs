@@ -7,5 +7,13 @@
 //! ```
 
 pub mod abi;
+pub mod config;
+pub mod cpu;
 pub mod error;
 pub mod format;
+pub mod layer;
+pub mod linear;
+pub mod routing;
+pub mod status;
+pub mod threads;
+pub mod workspace;

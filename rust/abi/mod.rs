@@ -1,6 +1,20 @@
 //! The C ABI: `include/nvfp4_moe.h` in Rust. Exports hold no logic: a [`guard`] around one call.
 
+mod checks;
+mod format;
+mod layer;
+mod linear;
 mod status;
+
+pub(crate) use checks::*;
+
+/// The exported functions, for Rust callers: tests, benchmarks, fuzz targets.
+pub mod exports {
+    pub use super::format::*;
+    pub use super::layer::*;
+    pub use super::linear::*;
+    pub use super::status::*;
+}
 
 use crate::error::{Error, Result};
 use std::cell::RefCell;
@@ -8,9 +22,12 @@ use std::ffi::c_char;
 use std::mem::{MaybeUninit, size_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The header as bindgen reads it.
+/// The header's types and constants, as bindgen reads them.
 #[allow(non_camel_case_types, missing_docs, clippy::undocumented_unsafe_blocks)]
 pub mod header {
+    /// A CUDA stream; NULL on the CPU.
+    pub enum CUstream_st {}
+
     include!(concat!(env!("OUT_DIR"), "/header.rs"));
 }
 
@@ -78,6 +95,7 @@ pub(crate) unsafe trait Struct: Copy {
 /// # Safety
 /// `pointer` must be NULL or readable for 4 bytes and for as many as its first 4 say.
 pub(crate) unsafe fn read_struct<T: Struct>(pointer: *const T) -> Result<T> {
+    const { assert!(T::FIRST_SIZE >= 8 && T::FIRST_SIZE <= size_of::<T>()) };
     let name = T::NAME;
     if pointer.is_null() {
         return Err(Error::argument(name, "NULL", "it must point to a struct", "Pass its address."));
@@ -110,26 +128,4 @@ pub(crate) unsafe fn read_struct<T: Struct>(pointer: *const T) -> Result<T> {
         std::ptr::copy_nonoverlapping(bytes, value.as_mut_ptr().cast(), known);
         Ok(value.assume_init())
     }
-}
-
-/// A reference out of a C pointer, or an error that names it.
-///
-/// # Safety
-/// `pointer` must be NULL or point to a valid `T` that lives for `'a` and is not written meanwhile.
-pub(crate) unsafe fn not_null<'a, T>(name: &str, pointer: *const T) -> Result<&'a T> {
-    // SAFETY: by contract.
-    unsafe { pointer.as_ref() }.ok_or_else(|| null_error(name))
-}
-
-/// As [`not_null`], exclusive.
-///
-/// # Safety
-/// `pointer` must be NULL or point to a valid `T` that lives for `'a` and is not used otherwise meanwhile.
-pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<&'a mut T> {
-    // SAFETY: by contract.
-    unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
-}
-
-pub(crate) fn null_error(name: &str) -> Error {
-    Error::argument(name, "NULL", "it must point to valid memory", "Pass its address.")
 }

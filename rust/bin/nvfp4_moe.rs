@@ -1,1 +1,3 @@
+//! `nvfp4-moe`: tools for NVFP4 checkpoints.
+
 fn main() {}

@@ -97,7 +97,12 @@ pub fn quantize_block(x: &[f32; BLOCK_SIZE], scale: QuantScale, codes: &mut [u8;
 }
 
 /// Quantise a row of `n * 16` values; `codes` gets `n * 8` bytes, `put_scale(i, scale)` each block's scale.
-pub fn quantize_row(x: &[f32], scale: QuantScale, codes: &mut [u8], mut put_scale: impl FnMut(usize, u8)) -> BlockReport {
+pub fn quantize_row(
+    x: &[f32],
+    scale: QuantScale,
+    codes: &mut [u8],
+    mut put_scale: impl FnMut(usize, u8),
+) -> BlockReport {
     let (blocks, _) = x.as_chunks::<BLOCK_SIZE>();
     let (packed, _) = codes.as_chunks_mut::<{ BLOCK_SIZE / 2 }>();
     let mut report = BlockReport::default();

@@ -14,11 +14,7 @@ pub fn e4m3_decode(bits: u8) -> f32 {
     }
     let (exponent, mantissa) = (i32::from(magnitude >> 3), f32::from(magnitude & 7));
     // Subnormals have no leading one and the exponent of the first normal.
-    let value = if exponent == 0 {
-        mantissa * 2f32.powi(-9)
-    } else {
-        (8.0 + mantissa) * 2f32.powi(exponent - 10)
-    };
+    let value = if exponent == 0 { mantissa * 2f32.powi(-9) } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
     if bits & 0x80 != 0 { -value } else { value }
 }
 

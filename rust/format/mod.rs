@@ -10,8 +10,8 @@ mod e4m3;
 mod scale_layout;
 
 pub use block::{
-    BlockReport, MIN_GLOBAL_SCALE, QuantScale, check_global_scale, dequantize_row, dynamic_global_scale,
-    finite_amax, input_scale_from_amax, quantize_block, quantize_row,
+    BlockReport, MIN_GLOBAL_SCALE, QuantScale, check_global_scale, dequantize_row, dynamic_global_scale, finite_amax,
+    input_scale_from_amax, quantize_block, quantize_row,
 };
 pub use e2m1::{E2M1_MAX, E2M1_VALUES, e2m1_decode, e2m1_encode};
 pub use e4m3::{E4M3_MAX, E4M3_NAN, e4m3_decode, e4m3_encode, is_power_of_two};

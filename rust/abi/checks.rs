@@ -1,0 +1,105 @@
+//! Checks that exports share: integers and pointers as they cross from C.
+
+use super::header::*;
+use crate::config::{Device, Mode, ScalePolicy};
+use crate::error::{Error, Result};
+
+pub(crate) fn null_error(name: &str) -> Error {
+    Error::argument(name, "NULL", "it must point to valid memory", "Pass its address.")
+}
+
+/// A reference out of a C pointer, or an error that names it.
+///
+/// # Safety
+/// `pointer` must be NULL or point to a valid `T` that lives for `'a` and is not written meanwhile.
+pub(crate) unsafe fn not_null<'a, T>(name: &str, pointer: *const T) -> Result<&'a T> {
+    // SAFETY: by contract.
+    unsafe { pointer.as_ref() }.ok_or_else(|| null_error(name))
+}
+
+/// As [`not_null`], exclusive.
+///
+/// # Safety
+/// `pointer` must be NULL or point to a valid `T` that lives for `'a` and is not used otherwise meanwhile.
+pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<&'a mut T> {
+    // SAFETY: by contract.
+    unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
+}
+
+/// A tensor's pointer: not NULL, and a multiple of its element's size.
+pub(crate) fn aligned<T>(name: &str, pointer: *const T, size: usize) -> Result<*const T> {
+    if pointer.is_null() { Err(null_error(name)) } else { aligned_or_null(name, pointer, size) }
+}
+
+/// As [`aligned`], where NULL has a meaning.
+pub(crate) fn aligned_or_null<T>(name: &str, pointer: *const T, size: usize) -> Result<*const T> {
+    if pointer.addr().is_multiple_of(size) {
+        return Ok(pointer);
+    }
+    let rule = format!("it must be a multiple of {size}, the size of its elements");
+    Err(Error::argument(name, format!("{pointer:p}"), rule, "Pass an aligned tensor."))
+}
+
+/// `out` is written while `x` is still read.
+pub(crate) fn no_overlap(x: *const u16, x_bytes: usize, out: *const u16, out_bytes: usize) -> Result<()> {
+    if x.addr() + x_bytes <= out.addr() || out.addr() + out_bytes <= x.addr() {
+        return Ok(());
+    }
+    let rule = format!("its {out_bytes} bytes must not overlap the {x_bytes} bytes of x at {x:p}");
+    Err(Error::argument("out", format!("{out:p}"), rule, "Pass a buffer of its own."))
+}
+
+/// A count or size.
+pub(crate) fn size_of_field(name: &str, value: i32) -> Result<usize> {
+    usize::try_from(value).map_err(|_| Error::argument(name, value, "it must not be negative", "Pass its size."))
+}
+
+/// Elements between rows, 0 meaning dense.
+pub(crate) fn stride(name: &str, value: i64, width_name: &str, width: usize) -> Result<usize> {
+    match usize::try_from(value) {
+        Ok(0) => Ok(width),
+        Ok(stride) if stride >= width && stride <= 1 << 40 => Ok(stride),
+        _ => {
+            let rule = format!("it must be 0 (dense) or at least {width_name}, which is {width}");
+            Err(Error::argument(name, value, rule, "Pass the elements between two rows."))
+        }
+    }
+}
+
+pub(crate) fn device_of(kind: i32, ordinal: i32) -> Result<Device> {
+    match (kind as u32, ordinal) {
+        (NVFP4_MOE_DEVICE_CPU, 0) => Ok(Device::Cpu),
+        (NVFP4_MOE_DEVICE_CPU, _) => {
+            Err(Error::argument("device_ordinal", ordinal, "it must be 0 on the CPU", "Pass 0."))
+        }
+        (NVFP4_MOE_DEVICE_CUDA, 0..) => Ok(Device::Cuda(ordinal)),
+        (NVFP4_MOE_DEVICE_CUDA, _) => {
+            Err(Error::argument("device_ordinal", ordinal, "it must not be negative", "Pass a CUDA device index."))
+        }
+        _ => Err(Error::argument("device_kind", kind, "it must be 0 (CPU) or 1 (CUDA)", "Pass 0 or 1.")),
+    }
+}
+
+/// Default is bf16: exact for the weights, and no input scale can hurt it.
+pub(crate) fn mode_of(_device: Device, mode: i32) -> Result<Mode> {
+    match mode as u32 {
+        NVFP4_MOE_MODE_DEFAULT | NVFP4_MOE_MODE_BF16 => Ok(Mode::Bf16),
+        NVFP4_MOE_MODE_NVFP4 => Ok(Mode::Nvfp4),
+        NVFP4_MOE_MODE_FP8 => Ok(Mode::Fp8),
+        _ => {
+            let rule = "it must be 0 (default), 1 (bf16), 2 (nvfp4) or 3 (fp8)";
+            Err(Error::argument("mode", mode, rule, "Pass one of NVFP4_MOE_MODE_*."))
+        }
+    }
+}
+
+pub(crate) fn policy_of(policy: i32) -> Result<ScalePolicy> {
+    match policy as u32 {
+        NVFP4_MOE_SCALE_STATIC => Ok(ScalePolicy::Static),
+        NVFP4_MOE_SCALE_DYNAMIC => Ok(ScalePolicy::Dynamic),
+        _ => {
+            let rule = "it must be 0 (static) or 1 (dynamic)";
+            Err(Error::argument("scale_policy", policy, rule, "Pass one of NVFP4_MOE_SCALE_*."))
+        }
+    }
+}

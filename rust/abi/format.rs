@@ -1,0 +1,137 @@
+//! Exports of the format itself.
+
+use super::header::*;
+use super::{Struct, aligned, guard, policy_of, read_struct, stride};
+use crate::config::ScalePolicy;
+use crate::error::{Error, Result};
+use crate::format::{
+    BLOCK_SIZE, QuantScale, SfLayout, check_global_scale, dequantize_row, dynamic_global_scale, quantize_row,
+    sf_offset_128x4, sf_size_128x4,
+};
+use crate::status;
+use half::{bf16, slice::HalfFloatSliceExt};
+
+// SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
+unsafe impl Struct for nvfp4_moe_quantize_args {
+    const NAME: &'static str = "nvfp4_moe_quantize_args";
+    const FIRST_SIZE: usize = 72;
+}
+
+/// Rows and columns as sizes: not negative, whole blocks, and few enough that no byte count overflows.
+fn shape(num_rows: i64, num_cols: i64) -> Result<(usize, usize)> {
+    let rows = usize::try_from(num_rows).ok().filter(|rows| *rows < 1 << 40);
+    let rows = rows.ok_or_else(|| Error::argument("num_rows", num_rows, "it must be 0 to 2^40", "Pass the rows."))?;
+    let cols = usize::try_from(num_cols).ok().filter(|cols| cols.is_multiple_of(BLOCK_SIZE) && *cols < 1 << 22);
+    let rule = format!("it must be a multiple of {BLOCK_SIZE} below 2^22");
+    let cols = cols.ok_or_else(|| Error::argument("num_cols", num_cols, rule, "Pad the rows with zeros."))?;
+    Ok((rows, cols))
+}
+
+unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
+    let (rows, cols) = shape(args.num_rows, args.num_cols)?;
+    let policy = policy_of(args.scale_policy)?;
+    let layout = match args.sf_layout as u32 {
+        NVFP4_MOE_SF_LINEAR => SfLayout::Linear,
+        NVFP4_MOE_SF_SWIZZLED_128X4 => SfLayout::Swizzled128x4,
+        _ => {
+            let rule = "it must be 0 (linear) or 1 (swizzled 128x4)";
+            return Err(Error::argument("sf_layout", args.sf_layout, rule, "Pass one of NVFP4_MOE_SF_*."));
+        }
+    };
+    let row_stride = stride("x_row_stride", args.x_row_stride, "num_cols", cols)?;
+    if rows == 0 || cols == 0 {
+        return Ok(());
+    }
+    let sf_cols = cols / BLOCK_SIZE;
+    let x = aligned("x", args.x.cast::<bf16>(), 2)?;
+    let packed = aligned("packed", args.packed.cast_const(), 1)?.cast_mut();
+    let block_scale = aligned("block_scale", args.block_scale.cast_const(), 1)?.cast_mut();
+    let global_scale = aligned("global_scale", args.global_scale.cast_const(), 4)?.cast_mut();
+    if policy == ScalePolicy::Static {
+        // SAFETY: one f32, by the header's contract.
+        check_global_scale("global_scale", unsafe { *global_scale })?;
+    }
+    // SAFETY: the sizes are the header's contract.
+    let (packed, block_scale) = unsafe {
+        let scale_bytes = layout.size(rows as u64, sf_cols as u64) as usize;
+        let packed = std::slice::from_raw_parts_mut(packed, rows * cols / 2);
+        (packed, std::slice::from_raw_parts_mut(block_scale, scale_bytes))
+    };
+    block_scale.fill(0);
+    let mut values = vec![0.0; cols];
+    for (row, packed) in packed.chunks_exact_mut(cols / 2).enumerate() {
+        // SAFETY: a row of x is valid for cols values.
+        let x = unsafe { std::slice::from_raw_parts(x.add(row * row_stride), cols) };
+        x.convert_to_f32_slice(&mut values);
+        // SAFETY: one scale (static) or one a row (dynamic).
+        let scale = unsafe {
+            match policy {
+                ScalePolicy::Static => *global_scale,
+                ScalePolicy::Dynamic => {
+                    *global_scale.add(row) = dynamic_global_scale(&values);
+                    *global_scale.add(row)
+                }
+            }
+        };
+        let report = quantize_row(&values, QuantScale::from_global_scale(scale), packed, |i, byte| {
+            block_scale[layout.offset(row as u64, i as u64, sf_cols as u64) as usize] = byte;
+        });
+        status::CPU.add_blocks(row, report);
+    }
+    Ok(())
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_quantize(args: *const nvfp4_moe_quantize_args) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe { quantize(&read_struct(args)?) })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_dequantize(
+    packed: *const u8,
+    block_scale: *const u8,
+    global_scale: f32,
+    num_rows: i64,
+    num_cols: i64,
+    out: *mut f32,
+) -> i32 {
+    guard(|| {
+        let (rows, cols) = shape(num_rows, num_cols)?;
+        if rows == 0 || cols == 0 {
+            return Ok(());
+        }
+        let (packed, block_scale) = (aligned("packed", packed, 1)?, aligned("block_scale", block_scale, 1)?);
+        let out = aligned("out", out.cast_const(), 4)?.cast_mut();
+        // SAFETY: the sizes are the header's contract.
+        let (packed, block_scale, out) = unsafe {
+            (
+                std::slice::from_raw_parts(packed, rows * cols / 2),
+                std::slice::from_raw_parts(block_scale, rows * cols / BLOCK_SIZE),
+                std::slice::from_raw_parts_mut(out, rows * cols),
+            )
+        };
+        dequantize_row(packed, block_scale, global_scale, out);
+        Ok(())
+    })
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvfp4_moe_sf_size(num_rows: u64, num_sf_cols: u64) -> u64 {
+    sf_size_128x4(num_rows, num_sf_cols)
+}
+
+/// See the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn nvfp4_moe_sf_offset(row: u64, sf_col: u64, num_sf_cols: u64) -> u64 {
+    sf_offset_128x4(row, sf_col, num_sf_cols)
+}

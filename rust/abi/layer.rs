@@ -1,0 +1,268 @@
+//! Exports of the MoE layer.
+
+use super::header::*;
+use super::{
+    Struct, device_of, guard, mode_of, not_null, not_null_mut, null_error, policy_of, read_struct, size_of_field,
+    stride,
+};
+use crate::config::{LayerConfig, Swiglu};
+use crate::error::{Error, Result};
+use crate::format::BLOCK_SIZE;
+use crate::layer::{InputScales, Layer, LayerArgs, LayerWeights, Tensor};
+
+// SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
+unsafe impl Struct for nvfp4_moe_layer_desc {
+    const NAME: &'static str = "nvfp4_moe_layer_desc";
+    const FIRST_SIZE: usize = 56;
+}
+// SAFETY: as above.
+unsafe impl Struct for nvfp4_moe_layer_weights {
+    const NAME: &'static str = "nvfp4_moe_layer_weights";
+    const FIRST_SIZE: usize = 64;
+}
+// SAFETY: as above.
+unsafe impl Struct for nvfp4_moe_layer_args {
+    const NAME: &'static str = "nvfp4_moe_layer_args";
+    const FIRST_SIZE: usize = 104;
+}
+
+fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
+    let device = device_of(desc.device_kind, desc.device_ordinal)?;
+    Ok(LayerConfig {
+        device,
+        mode: mode_of(device, desc.mode)?,
+        scale_policy: policy_of(desc.scale_policy)?,
+        hidden_size: size_of_field("hidden_size", desc.hidden_size)?,
+        intermediate_size: size_of_field("intermediate_size", desc.intermediate_size)?,
+        num_experts: size_of_field("num_experts", desc.num_experts)?,
+        num_local_experts: size_of_field("num_local_experts", desc.num_local_experts)?,
+        first_local_expert: size_of_field("first_local_expert", desc.first_local_expert)?,
+        top_k: size_of_field("top_k", desc.top_k)?,
+        swiglu: Swiglu::new(desc.swiglu_limit, desc.swiglu_alpha, desc.swiglu_beta)?,
+    })
+}
+
+fn tensor<T>(name: &str, pointer: *const T, len: usize) -> Result<Tensor<T>> {
+    if pointer.is_null() { Err(null_error(name)) } else { Ok(Tensor { pointer, len }) }
+}
+
+fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWeights> {
+    let (hidden, inter, experts) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
+    let values = experts * inter * hidden; // of w2; w13 has twice as many
+    if w.up_first != 0 && w.up_first != 1 {
+        let remedy = "Pass 0 if gate rows come first.";
+        return Err(Error::argument("up_first", w.up_first, "it must be 0 or 1", remedy));
+    }
+    Ok(LayerWeights {
+        up_first: w.up_first == 1,
+        w13: tensor("w13", w.w13, values)?,
+        w13_block_scale: tensor("w13_block_scale", w.w13_block_scale, 2 * values / BLOCK_SIZE)?,
+        w13_global_scale: tensor("w13_global_scale", w.w13_global_scale, 2 * experts)?,
+        w2: tensor("w2", w.w2, values / 2)?,
+        w2_block_scale: tensor("w2_block_scale", w.w2_block_scale, values / BLOCK_SIZE)?,
+        w2_global_scale: tensor("w2_global_scale", w.w2_global_scale, experts)?,
+        input_scales: InputScales { w13: w.w13_input_scale, w2: w.w2_input_scale },
+    })
+}
+
+fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerArgs>> {
+    let num_tokens = size_of_field("num_tokens", a.num_tokens)?;
+    let topk_ids_are_i64 = match a.topk_ids_dtype as u32 {
+        NVFP4_MOE_DTYPE_I32 => false,
+        NVFP4_MOE_DTYPE_I64 => true,
+        _ => {
+            let rule = "it must be 0 (int32) or 1 (int64)";
+            return Err(Error::argument("topk_ids_dtype", a.topk_ids_dtype, rule, "Convert the ids."));
+        }
+    };
+    let mapped = if a.expert_map.is_null() { 0 } else { config.num_experts };
+    if usize::try_from(a.num_experts_mapped) != Ok(mapped) {
+        let rule = format!("it must be {mapped}: num_experts where expert_map is given, else 0");
+        return Err(Error::argument("num_experts_mapped", a.num_experts_mapped, rule, "Pass the map's length."));
+    }
+    if num_tokens == 0 {
+        return Ok(None);
+    }
+    let (hidden, top_k) = (config.hidden_size, config.top_k);
+    let checked = LayerArgs {
+        num_tokens,
+        x: super::aligned("x", a.x.cast(), 2)?,
+        x_row_stride: stride("x_row_stride", a.x_row_stride, "hidden_size", hidden)?,
+        topk_ids: super::aligned("topk_ids", a.topk_ids.cast::<u8>(), if topk_ids_are_i64 { 8 } else { 4 })?,
+        topk_ids_row_stride: stride("topk_ids_row_stride", a.topk_ids_row_stride, "top_k", top_k)?,
+        topk_ids_are_i64,
+        topk_weights: super::aligned_or_null("topk_weights", a.topk_weights, 4)?,
+        topk_weights_row_stride: stride("topk_weights_row_stride", a.topk_weights_row_stride, "top_k", top_k)?,
+        expert_map: super::aligned_or_null("expert_map", a.expert_map, 4)?,
+        out: super::aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
+        out_row_stride: stride("out_row_stride", a.out_row_stride, "hidden_size", hidden)?,
+        workspace: a.workspace.cast(),
+        workspace_size: a.workspace_size,
+    };
+    let span = |row_stride: usize| 2 * ((num_tokens - 1) * row_stride + hidden);
+    super::no_overlap(checked.x, span(checked.x_row_stride), checked.out, span(checked.out_row_stride))?;
+    Ok(Some(checked))
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_create(
+    desc: *const nvfp4_moe_layer_desc,
+    out: *mut *mut nvfp4_moe_layer,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let out = not_null_mut("out", out)?;
+        let layer = Layer::new(config(&read_struct(desc)?)?)?;
+        *out = Box::into_raw(Box::new(layer)).cast();
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_destroy(layer: *mut nvfp4_moe_layer) {
+    guard(|| {
+        if !layer.is_null() {
+            // SAFETY: made by create's Box::into_raw, and not used again.
+            drop(unsafe { Box::from_raw(layer.cast::<Layer>()) });
+        }
+        Ok(())
+    });
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_storage_size(layer: *const nvfp4_moe_layer, out: *mut u64) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null("layer", layer.cast::<Layer>())?;
+        *not_null_mut("out", out)? = layer.storage_size();
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_prepare(
+    layer: *mut nvfp4_moe_layer,
+    weights_struct: *const nvfp4_moe_layer_weights,
+    _storage: *mut std::ffi::c_void,
+    _storage_size: u64,
+    _stream: *mut CUstream_st,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+        let weights = weights(layer.config(), &read_struct(weights_struct)?)?;
+        layer.prepare(weights)
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_workspace_size(
+    layer: *const nvfp4_moe_layer,
+    max_tokens: i32,
+    out: *mut u64,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null("layer", layer.cast::<Layer>())?;
+        let out = not_null_mut("out", out)?;
+        *out = layer.workspace_size(size_of_field("max_tokens", max_tokens)?)?;
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_forward(
+    layer: *const nvfp4_moe_layer,
+    args_struct: *const nvfp4_moe_layer_args,
+    _stream: *mut CUstream_st,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null("layer", layer.cast::<Layer>())?;
+        match args(layer.config(), &read_struct(args_struct)?)? {
+            Some(args) => layer.forward(&args),
+            None => Ok(()),
+        }
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_calibrate(
+    layer: *mut nvfp4_moe_layer,
+    args_struct: *const nvfp4_moe_layer_args,
+    _stream: *mut CUstream_st,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+        match args(layer.config(), &read_struct(args_struct)?)? {
+            Some(args) => layer.calibrate(&args),
+            None => Ok(()),
+        }
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_calibrated_scales(
+    layer: *mut nvfp4_moe_layer,
+    w13_input_scale: *mut f32,
+    w2_input_scale: *mut f32,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+        let w13 = not_null_mut("w13_input_scale", w13_input_scale)?;
+        let w2 = not_null_mut("w2_input_scale", w2_input_scale)?;
+        InputScales { w13: *w13, w2: *w2 } = layer.calibrated_scales()?;
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_layer_set_input_scales(
+    layer: *mut nvfp4_moe_layer,
+    w13_input_scale: f32,
+    w2_input_scale: f32,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+        layer.set_input_scales(InputScales { w13: w13_input_scale, w2: w2_input_scale })
+    })
+}

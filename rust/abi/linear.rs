@@ -1,0 +1,252 @@
+//! Exports of the NVFP4 linear.
+
+use super::header::*;
+use super::{
+    Struct, aligned, device_of, guard, mode_of, not_null, not_null_mut, null_error, policy_of, read_struct,
+    size_of_field, stride,
+};
+use crate::config::LinearConfig;
+use crate::error::{Error, Result};
+use crate::format::BLOCK_SIZE;
+use crate::layer::Tensor;
+use crate::linear::{Linear, LinearArgs, LinearWeights};
+
+// SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
+unsafe impl Struct for nvfp4_moe_linear_desc {
+    const NAME: &'static str = "nvfp4_moe_linear_desc";
+    const FIRST_SIZE: usize = 32;
+}
+// SAFETY: as above.
+unsafe impl Struct for nvfp4_moe_linear_weights {
+    const NAME: &'static str = "nvfp4_moe_linear_weights";
+    const FIRST_SIZE: usize = 48;
+}
+// SAFETY: as above.
+unsafe impl Struct for nvfp4_moe_linear_args {
+    const NAME: &'static str = "nvfp4_moe_linear_args";
+    const FIRST_SIZE: usize = 56;
+}
+
+fn config(desc: &nvfp4_moe_linear_desc) -> Result<LinearConfig> {
+    let device = device_of(desc.device_kind, desc.device_ordinal)?;
+    Ok(LinearConfig {
+        device,
+        mode: mode_of(device, desc.mode)?,
+        scale_policy: policy_of(desc.scale_policy)?,
+        in_features: size_of_field("in_features", desc.in_features)?,
+        out_features: size_of_field("out_features", desc.out_features)?,
+        num_parts: size_of_field("num_parts", desc.num_parts)?.max(1),
+    })
+}
+
+fn weights(config: &LinearConfig, w: &nvfp4_moe_linear_weights) -> Result<LinearWeights> {
+    let values = config.out_features * config.in_features;
+    let tensor = |name, pointer: *const u8, len| {
+        if pointer.is_null() { Err(null_error(name)) } else { Ok(Tensor { pointer, len }) }
+    };
+    Ok(LinearWeights {
+        weight: tensor("weight", w.weight, values / 2)?,
+        block_scale: tensor("block_scale", w.block_scale, values / BLOCK_SIZE)?,
+        global_scale: Tensor { pointer: aligned("global_scale", w.global_scale, 4)?, len: config.num_parts },
+        part_ends: part_ends(config, w.part_rows)?,
+        bias: match super::aligned_or_null("bias", w.bias.cast::<u16>(), 2)? {
+            bias if bias.is_null() => None,
+            bias => Some(Tensor { pointer: bias, len: config.out_features }),
+        },
+        input_scale: w.input_scale,
+    })
+}
+
+fn part_ends(config: &LinearConfig, part_rows: *const i32) -> Result<Vec<usize>> {
+    if part_rows.is_null() {
+        return if config.num_parts == 1 { Ok(vec![config.out_features]) } else { Err(null_error("part_rows")) };
+    }
+    let pointer = aligned("part_rows", part_rows, 4)?;
+    // SAFETY: the header's contract: num_parts host integers.
+    let rows = unsafe { std::slice::from_raw_parts(pointer, config.num_parts) };
+    let mut ends = Vec::with_capacity(rows.len());
+    let mut end = 0;
+    for (i, rows) in rows.iter().enumerate() {
+        end += size_of_field(&format!("part_rows[{i}]"), *rows)?;
+        ends.push(end);
+    }
+    if end != config.out_features {
+        let rule = format!("it must be out_features, which is {}", config.out_features);
+        return Err(Error::argument("the sum of part_rows", end, rule, "Pass the rows of each fused projection."));
+    }
+    Ok(ends)
+}
+
+fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<LinearArgs>> {
+    let num_tokens = size_of_field("num_tokens", a.num_tokens)?;
+    if num_tokens == 0 {
+        return Ok(None);
+    }
+    let checked = LinearArgs {
+        num_tokens,
+        x: aligned("x", a.x.cast(), 2)?,
+        x_row_stride: stride("x_row_stride", a.x_row_stride, "in_features", config.in_features)?,
+        out: aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
+        out_row_stride: stride("out_row_stride", a.out_row_stride, "out_features", config.out_features)?,
+        workspace: a.workspace.cast(),
+        workspace_size: a.workspace_size,
+    };
+    let x_bytes = 2 * ((num_tokens - 1) * checked.x_row_stride + config.in_features);
+    let out_bytes = 2 * ((num_tokens - 1) * checked.out_row_stride + config.out_features);
+    super::no_overlap(checked.x, x_bytes, checked.out, out_bytes)?;
+    Ok(Some(checked))
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_create(
+    desc: *const nvfp4_moe_linear_desc,
+    out: *mut *mut nvfp4_moe_linear,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let out = not_null_mut("out", out)?;
+        let linear = Linear::new(config(&read_struct(desc)?)?)?;
+        *out = Box::into_raw(Box::new(linear)).cast();
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_destroy(linear: *mut nvfp4_moe_linear) {
+    guard(|| {
+        if !linear.is_null() {
+            // SAFETY: made by create's Box::into_raw, and not used again.
+            drop(unsafe { Box::from_raw(linear.cast::<Linear>()) });
+        }
+        Ok(())
+    });
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_storage_size(linear: *const nvfp4_moe_linear, out: *mut u64) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let linear = not_null("linear", linear.cast::<Linear>())?;
+        *not_null_mut("out", out)? = linear.storage_size();
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_prepare(
+    linear: *mut nvfp4_moe_linear,
+    weights_struct: *const nvfp4_moe_linear_weights,
+    _storage: *mut std::ffi::c_void,
+    _storage_size: u64,
+    _stream: *mut CUstream_st,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let linear = not_null_mut("linear", linear.cast::<Linear>())?;
+        let weights = weights(linear.config(), &read_struct(weights_struct)?)?;
+        linear.prepare(weights)
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_workspace_size(
+    linear: *const nvfp4_moe_linear,
+    max_tokens: i32,
+    out: *mut u64,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let linear = not_null("linear", linear.cast::<Linear>())?;
+        let out = not_null_mut("out", out)?;
+        *out = linear.workspace_size(size_of_field("max_tokens", max_tokens)?);
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_forward(
+    linear: *const nvfp4_moe_linear,
+    args_struct: *const nvfp4_moe_linear_args,
+    _stream: *mut CUstream_st,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let linear = not_null("linear", linear.cast::<Linear>())?;
+        match args(linear.config(), &read_struct(args_struct)?)? {
+            Some(args) => linear.forward(&args),
+            None => Ok(()),
+        }
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_calibrate(
+    linear: *mut nvfp4_moe_linear,
+    args_struct: *const nvfp4_moe_linear_args,
+    _stream: *mut CUstream_st,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let linear = not_null_mut("linear", linear.cast::<Linear>())?;
+        match args(linear.config(), &read_struct(args_struct)?)? {
+            Some(args) => linear.calibrate(&args),
+            None => Ok(()),
+        }
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_calibrated_scale(
+    linear: *mut nvfp4_moe_linear,
+    input_scale: *mut f32,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let linear = not_null_mut("linear", linear.cast::<Linear>())?;
+        let out = not_null_mut("input_scale", input_scale)?;
+        *out = linear.calibrated_scale()?;
+        Ok(())
+    })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_linear_set_input_scale(linear: *mut nvfp4_moe_linear, input_scale: f32) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe { not_null_mut("linear", linear.cast::<Linear>())?.set_input_scale(input_scale) })
+}

@@ -1,0 +1,251 @@
+//! The MoE forward on the CPU.
+
+use super::gemm::{TASK_ROWS, WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
+use super::isa::{self, Isa};
+use super::operands::{Operands, RowTransform};
+use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
+use super::shared::Shared;
+use super::shared_workspace::with_workspace;
+use crate::config::{LayerConfig, Mode, ScalePolicy};
+use crate::error::Result;
+use crate::layer::{Calibration, InputScales, LayerArgs, LayerWeights};
+use crate::routing::{Placement, Routing, max_rows, route};
+use crate::{status, threads};
+use half::bf16;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Compute the layer; with `observe`, also widen it by the inputs of both GEMMs.
+///
+/// # Safety
+/// All pointers are host memory, valid as the header states.
+pub unsafe fn forward(
+    config: &LayerConfig,
+    weights: &LayerWeights,
+    input_scales: InputScales,
+    args: &LayerArgs,
+    observe: Option<&mut Calibration>,
+) -> Result<()> {
+    if args.num_tokens == 0 {
+        return Ok(());
+    }
+    let isa = isa::best();
+    let plan = LayerPlan::new(config, isa, args.num_tokens);
+    let call = Call { config, weights, input_scales, args, isa, plan: &plan };
+    let seen = with_workspace(args.workspace, args.workspace_size, plan.workspace_size, |base| {
+        let base = Shared(base);
+        threads::run(|| {
+            let mut seen = Calibration::default();
+            for first in (0..args.num_tokens).step_by(CHUNK_TOKENS) {
+                let tokens = first..(first + CHUNK_TOKENS).min(args.num_tokens);
+                // SAFETY: the workspace has the plan's size; chunks run one after another.
+                unsafe { call.chunk(base, tokens, observe.is_some(), &mut seen) };
+            }
+            seen
+        })
+    })??;
+    if let Some(observe) = observe {
+        observe.x_amax = observe.x_amax.max(seen.x_amax);
+        observe.h_amax = observe.h_amax.max(seen.h_amax);
+    }
+    Ok(())
+}
+
+struct Call<'a> {
+    config: &'a LayerConfig,
+    weights: &'a LayerWeights,
+    input_scales: InputScales,
+    args: &'a LayerArgs,
+    isa: &'a Isa,
+    plan: &'a LayerPlan,
+}
+
+impl Call<'_> {
+    /// All steps for one range of tokens.
+    unsafe fn chunk(&self, base: Shared<u8>, tokens: Range<usize>, observe: bool, seen: &mut Calibration) {
+        let (config, plan) = (self.config, self.plan);
+        let slots = tokens.len() * config.top_k;
+        let rows = max_rows(slots, config.num_local_experts, ROW_ALIGNMENT);
+        // SAFETY: regions of one walk do not overlap.
+        let (slot_to_row, row_to_slot, row_offsets) = unsafe {
+            (
+                Shared(plan.slot_to_row.pointer(base.0)).part(0, slots),
+                Shared(plan.row_to_slot.pointer(base.0)).part(0, rows),
+                Shared(plan.row_offsets.pointer(base.0)).part(0, config.num_local_experts + 1),
+            )
+        };
+        // SAFETY: ids and map are valid as the header states.
+        unsafe { self.route(&tokens, Routing { slot_to_row, row_to_slot, padded_row_offsets: row_offsets }) };
+        let num_rows = row_offsets[config.num_local_experts] as usize;
+        let row_to_slot = &row_to_slot[..num_rows];
+        let token_of_row = |row: usize| row_to_slot[row] as usize / config.top_k;
+
+        let x =
+            Operands::new(self.isa, config.hidden_size, plan.x.pointer(base.0), plan.x_global_scale.pointer(base.0));
+        let is_routed = |token: usize| slot_to_row[token * config.top_k..][..config.top_k].iter().any(|row| *row >= 0);
+        // SAFETY: rows of x are valid for hidden_size values.
+        let x_row = |token: usize| unsafe {
+            let pointer = self.args.x.add((tokens.start + token) * self.args.x_row_stride);
+            is_routed(token).then(|| std::slice::from_raw_parts(pointer.cast::<bf16>(), config.hidden_size))
+        };
+        let transform = self.transform(self.input_scales.w13);
+        let x_amax = x.write(tokens.len(), x_row, transform, observe, |token| tokens.start + token);
+
+        let h: Shared<bf16> = Shared(plan.h.pointer(base.0).cast());
+        // SAFETY: h has a row for each routed slot.
+        unsafe { self.gemm1(&x, row_offsets, token_of_row, h) };
+
+        let (h_pointer, h_scale) = (plan.h_operand.pointer(base.0), plan.h_global_scale.pointer(base.0));
+        let h_operand = Operands::new(self.isa, config.intermediate_size, h_pointer, h_scale);
+        let transform = self.transform(self.input_scales.w2);
+        let width = config.intermediate_size;
+        // SAFETY: gemm1 wrote these rows and is done.
+        let h_row = |row: usize| unsafe { Some(&*h.part(row * width, width)) };
+        let h_amax = h_operand.write(num_rows, h_row, transform, observe, |row| tokens.start + token_of_row(row));
+
+        let y = Shared(plan.y.pointer(base.0));
+        // SAFETY: y has a row for each routed slot.
+        unsafe { self.gemm2(&h_operand, row_offsets, y) };
+        // SAFETY: gemm2 wrote the rows; out is valid as the header states.
+        unsafe { self.combine(&tokens, slot_to_row, y) };
+
+        seen.x_amax = seen.x_amax.max(x_amax);
+        seen.h_amax = seen.h_amax.max(h_amax);
+    }
+
+    fn transform(&self, input_scale: f32) -> RowTransform {
+        match (self.config.mode, self.config.scale_policy) {
+            (Mode::Nvfp4, ScalePolicy::Static) => RowTransform::Static(input_scale),
+            (Mode::Nvfp4, ScalePolicy::Dynamic) => RowTransform::Dynamic,
+            (Mode::Bf16 | Mode::Fp8, _) => RowTransform::Keep,
+        }
+    }
+
+    unsafe fn route(&self, tokens: &Range<usize>, mut tables: Routing) {
+        let (config, args) = (self.config, self.args);
+        // SAFETY: NULL, or num_experts entries.
+        let expert_map = unsafe {
+            (!args.expert_map.is_null()).then(|| std::slice::from_raw_parts(args.expert_map, config.num_experts))
+        };
+        let placement = Placement {
+            num_experts: config.num_experts,
+            num_local_experts: config.num_local_experts,
+            first_local_expert: config.first_local_expert,
+            expert_map,
+        };
+        let id_of_slot = |slot: usize| {
+            let index = (tokens.start + slot / config.top_k) * args.topk_ids_row_stride + slot % config.top_k;
+            // SAFETY: ids are valid for this token and k.
+            unsafe {
+                if args.topk_ids_are_i64 {
+                    *args.topk_ids.cast::<i64>().add(index)
+                } else {
+                    i64::from(*args.topk_ids.cast::<i32>().add(index))
+                }
+            }
+        };
+        let slots = tokens.len() * config.top_k;
+        let bad = route(placement, slots, id_of_slot, ROW_ALIGNMENT, &mut tables);
+        if let Some(slot) = bad.first_slot {
+            status::CPU.add_out_of_range(tokens.start + slot / config.top_k, bad.count);
+        }
+    }
+
+    /// h = swiglu(x * w13^T), rounded to bf16, a row for each routed slot.
+    unsafe fn gemm1(
+        &self,
+        x: &Operands,
+        row_offsets: &[i32],
+        token_of_row: impl Fn(usize) -> usize + Sync,
+        h: Shared<bf16>,
+    ) {
+        let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
+        // SAFETY: host tensors, not written during the call.
+        let (codes, scales, globals) = unsafe {
+            let w = self.weights;
+            (w.w13.slice(), w.w13_block_scale.slice(), w.w13_global_scale.slice())
+        };
+        let (gate_first, up_first) = if self.weights.up_first { (inter, 0) } else { (0, inter) };
+        let tokens = tokens_at_a_time(self.isa, hidden);
+        for_each_task(row_offsets, inter, tokens, |expert, rows, features| {
+            let matrix = WeightMatrix::expert(codes, scales, 2 * inter, hidden, expert);
+            let pair = &globals[2 * expert..][..2];
+            let (gate_scale, up_scale) = if self.weights.up_first { (pair[1], pair[0]) } else { (pair[0], pair[1]) };
+            let mut gate = vec![[0.0f32; TASK_ROWS]; rows.len()];
+            let x_rows: Vec<_> = rows.clone().map(|row| x.row(token_of_row(row))).collect();
+            let alphas: Vec<_> = rows.clone().map(|row| x.global_scale(token_of_row(row))).collect();
+            let gate_rows = gate_first + features.start..gate_first + features.end;
+            for_each_tile(self.isa, matrix, gate_rows, &x_rows, |first, count, out| {
+                for (gate, out) in gate.iter_mut().zip(out) {
+                    gate[first - gate_first - features.start..][..count].copy_from_slice(&out[..count]);
+                }
+            });
+            let up_rows = up_first + features.start..up_first + features.end;
+            for_each_tile(self.isa, matrix, up_rows, &x_rows, |first, count, out| {
+                let feature = first - up_first;
+                for (i, up) in out.iter().enumerate() {
+                    let gate = &gate[i][feature - features.start..];
+                    // SAFETY: this row and these features belong to this task.
+                    let h = unsafe { h.part((rows.start + i) * inter + feature, count) };
+                    for (j, h) in h.iter_mut().enumerate() {
+                        let gate = gate[j] * (alphas[i] * gate_scale);
+                        let up = up[j] * (alphas[i] * up_scale);
+                        *h = bf16::from_f32(self.config.swiglu.apply(gate, up));
+                    }
+                }
+            });
+        });
+    }
+
+    /// y = h * w2^T in f32, a row for each routed slot.
+    unsafe fn gemm2(&self, h: &Operands, row_offsets: &[i32], y: Shared<f32>) {
+        let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
+        // SAFETY: host tensors, not written during the call.
+        let (codes, scales, globals) = unsafe {
+            let w = self.weights;
+            (w.w2.slice(), w.w2_block_scale.slice(), w.w2_global_scale.slice())
+        };
+        let tokens = tokens_at_a_time(self.isa, inter);
+        for_each_task(row_offsets, hidden, tokens, |expert, rows, features| {
+            let matrix = WeightMatrix::expert(codes, scales, hidden, inter, expert);
+            let h_rows: Vec<_> = rows.clone().map(|row| h.row(row)).collect();
+            let alphas: Vec<_> = rows.clone().map(|row| h.global_scale(row) * globals[expert]).collect();
+            for_each_tile(self.isa, matrix, features, &h_rows, |first, count, out| {
+                for (i, out) in out.iter().enumerate() {
+                    // SAFETY: this row and these features belong to this task.
+                    let y = unsafe { y.part((rows.start + i) * hidden + first, count) };
+                    for (y, out) in y.iter_mut().zip(out) {
+                        *y = out * alphas[i];
+                    }
+                }
+            });
+        });
+    }
+
+    /// out[t] = sum over k of weight * y in f32, each a fused multiply-add, in order of k; 0 where no slot is routed.
+    unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: Shared<f32>) {
+        let config = self.config;
+        let out = Shared(self.args.out.cast::<bf16>());
+        tokens.clone().into_par_iter().for_each_init(Vec::new, |sum: &mut Vec<f32>, token| {
+            let args = self.args;
+            sum.clear();
+            sum.resize(config.hidden_size, 0.0);
+            let slots = (token - tokens.start) * config.top_k..;
+            for (k, row) in slot_to_row[slots][..config.top_k].iter().enumerate().filter(|(_, row)| **row >= 0) {
+                // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
+                let (weight, y) = unsafe {
+                    let at = token * args.topk_weights_row_stride + k;
+                    let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
+                    (weight, &*y.part(*row as usize * config.hidden_size, config.hidden_size))
+                };
+                // SAFETY: `isa` is available on this machine.
+                unsafe { (self.isa.add_scaled)(sum, weight, y) };
+            }
+            // SAFETY: each token's row is written by one task.
+            let out = unsafe { out.part(token * args.out_row_stride, config.hidden_size) };
+            for (out, sum) in out.iter_mut().zip(&*sum) {
+                *out = bf16::from_f32(*sum);
+            }
+        });
+    }
+}

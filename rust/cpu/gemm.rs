@@ -1,0 +1,85 @@
+//! Blocks of a GEMM: some weight rows times the rows of one expert.
+
+use super::isa::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use crate::format::BLOCK_SIZE;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// A weight matrix in checkpoint order.
+#[derive(Clone, Copy)]
+pub struct WeightMatrix<'a> {
+    /// e2m1x2 `[rows, reduction/2]`
+    pub codes: &'a [u8],
+    /// e4m3 `[rows, reduction/16]`
+    pub block_scales: &'a [u8],
+    /// Columns.
+    pub reduction: usize,
+}
+
+impl<'a> WeightMatrix<'a> {
+    /// Expert `index` of matrices stacked along the first dimension, `rows` rows each.
+    pub fn expert(codes: &'a [u8], block_scales: &'a [u8], rows: usize, reduction: usize, index: usize) -> Self {
+        let (code_len, scale_len) = (rows * reduction / 2, rows * reduction / BLOCK_SIZE);
+        WeightMatrix {
+            codes: &codes[index * code_len..][..code_len],
+            block_scales: &block_scales[index * scale_len..][..scale_len],
+            reduction,
+        }
+    }
+}
+
+/// Weight rows of one task: enough to be worth a steal, few enough that one expert feeds all threads.
+pub const TASK_ROWS: usize = 32;
+
+/// Activation rows that stay in a core's L2 (1 MiB on the machines we know) while weight rows pass by.
+const L2_OPERAND_BYTES: usize = 640 << 10;
+
+/// Tokens for one pass over a block of weight rows: as many as L2 and the tile take, but at least six, below which
+/// decoding would be shared by too few.
+pub fn tokens_at_a_time(isa: &Isa, reduction: usize) -> usize {
+    (L2_OPERAND_BYTES / isa.operand_row_bytes(reduction)).clamp(6, MAX_TILE_TOKENS) / 6 * 6
+}
+
+/// For tiles of weight rows in `rows`: `put(first_row, tile_rows, out)` gets the f32 products with each row of `x`.
+pub fn for_each_tile(
+    isa: &Isa,
+    weights: WeightMatrix,
+    rows: Range<usize>,
+    x: &[*const u8],
+    mut put: impl FnMut(usize, usize, &[[f32; TILE_ROWS]]),
+) {
+    let mut out: TileOut = [[0.0; TILE_ROWS]; MAX_TILE_TOKENS];
+    for row in rows.clone().step_by(TILE_ROWS) {
+        let tile = Tile {
+            codes: &weights.codes[row * weights.reduction / 2..],
+            block_scales: &weights.block_scales[row * weights.reduction / BLOCK_SIZE..],
+            rows: (rows.end - row).min(TILE_ROWS),
+            reduction: weights.reduction,
+            x,
+        };
+        // SAFETY: `isa` is available on this machine; x holds operand rows of this reduction.
+        unsafe { (isa.tile)(&tile, &mut out) };
+        put(row, tile.rows, &out[..x.len()]);
+    }
+}
+
+/// Run `body(expert, rows, features)` over all experts that have rows, in parallel: a task is [`TASK_ROWS`] features of
+/// one expert, for all its rows, `rows_at_a_time`.
+pub fn for_each_task(
+    row_offsets: &[i32],
+    features: usize,
+    rows_at_a_time: usize,
+    body: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
+) {
+    let active: Vec<usize> = (0..row_offsets.len() - 1).filter(|e| row_offsets[*e] < row_offsets[*e + 1]).collect();
+    let blocks = features.div_ceil(TASK_ROWS);
+    (0..active.len() * blocks).into_par_iter().for_each(|task| {
+        let expert = active[task / blocks];
+        let first = task % blocks * TASK_ROWS;
+        let features = first..(first + TASK_ROWS).min(features);
+        let rows = row_offsets[expert] as usize..row_offsets[expert + 1] as usize;
+        for start in rows.clone().step_by(rows_at_a_time) {
+            body(expert, start..(start + rows_at_a_time).min(rows.end), features.clone());
+        }
+    });
+}

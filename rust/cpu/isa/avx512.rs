@@ -1,0 +1,117 @@
+//! AVX-512 F/BW/VL: 16 lanes, and a 16-entry table look-up that decodes e2m1 in one instruction.
+
+use super::generic::{self, Simd};
+use super::{GROUP, Isa, Tile, TileOut};
+use std::arch::x86_64::*;
+
+pub(super) static ISA: Isa = Isa { name: "avx512", operand_bytes: 4, order: order(), tile, add_scaled, available };
+
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("f16c")
+}
+
+/// A 64-byte load puts 8 neighbours (one u32) in each lane; shifting right by 4 bits walks through them. So vector
+/// `j` of a group holds values `8 lane + j`.
+const fn order() -> [u8; GROUP] {
+    let mut order = [0; GROUP];
+    let mut place = 0;
+    while place < GROUP {
+        order[place] = (8 * (place % 16) + place / 16) as u8;
+        place += 1;
+    }
+    order
+}
+
+struct Avx512;
+
+/// Hand the vectors `2 pair` and `2 pair + 1` of each group, `e2m1 * block_scale` in f32, to `put(group, vectors, pair)`.
+///
+/// # Safety
+/// The CPU has AVX-512 F/BW/VL; 64 codes bytes and 8 scales a group are readable.
+#[inline(always)]
+pub(super) unsafe fn decode_groups(
+    codes: *const u8,
+    block_scales: *const u8,
+    groups: usize,
+    mut put: impl FnMut(usize, [__m512; 2], usize),
+) {
+    // SAFETY: by contract.
+    unsafe {
+        // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); the table undoes it.
+        let half =
+            _mm512_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0);
+        let values = _mm512_mul_ps(half, _mm512_set1_ps(256.0));
+        let pairs = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); // two lanes share a scale
+        for group in 0..groups {
+            let scale_bits = _mm_loadl_epi64(block_scales.add(group * 8).cast());
+            let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
+            let scale = _mm512_permutexvar_ps(pairs, _mm512_castps256_ps512(scales));
+            let mut words = _mm512_loadu_si512(codes.add(group * 64).cast());
+            for pair in 0..4 {
+                // permutexvar reads the four low bits of each lane: the code.
+                let even = _mm512_mul_ps(_mm512_permutexvar_ps(words, values), scale);
+                words = _mm512_srli_epi32::<4>(words);
+                let odd = _mm512_mul_ps(_mm512_permutexvar_ps(words, values), scale);
+                words = _mm512_srli_epi32::<4>(words);
+                put(group, [even, odd], pair);
+            }
+        }
+    }
+}
+
+// SAFETY: callers check `available`.
+unsafe impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const OP_BYTES: usize = 64;
+    const VALUE_BYTES: usize = 4;
+    const TOKENS: usize = 6; // 24 accumulators, 6 tokens and 1 weight of 32 registers
+    type Acc = __m512;
+    type Op = __m512;
+
+    #[inline(always)]
+    unsafe fn load_acc(from: *const f32) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_acc(to: *mut f32, value: __m512) {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_op(from: *const u8) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_loadu_ps(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(acc: __m512, w: __m512, x: __m512) -> __m512 {
+        // SAFETY: the CPU has AVX-512.
+        unsafe { _mm512_fmadd_ps(w, x, acc) }
+    }
+    #[inline(always)]
+    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8) {
+        let out = out.cast::<f32>();
+        // SAFETY: by the trait's contract.
+        unsafe {
+            decode_groups(codes, block_scales, groups, |group, [even, odd], pair| {
+                let out = out.add(group * GROUP + pair * 32);
+                _mm512_storeu_ps(out, even);
+                _mm512_storeu_ps(out.add(16), odd);
+            });
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+unsafe fn tile(tile: &Tile, out: &mut TileOut) {
+    // SAFETY: by contract of Isa::tile.
+    unsafe { generic::tile::<Avx512>(tile, out) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+pub(super) unsafe fn add_scaled(sum: &mut [f32], weight: f32, y: &[f32]) {
+    generic::add_scaled(sum, weight, y)
+}

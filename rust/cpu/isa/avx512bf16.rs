@@ -1,0 +1,81 @@
+//! AVX-512 with bf16 dot products: twice the multiplications of f32. Weights (`e2m1 * block_scale`) and quantised
+//! activations are exact in bf16. The instruction flushes subnormal operands and sums to zero.
+
+use super::avx512::decode_groups;
+use super::generic::{self, Simd};
+use super::{GROUP, Isa, Tile, TileOut};
+use std::arch::x86_64::*;
+
+pub(super) static ISA: Isa = Isa {
+    name: "avx512bf16",
+    operand_bytes: 2,
+    order: order(),
+    tile,
+    add_scaled: super::avx512::add_scaled,
+    available,
+};
+
+fn available() -> bool {
+    super::avx512::available() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Two f32 vectors of `avx512` (values `8 lane + j`, j even then odd) make one of 32 bf16 values.
+const fn order() -> [u8; GROUP] {
+    let mut order = [0; GROUP];
+    let mut place = 0;
+    while place < GROUP {
+        let (vector, half, lane) = (place / 32, place % 32 / 16, place % 16);
+        order[place] = (8 * lane + 2 * vector + half) as u8;
+        place += 1;
+    }
+    order
+}
+
+struct Avx512Bf16;
+
+// SAFETY: callers check `available`.
+unsafe impl Simd for Avx512Bf16 {
+    const LANES: usize = 16;
+    const OP_BYTES: usize = 64;
+    const VALUE_BYTES: usize = 2;
+    const TOKENS: usize = 6;
+    type Acc = __m512;
+    type Op = __m512bh;
+
+    #[inline(always)]
+    unsafe fn load_acc(from: *const f32) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_acc(to: *mut f32, value: __m512) {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_op(from: *const u8) -> __m512bh {
+        // SAFETY: by the trait's contract; the types differ in name only.
+        unsafe { std::mem::transmute(_mm512_loadu_si512(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(acc: __m512, w: __m512bh, x: __m512bh) -> __m512 {
+        // SAFETY: the CPU has AVX-512 BF16.
+        unsafe { _mm512_dpbf16_ps(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8) {
+        // SAFETY: by the trait's contract; the conversion is exact and puts its second argument in the low half.
+        unsafe {
+            decode_groups(codes, block_scales, groups, |group, [even, odd], pair| {
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+                _mm512_storeu_si512(out.add(group * GROUP * 2 + pair * 64).cast(), both);
+            });
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,f16c")]
+unsafe fn tile(tile: &Tile, out: &mut TileOut) {
+    // SAFETY: by contract of Isa::tile.
+    unsafe { generic::tile::<Avx512Bf16>(tile, out) }
+}

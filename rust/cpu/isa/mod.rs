@@ -1,0 +1,99 @@
+//! One microkernel, four instruction sets.
+//!
+//! A *tile* is [`TILE_ROWS`] weight rows times any number of activation rows over the whole reduction:
+//!
+//! ```text
+//! for each chunk of the reduction that fits L1
+//!     for each weight row    decode e2m1 * block_scale (exact) into scratch
+//!     for each few tokens    accumulators[row][token][lane] += scratch[row] * x[token]
+//! out[token][row] = sum over lanes
+//! ```
+//!
+//! Decoding into scratch costs almost nothing even for one token (stores have a port of their own), and every
+//! output sees the same additions in the same order however many tokens share the tile: a token alone equals the
+//! token in a batch, bit for bit.
+//!
+//! Layers, as in memchr: `generic` is the algorithm over a trait `Simd`, `portable`, `avx2`, `avx512` and
+//! `avx512bf16` are what an instruction set adds, and this file is the only dispatch.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
+mod generic;
+mod portable;
+
+use once_cell::sync::Lazy;
+
+/// Weight rows of a tile.
+pub const TILE_ROWS: usize = 4;
+
+/// Values that an instruction set may reorder among themselves: the operand rows of activations hold each group in
+/// the order in which [`Isa::dequantize`] leaves the weights. Reductions are padded to whole groups with zeros.
+pub const GROUP: usize = 128;
+
+/// Activation rows that one tile call takes at most.
+pub const MAX_TILE_TOKENS: usize = 48;
+
+/// One tile's inputs.
+pub struct Tile<'a> {
+    /// e2m1x2 rows, from the first row of the tile.
+    pub codes: &'a [u8],
+    /// e4m3 rows, from the first row of the tile.
+    pub block_scales: &'a [u8],
+    /// Rows of the tile, 1 to [`TILE_ROWS`].
+    pub rows: usize,
+    /// Length of the reduction, a multiple of 16.
+    pub reduction: usize,
+    /// Operand rows of the tokens: `Isa::operand_row_bytes(reduction)` readable bytes each.
+    pub x: &'a [*const u8],
+}
+
+/// `[token][row]`, what a tile computes.
+pub type TileOut = [[f32; TILE_ROWS]; MAX_TILE_TOKENS];
+
+/// What an instruction set provides.
+pub struct Isa {
+    /// As reported by `nvfp4_moe_cpu_isa`.
+    pub name: &'static str,
+    /// Bytes of an activation value in an operand row: 4 (f32) or 2 (bf16).
+    pub operand_bytes: usize,
+    /// Place in an operand group -> index of the value in its group.
+    pub order: [u8; GROUP],
+    /// Compute a tile. Safety: the CPU has the instructions, and the tile keeps its promises.
+    pub tile: unsafe fn(&Tile, &mut TileOut),
+    /// `sum += weight * y`, fused multiply-adds. Safety: the CPU has the instructions.
+    pub add_scaled: unsafe fn(sum: &mut [f32], weight: f32, y: &[f32]),
+    available: fn() -> bool,
+}
+
+impl Isa {
+    /// Bytes of an operand row.
+    pub fn operand_row_bytes(&self, reduction: usize) -> usize {
+        reduction.next_multiple_of(GROUP) * self.operand_bytes
+    }
+}
+
+/// Every instruction set this build knows, best first.
+static ALL: &[&Isa] = &[
+    #[cfg(target_arch = "x86_64")]
+    &avx512bf16::ISA,
+    #[cfg(target_arch = "x86_64")]
+    &avx512::ISA,
+    #[cfg(target_arch = "x86_64")]
+    &avx2::ISA,
+    &portable::ISA,
+];
+
+/// The instruction sets of this machine, best first; never empty.
+pub fn available() -> impl Iterator<Item = &'static Isa> {
+    ALL.iter().copied().filter(|isa| (isa.available)())
+}
+
+/// The one in use.
+pub fn best() -> &'static Isa {
+    static BEST: Lazy<&'static Isa> = Lazy::new(|| available().next().unwrap_or(&portable::ISA));
+    &BEST
+}

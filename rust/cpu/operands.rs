@@ -1,0 +1,149 @@
+//! Activation rows as the microkernel wants them: quantised or not, in the instruction set's order, zero-padded.
+
+use super::isa::{GROUP, Isa};
+use super::shared::Shared;
+use crate::format::{
+    BLOCK_SIZE, BlockReport, QuantScale, dequantize_row, dynamic_global_scale, finite_amax, quantize_row,
+};
+use crate::status;
+use half::{bf16, slice::HalfFloatSliceExt};
+use parking_lot::Mutex;
+use rayon::prelude::*;
+
+/// What happens to a row of activations before a GEMM.
+#[derive(Debug, Clone, Copy)]
+pub enum RowTransform {
+    /// Mode bf16: nothing.
+    Keep,
+    /// Mode nvfp4 with this global scale for every row.
+    Static(f32),
+    /// Mode nvfp4 with a global scale from each row's amax.
+    Dynamic,
+}
+
+/// Operand rows in the workspace.
+pub struct Operands<'a> {
+    isa: &'a Isa,
+    row_bytes: usize,
+    rows: Shared<u8>,
+    global_scales: Shared<f32>,
+}
+
+impl<'a> Operands<'a> {
+    /// Rows of `isa` at `rows`, for a reduction of this length.
+    pub fn new(isa: &'a Isa, reduction: usize, rows: *mut u8, global_scales: *mut f32) -> Self {
+        Operands {
+            isa,
+            row_bytes: isa.operand_row_bytes(reduction),
+            rows: Shared(rows),
+            global_scales: Shared(global_scales),
+        }
+    }
+
+    /// Write `count` rows; `source` may leave a row out. Returns the largest amax, -1 without `observe` or rows.
+    pub fn write<'r>(
+        &self,
+        count: usize,
+        source: impl Fn(usize) -> Option<&'r [bf16]> + Sync,
+        transform: RowTransform,
+        observe: bool,
+        token_of_row: impl Fn(usize) -> usize + Sync,
+    ) -> f32 {
+        let amax = Mutex::new(-1.0f32);
+        (0..count).into_par_iter().for_each_init(RowBuffers::default, |buffers, row| {
+            let Some(values) = source(row) else { return };
+            // SAFETY: each row is written by one task.
+            let out = unsafe { self.rows.part(row * self.row_bytes, self.row_bytes) };
+            let seen = write_operand(self.isa, values, transform, observe, buffers, out);
+            status::CPU.add_blocks(token_of_row(row), seen.report);
+            // SAFETY: as above.
+            unsafe { self.global_scales.part(row, 1)[0] = seen.global_scale };
+            if observe {
+                let mut amax = amax.lock();
+                *amax = amax.max(seen.amax);
+            }
+        });
+        amax.into_inner()
+    }
+
+    /// The operand row.
+    pub fn row(&self, row: usize) -> *const u8 {
+        self.rows.0.wrapping_add(row * self.row_bytes)
+    }
+
+    /// What the row's GEMM results are multiplied by, beside the weight's global scale.
+    pub fn global_scale(&self, row: usize) -> f32 {
+        // SAFETY: written before the GEMM that reads it.
+        unsafe { *self.global_scales.0.add(row) }
+    }
+}
+
+/// What a row turned out to hold.
+#[derive(Debug, Clone, Copy)]
+struct RowSeen {
+    /// What the GEMM's result is multiplied by, beside the weight's global scale; 1 where nothing was quantised.
+    global_scale: f32,
+    /// Counted by the quantiser.
+    report: BlockReport,
+    /// Largest finite magnitude, where asked for.
+    amax: f32,
+}
+
+/// Buffers of one thread, reused over rows.
+#[derive(Default)]
+struct RowBuffers {
+    values: Vec<f32>,
+    codes: Vec<u8>,
+    block_scales: Vec<u8>,
+}
+
+/// Turn one bf16 row into an operand row of `isa`.
+///
+/// `observe` asks for the row's amax. An operand holds `e2m1 * block_scale` where quantised: exact, in bf16 too.
+fn write_operand(
+    isa: &Isa,
+    row: &[bf16],
+    transform: RowTransform,
+    observe: bool,
+    buffers: &mut RowBuffers,
+    out: &mut [u8],
+) -> RowSeen {
+    buffers.values.resize(row.len(), 0.0);
+    row.convert_to_f32_slice(&mut buffers.values);
+    let amax = if observe { finite_amax(&buffers.values) } else { 0.0 };
+    let global_scale = match transform {
+        RowTransform::Keep => None,
+        RowTransform::Static(scale) => Some(scale),
+        RowTransform::Dynamic => Some(dynamic_global_scale(&buffers.values)),
+    };
+    let mut seen = RowSeen { global_scale: 1.0, report: BlockReport::default(), amax };
+    if let Some(global_scale) = global_scale {
+        seen.global_scale = global_scale;
+        let RowBuffers { values, codes, block_scales } = buffers;
+        codes.resize(row.len() / 2, 0);
+        block_scales.resize(row.len() / BLOCK_SIZE, 0);
+        let scale = QuantScale::from_global_scale(global_scale);
+        seen.report = quantize_row(values, scale, codes, |i, block_scale| block_scales[i] = block_scale);
+        dequantize_row(codes, block_scales, 1.0, values);
+    }
+    write_in_order(isa, &buffers.values, out);
+    seen
+}
+
+fn write_in_order(isa: &Isa, values: &[f32], out: &mut [u8]) {
+    let group_bytes = GROUP * isa.operand_bytes;
+    for (group, out) in values.chunks(GROUP).zip(out.chunks_exact_mut(group_bytes)) {
+        let mut padded = [0.0; GROUP];
+        padded[..group.len()].copy_from_slice(group);
+        let ordered: [f32; GROUP] = std::array::from_fn(|place| padded[usize::from(isa.order[place]) % GROUP]);
+        if isa.operand_bytes == 2 {
+            for (out, value) in out.chunks_exact_mut(2).zip(ordered) {
+                out.copy_from_slice(&bf16::from_f32(value).to_ne_bytes());
+            }
+        } else {
+            for (out, value) in out.chunks_exact_mut(4).zip(ordered) {
+                out.copy_from_slice(&value.to_ne_bytes());
+            }
+        }
+    }
+}
