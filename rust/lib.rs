@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod format;
 pub mod layer;

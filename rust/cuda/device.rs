@@ -194,6 +194,24 @@ impl Device {
         check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) }, during)
     }
 
+    /// Copy `len` values from device memory to device memory, in the order of the stream.
+    ///
+    /// # Safety
+    /// Both sides must hold `len` values on this device.
+    pub unsafe fn copy<T>(&self, target: *mut T, source: *const T, len: usize, stream: Stream) -> Result<()> {
+        let bytes = len * size_of::<T>();
+        // SAFETY: by contract.
+        let copied = unsafe {
+            result::memcpy_dtod_async(target as sys::CUdeviceptr, source as sys::CUdeviceptr, bytes, stream)
+        };
+        check("cuMemcpyDtoDAsync", copied, || format!("Copying {bytes} bytes on CUDA device {}", self.ordinal))
+    }
+
+    /// Wait for all work of the context.
+    pub fn synchronize(&self) -> Result<()> {
+        check("cuCtxSynchronize", result::ctx::synchronize(), || format!("Waiting for CUDA device {}", self.ordinal))
+    }
+
     fn write_status(&self, stream: Stream) -> Result<()> {
         let clear = params::DeviceStatus { first_bad: u64::MAX, ..Default::default() };
         // SAFETY: the device's own block.
