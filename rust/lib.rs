@@ -7,6 +7,7 @@
 //! ```
 
 pub mod abi;
+pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 pub mod cuda;

@@ -1,5 +1,6 @@
 //! The C ABI: `include/nvfp4_moe.h` in Rust. Exports hold no logic: a [`guard`] around one call.
 
+mod checkpoint;
 mod checks;
 mod format;
 mod layer;
@@ -10,6 +11,7 @@ pub(crate) use checks::*;
 
 /// The exported functions, for Rust callers: tests, benchmarks, fuzz targets.
 pub mod exports {
+    pub use super::checkpoint::*;
     pub use super::format::*;
     pub use super::layer::*;
     pub use super::linear::*;

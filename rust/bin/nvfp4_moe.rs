@@ -1,3 +1,62 @@
-//! `nvfp4-moe`: tools for NVFP4 checkpoints.
+//! `nvfp4-moe`: look into a checkpoint.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use nvfp4_moe::checkpoint::Checkpoint;
+use nvfp4_moe::error::Result;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The NVFP4 mixture-of-experts layer, from the command line.
+///
+/// Exit status: 0 fine, 1 refused, 2 wrong usage.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show the NVFP4 MoE layers of a checkpoint, with every scale checked, and what to watch out for.
+    Inspect {
+        /// Directory of safetensors files with their config.json.
+        directory: PathBuf,
+        /// Only this layer.
+        #[arg(long)]
+        layer: Option<u32>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Command::Inspect { directory, layer, json } = Arguments::parse().command;
+    match inspect(&directory, layer, json) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("nvfp4-moe: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Print the report; true if every layer is accepted, and there is one.
+fn inspect(directory: &Path, layer: Option<u32>, json: bool) -> Result<bool> {
+    let checkpoint = Checkpoint::open(directory)?;
+    let report = checkpoint.inspect(layer, |layer| eprintln!("reading the scales of layer {layer}"));
+    if json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    if report.layers.is_empty() && report.refused.is_empty() {
+        eprintln!(
+            "nvfp4-moe: the checkpoint has no NVFP4 MoE layer; tensors must be named \
+             layers.N.*.experts.E.(w1|w2|w3|gate_proj|up_proj|down_proj).*. Check the directory."
+        );
+    }
+    Ok(report.is_accepted())
+}

@@ -1,0 +1,30 @@
+// The format on host memory, the device counters, and the library's process-wide settings, as ops.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace nvfp4_moe_op {
+
+// bf16 [rows, cols] -> e2m1x2 u8 [rows, cols/2]; e4m3 as u8, [rows, cols/16] or, swizzled, [sf_size]; f32 global
+// scales: [1], the one given, or without one (dynamic) [rows].
+std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, std::optional<double> global_scale, bool swizzled);
+
+// e2m1x2 u8 [rows, cols/2], linear e4m3 [rows, cols/16] -> f32 [rows, cols]
+Tensor dequantize(const Tensor& packed, const Tensor& block_scale, double global_scale);
+
+int64_t sf_size(int64_t num_rows, int64_t num_sf_cols);
+int64_t sf_offset(int64_t row, int64_t sf_col, int64_t num_sf_cols);
+
+// (saturated_blocks, nonfinite_values, out_of_range_ids, first_bad_token)
+std::tuple<int64_t, int64_t, int64_t, int64_t> device_status_read(const Device& device);
+void device_status_reset(const Device& device);
+
+int64_t version();
+std::string cpu_isa();
+void set_num_threads(int64_t num_threads);
+
+}  // namespace nvfp4_moe_op

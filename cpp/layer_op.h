@@ -1,0 +1,37 @@
+// The MoE layer as ops. Shapes are those of nvfp4_moe_layer_desc, _weights and _args in nvfp4_moe.h.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "tensors.h"
+
+namespace nvfp4_moe_op {
+
+int64_t layer_create(const Device& device, std::string mode, std::string scale_policy, int64_t hidden_size,
+                     int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
+                     int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
+                     double swiglu_beta);
+void layer_destroy(int64_t layer);
+
+// The layer keeps what its handle points into: the weights on the CPU, its own storage (allocated here) on CUDA.
+void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale, const Tensor& w2,
+                   const Tensor& w2_block_scale, const Tensor& w2_global_scale, double w13_input_scale,
+                   double w2_input_scale, bool up_first, int64_t layer);
+
+// Bytes of a workspace tensor for up to max_tokens tokens, room for its alignment included.
+int64_t layer_workspace_size(int64_t layer, int64_t max_tokens);
+
+void moe_forward(const Tensor& x, const Tensor& topk_ids, const std::optional<Tensor>& topk_weights,
+                 const std::optional<Tensor>& expert_map, const std::optional<Tensor>& workspace, int64_t layer,
+                 const Tensor& out);
+void moe_calibrate(const Tensor& x, const Tensor& topk_ids, const std::optional<Tensor>& topk_weights,
+                   const std::optional<Tensor>& expert_map, const std::optional<Tensor>& workspace, int64_t layer,
+                   const Tensor& out);
+
+// (w13_input_scale, w2_input_scale)
+std::tuple<double, double> layer_calibrated_scales(int64_t layer);
+void layer_set_input_scales(int64_t layer, double w13_input_scale, double w2_input_scale);
+
+}  // namespace nvfp4_moe_op

@@ -1,0 +1,116 @@
+//! Where bytes come from: files of a directory, or of memory (for tests and the fuzzer).
+//!
+//! Files are read with `pread`, not mapped. A mapped file that someone truncates kills the process, its pages count
+//! as ours (so a layer would be held twice while it is copied), and the copy has to be made either way.
+
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// A flat set of named files.
+#[derive(Debug)]
+pub enum Directory {
+    /// On disk.
+    Disk(PathBuf),
+    /// Contents by name.
+    Memory(BTreeMap<String, Vec<u8>>),
+}
+
+/// One open file.
+#[derive(Debug)]
+pub enum Source {
+    /// An open regular file and its size when it was opened.
+    Disk(File, u64),
+    /// Its contents.
+    Memory(Vec<u8>),
+}
+
+impl Directory {
+    /// Names of its files, sorted.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let path = match self {
+            Directory::Memory(files) => return Ok(files.keys().cloned().collect()),
+            Directory::Disk(path) => path,
+        };
+        let entries = fs::read_dir(path).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+        let entries = entries.map_err(|e| {
+            let rule = "it must be a readable directory of safetensors files";
+            Error::Io(format!("checkpoint is {} ({e}); {rule}. Pass the model's directory.", path.display()))
+        })?;
+        let mut names: Vec<_> = entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Open a file; `None` if there is none of that name.
+    pub fn open(&self, name: &str) -> Result<Option<Source>> {
+        match self {
+            Directory::Memory(files) => Ok(files.get(name).map(|bytes| Source::Memory(bytes.clone()))),
+            Directory::Disk(directory) => open_file(directory.join(name)).map_err(|e| io_error(name, e)),
+        }
+    }
+}
+
+fn open_file(path: PathBuf) -> std::io::Result<Option<Source>> {
+    match fs::metadata(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+        // Opening a pipe would wait for its writer.
+        Ok(metadata) if !metadata.is_file() => return Err(std::io::Error::other("it is not a regular file")),
+        Ok(_) => {}
+    }
+    let file = File::open(&path)?;
+    let size = file.metadata()?.len();
+    Ok(Some(Source::Disk(file, size)))
+}
+
+impl Source {
+    /// Size in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Source::Disk(_, size) => *size,
+            Source::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Fill `buf` from byte `offset` on; `name` is the file's, for the error.
+    pub fn read_exact_at(&self, name: &str, buf: &mut [u8], offset: u64) -> Result<()> {
+        let result = match self {
+            Source::Disk(file, _) => file.read_exact_at(buf, offset),
+            Source::Memory(bytes) => {
+                let end = offset.checked_add(buf.len() as u64);
+                match end.and_then(|end| bytes.get(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)) {
+                    Some(bytes) => {
+                        buf.copy_from_slice(bytes);
+                        Ok(())
+                    }
+                    None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                }
+            }
+        };
+        result.map_err(|e| io_error(name, e))
+    }
+
+    /// The whole file, at most `limit` bytes.
+    pub fn read_all(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        if self.len() > limit {
+            let remedy = "Check that this is the right file.";
+            return Err(Error::checkpoint(
+                name,
+                format_args!("{} bytes", self.len()),
+                format_args!("at most {limit} are read"),
+                remedy,
+            ));
+        }
+        let mut bytes = vec![0; self.len() as usize];
+        self.read_exact_at(name, &mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
+
+fn io_error(name: &str, error: std::io::Error) -> Error {
+    let remedy = "Check its permissions, and that nothing else writes the directory";
+    Error::Io(format!("{name} is unreadable ({error}); every file of the checkpoint is needed. {remedy}."))
+}

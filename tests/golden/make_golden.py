@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""Write the golden vectors that every language reads: `make_golden.py [--check]`.
+
+Independent of the Rust code: codes are found by exact rational distance to a table written down here, and every f32
+operation is done in f64 (exact for a product of two f32, innocuous for a quotient) and rounded once. Files are
+lines of words; `#` starts a comment. f32 and bf16 are hexadecimal bit patterns.
+
+`--check` compares instead of writing, and exits 1 if a file differs.
+"""
+
+import ctypes
+import math
+import random
+import struct
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BLOCK_SIZE = 16
+INF, NAN = math.inf, math.nan
+
+# --- f32 and bf16 -----------------------------------------------------------------------------------------------
+
+
+def f32(x: float) -> float:
+    """Round once to f32, ties to even; overflow gives infinity."""
+    return ctypes.c_float(x).value
+
+
+def f32_hex(x: float) -> str:
+    return "7fc00000" if math.isnan(x) else struct.pack(">f", x).hex()
+
+
+def f32_from_bits(bits: int) -> float:
+    return struct.unpack(">f", struct.pack(">I", bits))[0]
+
+
+def next_f32(x: float, up: bool) -> float:
+    bits = struct.unpack(">i", struct.pack(">f", x))[0]
+    return f32_from_bits((bits + (1 if up == (x > 0) else -1)) & 0xFFFFFFFF)
+
+
+def bf16_bits(x: float) -> int:
+    """Truncate to bf16: enough where any bf16 value will do."""
+    return struct.unpack(">I", struct.pack(">f", f32(x)))[0] >> 16
+
+
+def bf16_value(bits: int) -> float:
+    return f32_from_bits(bits << 16)
+
+
+# --- Codecs, by exact distance to a table -----------------------------------------------------------------------
+
+E2M1 = [Fraction(v) for v in ("0", "1/2", "1", "3/2", "2", "3", "4", "6")]
+# Exponent bias 7, three mantissa bits; all-ones is NaN, so 126 (448) is the largest of 127 magnitudes.
+E4M3 = [
+    Fraction(code, 512) if code < 8 else (1 + Fraction(code % 8, 8)) * Fraction(2) ** (code // 8 - 7)
+    for code in range(127)
+]
+
+
+def nearest(x: float, table: list[Fraction]) -> int:
+    """Index of the value nearest to |x|, the even index where two are as near; infinity takes the last."""
+    if math.isinf(x):
+        return len(table) - 1
+    a = abs(Fraction(x))
+    return min(range(len(table)), key=lambda code: (abs(table[code] - a), code % 2))
+
+
+def is_negative(x: float) -> bool:
+    return math.copysign(1, x) < 0
+
+
+def e2m1_encode(x: float) -> int:
+    """NaN becomes +6, as PTX cvt.rn.satfinite.e2m1x2."""
+    return 7 if math.isnan(x) else nearest(x, E2M1) | (8 if is_negative(x) else 0)
+
+
+def e4m3_encode(x: float) -> int:
+    return 0x7F if math.isnan(x) else nearest(x, E4M3) | (0x80 if is_negative(x) else 0)
+
+
+def e2m1_decode(code: int) -> float:
+    return math.copysign(float(E2M1[code & 7]), -1 if code & 8 else 1)
+
+
+def e4m3_decode(byte: int) -> float:
+    return NAN if byte & 0x7F == 0x7F else math.copysign(float(E4M3[byte & 0x7F]), -1 if byte & 0x80 else 1)
+
+
+def codec_lines(name: str, codes: int, table: list[Fraction], decode, encode, random_exponents: range) -> list[str]:
+    """decode: every code. encode: every value and midpoint with both neighbours, extremes, random patterns."""
+    rng = random.Random(name)
+    inputs = [0.0, f32_from_bits(1), INF, NAN, f32_from_bits(0x7F7FFFFF), 1e30]
+    for low, high in zip(table, table[1:]):
+        middle = float((low + high) / 2)
+        inputs += [float(high), middle, next_f32(middle, True), next_f32(middle, False)]
+    for _ in range(400):
+        exponent = rng.choice(random_exponents)
+        inputs.append(f32_from_bits((127 + exponent) << 23 | rng.getrandbits(23)))
+    inputs += [f32_from_bits(rng.getrandbits(31)) for _ in range(100)]
+    lines = [f"# {name}: decode CODE F32 | encode F32 CODE; NaN decodes to any NaN"]
+    lines += [f"decode {code:02x} {f32_hex(decode(code))}" for code in range(codes)]
+    for x in inputs:
+        for signed in (x, -x):
+            lines.append(f"encode {f32_hex(signed)} {encode(signed):02x}")
+    return lines
+
+
+# --- The block quantiser ----------------------------------------------------------------------------------------
+
+MIN_GLOBAL_SCALE = 2.0**-110
+
+
+def quantize_row(x: list[float], global_scale: float):
+    """-> (packed bytes, block scales, saturated blocks). Each operation rounds once to f32."""
+    encode = f32(1.0 / global_scale)
+    encode_sixth = f32(encode / 6.0)
+    packed, scales, saturated = [], [], 0
+    for start in range(0, len(x), BLOCK_SIZE):
+        block = x[start : start + BLOCK_SIZE]
+        has_nan = any(math.isnan(v) for v in block)
+        wanted = NAN if has_nan else f32(max(abs(v) for v in block) * encode_sixth)
+        scale = e4m3_encode(wanted)
+        decoded = e4m3_decode(scale)
+        factor = 0.0 if decoded == 0 else f32(encode / decoded)
+        codes = [e2m1_encode(f32(v * factor)) for v in block]
+        packed += [low | high << 4 for low, high in zip(codes[::2], codes[1::2])]
+        scales.append(scale)
+        saturated += wanted > 448
+    return packed, scales, saturated
+
+
+def dynamic_global_scale(row: list[float]) -> float:
+    amax = max((abs(v) for v in row if math.isfinite(v)), default=0.0)
+    return 1.0 if amax == 0 else max(f32(amax / 2688.0), MIN_GLOBAL_SCALE)
+
+
+def words(values, width: int, per_line: int, key: str) -> list[str]:
+    """`key` and its values in hexadecimal, over as many lines as needed; readers append repeated keys."""
+    texts = [f"{v:0{width}x}" for v in values]
+    return [f"{key} {' '.join(texts[i : i + per_line])}" for i in range(0, len(texts), per_line)]
+
+
+def quantize_case(name: str, policy: str, rows: list[list[int]], global_scale: float = 0.0) -> list[str]:
+    packed, scales, global_scales, saturated, nonfinite = [], [], [], 0, 0
+    for row in rows:
+        x = [bf16_value(bits) for bits in row]
+        g = global_scale if policy == "static" else dynamic_global_scale(x)
+        row_packed, row_scales, row_saturated = quantize_row(x, g)
+        packed += row_packed
+        scales += row_scales
+        saturated += row_saturated
+        nonfinite += sum(not math.isfinite(v) for v in x)
+        global_scales.append(g)
+    if policy == "static":
+        global_scales = [global_scale]
+    lines = [f"case {name}", f"policy {policy}", f"rows {len(rows)}", f"cols {len(rows[0])}"]
+    lines += words([bits for row in rows for bits in row], 4, 16, "x")
+    lines += [f"global_scale {' '.join(f32_hex(g) for g in global_scales)}"]
+    lines += words(packed, 2, 32, "packed") + words(scales, 2, 32, "block_scale")
+    return [*lines, f"saturated {saturated}", f"nonfinite {nonfinite}", "end"]
+
+
+def quantize_lines() -> list[str]:
+    rng = random.Random("quantize")
+
+    def normal(count: int, sigma: float) -> list[int]:
+        return [bf16_bits(rng.gauss(0, sigma)) for _ in range(count)]
+
+    def around(values: list[float]) -> list[int]:
+        return [bf16_bits(v) for v in values] + [0] * (-len(values) % BLOCK_SIZE)
+
+    inf, nan, minus_zero, subnormal = 0x7F80, 0x7FC0, 0x8000, 0x0001
+    ties = [sign * m for m in (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0) for sign in (1, -1)] + [6.0, -6.0]
+    specials = normal(16, 1.0)
+    specials[3] = nan
+    infinities = normal(16, 1.0)
+    infinities[0], infinities[9] = inf, inf | minus_zero
+    mixed = [normal(32, 1.0), [*infinities, *normal(16, 1.0)], [*specials, *normal(16, 1.0)], [0] * 32]
+    out_of_reach = [*normal(15, 1.0), bf16_bits(-8.0)]
+    any_bits = [[rng.getrandbits(16) for _ in range(48)] for _ in range(6)]
+
+    lines = ["# quantize: x bf16 [rows, cols], packed [rows, cols/2], block_scale [rows, cols/16] linear; both outputs"]
+    lines += ["# row-major. global_scale: one (static, given) or one a row (dynamic, written)."]
+    for policy in ("static", "dynamic"):
+
+        def add(name: str, rows: list[list[int]], global_scale: float, policy: str = policy):
+            nonlocal lines
+            lines += quantize_case(f"{policy}_{name}", policy, rows, global_scale)
+
+        add("normal", [normal(64, 1.0) for _ in range(3)], f32(4.0 / 2688))
+        add("ties", [around(ties)], 1.0)
+        add("zeros_and_minus_zeros", [[0] * 16 + [minus_zero] * 16], 0.5)
+        add("subnormals", [[subnormal, 0x8001, 0x007F, 0x807F] * 8, [0x0080, subnormal] * 16], MIN_GLOBAL_SCALE)
+        add("largest", [[0x7F7F, 0xFF7F] * 8], f32(1e-3))
+        add("nan_and_infinity", mixed, f32(3.0 / 2688))
+        add("one_nan", [[*specials, *normal(16, 1.0)]], 1.0)
+        add("saturation", [out_of_reach, normal(16, 100.0)], f32(0.676 / 2688))
+        add("scale_underflow", [normal(16, 1e-3), normal(16, 1e-4)], 1.0)
+        add("wide_range_in_a_row", [normal(16, 1e-6) + normal(16, 1.0) + normal(16, 1e5)], f32(1e-2))
+        add("any_bits", any_bits, f32(0.37))
+        add("huge_global_scale", [normal(16, 1e38)], f32(2.0**127))
+        for exponent in (-3, -7, 2, 9):
+            add(f"power_of_two_{exponent}", [normal(32, 2.0**exponent)], 2.0 ** (exponent - 10))
+    return lines
+
+
+# --- Layouts ----------------------------------------------------------------------------------------------------
+
+
+def sf_layout_lines() -> list[str]:
+    """Where each scale lands when the scales are dealt out tile by tile, byte by byte: the picture, not the formula."""
+    lines = ["# sf_layout: size ROWS SF_COLS BYTES | offset ROW SF_COL SF_COLS BYTE; 128x4 tiles, along columns first"]
+    rng = random.Random("layout")
+    for rows, cols in [(1, 1), (1, 4), (32, 4), (33, 3), (127, 5), (128, 8), (129, 9), (256, 16), (300, 45)]:
+        tiles = [(r, c) for r in range(0, rows, 128) for c in range(0, cols, 4)]
+        order = [
+            (tile_row + quarter * 32 + lane, tile_col + col)
+            for tile_row, tile_col in tiles
+            for lane in range(32)
+            for quarter in range(4)
+            for col in range(4)
+        ]
+        lines.append(f"size {rows} {cols} {len(order)}")
+        byte_of = {place: byte for byte, place in enumerate(order)}
+        corners = {(r, c) for r in (0, 1, 31, 32, 64, 96, 127, 128, rows - 1) for c in (0, 3, 4, cols - 1)}
+        chosen = sorted(place for place in corners if place in byte_of)
+        chosen += rng.sample(order, min(len(order), 30))
+        lines += [f"offset {row} {col} {cols} {byte_of[row, col]}" for row, col in chosen]
+    return lines
+
+
+# --- Routing ----------------------------------------------------------------------------------------------------
+
+TILE_ROWS = 128
+
+
+def route(ids, experts: int, local: int, first: int, expert_map):
+    """-> (slot_to_row, row_to_slot, padded_row_offsets, out_of_range). One list of slots for each local expert."""
+    slots_of: list[list[int]] = [[] for _ in range(local)]
+    out_of_range = 0
+    for slot, i in enumerate(ids):
+        if not 0 <= i < experts:
+            out_of_range += i != -1
+            continue
+        to = expert_map[i] if expert_map is not None else i - first
+        if 0 <= to < local:
+            slots_of[to].append(slot)
+        elif expert_map is not None:
+            out_of_range += to != -1
+    slot_to_row, row_to_slot, offsets = [-1] * len(ids), [], [0]
+    for slots in slots_of:
+        for slot in slots:
+            slot_to_row[slot] = len(row_to_slot)
+            row_to_slot.append(slot)
+        row_to_slot += [-1] * (-len(row_to_slot) % TILE_ROWS)
+        offsets.append(len(row_to_slot))
+    return slot_to_row, row_to_slot, offsets, out_of_range
+
+
+def run_lengths(values: list[int]) -> str:
+    """`VALUExCOUNT` words: the padding of row_to_slot is long and dull."""
+    runs: list[list[int]] = []
+    for v in values:
+        if runs and runs[-1][0] == v:
+            runs[-1][1] += 1
+        else:
+            runs.append([v, 1])
+    return " ".join(str(v) if n == 1 else f"{v}x{n}" for v, n in runs)
+
+
+def routing_case(name, tokens, top_k, experts, ids, *, local=None, first=0, expert_map=None, dtype="i64") -> list[str]:
+    local = experts if local is None else local
+    assert len(ids) == tokens * top_k, name
+    slot_to_row, row_to_slot, offsets, out_of_range = route(ids, experts, local, first, expert_map)
+    lines = [f"case {name}", f"shape {tokens} {top_k} {experts} {local} {first}", f"dtype {dtype}"]
+    if expert_map is not None:
+        lines.append(f"expert_map {' '.join(map(str, expert_map))}")
+    lines += [f"ids {run_lengths(ids)}", f"slot_to_row {run_lengths(slot_to_row)}"]
+    lines += [f"row_to_slot {run_lengths(row_to_slot)}", f"padded_row_offsets {' '.join(map(str, offsets))}"]
+    return [*lines, f"out_of_range {out_of_range}", "end"]
+
+
+def routing_lines() -> list[str]:
+    rng = random.Random("routing")
+
+    def any_ids(tokens, top_k, experts):
+        return [rng.randrange(experts) for _ in range(tokens * top_k)]
+
+    hostile32 = [-(2**31), -1, 8, 2**31 - 1, 123456789, 98765, 2071690107, -2, 0, 3, 7, 4]
+    # Low halves that are valid ids: a reader that drops the high half would route them.
+    hostile64 = [2**32, 2**32 + 1, -(2**63), 2**63 - 1, -(2**32) + 3, -1, 2**31, 5, 0, 8, 7, -8]
+    shard_map = [-1, 0, -1, 1, 2, -1, -1, 3]
+    broken_map = [4, 0, -2, 1, 2**31 - 1, -(2**31), -1, 3]
+    lines = ["# routing: shape TOKENS TOP_K EXPERTS LOCAL FIRST; ids are [tokens, top_k]; VxN is V, N times."]
+    lines += ["# Rows of an expert come in ascending slot order; each expert's rows are padded to 128 with -1."]
+    lines += routing_case("no_tokens", 0, 2, 4, [])
+    lines += routing_case("one_token", 1, 2, 4, [3, 1], dtype="i32")
+    lines += routing_case("uniform", 24, 4, 8, any_ids(24, 4, 8))
+    lines += routing_case("duplicate_ids_in_a_token", 3, 3, 4, [1, 1, 1, 2, 1, 2, 0, 0, 3])
+    lines += routing_case("all_to_one", 150, 1, 3, [1] * 150, dtype="i32")
+    lines += routing_case("exactly_one_tile", 64, 2, 2, [0, 1] * 64)
+    lines += routing_case("one_row_past_a_tile", 129, 1, 2, [0] * 129)
+    lines += routing_case("all_padding", 5, 2, 4, [-1] * 10)
+    lines += routing_case("hostile_i32", 3, 4, 8, hostile32, dtype="i32")
+    lines += routing_case("hostile_i64", 3, 4, 8, hostile64)
+    lines += routing_case("contiguous_shard", 16, 3, 16, any_ids(16, 3, 16), local=4, first=8)
+    lines += routing_case("last_shard", 16, 3, 16, any_ids(16, 3, 16), local=4, first=12, dtype="i32")
+    lines += routing_case("hostile_on_a_shard", 3, 4, 8, hostile32, local=4, first=4, dtype="i32")
+    lines += routing_case("expert_map", 10, 4, 8, any_ids(10, 4, 8), local=4, expert_map=shard_map)
+    lines += routing_case("hostile_with_expert_map", 3, 4, 8, hostile64, local=4, expert_map=shard_map)
+    lines += routing_case("broken_expert_map", 8, 2, 8, list(range(8)) * 2, local=4, expert_map=broken_map)
+    lines += routing_case("nothing_local", 4, 2, 8, [0, 1] * 4, local=2, first=6)
+    lines += routing_case("many_experts", 40, 8, 256, any_ids(40, 8, 256), local=32, first=64)
+    return lines
+
+
+def files() -> dict[str, list[str]]:
+    return {
+        "e2m1.txt": codec_lines("e2m1", 16, E2M1, e2m1_decode, e2m1_encode, range(-4, 4)),
+        "e4m3.txt": codec_lines("e4m3", 256, E4M3, e4m3_decode, e4m3_encode, range(-12, 10)),
+        "quantize.txt": quantize_lines(),
+        "sf_layout.txt": sf_layout_lines(),
+        "routing.txt": routing_lines(),
+    }
+
+
+def main() -> int:
+    differing = []
+    for name, lines in files().items():
+        path, text = HERE / name, "\n".join(lines) + "\n"
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            differing.append(name)
+    if differing:
+        print(f"tests/golden: {', '.join(differing)} differ from what make_golden.py writes")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""Reference against runner: one MoE layer through the torch op, compared with float64. Ends with PASS or FAIL.
+
+    layertest.py --shape flash                      a generated layer of DeepSeek-V4 Flash's size, 3 experts
+    layertest.py --checkpoint DIR --layer 3         a layer of a real checkpoint
+    layertest.py --shape pro --tokens 1,8 --mode nvfp4 --experts 16 --ep-rank 1 --ep-size 4
+
+Columns: `rel-L2` and `cosine` against float64 on the dequantised weights (in mode nvfp4 on the quantised
+activations, too), `unquantised` the cosine against the layer before its weights were quantised, where that is known
+(the historical bar is 0.98), NaN and Inf in the output, activation blocks whose scale saturated, the part of gate and
+up values that the clamp changed, and the time of one call. The gates are in reference/gates.py.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "vllm_plugin"))  # the development build, if none is installed
+
+import torch
+
+import nvfp4_moe
+import runner
+from reference import gates, generate, nvfp4
+from reference.layer import ReferenceLayer, Swiglu, UnquantizedLayer, cosine, local_ids, relative_l2
+
+# hidden, intermediate, top_k, swiglu_limit
+SHAPES = {"pro": (7168, 3072, 6, 10.0), "flash": (4096, 2048, 6, 10.0), "tiny": (256, 128, 6, 10.0)}
+
+
+@dataclass
+class Subject:
+    """The layer under test: this rank's experts of it."""
+
+    title: str
+    weights: generate.Weights
+    num_experts: int
+    top_k: int
+    first_local: int
+    swiglu: Swiglu
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", type=Path, help="directory of safetensors files and config.json")
+    source.add_argument("--shape", choices=SHAPES, help="generate a layer of this size (default: tiny)")
+    parser.add_argument("--layer", type=int, default=0, help="which MoE layer of the checkpoint")
+    parser.add_argument("--experts", type=int, default=3, help="experts of a generated layer")
+    parser.add_argument("--top-k", type=int, help="default: the model's, but less than all experts")
+    parser.add_argument("--tokens", default="1,8,64,512", help="numbers of tokens, with commas")
+    parser.add_argument("--mode", default="bf16,nvfp4", help="activation modes, with commas")
+    parser.add_argument("--scale-policy", default="static", choices=("static", "dynamic"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ep-rank", type=int, default=0)
+    parser.add_argument("--ep-size", type=int, default=1, help="split the experts over so many ranks")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def rank_of(args: argparse.Namespace, num_experts: int) -> tuple[int, int]:
+    """(first, count) of the experts of this rank."""
+    if num_experts % args.ep_size != 0 or not 0 <= args.ep_rank < args.ep_size:
+        sys.exit(
+            f"--ep-size is {args.ep_size} and --ep-rank {args.ep_rank}; {num_experts} experts must split evenly, and "
+            "ranks count from 0. Pass a divisor."
+        )
+    count = num_experts // args.ep_size
+    return args.ep_rank * count, count
+
+
+def top_k_of(args: argparse.Namespace, model_top_k: int, num_experts: int) -> int:
+    return args.top_k or max(1, min(model_top_k, num_experts - 1))
+
+
+def from_checkpoint(args: argparse.Namespace) -> Subject:
+    checkpoint = nvfp4_moe.Checkpoint(args.checkpoint)
+    info = checkpoint.layer_info(args.layer)
+    first, count = rank_of(args, info.num_experts)
+    read = checkpoint.read_layer(args.layer, first_expert=first, num_experts=count)
+    weights = generate.Weights(**vars(read), unquantized=read_unquantized(args.checkpoint, args.layer, first, count))
+    title = f"{args.checkpoint.name} ({info.format}), layer {args.layer}"
+    top_k = top_k_of(args, info.top_k or 6, info.num_experts)
+    return Subject(title, weights, info.num_experts, top_k, first, Swiglu(info.swiglu_limit))
+
+
+def read_unquantized(directory: Path, layer: int, first: int, count: int):
+    """What the checkpoint's maker quantised, if it was kept beside: unquantized.safetensors, w13 and w2 by layer."""
+    path = directory / "unquantized" / "experts.safetensors"
+    if not path.exists():
+        return None
+    from safetensors import safe_open
+
+    part = slice(first, first + count)
+    with safe_open(path, "pt") as file:
+        return tuple(file.get_tensor(f"layers.{layer}.{name}")[part] for name in ("w13", "w2"))
+
+
+def generated(args: argparse.Namespace) -> Subject:
+    shape = args.shape or "tiny"
+    hidden, intermediate, model_top_k, limit = SHAPES[shape]
+    first, count = rank_of(args, args.experts)
+    weights = generate.normal_weights(args.experts, hidden, intermediate, torch.Generator().manual_seed(args.seed))
+    top_k = top_k_of(args, model_top_k, args.experts)
+    return Subject(f"generated {shape}", weights.experts(first, count), args.experts, top_k, first, Swiglu(limit))
+
+
+def calibrate(subject: Subject, args: argparse.Namespace) -> None:
+    """Give weights without input scales those that 64 tokens of warm-up call for."""
+    generator = torch.Generator().manual_seed(args.seed + 1)
+    layer = make_layer(subject, "bf16", args)
+    x, ids, topk_weights = make_batch(subject, 64, generator)
+    layer.calibrate(*(t.to(layer.device) for t in (x, ids, topk_weights)))
+    subject.weights.w13_input_scale, subject.weights.w2_input_scale = layer.calibrated_scales()
+
+
+def make_layer(subject: Subject, mode: str, args: argparse.Namespace) -> nvfp4_moe.Layer:
+    return runner.make_layer(
+        subject.weights,
+        num_experts=subject.num_experts,
+        top_k=subject.top_k,
+        mode=mode,
+        scale_policy=args.scale_policy,
+        swiglu=subject.swiglu,
+        first_local_expert=subject.first_local,
+        device=args.device,
+    )
+
+
+def make_batch(subject: Subject, num_tokens: int, generator: torch.Generator):
+    return (
+        generate.tokens(num_tokens, subject.weights.w13.shape[2] * 2, generator),
+        generate.random_ids(num_tokens, subject.num_experts, subject.top_k, generator),
+        generate.random_topk_weights(num_tokens, subject.top_k, generator),
+    )
+
+
+def timed(layer: nvfp4_moe.Layer, inputs) -> float:
+    """Seconds of one warm call."""
+    inputs = [t.to(layer.device) for t in inputs]
+    layer(*inputs)
+    if layer.device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    layer(*inputs)
+    if layer.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def operands_match(x: torch.Tensor, scale: float | None) -> bool:
+    """Are the library's quantised activations the oracle's, bit for bit?"""
+    ours, theirs = nvfp4_moe.quantize(x, scale), nvfp4.quantize(x, scale)
+    return torch.equal(ours.packed, nvfp4.pack(theirs.codes)) and torch.equal(
+        ours.block_scale.view(torch.uint8), theirs.block_scale
+    )
+
+
+def hostile_rows_are_zero(layer: nvfp4_moe.Layer, subject: Subject, generator: torch.Generator) -> bool:
+    """Rows of ids that no router should give become 0, and change no bit of the other rows."""
+    x, ids, topk_weights = make_batch(subject, 16, generator)
+    clean = runner.run(layer, x, ids, topk_weights)
+    hostile = torch.tensor(generate.hostile_ids(subject.num_experts))
+    ids[4:8] = hostile[torch.arange(4 * subject.top_k) % len(hostile)].view(4, -1)
+    dirty = runner.run(layer, x, ids, topk_weights)
+    clean[4:8] = 0
+    return torch.equal(clean.view(torch.int16), dirty.view(torch.int16))
+
+
+def main() -> int:
+    args = parse_arguments()
+    torch.set_grad_enabled(False)
+    subject = from_checkpoint(args) if args.checkpoint else generated(args)
+    weights = subject.weights
+    two_i, half_h = weights.w13.shape[1:]
+    device = nvfp4_moe.cpu_isa() if args.device == "cpu" else args.device
+    print(f"{subject.title}: hidden {half_h * 2}, intermediate {two_i // 2}, top-{subject.top_k}, ", end="")
+    print(f"{len(weights.w13)} of {subject.num_experts} experts, limit {subject.swiglu.limit:g}; {device}")
+
+    modes = args.mode.split(",")
+    if "nvfp4" in modes and args.scale_policy == "static" and not (weights.w13_input_scale and weights.w2_input_scale):
+        calibrate(subject, args)
+        print("input scales: calibrated on 64 tokens, the source has none")
+    scales = (weights.w13_input_scale, weights.w2_input_scale) if args.scale_policy == "static" else (None, None)
+    layers = {mode: make_layer(subject, mode, args) for mode in modes}
+    reference = ReferenceLayer(weights, subject.swiglu)
+    original = UnquantizedLayer(weights, subject.swiglu) if weights.unquantized else None
+
+    print("    T  mode   rel-L2    gate      cosine      unquantised  NaN/Inf  saturated  clamped       time")
+    passed = True
+    generator = torch.Generator().manual_seed(args.seed + 2)
+    for num_tokens in map(int, args.tokens.split(",")):
+        inputs = make_batch(subject, num_tokens, generator)
+        x, ids, topk_weights = inputs
+        local = local_ids(ids, subject.num_experts, len(weights.w13), subject.first_local)
+        unquantized = original.forward(x, local, topk_weights).out if original else None
+        for mode, layer in layers.items():
+            nvfp4_moe.reset_device_status(args.device)
+            out = runner.run(layer, *inputs)  # before the reference, which must not have warmed anything
+            saturated = nvfp4_moe.read_device_status(args.device).saturated_blocks
+            result = reference.forward(x, local, topk_weights, mode, scales)
+            error, gate = relative_l2(out, result.out), gates.REL_L2 + result.slack
+            similarity = cosine(out, result.out)
+            bad = int(out.isnan().sum()), int(out.isinf().sum())
+            ok = error <= gate and bad == (0, 0)
+            remarks = [] if ok else ["outside the gate"]
+            if mode == "bf16" and similarity < gates.COSINE:
+                ok, remarks = False, [*remarks, f"cosine below {gates.COSINE}"]
+            if mode == "nvfp4" and not operands_match(x, scales[0]):
+                ok, remarks = False, [*remarks, "quantised activations differ from the oracle's"]
+            before = "not known"
+            if unquantized is not None:
+                before = f"{cosine(out, unquantized):.5f}"
+                if cosine(out, unquantized) < gates.COSINE_UNQUANTIZED:
+                    ok, remarks = False, [*remarks, f"below {gates.COSINE_UNQUANTIZED} of the unquantised layer"]
+            passed = passed and ok
+            print(
+                f"{num_tokens:5}  {mode:5}  {error:.2e}  {gate:.2e}  {similarity:.8f}  {before:>11}  "
+                f"{bad[0]:3}/{bad[1]:<3}  {saturated:9}  {result.clamped:7.2%}  {timed(layer, inputs) * 1e3:7.1f} ms"
+                f"  {'ok' if ok else 'FAIL: ' + '; '.join(remarks)}",
+                flush=True,
+            )
+    for mode, layer in layers.items():
+        ok = hostile_rows_are_zero(layer, subject, generator)
+        passed = passed and ok
+        print(f"hostile ids, {mode}: rows are 0 and change nothing else: {'ok' if ok else 'FAIL'}")
+    print(f"layertest: {'PASS' if passed else 'FAIL'}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

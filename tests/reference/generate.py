@@ -1,0 +1,126 @@
+"""Layers, tokens and routings to test with."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from . import nvfp4
+
+
+@dataclass
+class Weights:
+    """The fields of the header's nvfp4_moe_layer_weights."""
+
+    w13: torch.Tensor
+    w13_block_scale: torch.Tensor
+    w13_global_scale: torch.Tensor
+    w2: torch.Tensor
+    w2_block_scale: torch.Tensor
+    w2_global_scale: torch.Tensor
+    w13_input_scale: float = 0.0
+    w2_input_scale: float = 0.0
+    up_first: bool = False
+    # What was quantised, where it is known: bf16 [E, 2I, H] and [E, H, I].
+    unquantized: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+
+    def with_input_scales(self, x_amax: float, h_amax: float) -> "Weights":
+        """As calibration would set them: amax / (6 * 448)."""
+        return replace(self, w13_input_scale=x_amax / (6 * 448), w2_input_scale=h_amax / (6 * 448))
+
+    def experts(self, first: int, count: int) -> "Weights":
+        """The experts of one rank."""
+        part = slice(first, first + count)
+        return replace(
+            self,
+            w13=self.w13[part],
+            w13_block_scale=self.w13_block_scale[part],
+            w13_global_scale=self.w13_global_scale[part],
+            w2=self.w2[part],
+            w2_block_scale=self.w2_block_scale[part],
+            w2_global_scale=self.w2_global_scale[part],
+            unquantized=self.unquantized and tuple(w[part] for w in self.unquantized),
+        )
+
+
+def normal_weights(num_experts: int, hidden: int, intermediate: int, generator: torch.Generator) -> Weights:
+    """Normal bf16 weights of a trained layer's size, quantised; gate and up with their own global scales."""
+    w13 = torch.empty(num_experts, 2 * intermediate, hidden, dtype=torch.bfloat16)
+    w2 = torch.empty(num_experts, hidden, intermediate, dtype=torch.bfloat16)
+    gate_up, down = [], []
+    for e in range(num_experts):
+        w13[e].normal_(generator=generator).mul_(hidden**-0.5 * 2)  # some gates reach the clamp of 10
+        w2[e].normal_(generator=generator).mul_(intermediate**-0.5)
+        gate_up.append([quantize_matrix(half) for half in w13[e].chunk(2)])
+        down.append(quantize_matrix(w2[e]))
+    return Weights(
+        w13=torch.stack([torch.cat([half[0] for half in halves]) for halves in gate_up]),
+        w13_block_scale=torch.stack([torch.cat([half[1] for half in halves]) for halves in gate_up]),
+        w13_global_scale=torch.tensor([[half[2] for half in halves] for halves in gate_up]),
+        w2=torch.stack([matrix[0] for matrix in down]),
+        w2_block_scale=torch.stack([matrix[1] for matrix in down]),
+        w2_global_scale=torch.tensor([matrix[2] for matrix in down]),
+        unquantized=(w13, w2),
+    )
+
+
+def quantize_matrix(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(packed, block scales, global scale amax / (6 * 448)) of a bf16 matrix."""
+    global_scale = float(matrix.abs().max()) / (6 * 448)
+    q = nvfp4.quantize(matrix, global_scale)
+    return nvfp4.pack(q.codes), q.block_scale, float(q.global_scale[0])
+
+
+def random_code_weights(
+    num_experts: int, hidden: int, intermediate: int, generator: torch.Generator, touched: list[int] | None = None
+) -> Weights:
+    """Any codes, any block scale from 2^-4 to 15: quick to make at any size.
+
+    Only the `touched` experts (None: all) are filled. The others stay zero pages that nothing has written, so that a
+    layer of hundreds of large experts fits in memory.
+    """
+
+    numbers = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))  # ten times torch's speed
+
+    def matrices(rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+        packed = torch.zeros(num_experts, rows, cols // 2, dtype=torch.uint8)
+        block_scale = torch.zeros(num_experts, rows, cols // 16, dtype=torch.uint8)
+        for e in range(num_experts) if touched is None else touched:
+            packed[e] = torch.from_numpy(numbers.integers(0, 256, packed[e].shape, np.uint8))
+            block_scale[e] = torch.from_numpy(numbers.integers(0x18, 0x58, block_scale[e].shape, np.uint8))
+        return packed, block_scale
+
+    w13, w13_block_scale = matrices(2 * intermediate, hidden)
+    w2, w2_block_scale = matrices(hidden, intermediate)
+    # A code is 3 and a block scale 5 in the root mean square: bring a row's sum of products to about 1.
+    spread = torch.rand(num_experts, 3, generator=generator) + 0.5
+    return Weights(
+        w13,
+        w13_block_scale,
+        spread[:, :2] * (hidden**-0.5 / 15),
+        w2,
+        w2_block_scale,
+        spread[:, 2] * (intermediate**-0.5 / 15),
+    )
+
+
+def tokens(num_tokens: int, hidden: int, generator: torch.Generator) -> torch.Tensor:
+    """bf16 [T, H], normal."""
+    return torch.randn(num_tokens, hidden, generator=generator).bfloat16()
+
+
+def random_ids(num_tokens: int, num_experts: int, top_k: int, generator: torch.Generator) -> torch.Tensor:
+    """i32 [T, k], every row without duplicates, all experts alike."""
+    scores = torch.rand(num_tokens, num_experts, generator=generator)
+    return scores.topk(top_k, dim=1).indices.int()
+
+
+def random_topk_weights(num_tokens: int, top_k: int, generator: torch.Generator) -> torch.Tensor:
+    """f32 [T, k], rows sum to 1."""
+    return torch.randn(num_tokens, top_k, generator=generator).softmax(dim=1)
+
+
+def hostile_ids(num_experts: int, dtype: torch.dtype = torch.int32) -> list[int]:
+    """What a buggy router or an uninitialised padding row may hold."""
+    wide = [2**62, -(2**62), 2**32, 2**32 + 1] if dtype == torch.int64 else []
+    return [-1, -2, num_experts, num_experts + 1, 123456789, 98765, 2071690107, 2**31 - 1, -(2**31), *wide]

@@ -1,0 +1,66 @@
+"""Runs the library through the torch op, with poisoned buffers."""
+
+import torch
+
+from nvfp4_moe import Layer, LayerWeights
+from reference.generate import Weights
+from reference.layer import Swiglu
+
+DEVICES = ("cpu", "cuda")
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> torch.Tensor:
+    """A tensor of 0xFF bytes: NaN in bf16, e4m3 and f32."""
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    return torch.full((num_bytes,), 0xFF, dtype=torch.uint8, device=device).view(dtype).view(shape)
+
+
+def make_layer(
+    weights: Weights,
+    *,
+    num_experts: int,
+    top_k: int,
+    mode: str = "bf16",
+    scale_policy: str = "static",
+    swiglu: Swiglu = Swiglu(),
+    first_local_expert: int = 0,
+    device: str = "cpu",
+) -> Layer:
+    """A prepared layer over the oracle's weights."""
+    num_local, two_i, half_h = weights.w13.shape
+    layer = Layer(
+        hidden_size=half_h * 2,
+        intermediate_size=two_i // 2,
+        num_experts=num_experts,
+        num_local_experts=num_local,
+        first_local_expert=first_local_expert,
+        top_k=top_k,
+        mode=mode,
+        scale_policy=scale_policy,
+        swiglu_limit=swiglu.limit,
+        swiglu_alpha=swiglu.alpha,
+        swiglu_beta=swiglu.beta,
+        device=device,
+    )
+    return layer.prepare(
+        LayerWeights(
+            weights.w13.to(device),
+            weights.w13_block_scale.to(device),
+            weights.w13_global_scale.to(device),
+            weights.w2.to(device),
+            weights.w2_block_scale.to(device),
+            weights.w2_global_scale.to(device),
+            weights.w13_input_scale,
+            weights.w2_input_scale,
+            weights.up_first,
+        )
+    )
+
+
+def run(layer: Layer, x, topk_ids, topk_weights=None, expert_map=None) -> torch.Tensor:
+    """Forward into a poisoned output through a poisoned workspace of exactly the size asked for; back on the CPU."""
+    inputs = [None if t is None else t.to(layer.device) for t in (x, topk_ids, topk_weights, expert_map)]
+    out = poisoned(*x.shape, device=layer.device)
+    workspace = poisoned(layer.workspace_size(len(x)), dtype=torch.uint8, device=layer.device)
+    layer(*inputs[:3], expert_map=inputs[3], workspace=workspace, out=out)
+    return out.cpu()

@@ -1,0 +1,135 @@
+//! The reader as C sees it.
+
+use crate::made::{DOWN, Spec, write};
+use nvfp4_moe::abi::exports::*;
+use nvfp4_moe::abi::header::*;
+use std::ffi::{CString, c_char};
+use std::ptr::{null, null_mut};
+
+struct Handle(*mut nvfp4_moe_checkpoint);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: opened by open() and not used again.
+        unsafe { nvfp4_moe_checkpoint_destroy(self.0) }
+    }
+}
+
+fn last_error() -> String {
+    let mut buf = [0u8; 1000];
+    // SAFETY: buf is writable for its length.
+    let len = unsafe { nvfp4_moe_last_error(buf.as_mut_ptr().cast(), buf.len()) };
+    String::from_utf8(buf[..len.min(buf.len() - 1)].to_vec()).unwrap()
+}
+
+fn open(spec: &Spec, change: impl Fn(&mut crate::made::Made)) -> Handle {
+    let directory = tempfile::tempdir().unwrap();
+    let mut made = spec.made();
+    change(&mut made);
+    write(directory.path(), &made.files());
+    let path = CString::new(directory.path().to_str().unwrap()).unwrap();
+    let mut handle = null_mut();
+    // SAFETY: both pointers are valid. The files stay open when the directory goes.
+    assert_eq!(unsafe { nvfp4_moe_checkpoint_open(path.as_ptr(), &mut handle) }, 0, "{}", last_error());
+    Handle(handle)
+}
+
+fn info() -> nvfp4_moe_checkpoint_layer_info {
+    nvfp4_moe_checkpoint_layer_info { struct_size: 48, ..Default::default() }
+}
+
+#[test]
+fn a_layer_is_described_and_copied() {
+    let spec = Spec { compressed_tensors: true, lossless_cast: true, ..Spec::default() };
+    let handle = open(&spec, |made| made.config["swiglu_limit"] = 10.0.into());
+    let mut info = info();
+    // SAFETY: the handle is open and info is a struct with its size set.
+    assert_eq!(unsafe { nvfp4_moe_checkpoint_layer_info_read(handle.0, 0, &mut info) }, 0, "{}", last_error());
+    let sizes = [info.hidden_size, info.intermediate_size, info.num_experts, info.top_k];
+    assert_eq!(sizes, [64, 32, 3, 2]);
+    assert_eq!(info.format as u32, NVFP4_MOE_FORMAT_COMPRESSED_TENSORS);
+    assert_eq!((info.lossless_cast, info.swiglu_limit, info.struct_size), (1, 10.0, 48));
+    let made = spec.made();
+    assert_eq!(info.w2_input_scale, 1.0 / made.value(0, 2, DOWN, "input_scale"));
+
+    let (mut w13, mut w13_block_scale) = (vec![0u8; 2 * 2 * 1024], vec![0u8; 2 * 2 * 128]);
+    let (mut w2, mut w2_block_scale) = (vec![0u8; 2 * 1024], vec![0u8; 2 * 128]);
+    let (mut w13_global_scale, mut w2_global_scale) = ([0f32; 4], [0f32; 2]);
+    let buffers = nvfp4_moe_checkpoint_buffers {
+        struct_size: 64,
+        first_expert: 1,
+        num_experts: 2,
+        reserved: 0,
+        w13: w13.as_mut_ptr(),
+        w13_block_scale: w13_block_scale.as_mut_ptr(),
+        w13_global_scale: w13_global_scale.as_mut_ptr(),
+        w2: w2.as_mut_ptr(),
+        w2_block_scale: w2_block_scale.as_mut_ptr(),
+        w2_global_scale: w2_global_scale.as_mut_ptr(),
+    };
+    // SAFETY: the buffers are as long as two experts need.
+    assert_eq!(unsafe { nvfp4_moe_checkpoint_read_layer(handle.0, 0, &buffers) }, 0, "{}", last_error());
+    assert_eq!(w2[1024..], *made.data(0, 2, DOWN, "weight"));
+    assert_eq!(w2_block_scale[..128], *made.data(0, 1, DOWN, "weight_scale"));
+    assert_eq!(w2_global_scale, [1, 2].map(|e| 1.0 / made.value(0, e, DOWN, "weight_scale_2")));
+
+    for (change, text) in [
+        (nvfp4_moe_checkpoint_buffers { first_expert: 2, ..buffers }, "2 + 2; layers.0.ffn has 3 experts"),
+        (nvfp4_moe_checkpoint_buffers { first_expert: -1, ..buffers }, "first_expert is -1"),
+        (nvfp4_moe_checkpoint_buffers { num_experts: i32::MAX, ..buffers }, "1 + 2147483647"),
+        (nvfp4_moe_checkpoint_buffers { w2: null_mut(), ..buffers }, "w2 is NULL"),
+        (nvfp4_moe_checkpoint_buffers { struct_size: 0, ..buffers }, "struct_size is 0"),
+        (
+            nvfp4_moe_checkpoint_buffers { w2_global_scale: w2.as_mut_ptr().wrapping_add(1).cast(), ..buffers },
+            "it must be a multiple of 4",
+        ),
+    ] {
+        // SAFETY: refused before any buffer is written.
+        assert_eq!(unsafe { nvfp4_moe_checkpoint_read_layer(handle.0, 0, &change) }, 1);
+        assert!(last_error().contains(text), "{}", last_error());
+    }
+}
+
+#[test]
+fn refusals_have_their_codes_and_leave_outputs_alone() {
+    let handle = open(&Spec::default(), |made| made.tensor(0, DOWN, "weight_scale").data[0] = 0x7f);
+    let mut described = info();
+    // SAFETY: the handle is open, and pointers are NULL or valid.
+    unsafe {
+        let read = |layer, out| nvfp4_moe_checkpoint_layer_info_read(handle.0, layer, out);
+        assert_eq!(read(0, &mut described) as u32, NVFP4_MOE_CHECKPOINT);
+        assert!(last_error().contains("layers.0.ffn.experts.0.w2.weight_scale[0, 0] is NaN"), "{}", last_error());
+        assert_eq!(read(1, &mut described) as u32, NVFP4_MOE_INVALID_ARGUMENT);
+        assert_eq!(read(-1, &mut described) as u32, NVFP4_MOE_INVALID_ARGUMENT);
+        assert_eq!(read(0, null_mut()) as u32, NVFP4_MOE_INVALID_ARGUMENT);
+        assert_eq!(nvfp4_moe_checkpoint_layer_info_read(null(), 0, &mut described), 1);
+        assert_eq!((described.struct_size, described.hidden_size), (48, 0));
+
+        let mut none = null_mut();
+        assert_eq!(nvfp4_moe_checkpoint_open(c"/no/such/model".as_ptr(), &mut none) as u32, NVFP4_MOE_IO);
+        assert_eq!(nvfp4_moe_checkpoint_open(null(), &mut none) as u32, NVFP4_MOE_INVALID_ARGUMENT);
+        assert!(none.is_null());
+        nvfp4_moe_checkpoint_destroy(null_mut());
+    }
+}
+
+#[test]
+fn the_report_is_cut_to_the_buffer_and_its_full_length_told() {
+    let handle = open(&Spec::default(), |_| {});
+    let mut full_length = 0;
+    let ask = |as_json, buf: *mut c_char, size, full_length: *mut usize| {
+        // SAFETY: buf is NULL or writable for size bytes.
+        unsafe { nvfp4_moe_checkpoint_inspect(handle.0, as_json, buf, size, full_length) }
+    };
+    for (as_json, part) in [(0, "modelopt"), (1, "\"hidden_size\": 64")] {
+        assert_eq!(ask(as_json, null_mut(), 0, &mut full_length), 0);
+        let mut buf = vec![0u8; full_length + 1];
+        assert_eq!(ask(as_json, buf.as_mut_ptr().cast(), buf.len(), &mut full_length), 0);
+        let text = std::str::from_utf8(&buf[..full_length]).unwrap();
+        assert!(text.contains(part) && buf[full_length] == 0, "{text}");
+        let mut short = [0xffu8; 8];
+        assert_eq!(ask(as_json, short.as_mut_ptr().cast(), 8, &mut full_length), 0);
+        assert_eq!((short[..7].to_vec(), short[7]), (text.as_bytes()[..7].to_vec(), 0));
+    }
+    assert_eq!(ask(0, null_mut(), 0, null_mut()), 1);
+}

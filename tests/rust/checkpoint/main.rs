@@ -1,0 +1,10 @@
+//! The checkpoint reader: what it reads, what it refuses, what it reports.
+
+#![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do
+
+mod abi;
+mod inspect;
+mod made;
+mod memory;
+mod read;
+mod refusals;

@@ -1,0 +1,138 @@
+//! The golden vectors of `tests/golden` against the Rust host codec, which is the law for every kernel.
+
+use nvfp4_moe::format::{
+    BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
+    sf_offset_128x4, sf_size_128x4,
+};
+use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
+use std::collections::HashMap;
+
+/// The lines of a file as words, comments left out.
+fn lines(name: &str) -> Vec<Vec<String>> {
+    let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split(' ').map(str::to_owned).collect()).collect()
+}
+
+/// The cases of a file: key to words, repeated keys appended.
+fn cases(name: &str) -> Vec<HashMap<String, Vec<String>>> {
+    let mut cases = vec![HashMap::<String, Vec<String>>::new()];
+    for line in lines(name) {
+        match line[0].as_str() {
+            "end" => cases.push(HashMap::new()),
+            key => cases.last_mut().unwrap().entry(key.to_owned()).or_default().extend(line[1..].iter().cloned()),
+        }
+    }
+    assert!(cases.pop().unwrap().is_empty(), "{name} does not end with `end`");
+    assert!(cases.len() > 10, "{name} has only {} cases", cases.len());
+    cases
+}
+
+fn bits(word: &str) -> u32 {
+    u32::from_str_radix(word, 16).unwrap()
+}
+
+fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(word: &str) -> T {
+    word.parse().unwrap()
+}
+
+/// `VxN` is V, N times.
+fn runs(words: &[String]) -> Vec<i64> {
+    let run = |word: &String| match word.split_once('x') {
+        Some((value, count)) => vec![number(value); number(count)],
+        None if word.is_empty() => vec![],
+        None => vec![number(word)],
+    };
+    words.iter().flat_map(run).collect()
+}
+
+fn check_codec(file: &str, decode: fn(u8) -> f32, encode: fn(f32) -> u8) {
+    let lines = lines(file);
+    assert!(lines.len() > 500);
+    for line in lines {
+        match (line[0].as_str(), bits(&line[1]), bits(&line[2])) {
+            ("decode", code, value) if f32::from_bits(value).is_nan() => assert!(decode(code as u8).is_nan()),
+            ("decode", code, value) => assert_eq!(decode(code as u8).to_bits(), value, "{line:?}"),
+            ("encode", value, code) => assert_eq!(u32::from(encode(f32::from_bits(value))), code, "{line:?}"),
+            _ => panic!("{line:?}"),
+        }
+    }
+}
+
+#[test]
+fn e2m1() {
+    check_codec("e2m1.txt", e2m1_decode, e2m1_encode);
+}
+
+#[test]
+fn e4m3() {
+    check_codec("e4m3.txt", e4m3_decode, e4m3_encode);
+}
+
+#[test]
+fn quantize() {
+    for case in cases("quantize.txt") {
+        let (name, cols) = (&case["case"], number::<usize>(&case["cols"][0]));
+        let x: Vec<f32> = case["x"].iter().map(|word| f32::from_bits(bits(word) << 16)).collect();
+        let bytes = |key: &str| case[key].iter().map(|word| bits(word) as u8).collect::<Vec<_>>();
+        let is_static = case["policy"][0] == "static";
+
+        let (mut packed, mut scales, mut report) = (Vec::new(), Vec::new(), BlockReport::default());
+        for (r, row) in x.chunks(cols).enumerate() {
+            let wanted = f32::from_bits(bits(&case["global_scale"][if is_static { 0 } else { r }]));
+            let global_scale = if is_static { wanted } else { dynamic_global_scale(row) };
+            assert_eq!(global_scale.to_bits(), wanted.to_bits(), "{name:?} row {r}");
+            let mut codes = vec![0; cols / 2];
+            let mut row_scales = vec![0; cols / 16];
+            let scale = QuantScale::from_global_scale(global_scale);
+            report.merge(quantize_row(row, scale, &mut codes, |i, byte| row_scales[i] = byte));
+            packed.extend(codes);
+            scales.extend(row_scales);
+        }
+        assert_eq!(packed, bytes("packed"), "{name:?}");
+        assert_eq!(scales, bytes("block_scale"), "{name:?}");
+        let (saturated_blocks, nonfinite_values) = (number(&case["saturated"][0]), number(&case["nonfinite"][0]));
+        assert_eq!(report, BlockReport { saturated_blocks, nonfinite_values }, "{name:?}");
+    }
+}
+
+#[test]
+fn sf_layout() {
+    for line in lines("sf_layout.txt") {
+        let n: Vec<u64> = line[1..].iter().map(|word| number(word)).collect();
+        match line[0].as_str() {
+            "size" => assert_eq!(sf_size_128x4(n[0], n[1]), n[2], "{line:?}"),
+            "offset" => assert_eq!(sf_offset_128x4(n[0], n[1], n[2]), n[3], "{line:?}"),
+            _ => panic!("{line:?}"),
+        }
+    }
+}
+
+#[test]
+fn routing() {
+    const ALIGNMENT: usize = 128;
+    for case in cases("routing.txt") {
+        let name = &case["case"];
+        let shape: Vec<usize> = case["shape"].iter().map(|word| number(word)).collect();
+        let [tokens, top_k, num_experts, num_local_experts, first_local_expert] = shape[..] else { panic!("{name:?}") };
+        let num_slots = tokens * top_k;
+        let ids = runs(&case["ids"]);
+        let map: Option<Vec<i32>> = case.get("expert_map").map(|words| words.iter().map(|word| number(word)).collect());
+        let placement = Placement { num_experts, num_local_experts, first_local_expert, expert_map: map.as_deref() };
+        let as_i32 = |key: &str| runs(&case[key]).into_iter().map(|v| v as i32).collect::<Vec<_>>();
+
+        let (mut slot_to_row, mut offsets) = (vec![77; num_slots], vec![77; num_local_experts + 1]);
+        let mut row_to_slot = vec![77; max_rows(num_slots, num_local_experts, ALIGNMENT)];
+        let mut tables =
+            Routing { slot_to_row: &mut slot_to_row, row_to_slot: &mut row_to_slot, padded_row_offsets: &mut offsets };
+        let seen = route(placement, num_slots, |slot| ids[slot], ALIGNMENT, &mut tables);
+
+        let mut wanted_rows = as_i32("row_to_slot");
+        assert!(wanted_rows.len() <= row_to_slot.len(), "{name:?}: max_rows is too small");
+        wanted_rows.resize(row_to_slot.len(), -1);
+        assert_eq!(slot_to_row, as_i32("slot_to_row"), "{name:?}");
+        assert_eq!(row_to_slot, wanted_rows, "{name:?}");
+        assert_eq!(offsets, as_i32("padded_row_offsets"), "{name:?}");
+        assert_eq!(seen.count, number::<u64>(&case["out_of_range"][0]), "{name:?}");
+    }
+}

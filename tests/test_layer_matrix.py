@@ -1,0 +1,74 @@
+"""Every case of the matrix, in every mode, on every backend, against float64."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import pytest
+import torch
+
+import matrix
+import runner
+from matrix import Case
+from reference import gates, generate
+from reference.layer import ReferenceLayer, Result, cosine, local_ids, relative_l2
+
+
+class Problem(NamedTuple):
+    weights: generate.Weights
+    reference: ReferenceLayer
+    x: torch.Tensor
+    topk_ids: torch.Tensor
+    topk_weights: torch.Tensor
+    local_ids: torch.Tensor
+    bf16: Result
+
+
+@lru_cache(maxsize=1)  # the modes and devices of a case follow one another
+def problem(case: Case) -> Problem:
+    generator = torch.Generator().manual_seed(case.num_tokens + case.hidden)
+    ids = matrix.route(case, generator)
+    local = local_ids(ids, case.num_experts, case.local_count, case.first_local)
+    touched = [e for e in local.unique().tolist() if e >= 0]
+    weights = generate.random_code_weights(case.local_count, case.hidden, case.intermediate, generator, touched)
+    x = generate.tokens(case.num_tokens, case.hidden, generator)
+    topk_weights = generate.random_topk_weights(case.num_tokens, case.top_k, generator)
+    reference = ReferenceLayer(weights, case.swiglu)
+    bf16 = reference.forward(x, local, topk_weights)
+    # Scales of a layer that routed nothing: any valid one.
+    weights = weights.with_input_scales(bf16.x_amax or 1.0, bf16.h_amax or 1.0)
+    return Problem(weights, reference, x, ids, topk_weights, local, bf16)
+
+
+@pytest.mark.parametrize("case", matrix.CASES, ids=str)
+@pytest.mark.parametrize("mode", matrix.MODES)
+@pytest.mark.parametrize("device", runner.DEVICES)
+def test_layer_matches_float64(case: Case, mode: str, device: str):
+    p = problem(case)
+    layer = runner.make_layer(
+        p.weights,
+        num_experts=case.num_experts,
+        top_k=case.top_k,
+        mode=mode,
+        swiglu=case.swiglu,
+        first_local_expert=case.first_local,
+        device=device,
+    )
+    out = runner.run(layer, p.x, p.topk_ids, p.topk_weights)
+    result = p.bf16
+    if mode == "nvfp4":
+        scales = (p.weights.w13_input_scale, p.weights.w2_input_scale)
+        result = p.reference.forward(p.x, p.local_ids, p.topk_weights, mode, scales)
+    assert out.isfinite().all()
+    assert (out[(p.local_ids < 0).all(dim=1)] == 0).all(), "tokens with no expert here"
+    assert relative_l2(out, result.out) <= gates.REL_L2 + result.slack
+    if mode == "bf16":
+        assert cosine(out, result.out) >= gates.COSINE
+
+
+def test_matrix_reaches_the_clamp_and_the_full_models():
+    """The cases that make the matrix worth running are really in it."""
+    clamped = [problem(case).bf16.clamped for case in matrix.CASES if 0 < case.swiglu.limit < 1]
+    assert clamped
+    assert min(clamped) > 0.5
+    sizes = {(case.num_experts, case.hidden, case.intermediate) for case in matrix.CASES}
+    assert {(256, 7168, 2048), (256, 4096, 2048), (384, 7168, 3072)} <= sizes

@@ -1,0 +1,82 @@
+"""The oracle's codec against the golden vectors that every language reads."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from reference import nvfp4
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden_lines(name: str) -> list[list[str]]:
+    lines = (GOLDEN / name).read_text().splitlines()
+    return [line.split() for line in lines if line and not line.startswith("#")]
+
+
+def f32(words: list[str]) -> torch.Tensor:
+    return torch.tensor(struct.unpack(f">{len(words)}f", bytes.fromhex("".join(words))))
+
+
+@pytest.mark.parametrize(("name", "encode"), [("e2m1.txt", nvfp4.encode_e2m1), ("e4m3.txt", nvfp4.encode_e4m3)])
+def test_encode_is_golden(name, encode):
+    lines = [words for words in golden_lines(name) if words[0] == "encode"]
+    x, codes = f32([words[1] for words in lines]), torch.tensor([int(words[2], 16) for words in lines])
+    if name == "e4m3.txt":  # the oracle's scales carry no sign
+        positive = ~torch.signbit(x) | x.isnan()
+        x, codes = x[positive], codes[positive]
+    assert len(codes) > 500
+    assert torch.equal(encode(x).int(), codes.int())
+
+
+def test_decode_is_golden():
+    for words in golden_lines("e2m1.txt"):
+        if words[0] == "decode":
+            code = torch.full((1, 16), int(words[1], 16), dtype=torch.uint8)
+            value = nvfp4.decode_blocks(nvfp4.pack(code), torch.tensor([[0x38]], dtype=torch.uint8))  # times 1
+            assert torch.equal(value[0, :2].view(torch.int32), f32([words[2]] * 2).view(torch.int32)), words
+    for words in golden_lines("e4m3.txt"):
+        code = int(words[1], 16)
+        if words[0] == "decode" and code < 0x7F:
+            assert nvfp4.decode_e4m3(torch.tensor([code], dtype=torch.uint8)) == f32([words[2]]).double(), words
+
+
+def golden_quantize_cases() -> list:
+    """Blocks of `case`, then `field values...`, a field going on over lines."""
+    cases: list[dict[str, list[str]]] = []
+    for field, *words in golden_lines("quantize.txt"):
+        if field == "case":
+            cases.append({})
+        cases[-1].setdefault(field, []).extend(words)
+    return [pytest.param(case, id=case["case"][0]) for case in cases]
+
+
+@pytest.mark.parametrize("case", golden_quantize_cases())
+def test_quantize_is_golden(case):
+    rows, cols = int(case["rows"][0]), int(case["cols"][0])
+    x = f32([word + "0000" for word in case["x"]]).view(rows, cols)
+    static = case["policy"] == ["static"]
+    q = nvfp4.quantize(x, float(f32(case["global_scale"])) if static else None)
+    as_bytes = {
+        name: torch.tensor(list(bytes.fromhex("".join(case[name]))), dtype=torch.uint8)
+        for name in ("packed", "block_scale")
+    }
+    assert torch.equal(nvfp4.pack(q.codes).flatten(), as_bytes["packed"])
+    assert torch.equal(q.block_scale.flatten(), as_bytes["block_scale"])
+    if not static:
+        assert torch.equal(q.global_scale.flatten(), f32(case["global_scale"]))
+
+
+def test_swizzle_is_golden():
+    num_checked = 0
+    for words in golden_lines("sf_layout.txt"):
+        if words[0] == "offset":
+            row, col, cols, offset = map(int, words[1:])
+            block_scale = torch.zeros(row + 1, max(cols, col + 1), dtype=torch.uint8)
+            if col < cols:  # beyond lies padding
+                block_scale[row, col] = 1
+                assert nvfp4.swizzle(block_scale).argmax() == offset
+                num_checked += 1
+    assert num_checked > 100

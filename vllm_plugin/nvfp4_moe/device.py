@@ -1,0 +1,48 @@
+"""What the kernels of a device saw, and the settings of the CPU backend."""
+
+from typing import NamedTuple
+
+import torch
+
+from . import ops
+
+
+class DeviceStatus(NamedTuple):
+    """Counters of one device since the last reset, over all layers and linears."""
+
+    saturated_blocks: int
+    """Activation blocks whose scale passed 448 and was held there: the input scale is too small."""
+    nonfinite_values: int
+    """NaN or infinite activations that the quantiser met."""
+    out_of_range_ids: int
+    """topk_ids below -1 or >= num_experts, and expert_map entries below -1 or >= num_local_experts."""
+    first_bad_token: int
+    """Token, in its call, of the first such event; -1 if there was none."""
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The device with its index: "cuda" means torch's current GPU."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def read_device_status(device: torch.device | str = "cpu") -> DeviceStatus:
+    """Read the counters; on CUDA this waits for the current stream."""
+    return DeviceStatus(*ops.load().device_status_read(resolve_device(device)))
+
+
+def reset_device_status(device: torch.device | str = "cpu") -> None:
+    """Set the counters to zero, in order on the current stream."""
+    ops.load().device_status_reset(resolve_device(device))
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Limit the CPU worker threads of this process; 0 is one for each core. Results do not depend on it."""
+    ops.load().set_num_threads(num_threads)
+
+
+def cpu_isa() -> str:
+    """CPU instruction set in use: "avx512bf16", "avx512", "avx2" or "portable"."""
+    return ops.load().cpu_isa()

@@ -1,0 +1,165 @@
+"""The NVFP4 mixture-of-experts layer."""
+
+import weakref
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import ops
+from .device import resolve_device
+
+
+@dataclass
+class LayerWeights:
+    """A checkpoint's tensors, stacked over the L local experts, contiguous, block scales in linear order."""
+
+    w13: torch.Tensor
+    """e2m1x2 u8 [L, 2I, H/2]: gate rows, then up rows."""
+    w13_block_scale: torch.Tensor
+    """float8_e4m3fn (or its bytes) [L, 2I, H/16]."""
+    w13_global_scale: torch.Tensor
+    """f32 [L, 2]: of gate and of up; they may differ."""
+    w2: torch.Tensor
+    """e2m1x2 u8 [L, H, I/2]."""
+    w2_block_scale: torch.Tensor
+    """float8_e4m3fn (or its bytes) [L, H, I/16]."""
+    w2_global_scale: torch.Tensor
+    """f32 [L]."""
+    w13_input_scale: float = 0.0
+    """Decodes GEMM1's input: the maximum over ALL experts of the layer, local or not; 0 if there is none."""
+    w2_input_scale: float = 0.0
+    """The same for GEMM2's input."""
+    up_first: bool = False
+    """True if the up rows come before the gate rows, and up's global scale before gate's."""
+
+    def to(self, device: torch.device | str) -> "LayerWeights":
+        """The same on another device; tensors that are there already are shared."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
+
+
+class Layer:
+    """One MoE layer: out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]).
+
+    Owns a handle of the library, which keeps the weights alive; both go with this object. On the CPU the weights are
+    used in place: do not change them. Source: nvfp4_moe_layer_* in nvfp4_moe.h.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        intermediate_size: int,
+        num_experts: int,
+        top_k: int,
+        num_local_experts: int | None = None,
+        first_local_expert: int = 0,
+        mode: str = "default",
+        scale_policy: str = "static",
+        swiglu_limit: float = 0.0,
+        swiglu_alpha: float = 1.0,
+        swiglu_beta: float = 0.0,
+        device: torch.device | str = "cpu",
+    ):
+        """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
+
+        mode          "default", "bf16" (W4A16), "nvfp4" (W4A4) or "fp8" (W4A8)
+        scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
+        swiglu_limit  gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        """
+        self.device = resolve_device(device)
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_experts = num_experts
+        self.num_local_experts = num_experts if num_local_experts is None else num_local_experts
+        self.top_k = top_k
+        self._ops = ops.load()
+        self.id: int = self._ops.layer_create(
+            self.device,
+            mode,
+            scale_policy,
+            hidden_size,
+            intermediate_size,
+            num_experts,
+            self.num_local_experts,
+            first_local_expert,
+            top_k,
+            swiglu_limit,
+            swiglu_alpha,
+            swiglu_beta,
+        )
+        self._destroy = weakref.finalize(self, self._ops.layer_destroy, self.id)
+
+    def prepare(self, weights: LayerWeights) -> "Layer":
+        """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
+        self._ops.layer_prepare(
+            weights.w13,
+            weights.w13_block_scale,
+            weights.w13_global_scale,
+            weights.w2,
+            weights.w2_block_scale,
+            weights.w2_global_scale,
+            weights.w13_input_scale,
+            weights.w2_input_scale,
+            weights.up_first,
+            self.id,
+        )
+        return self
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor | None = None,
+        *,
+        expert_map: torch.Tensor | None = None,
+        workspace: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run the layer and return `out`, bf16 [T, H], made if it is not given.
+
+        x             bf16 [T, H], rows may be strided
+        topk_ids      i32 or i64 [T, k], global ids; one out of range is unrouted and counted, never an error
+        topk_weights  f32 [T, k], applied once; None is 1
+        expert_map    i32 [num_experts], global to local id, -1 = not here
+        workspace     u8 of `workspace_size(T)` bytes; None is the library's own, shared by all layers of the device
+        """
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        self._ops.moe_forward(x, topk_ids, topk_weights, expert_map, workspace, self.id, out)
+        return out
+
+    __call__ = forward
+
+    def calibrate(
+        self,
+        x: torch.Tensor,
+        topk_ids: torch.Tensor,
+        topk_weights: torch.Tensor | None = None,
+        *,
+        expert_map: torch.Tensor | None = None,
+        workspace: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`forward` in mode bf16 that also remembers the largest finite input of both GEMMs, over all calls."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        self._ops.moe_calibrate(x, topk_ids, topk_weights, expert_map, workspace, self.id, out)
+        return out
+
+    def calibrated_scales(self) -> tuple[float, float]:
+        """What `calibrate` saw as (w13_input_scale, w2_input_scale), amax / (6 * 448), and forget it.
+
+        The scales are returned, not applied: save them, or reduce them over ranks, then `set_input_scales`.
+        """
+        return self._ops.layer_calibrated_scales(self.id)
+
+    def set_input_scales(self, w13_input_scale: float, w2_input_scale: float) -> None:
+        """Use these input scales instead of the checkpoint's; each is finite and at least 2^-110."""
+        self._ops.layer_set_input_scales(self.id, w13_input_scale, w2_input_scale)
+
+    def workspace_size(self, max_tokens: int) -> int:
+        """Bytes of a u8 workspace tensor for up to `max_tokens` tokens, whatever the routing."""
+        return self._ops.layer_workspace_size(self.id, max_tokens)
+
+    def close(self) -> None:
+        """Free the handle now; any later use of this layer is an error."""
+        self._destroy()

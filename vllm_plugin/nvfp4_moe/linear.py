@@ -1,0 +1,103 @@
+"""The NVFP4 linear."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import ops
+from .device import resolve_device
+
+
+@dataclass
+class LinearWeights:
+    """A checkpoint's tensors of one linear, or of several fused along out_features."""
+
+    weight: torch.Tensor
+    """e2m1x2 u8 [out_features, in_features/2]."""
+    block_scale: torch.Tensor
+    """float8_e4m3fn (or its bytes) [out_features, in_features/16], linear order."""
+    global_scale: torch.Tensor
+    """f32 [num_parts]."""
+    bias: torch.Tensor | None = None
+    """bf16 [out_features]."""
+    part_rows: Sequence[int] = ()
+    """Rows of each fused part, summing to out_features; empty if there is one part."""
+    input_scale: float = 0.0
+    """Decodes the input; 0 if the checkpoint has none."""
+
+
+class Linear:
+    """One linear: out = x * weight^T + bias, f32 sums, rounded once to bf16.
+
+    Owns a handle of the library, which keeps the weights alive; both go with this object. On the CPU the weights are
+    used in place: do not change them. Source: nvfp4_moe_linear_* in nvfp4_moe.h.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        out_features: int,
+        num_parts: int = 1,
+        mode: str = "default",
+        scale_policy: str = "static",
+        device: torch.device | str = "cpu",
+    ):
+        """Make a linear without weights; `mode` and `scale_policy` as in `Layer`."""
+        self.device = resolve_device(device)
+        self.in_features = in_features
+        self.out_features = out_features
+        self._ops = ops.load()
+        self.id: int = self._ops.linear_create(self.device, mode, scale_policy, in_features, out_features, num_parts)
+        self._destroy = weakref.finalize(self, self._ops.linear_destroy, self.id)
+
+    def prepare(self, weights: LinearWeights) -> "Linear":
+        """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
+        self._ops.linear_prepare(
+            weights.weight,
+            weights.block_scale,
+            weights.global_scale,
+            weights.bias,
+            list(weights.part_rows),
+            weights.input_scale,
+            self.id,
+        )
+        return self
+
+    def forward(
+        self, x: torch.Tensor, *, workspace: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run on bf16 [..., in_features]; returns bf16 [..., out_features], `out` (2-D, as x must then be) if given."""
+        if out is not None:
+            self._ops.linear_forward(x, workspace, self.id, out)
+            return out
+        rows = x.reshape(-1, x.shape[-1])
+        out = rows.new_empty((rows.shape[0], self.out_features))
+        self._ops.linear_forward(rows, workspace, self.id, out)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    __call__ = forward
+
+    def calibrate(self, x: torch.Tensor, *, workspace: torch.Tensor | None = None) -> torch.Tensor:
+        """`forward` of [T, in_features] in mode bf16 that also remembers the largest finite input, over all calls."""
+        out = x.new_empty((x.shape[0], self.out_features))
+        self._ops.linear_calibrate(x, workspace, self.id, out)
+        return out
+
+    def calibrated_scale(self) -> float:
+        """What `calibrate` saw as an input scale, amax / (6 * 448), and forget it. It is not applied."""
+        return self._ops.linear_calibrated_scale(self.id)
+
+    def set_input_scale(self, input_scale: float) -> None:
+        """Use this input scale instead of the checkpoint's; finite and at least 2^-110."""
+        self._ops.linear_set_input_scale(self.id, input_scale)
+
+    def workspace_size(self, max_tokens: int) -> int:
+        """Bytes of a u8 workspace tensor for up to `max_tokens` tokens."""
+        return self._ops.linear_workspace_size(self.id, max_tokens)
+
+    def close(self) -> None:
+        """Free the handle now; any later use of this linear is an error."""
+        self._destroy()

@@ -1,0 +1,57 @@
+"""The compiled ops, `torch.ops.nvfp4_moe`: loaded once, with fakes for torch.compile.
+
+The schemas are in cpp/library.cpp. `moe_forward` and `linear_forward` are the hot ones: they write into `out`, allocate
+nothing, and name the layer by an integer, so that they can be traced and captured.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SHARED_OBJECT = Path(__file__).with_name("nvfp4_moe_torch.so")
+
+
+@cache
+def load():
+    """Load the shared object that lies beside this file and return `torch.ops.nvfp4_moe`."""
+    if not SHARED_OBJECT.exists():
+        raise ImportError(
+            f"{SHARED_OBJECT.name} is missing in {SHARED_OBJECT.parent}; the package was not built. "
+            "Run `pip install .` or `make build` in the project's folder."
+        )
+    torch.ops.load_library(str(SHARED_OBJECT))
+    _register_fakes()
+    return torch.ops.nvfp4_moe
+
+
+def _register_fakes() -> None:
+    """Say what each traceable op returns, from shapes alone."""
+
+    @torch.library.register_fake("nvfp4_moe::moe_forward")
+    def _(x, topk_ids, topk_weights, expert_map, workspace, layer, out):
+        return None
+
+    @torch.library.register_fake("nvfp4_moe::moe_calibrate")
+    def _(x, topk_ids, topk_weights, expert_map, workspace, layer, out):
+        return None
+
+    @torch.library.register_fake("nvfp4_moe::linear_forward")
+    def _(x, workspace, linear, out):
+        return None
+
+    @torch.library.register_fake("nvfp4_moe::linear_calibrate")
+    def _(x, workspace, linear, out):
+        return None
+
+    @torch.library.register_fake("nvfp4_moe::quantize")
+    def _(x, global_scale, swizzled):
+        rows, cols = x.shape
+        packed = x.new_empty((rows, cols // 2), dtype=torch.uint8)
+        padded = ((rows + 127) // 128 * 128 * ((cols // 16 + 3) // 4 * 4),)
+        block_scale = x.new_empty(padded if swizzled else (rows, cols // 16), dtype=torch.uint8)
+        return packed, block_scale, x.new_empty((rows if global_scale is None else 1,), dtype=torch.float32)
+
+    @torch.library.register_fake("nvfp4_moe::dequantize")
+    def _(packed, block_scale, global_scale):
+        return packed.new_empty((packed.shape[0], packed.shape[1] * 2), dtype=torch.float32)
