@@ -21,10 +21,12 @@ struct Config {
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
-  // Registers of a thread, where the even share of 65,536 is too few for the accumulators. 0 = the even share.
-  static constexpr int kConsumerRegisters = kThreads == 640 && kN == 128 ? 112 : 0;
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kLag = kStages > 3 ? 3 : kStages - 1;  // stages whose row copies may still be in flight
+  // k16 steps whose A fragments are in registers at once.
+  static constexpr int kStepsAtOnce = kN >= 128 ? 2 : kSlabSteps;
+  // Registers of a thread where the even share is too few for the accumulators; 0 = the even share, which is 96 for 640
+  // threads. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96.
+  static constexpr int kConsumerRegisters = kN >= 128 ? 104 : 0;
+  static constexpr int kProducerRegisters = 64;
   static_assert(kSlabs % kK == 0, "every warpgroup along K gets as many slabs");
 };
 

@@ -61,50 +61,37 @@ struct RowGather {
   }
 };
 
-// This thread's row copies of a stage have arrived.
-template <class C>
-__device__ void publish(SharedStorage<C>& shared, Ring<C>& published) {
-  ptx::fence_proxy_async();
-  ptx::mbarrier_arrive(shared.full[published.stage]);
-  published.advance();
-}
-
 template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
-  Ring<C> issued, published;
-  int in_flight = 0;
+  Ring<C> ring;
   for_each_tile<C>(p, [&](const Tile& tile) {
     const RowGather<C> rows(p, tile);
     const uint8_t* const tiles = p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes;
     const int num_tiles = min(C::kM, p.end_m_tile - tile.first_m_tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       const int num_slabs = min(C::kSlabs, p.num_slabs - slab);
-      ptx::mbarrier_wait(shared.empty[issued.stage], issued.parity ^ 1);
+      ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
       if (threadIdx.x == 0) {
         const uint32_t bytes = num_slabs * kTileBytes;
-        ptx::mbarrier_expect_tx(shared.full[issued.stage], num_tiles * bytes);
+        ptx::mbarrier_expect_tx(shared.full[ring.stage], num_tiles * bytes);
         for (int m = 0; m < num_tiles; ++m) {
-          ptx::bulk_copy(shared.tiles[issued.stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
-                         shared.full[issued.stage]);
+          ptx::bulk_copy(shared.tiles[ring.stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
+                         shared.full[ring.stage]);
         }
       }
       for (int s = rows.first_slab(); s < num_slabs; s += rows.kSlabStep) {
-        rows.copy(p, shared.rows[issued.stage][s], slab + s, aligned);
+        rows.copy(p, shared.rows[ring.stage][s], slab + s, aligned);
       }
-      ptx::cp_async_commit();
-      issued.advance();
-      if (in_flight == C::kLag) {
-        ptx::cp_async_wait<C::kLag>();
-        publish<C>(shared, published);
+      if (aligned) {
+        ptx::cp_async_arrive(shared.full[ring.stage]);
       } else {
-        ++in_flight;
+        ptx::mbarrier_arrive(shared.full[ring.stage]);
       }
+      ring.advance();
     }
   });
-  ptx::cp_async_wait<0>();
-  for (; in_flight > 0; --in_flight) publish<C>(shared, published);
 }
 
 }  // namespace nvfp4

@@ -27,19 +27,25 @@ __device__ void multiply_slab(const uint8_t* tile, uint32_t rows, float (&acc)[C
   const int t = threadIdx.x % 128;
   const uint4 codes = reinterpret_cast<const uint4*>(tile)[t];
   const uint2 scales = reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4];
-  uint32_t a[kSlabSteps][4];
-  dequantize(codes.x, decode_scale<0>(scales.x), decode_scale<1>(scales.x), a[0]);
-  dequantize(codes.y, decode_scale<2>(scales.x), decode_scale<3>(scales.x), a[1]);
-  dequantize(codes.z, decode_scale<0>(scales.y), decode_scale<1>(scales.y), a[2]);
-  dequantize(codes.w, decode_scale<2>(scales.y), decode_scale<3>(scales.y), a[3]);
+  const uint32_t words[kSlabSteps] = {codes.x, codes.y, codes.z, codes.w};
   const uint64_t descriptor = ptx::rows_descriptor(rows);
-  ptx::wgmma_fence();
 #pragma unroll
-  for (int j = 0; j < kSlabSteps; ++j) {
-    ptx::Wgmma<C::kN>::multiply_add(acc, a[j], descriptor + j * 2);  // 16 bf16 = 2 units of 16 bytes
+  for (int first = 0; first < kSlabSteps; first += C::kStepsAtOnce) {
+    uint32_t a[C::kStepsAtOnce][4];
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; i += 2) {
+      const uint32_t pair = first + i < 2 ? scales.x : scales.y;
+      dequantize(words[first + i], decode_scale<0>(pair), decode_scale<1>(pair), a[i]);
+      dequantize(words[first + i + 1], decode_scale<2>(pair), decode_scale<3>(pair), a[i + 1]);
+    }
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; ++i) {
+      ptx::Wgmma<C::kN>::multiply_add(acc, a[i], descriptor + (first + i) * 2);  // 16 bf16 = 2 units of 16 bytes
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
   }
-  ptx::wgmma_commit();
-  ptx::wgmma_wait<0>();
 }
 
 // Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the result.
@@ -74,6 +80,7 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store st
     for (int i = 0; i < C::kN / 2; ++i) acc[i] = 0.0f;
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       ptx::mbarrier_wait(shared.full[ring.stage], ring.parity);
+      ptx::fence_proxy_async();  // the producer wrote the rows with ordinary copies
       if (has_tile) {
 #pragma unroll
         for (int s = 0; s < C::kSlabs; s += C::kK) {

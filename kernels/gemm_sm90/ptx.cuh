@@ -52,14 +52,13 @@ __device__ inline void cp_async_16(uint32_t dst, const void* src, uint32_t valid
                : "memory");
 }
 
-__device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int kPending>
-__device__ inline void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+// One of the barrier's expected arrivals, made when all cp.async of this thread so far have landed.
+__device__ inline void cp_async_arrive(uint64_t& bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&bar)) : "memory");
 }
 
-// Orders this thread's ordinary writes to shared memory before later reads by tensor cores.
+// Orders ordinary writes to shared memory that this thread made, or has seen through a barrier, before later reads by
+// tensor cores.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- Barriers and registers
