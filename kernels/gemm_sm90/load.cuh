@@ -84,14 +84,18 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       for (int s = rows.first_slab(); s < num_slabs; s += rows.kSlabStep) {
         rows.copy(p, shared.rows[ring.stage][s], slab + s, aligned);
       }
+      // cp.async needs no proxy fence before wgmma reads (CUTLASS's CpAsync mainloops have none): the barrier's phase
+      // completes when the copies have landed. A fence here would wait for all copies in flight.
       if (aligned) {
         ptx::cp_async_arrive(shared.full[ring.stage]);
       } else {
+        ptx::fence_proxy_async();
         ptx::mbarrier_arrive(shared.full[ring.stage]);
       }
       ring.advance();
     }
   });
+  ptx::cp_async_wait_all();  // a thread must not end with copies in flight
 }
 
 }  // namespace nvfp4

@@ -80,7 +80,6 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store st
     for (int i = 0; i < C::kN / 2; ++i) acc[i] = 0.0f;
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       ptx::mbarrier_wait(shared.full[ring.stage], ring.parity);
-      ptx::fence_proxy_async();  // the producer wrote the rows with ordinary copies
       if (has_tile) {
 #pragma unroll
         for (int s = 0; s < C::kSlabs; s += C::kK) {

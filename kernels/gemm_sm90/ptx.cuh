@@ -57,8 +57,9 @@ __device__ inline void cp_async_arrive(uint64_t& bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&bar)) : "memory");
 }
 
-// Orders ordinary writes to shared memory that this thread made, or has seen through a barrier, before later reads by
-// tensor cores.
+__device__ inline void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Orders this thread's ordinary writes to shared memory before later reads by tensor cores.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- Barriers and registers
