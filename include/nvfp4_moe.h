@@ -283,7 +283,8 @@ int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
 int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
                              int64_t num_cols, float *out);
 
-/* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. */
+/* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. This and the next function
+ * give UINT64_MAX for what no memory holds: past 2^40 rows or 2^20 columns. */
 uint64_t nvfp4_moe_sf_size(uint64_t num_rows, uint64_t num_sf_cols);
 
 /* Where scale (row, sf_col) lies in it: tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + sf_col % 4, tiles along K

@@ -96,6 +96,10 @@ impl LayerConfig {
         check_block_multiple("hidden_size", self.hidden_size)?;
         check_block_multiple("intermediate_size", self.intermediate_size)?;
         let (local, all) = (self.num_local_experts, self.num_experts);
+        if all > MAX_DIM {
+            let rule = format!("it must be at most {MAX_DIM}");
+            return Err(Error::argument("num_experts", all, rule, "Pass the experts of one layer."));
+        }
         if local == 0 || local > all {
             let rule = format!("it must be 1 to num_experts, which is {all}");
             return Err(Error::argument("num_local_experts", local, rule, "Pass the experts held by this rank."));

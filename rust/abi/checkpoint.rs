@@ -1,7 +1,7 @@
 //! Exports of the checkpoint reader.
 
 use super::header::*;
-use super::{Struct, aligned, copy_text, guard, not_null, not_null_mut, read_struct, size_of_field};
+use super::{Struct, aligned, copy_text, guard, not_null, not_null_mut, read_struct, reserved, size_of_field};
 use crate::checkpoint::{Checkpoint, Format, Layer, LayerBuffers, Report};
 use crate::error::Result;
 use std::ffi::{CStr, OsStr, c_char};
@@ -134,6 +134,7 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_read_layer(
     guard(|| unsafe {
         let handle = not_null("checkpoint", checkpoint.cast::<Handle>())?;
         let given = read_struct(buffers)?;
+        reserved(given.reserved)?;
         let first_expert = size_of_field("first_expert", given.first_expert)?;
         let num_experts = size_of_field("num_experts", given.num_experts)?;
         let layer = layer_of(handle, layer)?;

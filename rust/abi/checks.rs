@@ -49,6 +49,11 @@ pub(crate) fn no_overlap(x: *const u16, x_bytes: usize, out: *const u16, out_byt
     Err(Error::argument("out", format!("{out:p}"), rule, "Pass a buffer of its own."))
 }
 
+/// A field that has no meaning yet, so that it can get one.
+pub(crate) fn reserved(value: i32) -> Result<()> {
+    if value == 0 { Ok(()) } else { Err(Error::argument("reserved", value, "it must be 0", "Zero the struct first.")) }
+}
+
 /// A count or size.
 pub(crate) fn size_of_field(name: &str, value: i32) -> Result<usize> {
     usize::try_from(value).map_err(|_| Error::argument(name, value, "it must not be negative", "Pass its size."))

@@ -1,7 +1,7 @@
 //! Exports of the format itself.
 
 use super::header::*;
-use super::{Struct, aligned, guard, policy_of, read_struct, stride};
+use super::{Struct, aligned, guard, policy_of, read_struct, reserved, stride};
 use crate::config::ScalePolicy;
 use crate::error::{Error, Result};
 use crate::format::{
@@ -28,6 +28,7 @@ fn shape(num_rows: i64, num_cols: i64) -> Result<(usize, usize)> {
 }
 
 unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
+    reserved(args.reserved)?;
     let (rows, cols) = shape(args.num_rows, args.num_cols)?;
     let policy = policy_of(args.scale_policy)?;
     let layout = match args.sf_layout as u32 {
@@ -124,14 +125,20 @@ pub unsafe extern "C" fn nvfp4_moe_dequantize(
     })
 }
 
+/// Rows and scale columns below these have sizes and offsets that fit 64 bits.
+const MAX_SF_ROWS: u64 = 1 << 40;
+const MAX_SF_COLS: u64 = 1 << 20;
+
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvfp4_moe_sf_size(num_rows: u64, num_sf_cols: u64) -> u64 {
-    sf_size_128x4(num_rows, num_sf_cols)
+    let fits = num_rows <= MAX_SF_ROWS && num_sf_cols <= MAX_SF_COLS;
+    if fits { sf_size_128x4(num_rows, num_sf_cols) } else { u64::MAX }
 }
 
 /// See the header.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvfp4_moe_sf_offset(row: u64, sf_col: u64, num_sf_cols: u64) -> u64 {
-    sf_offset_128x4(row, sf_col, num_sf_cols)
+    let fits = row <= MAX_SF_ROWS && sf_col.max(num_sf_cols) <= MAX_SF_COLS;
+    if fits { sf_offset_128x4(row, sf_col, num_sf_cols) } else { u64::MAX }
 }

@@ -1,10 +1,7 @@
 //! Exports of the MoE layer.
 
 use super::header::*;
-use super::{
-    Struct, device_of, guard, mode_of, not_null, not_null_mut, null_error, policy_of, read_struct, size_of_field,
-    stride,
-};
+use super::{Struct, device_of, guard, mode_of, not_null, not_null_mut, policy_of, read_struct, size_of_field, stride};
 use crate::config::{LayerConfig, Swiglu};
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
@@ -43,7 +40,7 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
 }
 
 fn tensor<T>(name: &str, pointer: *const T, len: usize) -> Result<Tensor<T>> {
-    if pointer.is_null() { Err(null_error(name)) } else { Ok(Tensor { pointer, len }) }
+    Ok(Tensor { pointer: super::aligned(name, pointer, size_of::<T>())?, len })
 }
 
 fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWeights> {

@@ -5,6 +5,7 @@ mod checks;
 mod format;
 mod layer;
 mod linear;
+mod prototypes;
 mod status;
 
 pub(crate) use checks::*;

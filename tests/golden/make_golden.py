@@ -9,6 +9,7 @@ lines of words; `#` starts a comment. f32 and bf16 are hexadecimal bit patterns.
 """
 
 import ctypes
+import itertools
 import math
 import random
 import struct
@@ -93,7 +94,7 @@ def codec_lines(name: str, codes: int, table: list[Fraction], decode, encode, ra
     """decode: every code. encode: every value and midpoint with both neighbours, extremes, random patterns."""
     rng = random.Random(name)
     inputs = [0.0, f32_from_bits(1), INF, NAN, f32_from_bits(0x7F7FFFFF), 1e30]
-    for low, high in zip(table, table[1:]):
+    for low, high in itertools.pairwise(table):
         middle = float((low + high) / 2)
         inputs += [float(high), middle, next_f32(middle, True), next_f32(middle, False)]
     for _ in range(400):
@@ -330,7 +331,7 @@ def files() -> dict[str, list[str]]:
 def main() -> int:
     differing = []
     for name, lines in files().items():
-        path, text = HERE / name, "\n".join(lines) + "\n"
+        path, text = HERE / name, "".join(f"{line.rstrip()}\n" for line in lines)
         if "--check" not in sys.argv:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:

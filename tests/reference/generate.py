@@ -44,12 +44,12 @@ class Weights:
 
 
 def normal_weights(num_experts: int, hidden: int, intermediate: int, generator: torch.Generator) -> Weights:
-    """Normal bf16 weights of a trained layer's size, quantised; gate and up with their own global scales."""
+    """Normal bf16 weights, quantised; gate and up with their own global scales."""
     w13 = torch.empty(num_experts, 2 * intermediate, hidden, dtype=torch.bfloat16)
     w2 = torch.empty(num_experts, hidden, intermediate, dtype=torch.bfloat16)
     gate_up, down = [], []
     for e in range(num_experts):
-        w13[e].normal_(generator=generator).mul_(hidden**-0.5 * 2)  # some gates reach the clamp of 10
+        w13[e].normal_(generator=generator).mul_(hidden**-0.5 * 5)  # a few percent pass the clamp of 10
         w2[e].normal_(generator=generator).mul_(intermediate**-0.5)
         gate_up.append([quantize_matrix(half) for half in w13[e].chunk(2)])
         down.append(quantize_matrix(w2[e]))

@@ -126,8 +126,8 @@ class ReferenceLayer:
             out.index_add_(0, tokens, y * factor)
             if mode == "nvfp4":
                 low, high = (operand((h * f).bfloat16(), mode, input_scales[1]) for f in (1 - F32_SUM, 1 + F32_SUM))
-                rows = (low != high).any(dim=1)
-                undecided.index_add_(0, tokens[rows], expert.down.times(high[rows] - low[rows]) * factor[rows])
+                at = (low != high).any(dim=1)
+                undecided.index_add_(0, tokens[at], expert.down.times(high[at] - low[at]) * factor[at])
 
             x_amax, h_amax = max(x_amax, finite_amax(rows)), max(h_amax, finite_amax(h))
             if self.swiglu.limit > 0:

@@ -40,7 +40,6 @@ fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(word: &str) -> T {
 fn runs(words: &[String]) -> Vec<i64> {
     let run = |word: &String| match word.split_once('x') {
         Some((value, count)) => vec![number(value); number(count)],
-        None if word.is_empty() => vec![],
         None => vec![number(word)],
     };
     words.iter().flat_map(run).collect()

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -26,6 +26,11 @@ class LinearWeights:
     """Rows of each fused part, summing to out_features; empty if there is one part."""
     input_scale: float = 0.0
     """Decodes the input; 0 if the checkpoint has none."""
+
+    def to(self, device: torch.device | str) -> "LinearWeights":
+        """The same on another device; tensors that are there already are shared."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **moved)
 
 
 class Linear:

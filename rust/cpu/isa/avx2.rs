@@ -30,10 +30,17 @@ unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const OP_BYTES: usize = 32;
     const VALUE_BYTES: usize = 4;
+    const ROWS: usize = 4;
     const TOKENS: usize = 3; // 12 accumulators, 3 tokens and 1 weight fill the 16 registers
     type Acc = __m256;
     type Op = __m256;
+    type Group = [__m256; 16];
 
+    #[inline(always)]
+    fn zero() -> __m256 {
+        // SAFETY: callers check `available`.
+        unsafe { _mm256_setzero_ps() }
+    }
     #[inline(always)]
     unsafe fn load_acc(from: *const f32) -> __m256 {
         // SAFETY: by the trait's contract.
@@ -55,36 +62,41 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_fmadd_ps(w, x, acc) }
     }
     #[inline(always)]
-    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8) {
-        // SAFETY: 64 codes bytes, 8 scales and 512 output bytes a group, by the trait's contract.
+    unsafe fn store_op(to: *mut u8, value: __m256) {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm256_storeu_ps(to.cast(), value) }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m256; 16] {
+        // SAFETY: 64 code bytes and 8 scales, by the trait's contract.
         unsafe {
             // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); the table undoes it.
-            let magnitudes =
-                _mm256_mul_ps(_mm256_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), _mm256_set1_ps(256.0));
+            let magnitudes = _mm256_setr_ps(0.0, 128.0, 256.0, 384.0, 512.0, 768.0, 1024.0, 1536.0);
             let sign_bit = _mm256_set1_epi32(i32::MIN);
-            for group in 0..groups {
-                let scale_bits = _mm_loadl_epi64(block_scales.add(group * 8).cast());
-                let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
-                for half in 0..2usize {
-                    // Two lanes (16 values) share a scale.
-                    let pairs = if half == 0 {
-                        _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)
-                    } else {
-                        _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)
-                    };
-                    let scale = _mm256_permutevar8x32_ps(scales, pairs);
-                    let mut words = _mm256_loadu_si256(codes.add(group * 64 + half * 32).cast());
-                    let out = out.cast::<f32>().add(group * GROUP + half * 64);
-                    for j in 0..8 {
-                        // permutevar reads the three low bits: the magnitude. Bit 3 is the sign.
-                        let magnitude = _mm256_permutevar8x32_ps(magnitudes, words);
-                        let sign = _mm256_and_si256(_mm256_slli_epi32::<28>(words), sign_bit);
-                        let value = _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign));
-                        _mm256_storeu_ps(out.add(j * 8), _mm256_mul_ps(value, scale));
-                        words = _mm256_srli_epi32::<4>(words);
-                    }
+            let scale_bits = _mm_loadl_epi64(block_scales.cast());
+            let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
+            let mut vectors = [_mm256_setzero_ps(); 16];
+            for (half, vectors) in vectors.chunks_exact_mut(8).enumerate() {
+                // Two lanes (16 values) share a scale.
+                let first = 4 * half as i32;
+                let pairs = _mm256_add_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), _mm256_set1_epi32(first));
+                let scale = _mm256_permutevar8x32_ps(scales, pairs);
+                let mut words = _mm256_loadu_si256(codes.add(half * 32).cast());
+                for vector in vectors {
+                    // permutevar reads the three low bits: the magnitude. Bit 3 is the sign.
+                    let magnitude = _mm256_permutevar8x32_ps(magnitudes, words);
+                    let sign = _mm256_and_si256(_mm256_slli_epi32::<28>(words), sign_bit);
+                    let value = _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign));
+                    *vector = _mm256_mul_ps(value, scale);
+                    words = _mm256_srli_epi32::<4>(words);
                 }
             }
+            vectors
         }
     }
 }

@@ -27,38 +27,31 @@ const fn order() -> [u8; GROUP] {
 
 struct Avx512;
 
-/// Hand the vectors `2 pair` and `2 pair + 1` of each group, `e2m1 * block_scale` in f32, to `put(group, vectors, pair)`.
+/// Decode one group to `e2m1 * block_scale` in f32.
 ///
 /// # Safety
-/// The CPU has AVX-512 F/BW/VL; 64 codes bytes and 8 scales a group are readable.
+/// The CPU has AVX-512 F/BW/VL; 64 code bytes and 8 scales are readable.
 #[inline(always)]
-pub(super) unsafe fn decode_groups(
-    codes: *const u8,
-    block_scales: *const u8,
-    groups: usize,
-    mut put: impl FnMut(usize, [__m512; 2], usize),
-) {
+pub(super) unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m512; 8] {
     // SAFETY: by contract.
     unsafe {
         // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); the table undoes it.
-        let half =
-            _mm512_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0);
-        let values = _mm512_mul_ps(half, _mm512_set1_ps(256.0));
+        let values = _mm512_setr_ps(
+            0.0, 128.0, 256.0, 384.0, 512.0, 768.0, 1024.0, 1536.0, -0.0, -128.0, -256.0, -384.0, -512.0, -768.0,
+            -1024.0, -1536.0,
+        );
         let pairs = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); // two lanes share a scale
-        for group in 0..groups {
-            let scale_bits = _mm_loadl_epi64(block_scales.add(group * 8).cast());
-            let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
-            let scale = _mm512_permutexvar_ps(pairs, _mm512_castps256_ps512(scales));
-            let mut words = _mm512_loadu_si512(codes.add(group * 64).cast());
-            for pair in 0..4 {
-                // permutexvar reads the four low bits of each lane: the code.
-                let even = _mm512_mul_ps(_mm512_permutexvar_ps(words, values), scale);
-                words = _mm512_srli_epi32::<4>(words);
-                let odd = _mm512_mul_ps(_mm512_permutexvar_ps(words, values), scale);
-                words = _mm512_srli_epi32::<4>(words);
-                put(group, [even, odd], pair);
-            }
+        let scale_bits = _mm_loadl_epi64(block_scales.cast());
+        let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
+        let scale = _mm512_permutexvar_ps(pairs, _mm512_castps256_ps512(scales));
+        let mut words = _mm512_loadu_si512(codes.cast());
+        let mut vectors = [_mm512_setzero_ps(); 8];
+        for vector in &mut vectors {
+            // permutexvar reads the four low bits of each lane: the code.
+            *vector = _mm512_mul_ps(_mm512_permutexvar_ps(words, values), scale);
+            words = _mm512_srli_epi32::<4>(words);
         }
+        vectors
     }
 }
 
@@ -67,10 +60,17 @@ unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     const OP_BYTES: usize = 64;
     const VALUE_BYTES: usize = 4;
-    const TOKENS: usize = 6; // 24 accumulators, 6 tokens and 1 weight of 32 registers
+    const ROWS: usize = 8;
+    const TOKENS: usize = 3; // 24 accumulators, 3 tokens and 1 weight of 32 registers
     type Acc = __m512;
     type Op = __m512;
+    type Group = [__m512; 8];
 
+    #[inline(always)]
+    fn zero() -> __m512 {
+        // SAFETY: callers check `available`.
+        unsafe { _mm512_setzero_ps() }
+    }
     #[inline(always)]
     unsafe fn load_acc(from: *const f32) -> __m512 {
         // SAFETY: by the trait's contract.
@@ -92,16 +92,19 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(w, x, acc) }
     }
     #[inline(always)]
-    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8) {
-        let out = out.cast::<f32>();
+    unsafe fn store_op(to: *mut u8, value: __m512) {
         // SAFETY: by the trait's contract.
-        unsafe {
-            decode_groups(codes, block_scales, groups, |group, [even, odd], pair| {
-                let out = out.add(group * GROUP + pair * 32);
-                _mm512_storeu_ps(out, even);
-                _mm512_storeu_ps(out.add(16), odd);
-            });
-        }
+        unsafe { _mm512_storeu_ps(to.cast(), value) }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m512; 8] {
+        // SAFETY: by the trait's contract.
+        unsafe { decode_group(codes, block_scales) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! AVX-512 with bf16 dot products: twice the multiplications of f32. Weights (`e2m1 * block_scale`) and quantised
 //! activations are exact in bf16. The instruction flushes subnormal operands and sums to zero.
 
-use super::avx512::decode_groups;
+use super::avx512::decode_group;
 use super::generic::{self, Simd};
 use super::{GROUP, Isa, Tile, TileOut};
 use std::arch::x86_64::*;
@@ -38,10 +38,17 @@ unsafe impl Simd for Avx512Bf16 {
     const LANES: usize = 16;
     const OP_BYTES: usize = 64;
     const VALUE_BYTES: usize = 2;
-    const TOKENS: usize = 6;
+    const ROWS: usize = 8;
+    const TOKENS: usize = 3;
     type Acc = __m512;
     type Op = __m512bh;
+    type Group = [__m512bh; 4];
 
+    #[inline(always)]
+    fn zero() -> __m512 {
+        // SAFETY: callers check `available`.
+        unsafe { _mm512_setzero_ps() }
+    }
     #[inline(always)]
     unsafe fn load_acc(from: *const f32) -> __m512 {
         // SAFETY: by the trait's contract.
@@ -63,13 +70,26 @@ unsafe impl Simd for Avx512Bf16 {
         unsafe { _mm512_dpbf16_ps(acc, w, x) }
     }
     #[inline(always)]
-    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8) {
+    unsafe fn store_op(to: *mut u8, value: __m512bh) {
+        // SAFETY: by the trait's contract.
+        unsafe { _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(value)) }
+    }
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m512bh; 4] {
         // SAFETY: by the trait's contract; the conversion is exact and puts its second argument in the low half.
         unsafe {
-            decode_groups(codes, block_scales, groups, |group, [even, odd], pair| {
-                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
-                _mm512_storeu_si512(out.add(group * GROUP * 2 + pair * 64).cast(), both);
-            });
+            let v = decode_group(codes, block_scales);
+            [
+                _mm512_cvtne2ps_pbh(v[1], v[0]),
+                _mm512_cvtne2ps_pbh(v[3], v[2]),
+                _mm512_cvtne2ps_pbh(v[5], v[4]),
+                _mm512_cvtne2ps_pbh(v[7], v[6]),
+            ]
         }
     }
 }

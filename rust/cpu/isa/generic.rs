@@ -1,11 +1,11 @@
 //! The tile algorithm, over any instruction set.
 
-use super::{GROUP, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use super::{CACHE_LINE, GROUP, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use crate::format::BLOCK_SIZE;
 use std::mem::MaybeUninit;
 
-/// Groups decoded at a time: 4 rows x 1024 f32 values are half of a 32 KiB L1.
-const CHUNK_GROUPS: usize = 8;
+/// Groups decoded at a time: 8 rows x 512 f32 values are half of a 32 KiB L1.
+const CHUNK_GROUPS: usize = 4;
 
 /// What an instruction set adds. All functions are inlined into one function compiled for it.
 ///
@@ -19,13 +19,19 @@ pub unsafe trait Simd {
     const OP_BYTES: usize;
     /// Bytes of one value in an operand vector: 4 (f32) or 2 (bf16).
     const VALUE_BYTES: usize;
-    /// Tokens whose accumulators fit the registers beside [`TILE_ROWS`] rows.
+    /// Weight rows and tokens (at most 3) whose accumulators fit the registers together.
+    const ROWS: usize;
+    /// See `ROWS`.
     const TOKENS: usize;
     /// f32 lanes.
     type Acc: Copy;
     /// Operand values.
     type Op: Copy;
+    /// The operand vectors of a group, in registers.
+    type Group: AsRef<[Self::Op]>;
 
+    /// Accumulators of 0.
+    fn zero() -> Self::Acc;
     /// Load accumulators.
     unsafe fn load_acc(from: *const f32) -> Self::Acc;
     /// Store accumulators.
@@ -34,23 +40,32 @@ pub unsafe trait Simd {
     unsafe fn load_op(from: *const u8) -> Self::Op;
     /// `acc + w * x`, lane by lane.
     unsafe fn multiply_add(acc: Self::Acc, w: Self::Op, x: Self::Op) -> Self::Acc;
-    /// Decode `groups` groups to operand values `e2m1 * block_scale`. Reads 64 codes bytes and 8 scales a group.
-    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8);
+    /// Store an operand vector.
+    unsafe fn store_op(to: *mut u8, value: Self::Op);
+    /// Decode one group, 64 code bytes and 8 scales, to operand values `e2m1 * block_scale`.
+    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> Self::Group;
+    /// Ask for the cache line at `address`, which need not be valid.
+    fn prefetch(address: *const u8);
 }
 
 /// Widest accumulator row: 16 lanes.
 const MAX_LANES: usize = 16;
 
-/// One chunk of each row as operands, f32 being the larger. Left uninitialised: clearing it would cost a quarter of
+/// One chunk of each row as operands, f32 being the larger, a cache line apart in the L1. Left uninitialised: clearing it would cost a quarter of
 /// a tile of one token.
 #[repr(align(64))]
-struct Scratch([[MaybeUninit<u8>; CHUNK_GROUPS * GROUP * 4]; TILE_ROWS]);
+struct Scratch([[MaybeUninit<u8>; SCRATCH_ROW]; TILE_ROWS]);
+
+const SCRATCH_ROW: usize = CHUNK_GROUPS * GROUP * 4 + CACHE_LINE;
 
 /// `[token][row][lane]`
 #[repr(align(64))]
 struct Accumulators([MaybeUninit<TokenSums>; MAX_TILE_TOKENS]);
 
 type TokenSums = [[f32; MAX_LANES]; TILE_ROWS];
+
+/// Rows decoded side by side where few tokens share them: two hide the latency of the sums, more would spill.
+const FEW_TOKEN_ROWS: usize = 2;
 
 /// [`super::Isa::tile`] for `S`; see the pseudocode in [`super`].
 ///
@@ -61,46 +76,133 @@ pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
     assert!(tile.rows >= 1 && tile.rows <= TILE_ROWS && tile.x.len() <= MAX_TILE_TOKENS);
     let (code_stride, scale_stride) = (tile.reduction / 2, tile.reduction / BLOCK_SIZE);
     assert!(tile.codes.len() >= tile.rows * code_stride && tile.block_scales.len() >= tile.rows * scale_stride);
-
-    let mut scratch = Scratch([[MaybeUninit::uninit(); CHUNK_GROUPS * GROUP * 4]; TILE_ROWS]);
-    for row in &mut scratch.0[tile.rows..] {
-        row.fill(MaybeUninit::new(0)); // rows that are not there: computed with the others, never read
+    let mut rows = [Row { codes: &[], block_scales: &[] }; TILE_ROWS];
+    for (index, row) in rows.iter_mut().enumerate() {
+        let index = index.min(tile.rows - 1); // rows that are not there: computed as the last one, never read
+        row.codes = &tile.codes[index * code_stride..][..code_stride];
+        row.block_scales = &tile.block_scales[index * scale_stride..][..scale_stride];
     }
+    // SAFETY: x has operand rows of this reduction.
+    unsafe {
+        match tile.x.len() {
+            0 => {}
+            1 => few_tokens::<S, 1>(&rows, tile.x, out),
+            2 => few_tokens::<S, 2>(&rows, tile.x, out),
+            3 => few_tokens::<S, 3>(&rows, tile.x, out),
+            _ => many_tokens::<S>(&rows, tile.x, out),
+        }
+    }
+}
+
+/// One weight row.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    codes: &'a [u8],
+    block_scales: &'a [u8],
+}
+
+impl Row<'_> {
+    /// Decode a group. A last, partial one is copied out first, so that nothing is read past the row.
+    ///
+    /// The row `ahead` rows on lies behind this one: asking for it now takes memory's latency out of the way.
+    #[inline(always)]
+    unsafe fn decode_group<S: Simd>(&self, group: usize, ahead: usize) -> S::Group {
+        let (code, scale) = (group * GROUP / 2, group * GROUP / BLOCK_SIZE);
+        if code + GROUP / 2 <= self.codes.len() {
+            S::prefetch(self.codes.as_ptr().wrapping_add(code + ahead * self.codes.len()));
+            // SAFETY: the group lies inside the row.
+            unsafe { S::decode_group(self.codes.as_ptr().add(code), self.block_scales.as_ptr().add(scale)) }
+        } else {
+            let mut codes = [0u8; GROUP / 2];
+            let mut block_scales = [0u8; GROUP / BLOCK_SIZE];
+            codes[..self.codes.len() - code].copy_from_slice(&self.codes[code..]);
+            block_scales[..self.block_scales.len() - scale].copy_from_slice(&self.block_scales[scale..]);
+            // SAFETY: one whole group.
+            unsafe { S::decode_group(codes.as_ptr(), block_scales.as_ptr()) }
+        }
+    }
+
+    fn groups(&self) -> usize {
+        (self.codes.len() * 2).div_ceil(GROUP)
+    }
+}
+
+/// Weights go from decoding straight into the sums: nothing is stored.
+#[inline(always)]
+unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
+    let x = &x[..TOKENS];
+    for first in (0..TILE_ROWS).step_by(FEW_TOKEN_ROWS) {
+        let mut sums = [[S::zero(); FEW_TOKEN_ROWS]; TOKENS];
+        for group in 0..rows[0].groups() {
+            for row in 0..FEW_TOKEN_ROWS {
+                // SAFETY: an operand row reaches to the end of the last group.
+                unsafe {
+                    let weights = rows[first + row].decode_group::<S>(group, TILE_ROWS);
+                    for (vector, w) in weights.as_ref().iter().enumerate() {
+                        let at = group * GROUP * S::VALUE_BYTES + vector * S::OP_BYTES;
+                        for token in 0..TOKENS {
+                            let x = S::load_op(x[token].add(at));
+                            sums[token][row] = S::multiply_add(sums[token][row], *w, x);
+                        }
+                    }
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (out, sum) in out[first..].iter_mut().zip(sums) {
+                let mut lanes = [0.0; MAX_LANES];
+                // SAFETY: room for LANES values.
+                unsafe { S::store_acc(lanes.as_mut_ptr(), sum) };
+                *out = sum_lanes(&lanes, S::LANES);
+            }
+        }
+    }
+}
+
+/// Weights are decoded once, a chunk of the reduction at a time, for all tokens.
+#[inline(always)]
+unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
+    let mut scratch = Scratch([[MaybeUninit::uninit(); SCRATCH_ROW]; TILE_ROWS]);
     let mut acc = Accumulators([MaybeUninit::uninit(); MAX_TILE_TOKENS]);
-    let acc = &mut acc.0[..tile.x.len()];
+    let acc = &mut acc.0[..x.len()];
     for sums in acc.iter_mut() {
         sums.write([[0.0; MAX_LANES]; TILE_ROWS]);
     }
     // SAFETY: just written.
     let acc: &mut [TokenSums] = unsafe { &mut *(std::ptr::from_mut(acc) as *mut [TokenSums]) };
-    let groups = tile.reduction.div_ceil(GROUP);
-    let mut group = 0;
-    while group < groups {
+
+    let groups = rows[0].groups();
+    for group in (0..groups).step_by(CHUNK_GROUPS) {
         let chunk = (groups - group).min(CHUNK_GROUPS);
-        for (row, scratch) in scratch.0.iter_mut().enumerate().take(tile.rows) {
-            let codes = &tile.codes[row * code_stride..][..code_stride];
-            let block_scales = &tile.block_scales[row * scale_stride..][..scale_stride];
-            // SAFETY: scratch holds CHUNK_GROUPS groups of the widest operands.
-            unsafe { dequantize_chunk::<S>(codes, block_scales, group, chunk, scratch.as_mut_ptr().cast()) };
-        }
-        for (first, x) in tile.x.chunks(S::TOKENS).enumerate() {
-            let acc = &mut acc[first * S::TOKENS..];
-            let offset = group * GROUP * S::VALUE_BYTES;
-            let vectors = chunk * GROUP * S::VALUE_BYTES / S::OP_BYTES;
-            // SAFETY: an operand row reaches to the end of the last group, scratch to the end of the chunk.
-            unsafe {
-                match x.len() {
-                    1 => dot::<S, 1>(&scratch, x, offset, vectors, acc),
-                    2 => dot::<S, 2>(&scratch, x, offset, vectors, acc),
-                    3 => dot::<S, 3>(&scratch, x, offset, vectors, acc),
-                    4 => dot::<S, 4>(&scratch, x, offset, vectors, acc),
-                    5 => dot::<S, 5>(&scratch, x, offset, vectors, acc),
-                    6 => dot::<S, 6>(&scratch, x, offset, vectors, acc),
-                    tokens => unreachable!("{tokens} tokens in registers"),
+        for (row, scratch) in rows.iter().zip(&mut scratch.0) {
+            let to: *mut u8 = scratch.as_mut_ptr().cast();
+            for i in 0..chunk {
+                let offset = i * GROUP * S::VALUE_BYTES;
+                // SAFETY: scratch holds CHUNK_GROUPS groups of the widest operands.
+                unsafe {
+                    let weights = row.decode_group::<S>(group + i, TILE_ROWS);
+                    for (vector, w) in weights.as_ref().iter().enumerate() {
+                        S::store_op(to.add(offset + vector * S::OP_BYTES), *w);
+                    }
                 }
             }
         }
-        group += chunk;
+        let offset = group * GROUP * S::VALUE_BYTES;
+        let vectors = chunk * GROUP * S::VALUE_BYTES / S::OP_BYTES;
+        for (x, acc) in x.chunks(S::TOKENS).zip(acc.chunks_mut(S::TOKENS)) {
+            // SAFETY: an operand row reaches to the end of the last group, scratch to the end of the chunk.
+            unsafe {
+                match (S::ROWS, x.len()) {
+                    (8, 1) => dot::<S, 8, 1>(&scratch, x, offset, vectors, acc),
+                    (8, 2) => dot::<S, 8, 2>(&scratch, x, offset, vectors, acc),
+                    (8, 3) => dot::<S, 8, 3>(&scratch, x, offset, vectors, acc),
+                    (4, 1) => dot::<S, 4, 1>(&scratch, x, offset, vectors, acc),
+                    (4, 2) => dot::<S, 4, 2>(&scratch, x, offset, vectors, acc),
+                    (4, 3) => dot::<S, 4, 3>(&scratch, x, offset, vectors, acc),
+                    (rows, tokens) => unreachable!("{rows} rows x {tokens} tokens in registers"),
+                }
+            }
+        }
     }
     for (out, sums) in out.iter_mut().zip(acc.iter()) {
         for (out, lanes) in out.iter_mut().zip(sums) {
@@ -109,54 +211,42 @@ pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
     }
 }
 
-/// Decode a chunk of one row. A last, partial group is copied out first, so that nothing is read past the row.
+/// `acc[token][row] += scratch[row] * x[token]` over one chunk, ROWS x TOKENS accumulators in registers.
 #[inline(always)]
-unsafe fn dequantize_chunk<S: Simd>(codes: &[u8], block_scales: &[u8], group: usize, chunk: usize, out: *mut u8) {
-    let (code, scale) = (group * GROUP / 2, group * GROUP / BLOCK_SIZE);
-    let whole = chunk.min((codes.len() - code) / (GROUP / 2));
-    // SAFETY: `whole` groups lie inside the row and inside the scratch.
-    unsafe { S::dequantize(codes.as_ptr().add(code), block_scales.as_ptr().add(scale), whole, out) };
-    if whole < chunk {
-        let mut tail_codes = [0u8; GROUP / 2];
-        let mut tail_scales = [0u8; GROUP / BLOCK_SIZE];
-        let (codes, scales) = (&codes[code + whole * GROUP / 2..], &block_scales[scale + whole * GROUP / BLOCK_SIZE..]);
-        tail_codes[..codes.len()].copy_from_slice(codes);
-        tail_scales[..scales.len()].copy_from_slice(scales);
-        // SAFETY: the tail is one padded group, and `whole < chunk` leaves room for it.
-        unsafe {
-            S::dequantize(tail_codes.as_ptr(), tail_scales.as_ptr(), 1, out.add(whole * GROUP * S::VALUE_BYTES));
-        }
-    }
-}
-
-/// `acc[token][row] += scratch[row] * x[token]` over one chunk, accumulators in registers.
-#[inline(always)]
-unsafe fn dot<S: Simd, const TOKENS: usize>(
+unsafe fn dot<S: Simd, const ROWS: usize, const TOKENS: usize>(
     scratch: &Scratch,
     x: &[*const u8],
     x_offset: usize,
     vectors: usize,
     acc: &mut [TokenSums],
 ) {
-    // SAFETY: see `tile`; each pointer advances by whole operand vectors inside its row.
-    unsafe {
-        let w: [*const u8; TILE_ROWS] = std::array::from_fn(|row| scratch.0[row].as_ptr().cast());
-        let x: [*const u8; TOKENS] = std::array::from_fn(|token| x[token].add(x_offset));
-        let mut sums: [[S::Acc; TILE_ROWS]; TOKENS] =
-            std::array::from_fn(|token| std::array::from_fn(|row| S::load_acc(acc[token][row].as_ptr())));
-        for vector in 0..vectors {
-            let at = vector * S::OP_BYTES;
-            let x: [S::Op; TOKENS] = std::array::from_fn(|token| S::load_op(x[token].add(at)));
-            for row in 0..TILE_ROWS {
-                let w = S::load_op(w[row].add(at));
-                for token in 0..TOKENS {
-                    sums[token][row] = S::multiply_add(sums[token][row], w, x[token]);
+    // Plain loops: closures that call intrinsics may stay calls, because they do not inherit the target's features.
+    for first in (0..TILE_ROWS).step_by(ROWS) {
+        // SAFETY: see `tile`; each pointer advances by whole operand vectors inside its row.
+        unsafe {
+            let mut sums = [[S::zero(); ROWS]; TOKENS];
+            for token in 0..TOKENS {
+                for row in 0..ROWS {
+                    sums[token][row] = S::load_acc(acc[token][first + row].as_ptr());
                 }
             }
-        }
-        for token in 0..TOKENS {
-            for row in 0..TILE_ROWS {
-                S::store_acc(acc[token][row].as_mut_ptr(), sums[token][row]);
+            for vector in 0..vectors {
+                let at = vector * S::OP_BYTES;
+                let mut xs = [S::load_op(x[0].add(x_offset + at)); TOKENS];
+                for token in 1..TOKENS {
+                    xs[token] = S::load_op(x[token].add(x_offset + at));
+                }
+                for row in 0..ROWS {
+                    let w = S::load_op(scratch.0[first + row].as_ptr().cast::<u8>().add(at));
+                    for token in 0..TOKENS {
+                        sums[token][row] = S::multiply_add(sums[token][row], w, xs[token]);
+                    }
+                }
+            }
+            for token in 0..TOKENS {
+                for row in 0..ROWS {
+                    S::store_acc(acc[token][first + row].as_mut_ptr(), sums[token][row]);
+                }
             }
         }
     }

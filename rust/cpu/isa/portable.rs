@@ -24,10 +24,16 @@ unsafe impl Simd for Portable {
     const LANES: usize = 8;
     const OP_BYTES: usize = 32;
     const VALUE_BYTES: usize = 4;
+    const ROWS: usize = 4;
     const TOKENS: usize = 1;
     type Acc = [f32; 8];
     type Op = [f32; 8];
+    type Group = [[f32; 8]; GROUP / 8];
 
+    #[inline(always)]
+    fn zero() -> [f32; 8] {
+        [0.0; 8]
+    }
     #[inline(always)]
     unsafe fn load_acc(from: *const f32) -> [f32; 8] {
         // SAFETY: LANES values, unaligned, by the trait's contract.
@@ -49,19 +55,22 @@ unsafe impl Simd for Portable {
         std::array::from_fn(|lane| acc[lane] + w[lane] * x[lane])
     }
     #[inline(always)]
-    unsafe fn dequantize(codes: *const u8, block_scales: *const u8, groups: usize, out: *mut u8) {
-        for block in 0..groups * GROUP / BLOCK_SIZE {
-            // SAFETY: 8 codes bytes and a scale a block, 16 f32 outputs, by the trait's contract.
-            unsafe {
-                let scale = e4m3_decode(*block_scales.add(block));
-                for pair in 0..BLOCK_SIZE / 2 {
-                    let byte = *codes.add(block * BLOCK_SIZE / 2 + pair);
-                    let out = out.cast::<f32>().add(block * BLOCK_SIZE + pair * 2);
-                    out.write_unaligned(e2m1_decode(byte) * scale);
-                    out.add(1).write_unaligned(e2m1_decode(byte >> 4) * scale);
-                }
-            }
-        }
+    unsafe fn store_op(to: *mut u8, value: [f32; 8]) {
+        // SAFETY: by the trait's contract.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
+    }
+    #[inline(always)]
+    fn prefetch(_address: *const u8) {}
+    #[inline(always)]
+    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [[f32; 8]; GROUP / 8] {
+        std::array::from_fn(|vector| {
+            // SAFETY: 64 code bytes and 8 scales, by the trait's contract.
+            let (codes, scale) = unsafe {
+                let codes = codes.add(vector * 4).cast::<[u8; 4]>().read_unaligned();
+                (codes, e4m3_decode(*block_scales.add(vector * 8 / BLOCK_SIZE)))
+            };
+            std::array::from_fn(|i| e2m1_decode(codes[i / 2] >> (4 * (i % 2))) * scale)
+        })
     }
 }
 

@@ -1,0 +1,152 @@
+/* A C11 program that creates, prepares and runs a layer and a linear on the CPU, against float64. */
+#include "support.h"
+
+static void a_layer_equals_the_oracle(int32_t up_first) {
+  layer_case c;
+  double wanted[TOKENS * H];
+  uint64_t bytes = 1;
+  nvfp4_moe_layer* layer = NULL;
+  layer_case_make(&c, NVFP4_MOE_MODE_BF16, up_first);
+
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  CHECK_OK(nvfp4_moe_layer_storage_size(layer, &bytes));
+  CHECK(bytes == 0);
+  CHECK_FAILS(NVFP4_MOE_NOT_PREPARED, "prepare", nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK(all_bytes_are(c.out, 0xff, TOKENS * H * 2));
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+
+  /* The shared workspace, then one of exactly the size that was asked for: poisoned, and the same bits. */
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  layer_case_wanted(&c, wanted);
+  CHECK(relative_l2(c.out, wanted, TOKENS * H) < 5e-3);
+  CHECK(all_bytes_are(c.out + 4 * H, 0, H * 2)); /* a token with no expert here */
+
+  uint16_t first[TOKENS * H];
+  memcpy(first, c.out, sizeof first);
+  memset(c.out, 0xff, sizeof first);
+  CHECK_OK(nvfp4_moe_layer_workspace_size(layer, TOKENS, &bytes));
+  CHECK(bytes > 0);
+  c.args.workspace = aligned_alloc(256, (bytes + 255) / 256 * 256);
+  memset(c.args.workspace, 0xff, bytes);
+  c.args.workspace_size = bytes;
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK(memcmp(first, c.out, sizeof first) == 0);
+
+  memset(c.out, 0xff, sizeof first);
+  c.args.workspace_size = bytes - 1;
+  CHECK_FAILS(NVFP4_MOE_WORKSPACE_TOO_SMALL, "workspace_size", nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK(all_bytes_are(c.out, 0xff, sizeof first));
+  free(c.args.workspace);
+  c.args.workspace = NULL;
+
+  /* One thread, int64 ids, strided rows: the same bits again. */
+  int64_t wide_ids[TOKENS * 3];
+  memset(wide_ids, 0x7f, sizeof wide_ids);
+  for (int s = 0; s < TOKENS * TOP_K; s++) wide_ids[s / TOP_K * 3 + s % TOP_K] = c.ids[s];
+  c.args.topk_ids = wide_ids;
+  c.args.topk_ids_dtype = NVFP4_MOE_DTYPE_I64;
+  c.args.topk_ids_row_stride = 3;
+  CHECK_OK(nvfp4_moe_set_num_threads(1));
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK(memcmp(first, c.out, sizeof first) == 0);
+  CHECK_OK(nvfp4_moe_set_num_threads(0));
+
+  c.args.num_tokens = 0;
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  nvfp4_moe_layer_destroy(layer);
+  layer_case_free(&c);
+}
+
+static void hostile_ids_are_counted(void) {
+  layer_case c;
+  nvfp4_moe_layer* layer = NULL;
+  nvfp4_moe_device_status status;
+  memset(&status, 0, sizeof status);
+  status.struct_size = sizeof status;
+  layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_device_status_reset(NVFP4_MOE_DEVICE_CPU, 0, NULL));
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK_OK(nvfp4_moe_device_status_read(NVFP4_MOE_DEVICE_CPU, 0, &status, NULL));
+  CHECK(status.out_of_range_ids == 3);
+  CHECK(status.first_bad_token == 3);
+  CHECK(status.saturated_blocks == 0 && status.nonfinite_values == 0);
+  CHECK_OK(nvfp4_moe_device_status_reset(NVFP4_MOE_DEVICE_CPU, 0, NULL));
+  CHECK_OK(nvfp4_moe_device_status_read(NVFP4_MOE_DEVICE_CPU, 0, &status, NULL));
+  CHECK(status.out_of_range_ids == 0 && status.first_bad_token == -1);
+  nvfp4_moe_layer_destroy(layer);
+  layer_case_free(&c);
+}
+
+static void a_linear_equals_the_oracle(void) {
+  linear_case c;
+  double x[TOKENS * IN], wanted[TOKENS * OUT];
+  nvfp4_moe_linear* linear = NULL;
+  linear_case_make(&c, NVFP4_MOE_MODE_BF16);
+  CHECK_OK(nvfp4_moe_linear_create(&c.desc, &linear));
+  CHECK_FAILS(NVFP4_MOE_NOT_PREPARED, "prepare", nvfp4_moe_linear_forward(linear, &c.args, NULL));
+  CHECK_OK(nvfp4_moe_linear_prepare(linear, &c.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_linear_forward(linear, &c.args, NULL));
+  for (int i = 0; i < TOKENS * IN; i++) x[i] = bf16_to_double(c.x[i]);
+  linear_case_wanted(&c, x, wanted);
+  CHECK(relative_l2(c.out, wanted, TOKENS * OUT) < 5e-3);
+  nvfp4_moe_linear_destroy(linear);
+  linear_case_free(&c);
+}
+
+static void errors_name_numbers_and_remedy(void) {
+  layer_case c;
+  nvfp4_moe_layer* layer = NULL;
+  layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
+  c.desc.hidden_size = 100;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "hidden_size is 100; ", nvfp4_moe_layer_create(&c.desc, &layer));
+  CHECK(layer == NULL);
+  c.desc.hidden_size = H;
+  c.desc.first_local_expert = EXPERTS;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "first_local_expert", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.first_local_expert = FIRST;
+  c.desc.mode = 77;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "mode is 77; ", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.mode = NVFP4_MOE_MODE_FP8;
+  CHECK_FAILS(NVFP4_MOE_UNSUPPORTED, "mode", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.mode = NVFP4_MOE_MODE_BF16;
+
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  c.w13_scale[5] = 0x7f; /* a NaN among the block scales */
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w13_block_scale", nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  c.w13_scale[5] = 0x80 | 0x38;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w13_block_scale", nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  c.w13_scale[5] = 0x38;
+  c.w2_global[1] = INFINITY;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_global_scale", nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  c.w2_global[1] = 1;
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  c.args.topk_ids_dtype = 9;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "topk_ids_dtype is 9; ", nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK(all_bytes_are(c.out, 0xff, TOKENS * H * 2));
+  nvfp4_moe_layer_destroy(layer);
+  layer_case_free(&c);
+
+  char cut[8];
+  memset(cut, 'x', sizeof cut);
+  const size_t full = nvfp4_moe_last_error(NULL, 0);
+  CHECK(full > sizeof cut && nvfp4_moe_last_error(cut, sizeof cut) == full);
+  CHECK(cut[7] == '\0' && strlen(cut) == 7);
+  CHECK(nvfp4_moe_last_error(cut, 0) == full);
+  nvfp4_moe_layer_destroy(NULL);
+  nvfp4_moe_linear_destroy(NULL);
+  nvfp4_moe_checkpoint_destroy(NULL);
+}
+
+int main(void) {
+  CHECK(nvfp4_moe_version() ==
+        NVFP4_MOE_VERSION_MAJOR * 10000 + NVFP4_MOE_VERSION_MINOR * 100 + NVFP4_MOE_VERSION_PATCH);
+  CHECK(nvfp4_moe_last_error(NULL, 0) == 0);
+  a_layer_equals_the_oracle(0);
+  a_layer_equals_the_oracle(1);
+  hostile_ids_are_counted();
+  a_linear_equals_the_oracle();
+  errors_name_numbers_and_remedy();
+  return closing_line("layer.c");
+}

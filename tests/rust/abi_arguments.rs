@@ -1,0 +1,70 @@
+//! Arguments that the fuzz target `abi` or a review found to be answered badly; each stays answered well.
+
+use nvfp4_moe::abi::{exports::*, header::*};
+use std::ptr::{null, null_mut};
+
+fn last_error() -> String {
+    let mut buf = [0u8; 1024];
+    // SAFETY: buf is as long as is said.
+    let len = unsafe { nvfp4_moe_last_error(buf.as_mut_ptr().cast(), buf.len()) };
+    String::from_utf8_lossy(&buf[..len]).into_owned()
+}
+
+/// More experts than any index could count: once an overflow in prepare, reached before its NULLs were seen.
+#[test]
+fn a_layer_with_two_billion_experts_is_refused() {
+    let desc = nvfp4_moe_layer_desc {
+        struct_size: size_of::<nvfp4_moe_layer_desc>() as u32,
+        hidden_size: 1 << 20,
+        intermediate_size: 1 << 20,
+        num_experts: i32::MAX,
+        num_local_experts: i32::MAX,
+        top_k: 1,
+        ..Default::default()
+    };
+    let mut layer = null_mut();
+    // SAFETY: both pointers are valid.
+    let status = unsafe { nvfp4_moe_layer_create(&desc, &mut layer) };
+    assert_eq!(status, NVFP4_MOE_INVALID_ARGUMENT as i32);
+    assert!(last_error().starts_with("num_experts is 2147483647; it must be at most 1048576."), "{}", last_error());
+    assert!(layer.is_null());
+}
+
+/// The largest layer that is accepted computes its sizes without overflow, and still sees a NULL.
+#[test]
+fn the_largest_layer_answers_its_queries() {
+    let desc = nvfp4_moe_layer_desc {
+        struct_size: size_of::<nvfp4_moe_layer_desc>() as u32,
+        hidden_size: 1 << 20,
+        intermediate_size: 1 << 20,
+        num_experts: 1 << 20,
+        num_local_experts: 1 << 20,
+        top_k: 1 << 20,
+        ..Default::default()
+    };
+    let weights =
+        nvfp4_moe_layer_weights { struct_size: size_of::<nvfp4_moe_layer_weights>() as u32, ..Default::default() };
+    let (mut layer, mut bytes) = (null_mut(), 0);
+    // SAFETY: NULL or valid, as the header wants it.
+    unsafe {
+        assert_eq!(nvfp4_moe_layer_create(&desc, &mut layer), 0);
+        assert_eq!(nvfp4_moe_layer_workspace_size(layer, 2047, &mut bytes), 0);
+        assert!(bytes > 1 << 50);
+        let status = nvfp4_moe_layer_prepare(layer, &weights, null_mut(), 0, null_mut());
+        assert_eq!(status, NVFP4_MOE_INVALID_ARGUMENT as i32);
+        assert!(last_error().starts_with("w13 is NULL; "), "{}", last_error());
+        assert_eq!(nvfp4_moe_layer_prepare(layer, null(), null_mut(), 0, null_mut()), status);
+        nvfp4_moe_layer_destroy(layer);
+    }
+}
+
+/// Coordinates that overflow 64 bits: once a panic, which cannot leave a C function, so it ended the process.
+#[test]
+fn scale_layouts_that_no_memory_holds_are_answered() {
+    for (rows, cols) in [(u64::MAX, u64::MAX), (u64::MAX, 1), (1, u64::MAX), (1 << 60, 1 << 10)] {
+        assert_eq!(nvfp4_moe_sf_size(rows, cols), u64::MAX);
+        assert_eq!(nvfp4_moe_sf_offset(rows, cols, 4), u64::MAX);
+        assert_eq!(nvfp4_moe_sf_offset(rows, 0, cols), u64::MAX);
+    }
+    assert_eq!(nvfp4_moe_sf_size(1 << 40, 1 << 20), 1 << 60);
+}
