@@ -13,7 +13,7 @@ OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust -name '*.rs')
 
-.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new wheel fmt lint fuzz bench \
+.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new wheel fmt lint fuzz \
         gpu-test gpu-bench gpu-serve clean
 
 help:
@@ -22,7 +22,6 @@ help:
 	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make bench      CPU speed beside torch"
 	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
@@ -70,10 +69,46 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 	  $(VENV_NEW)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl && \
 	  $(VENV_NEW)/bin/python -m pytest -q -o pythonpath=tests tests/test_op.py tests/test_op_compile.py'
 
-layertest: build
-	@$(PY) tests/layertest.py --shape tiny
-	@$(PY) tests/layertest.py --shape flash
-	@$(PY) tests/layertest.py --shape pro
+# ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
+
+MODELOPT_CHECKPOINT := .cache/qwen3-modelopt
+DEEPSEEK_CHECKPOINT := .cache/deepseek-v4-flash
+LAYERTEST := $(PY) tests/layertest.py
+
+layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made
+	$(LAYERTEST) --checkpoint $(MODELOPT_CHECKPOINT) --layer 1
+	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0
+	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0 --ep-rank 1 --ep-size 4 --tokens 8,64
+	$(LAYERTEST) --shape tiny
+	$(LAYERTEST) --shape flash
+	$(LAYERTEST) --shape pro
+	@echo "make layertest: PASS"
+
+$(VENV)/.installed-modelopt: tests/requirements-modelopt.txt $(VENV)/.installed
+	@$(STEP) "[layertest] pip: NVIDIA ModelOpt" $(PY) $(PIP_INSTALL) -r tests/requirements.txt -r $<
+	@touch $@
+
+$(MODELOPT_CHECKPOINT)/.made: tests/checkpoints/make_modelopt.py | $(VENV)/.installed-modelopt
+	@$(STEP) "[layertest] NVIDIA ModelOpt quantises a Qwen3-MoE" \
+	  sh -c 'rm -rf $(@D) && $(PY) $< $(@D)'
+	@touch $@
+
+# DeepSeek-V4 Flash's naming and shapes, with 8 of its 256 experts.
+$(DEEPSEEK_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.installed
+	@$(STEP) "[layertest] a checkpoint as DeepSeek-V4 Flash's" sh -c 'rm -rf $(@D) && $(PY) $< $(@D) \
+	  --naming deepseek --format deepseek-v4-mixed --hidden 4096 --intermediate 2048 --experts 8 --layers 1 --top-k 6 \
+	  --keep-unquantized'
+	@touch $@
+
+# ---- Speed and fuzzing -----------------------------------------------------------------------------------------------
+
+FUZZ_SECONDS ?= 300
+fuzz:
+	@for target in $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs))); do \
+	  cargo +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+
+gpu-test gpu-bench gpu-serve:
+	@echo "make $@: there is no CUDA backend in this build yet; it needs a machine with an NVIDIA GPU."; exit 2
 
 # ---- Form ------------------------------------------------------------------------------------------------------------
 

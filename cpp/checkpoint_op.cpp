@@ -2,7 +2,7 @@
 
 #include <unordered_map>
 
-#include "registry.h"
+#include "handle_table.h"
 
 namespace nvfp4_moe_op {
 namespace {
@@ -16,9 +16,9 @@ struct Checkpoint {
   std::unordered_map<int32_t, nvfp4_moe_checkpoint_layer_info> infos;
 };
 
-Registry<Checkpoint>& checkpoints() {
-  static auto& registry = *new Registry<Checkpoint>("checkpoint");
-  return registry;
+HandleTable<Checkpoint>& checkpoints() {
+  static auto& table = *new HandleTable<Checkpoint>("checkpoint");
+  return table;
 }
 
 nvfp4_moe_checkpoint_layer_info info_of(Checkpoint& checkpoint, int32_t layer) {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "choices.h"
-#include "registry.h"
+#include "handle_table.h"
 #include "stream.h"
 
 namespace nvfp4_moe_op {
@@ -24,9 +24,9 @@ struct Layer {
 };
 
 // Never destroyed: tensors must not be freed after torch itself is gone.
-Registry<Layer>& layers() {
-  static auto& registry = *new Registry<Layer>("layer");
-  return registry;
+HandleTable<Layer>& layers() {
+  static auto& table = *new HandleTable<Layer>("layer");
+  return table;
 }
 
 nvfp4_moe_layer_args checked_args(const Layer& layer, const Tensor& x, const Tensor& topk_ids,

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "choices.h"
-#include "registry.h"
+#include "handle_table.h"
 #include "stream.h"
 
 namespace nvfp4_moe_op {
@@ -22,9 +22,9 @@ struct Linear {
 };
 
 // Never destroyed: tensors must not be freed after torch itself is gone.
-Registry<Linear>& linears() {
-  static auto& registry = *new Registry<Linear>("linear");
-  return registry;
+HandleTable<Linear>& linears() {
+  static auto& table = *new HandleTable<Linear>("linear");
+  return table;
 }
 
 nvfp4_moe_linear_args checked_args(const Linear& linear, const Tensor& x, const std::optional<Tensor>& workspace,

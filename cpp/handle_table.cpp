@@ -1,4 +1,4 @@
-#include "registry.h"
+#include "handle_table.h"
 
 #include <atomic>
 

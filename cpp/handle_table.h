@@ -14,14 +14,14 @@
 
 namespace nvfp4_moe_op {
 
-// Ids run on over all registries, so that a linear's id is not by chance a layer's as well.
+// Ids run on over all tables, so that a linear's id is not by chance a layer's as well.
 int64_t next_id();
 
 // Entries live until they are removed AND the last call that uses them has returned.
 template <class Entry>
-class Registry {
+class HandleTable {
  public:
-  explicit Registry(const char* noun) : noun_(noun) {}
+  explicit HandleTable(const char* noun) : noun_(noun) {}
 
   int64_t add(std::shared_ptr<Entry> entry) {
     const int64_t id = next_id();
