@@ -19,7 +19,9 @@ pub fn build(out: &Path) {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rustc-check-cfg=cfg(nvfp4_kernels)");
     let Some(nvcc) = find_nvcc() else {
-        println!("cargo:warning=nvcc was not found: building for the CPU only (set NVFP4_MOE_CUDA_HOME to a CUDA 13 toolkit)");
+        println!(
+            "cargo:warning=nvcc was not found: building for the CPU only (set NVFP4_MOE_CUDA_HOME to a CUDA 13 toolkit)"
+        );
         return write_list(out, &[]);
     };
     println!("cargo:rustc-cfg=nvfp4_kernels");

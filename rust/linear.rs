@@ -5,7 +5,9 @@ use crate::cpu;
 use crate::cuda::{CudaLinear, Stream};
 use crate::error::{Error, Result};
 use crate::format::{check_global_scale, input_scale_from_amax};
-use crate::layer::{Storage, Tensor, check_block_scales, check_device, check_weight_global_scales, missing_input_scale};
+use crate::layer::{
+    Storage, Tensor, check_block_scales, check_device, check_weight_global_scales, missing_input_scale,
+};
 
 /// The weight of a linear; fields as in `nvfp4_moe_linear_weights`.
 #[derive(Debug, Clone)]

@@ -55,11 +55,17 @@ impl Device {
 
     fn open(ordinal: i32) -> Result<Device> {
         if MODULES.is_empty() {
-            return Err(unsupported(ordinal, "this build has no CUDA kernels, because nvcc was not found. Build with CUDA 13"));
+            return Err(unsupported(
+                ordinal,
+                "this build has no CUDA kernels, because nvcc was not found. Build with CUDA 13",
+            ));
         }
         // SAFETY: only looks for the library. Every other call of cudarc panics where there is none.
         if !unsafe { sys::is_culib_present() } {
-            return Err(unsupported(ordinal, "libcuda.so.1 could not be loaded. Install NVIDIA's driver, or use the CPU"));
+            return Err(unsupported(
+                ordinal,
+                "libcuda.so.1 could not be loaded. Install NVIDIA's driver, or use the CPU",
+            ));
         }
         let during = || format!("Opening CUDA device {ordinal}");
         check("cuInit", result::init(), during)?;
@@ -72,7 +78,8 @@ impl Device {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         if (major, minor) != (9, 0) {
-            let text = format!("its compute capability is {major}.{minor} and this build has kernels for 9.0. Use the CPU");
+            let text =
+                format!("its compute capability is {major}.{minor} and this build has kernels for 9.0. Use the CPU");
             return Err(unsupported(ordinal, &text));
         }
         let num_sms = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
@@ -201,9 +208,8 @@ impl Device {
     pub unsafe fn copy<T>(&self, target: *mut T, source: *const T, len: usize, stream: Stream) -> Result<()> {
         let bytes = len * size_of::<T>();
         // SAFETY: by contract.
-        let copied = unsafe {
-            result::memcpy_dtod_async(target as sys::CUdeviceptr, source as sys::CUdeviceptr, bytes, stream)
-        };
+        let copied =
+            unsafe { result::memcpy_dtod_async(target as sys::CUdeviceptr, source as sys::CUdeviceptr, bytes, stream) };
         check("cuMemcpyDtoDAsync", copied, || format!("Copying {bytes} bytes on CUDA device {}", self.ordinal))
     }
 
@@ -247,6 +253,7 @@ impl Drop for Buffer {
 }
 
 /// Read the counters of a device; waits for the stream.
+#[allow(clippy::not_unsafe_ptr_arg_deref)] // the stream is a handle, which the driver checks
 pub fn status_read(ordinal: i32, stream: Stream) -> Result<status::DeviceStatus> {
     let device = Device::get(ordinal)?;
     let _entered = device.enter()?;
@@ -263,6 +270,7 @@ pub fn status_read(ordinal: i32, stream: Stream) -> Result<status::DeviceStatus>
 }
 
 /// Zero the counters of a device.
+#[allow(clippy::not_unsafe_ptr_arg_deref)] // as above
 pub fn status_reset(ordinal: i32, stream: Stream) -> Result<()> {
     let device = Device::get(ordinal)?;
     let _entered = device.enter()?;

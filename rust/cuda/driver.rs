@@ -5,7 +5,11 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::{result, sys};
 
 /// Turn a driver's refusal into [`Error::Cuda`]: `<call> is <code> (<its text>); it must be 0. <during what>`.
-pub fn check<T>(call: &str, outcome: std::result::Result<T, DriverError>, during: impl FnOnce() -> String) -> Result<T> {
+pub fn check<T>(
+    call: &str,
+    outcome: std::result::Result<T, DriverError>,
+    during: impl FnOnce() -> String,
+) -> Result<T> {
     outcome.map_err(|error| {
         let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
         let text = text.unwrap_or_else(|| "no text".to_owned());

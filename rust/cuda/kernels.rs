@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 
 /// `kernels/params.h`, as bindgen reads it.
-#[allow(missing_docs, clippy::all)]
+#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }
@@ -110,7 +110,8 @@ impl Functions {
         for module in MODULES {
             // SAFETY: the image is a whole fat binary.
             let loaded = unsafe { result::module::load_data(module.image.as_ptr().cast()) };
-            modules.insert(module.name, check("cuModuleLoadData", loaded, || format!("Loading kernels/{}", module.name))?);
+            modules
+                .insert(module.name, check("cuModuleLoadData", loaded, || format!("Loading kernels/{}", module.name))?);
         }
         let mut functions = HashMap::new();
         for kernel in Kernel::all() {
@@ -137,7 +138,8 @@ fn load_function(module: sys::CUmodule, kernel: Kernel) -> Result<sys::CUfunctio
     if kernel.max_shared_bytes() > 0 {
         let bytes = kernel.max_shared_bytes() as i32;
         // SAFETY: as above.
-        check("cuFuncSetAttribute", unsafe { result::function::set_function_attribute(function, MAX_SHARED, bytes) }, during)?;
+        let set = unsafe { result::function::set_function_attribute(function, MAX_SHARED, bytes) };
+        check("cuFuncSetAttribute", set, during)?;
     }
     Ok(function)
 }

@@ -1,20 +1,17 @@
 //! One NVFP4 linear on a CUDA device.
 
-use super::Stream;
 use super::device::{Buffer, Device};
 use super::kernels::{Kernel, params};
-use super::layer::{check_storage, launch_prepare, prepare_params, refuse_bad_scales, refuse_capture, workspace};
 use super::plan::LinearPlan;
+use super::prepare::{check_storage, launch_prepare, prepare_params, refuse_bad_scales, refuse_capture, workspace};
 use super::storage::LinearStorage;
 use super::tiles::GemmKind;
+use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::{LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
 use crate::layer::Storage;
 use crate::linear::{LinearArgs, LinearWeights};
 use std::sync::Arc;
-
-const THREADS: u32 = 256;
-const BLOCKS_PER_SM: u32 = 8;
 
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -69,12 +66,7 @@ impl CudaLinear {
     ///
     /// # Safety
     /// The tensors are device memory as the header states, and so is `storage` for as long as the linear.
-    pub unsafe fn prepare(
-        &mut self,
-        weights: &LinearWeights,
-        storage: Storage,
-        stream: Stream,
-    ) -> Result<()> {
+    pub unsafe fn prepare(&mut self, weights: &LinearWeights, storage: Storage, stream: Stream) -> Result<()> {
         let storage = check_storage(storage, self.layout.size, "Ask nvfp4_moe_linear_storage_size.")?;
         let _entered = self.device.enter()?;
         refuse_capture(&self.device, stream)?;

@@ -6,10 +6,12 @@
 
 mod device;
 mod driver;
+mod forward;
 mod kernels;
 mod layer;
 mod linear;
 mod plan;
+mod prepare;
 mod storage;
 mod tiles;
 
@@ -19,3 +21,8 @@ pub use linear::CudaLinear;
 
 /// A stream of the caller: `CUstream` or `cudaStream_t`.
 pub type Stream = cudarc::driver::sys::CUstream;
+
+/// Threads of a block of the row-wise kernels.
+const THREADS: u32 = 256;
+/// Blocks a multiprocessor for kernels that stride over rows.
+const BLOCKS_PER_SM: u32 = 8;
