@@ -2,8 +2,12 @@
 # Logs of the steps are in build/log. Repeated runs only do what changed.
 
 PYTHON ?= python3
+BUNDLE ?= .peers
 VENV := .venv
 VENV_NEW := .venv-torch-new
+VLLM26 := .venv-vllm-0.26
+VLLM32 := .venv-vllm-0.32
+VLLM33 := .venv-vllm-0.33
 PY := $(VENV)/bin/python
 STEP := tests/tools/step
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -13,7 +17,7 @@ OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust -name '*.rs')
 
-.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new wheel fmt lint fuzz \
+.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new test-vllm wheel fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
 
 help:
@@ -21,6 +25,7 @@ help:
 	@echo "make layertest  reference against runner: NVIDIA ModelOpt's checkpoint, DeepSeek-V4's, generated layers"
 	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
+	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
 	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU"
 
@@ -45,13 +50,13 @@ build: setup
 
 # The wheel as users build it: `pip wheel .` under build isolation.
 wheel: build/wheel.stamp
-build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(wildcard vllm_plugin/nvfp4_moe/*.py) CMakeLists.txt pyproject.toml | setup
+build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(shell find vllm_plugin -name '*.py') CMakeLists.txt pyproject.toml | setup
 	@$(STEP) "[build] pip wheel ." sh -c 'rm -rf dist && $(PY) -m pip wheel --quiet --no-deps -w dist .'
 	@touch $@
 
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
-test: lint test-rust test-abi test-python test-torch-new
+test: lint test-rust test-abi test-python test-torch-new test-vllm
 	@echo "make test: PASS"
 
 test-rust: setup
@@ -68,6 +73,49 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 	@$(STEP) "[test 5/5] pytest of the op, newest torch, from the wheel" sh -c '\
 	  $(VENV_NEW)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl && \
 	  $(VENV_NEW)/bin/python -m pytest -q -o pythonpath=tests tests/test_op.py tests/test_op_compile.py'
+
+# ---- vLLM ------------------------------------------------------------------------------------------------------------
+# Real vLLM serving on the CPU, from the wheel and the entry point, as users install it. Each environment is a lock file.
+
+VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+VLLM_PACKAGES = $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
+# Bytecode is compiled at first import: most of these packages are never imported here.
+VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
+
+# 0.26 stands on the torch of .venv.
+$(VLLM26)/.installed: tests/vllm/requirements-0.26.txt | setup
+	@$(STEP) "[setup] pip: vLLM 0.26 for the CPU, ModelOpt (0.5 GB)" sh -c '$(PYTHON) -m venv $(VLLM26) && \
+	  $(PY) -c "import sysconfig; print(sysconfig.get_path(\"purelib\"))" > \
+	    `$(VLLM26)/bin/python -c "import sysconfig; print(sysconfig.get_path(\"purelib\"))"`/torch.pth && \
+	  $(VLLM26)/bin/python $(VLLM_INSTALL) $<'
+	@touch $@
+
+$(VLLM32)/.installed: tests/vllm/requirements-0.32.txt
+	@$(STEP) "[setup] pip: vLLM 0.32 for the CPU, torch 2.13 (2.8 GB)" \
+	  sh -c '$(PYTHON) -m venv $(VLLM32) && $(VLLM32)/bin/python $(VLLM_INSTALL) $<'
+	@touch $@
+
+# The Python files of 0.33's GPU build: its selection code runs over 0.32's environment.
+$(VLLM33)/.installed: tests/vllm/requirements-0.33.txt | $(VLLM32)/.installed
+	@$(STEP) "[setup] pip: the Python of vLLM 0.33 (0.3 GB)" \
+	  sh -c '$(VLLM32)/bin/python $(VLLM_INSTALL) $< --target $(VLLM33) && find $(VLLM33) -name "*.so" -delete'
+	@touch $@
+
+test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
+	@$(VLLM26)/bin/python $(VLLM_PACKAGES)
+	@$(VLLM32)/bin/python $(VLLM_PACKAGES)
+	@$(STEP) "[test vllm] 0.26: Qwen3-MoE by ModelOpt, registration, selection" env $(VLLM_PYTEST) \
+	  $(VLLM26)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
+	  tests/vllm/test_selection.py tests/vllm/test_weights.py tests/vllm/test_qwen3_moe.py
+	@$(STEP) "[test vllm] 0.32: DeepSeek-V4, server, registration, selection" env $(VLLM_PYTEST) \
+	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
+	  tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
+	@$(STEP) "[test vllm] 0.33: selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
+	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py
+
+# On a machine with a GPU: BUNDLE has a setup.sh that makes vLLM importable, serve_smoke.py and make_tiny_checkpoint.py.
+gpu-serve:
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS'
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
 
@@ -102,12 +150,15 @@ $(DEEPSEEK_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.in
 
 # ---- Speed and fuzzing -----------------------------------------------------------------------------------------------
 
+bench: build
+	$(PY) tests/bench/cpu_bench.py
+
 FUZZ_SECONDS ?= 300
 fuzz:
 	@for target in $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs))); do \
 	  cargo +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
-gpu-test gpu-bench gpu-serve:
+gpu-test gpu-bench:
 	@echo "make $@: there is no CUDA backend in this build yet; it needs a machine with an NVIDIA GPU."; exit 2
 
 # ---- Form ------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,19 @@
-"""Devices: tests that name one the machine lacks are skipped, and counted."""
+"""Devices: tests that name one the machine lacks are skipped, and the summary says how many."""
 
 import pytest
 import torch
+
+NO_GPU = "no GPU on this machine"
 
 
 @pytest.fixture(autouse=True)
 def _skip_missing_device(request):
     device = getattr(request.node, "callspec", None) and request.node.callspec.params.get("device")
     if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU on this machine")
+        pytest.skip(NO_GPU)
+
+
+def pytest_terminal_summary(terminalreporter):
+    num_skipped = sum(NO_GPU in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if num_skipped:
+        terminalreporter.write_line(f"GPU tests not run: {num_skipped} ({NO_GPU})")

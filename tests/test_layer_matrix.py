@@ -39,9 +39,9 @@ def problem(case: Case) -> Problem:
     return Problem(weights, reference, x, ids, topk_weights, local, bf16)
 
 
-@pytest.mark.parametrize("case", matrix.CASES, ids=str)
+@pytest.mark.parametrize("device", runner.DEVICES)  # the first varies fastest
 @pytest.mark.parametrize("mode", matrix.MODES)
-@pytest.mark.parametrize("device", runner.DEVICES)
+@pytest.mark.parametrize("case", matrix.CASES, ids=str)
 def test_layer_matches_float64(case: Case, mode: str, device: str):
     p = problem(case)
     layer = runner.make_layer(

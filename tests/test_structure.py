@@ -22,7 +22,7 @@ FORBIDDEN = {
 # Hosts of package registries and mirrors, and homes and mounts of one machine. Split, so that this file passes.
 MACHINE = "|".join(
     [
-        r"(?:index-url|registry\s*=\s*|find-links)",
+        r"(?:index-url|find-links)[ =]|registry\s*=\s*[\"']",
         r"(?:pypi|files\.pythonhosted|static\.crates|index\.crates|deb\.debian|registry\.npmjs)" + r"\.(?:org|io)",
         r"(?<![\w.$}])/(?:work|root|home)" + r"/\w",
         r"(?<![\w.$}])/tmp" + r"/\w",

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 use nvfp4_moe::checkpoint::Checkpoint;
 use nvfp4_moe::error::Result;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -47,11 +48,8 @@ fn main() -> ExitCode {
 fn inspect(directory: &Path, layer: Option<u32>, json: bool) -> Result<bool> {
     let checkpoint = Checkpoint::open(directory)?;
     let report = checkpoint.inspect(layer, |layer| eprintln!("reading the scales of layer {layer}"));
-    if json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{report}");
-    }
+    let text = if json { report.to_json() + "\n" } else { report.to_string() };
+    let _ = std::io::stdout().write_all(text.as_bytes()); // a reader that stops early, as `head` does, is no error
     if report.layers.is_empty() && report.refused.is_empty() {
         eprintln!(
             "nvfp4-moe: the checkpoint has no NVFP4 MoE layer; tensors must be named \

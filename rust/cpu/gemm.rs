@@ -32,7 +32,7 @@ impl<'a> WeightMatrix<'a> {
 pub const TASK_ROWS: usize = 32;
 
 /// Activation rows that stay in a core's L2 (1 MiB on the machines we know) while weight rows pass by.
-const L2_OPERAND_BYTES: usize = 640 << 10;
+const L2_OPERAND_BYTES: usize = 800 << 10;
 
 /// Tokens for one pass over a block of weight rows: as many as L2 and the tile take, but at least six, below which
 /// decoding would be shared by too few.

@@ -12,7 +12,7 @@ GOLDEN = ROOT / "tests/golden/abi.json"
 
 
 def struct_layout(cursor: Cursor) -> dict:
-    """Size in bytes and [name, type, offset] of each field; refuses padding, bytes without a meaning."""
+    """Size in bytes, and [name, type, offset] of each field. Padding is refused: bytes without a meaning."""
     fields, end = [], 0
     for field in cursor.type.get_fields():
         offset = cursor.type.get_offset(field.spelling) // 8

@@ -142,12 +142,25 @@ static void a_checkpoint(const char* directory) {
   check_throws(NVFP4_MOE_IO, "no-such-directory", [] { nvfp4_moe::Checkpoint("no-such-directory"); });
 }
 
+// The last error is the thread's own.
+static void errors_of_two_threads() {
+  check_throws(NVFP4_MOE_INVALID_ARGUMENT, "-7", [] { nvfp4_moe::set_num_threads(-7); });
+  std::thread([] {
+    CHECK(nvfp4_moe_last_error(nullptr, 0) == 0);
+    check_throws(NVFP4_MOE_INVALID_ARGUMENT, "-8", [] { nvfp4_moe::set_num_threads(-8); });
+  }).join();
+  char text[256];
+  nvfp4_moe_last_error(text, sizeof text);
+  CHECK(std::string(text).find("num_threads is -7; ") == 0);
+}
+
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
   CHECK(nvfp4_moe::version() == nvfp4_moe_version() && !nvfp4_moe::cpu_isa().empty());
   nvfp4_moe::set_num_threads(2);
   auto desc = nvfp4_moe::sized<nvfp4_moe_layer_desc>();
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "is 0; ", [&] { nvfp4_moe::Layer{desc}; });
+  errors_of_two_threads();
   a_layer_in_mode_nvfp4();
   a_linear_in_mode_nvfp4();
   a_checkpoint(argv[1]);

@@ -1,5 +1,7 @@
 //! The golden vectors of `tests/golden` against the Rust host codec, which is the law for every kernel.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do
+
 use nvfp4_moe::format::{
     BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
     sf_offset_128x4, sf_size_128x4,
@@ -20,20 +22,25 @@ fn cases(name: &str) -> Vec<HashMap<String, Vec<String>>> {
     for line in lines(name) {
         match line[0].as_str() {
             "end" => cases.push(HashMap::new()),
-            key => cases.last_mut().unwrap().entry(key.to_owned()).or_default().extend(line[1..].iter().cloned()),
+            key => cases
+                .last_mut()
+                .expect("one case is open")
+                .entry(key.to_owned())
+                .or_default()
+                .extend(line[1..].iter().cloned()),
         }
     }
-    assert!(cases.pop().unwrap().is_empty(), "{name} does not end with `end`");
+    assert!(cases.pop().expect("one case is open").is_empty(), "{name} does not end with `end`");
     assert!(cases.len() > 10, "{name} has only {} cases", cases.len());
     cases
 }
 
 fn bits(word: &str) -> u32 {
-    u32::from_str_radix(word, 16).unwrap()
+    u32::from_str_radix(word, 16).expect("hexadecimal bits")
 }
 
 fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(word: &str) -> T {
-    word.parse().unwrap()
+    word.parse().expect("a number")
 }
 
 /// `VxN` is V, N times.

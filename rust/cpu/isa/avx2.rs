@@ -25,6 +25,12 @@ const fn order() -> [u8; GROUP] {
 
 struct Avx2;
 
+/// Codes of the two halves of a group, 8 neighbours a lane, and the scale of each lane.
+struct Cursor {
+    words: [__m256i; 2],
+    scale: [__m256; 2],
+}
+
 // SAFETY: callers check `available`.
 unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
@@ -34,7 +40,7 @@ unsafe impl Simd for Avx2 {
     const TOKENS: usize = 3; // 12 accumulators, 3 tokens and 1 weight fill the 16 registers
     type Acc = __m256;
     type Op = __m256;
-    type Group = [__m256; 16];
+    type Cursor = Cursor;
 
     #[inline(always)]
     fn zero() -> __m256 {
@@ -72,31 +78,30 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
-    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m256; 16] {
+    unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
         // SAFETY: 64 code bytes and 8 scales, by the trait's contract.
         unsafe {
-            // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); the table undoes it.
-            let magnitudes = _mm256_setr_ps(0.0, 128.0, 256.0, 384.0, 512.0, 768.0, 1024.0, 1536.0);
-            let sign_bit = _mm256_set1_epi32(i32::MIN);
+            // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); `decode` undoes it.
             let scale_bits = _mm_loadl_epi64(block_scales.cast());
             let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
-            let mut vectors = [_mm256_setzero_ps(); 16];
-            for (half, vectors) in vectors.chunks_exact_mut(8).enumerate() {
-                // Two lanes (16 values) share a scale.
-                let first = 4 * half as i32;
-                let pairs = _mm256_add_epi32(_mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3), _mm256_set1_epi32(first));
-                let scale = _mm256_permutevar8x32_ps(scales, pairs);
-                let mut words = _mm256_loadu_si256(codes.add(half * 32).cast());
-                for vector in vectors {
-                    // permutevar reads the three low bits: the magnitude. Bit 3 is the sign.
-                    let magnitude = _mm256_permutevar8x32_ps(magnitudes, words);
-                    let sign = _mm256_and_si256(_mm256_slli_epi32::<28>(words), sign_bit);
-                    let value = _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign));
-                    *vector = _mm256_mul_ps(value, scale);
-                    words = _mm256_srli_epi32::<4>(words);
-                }
-            }
-            vectors
+            // Two lanes (16 values) share a scale.
+            let first = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+            let second = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
+            let words = [_mm256_loadu_si256(codes.cast()), _mm256_loadu_si256(codes.add(32).cast())];
+            Cursor { words, scale: [first, second] }
+        }
+    }
+    #[inline(always)]
+    unsafe fn decode(cursor: &mut Cursor, index: usize) -> __m256 {
+        // SAFETY: the CPU has AVX2.
+        unsafe {
+            let magnitudes = _mm256_setr_ps(0.0, 128.0, 256.0, 384.0, 512.0, 768.0, 1024.0, 1536.0);
+            let (words, scale) = (&mut cursor.words[index / 8], cursor.scale[index / 8]);
+            // permutevar reads the three low bits: the magnitude. Bit 3 is the sign.
+            let magnitude = _mm256_permutevar8x32_ps(magnitudes, *words);
+            let sign = _mm256_and_si256(_mm256_slli_epi32::<28>(*words), _mm256_set1_epi32(i32::MIN));
+            *words = _mm256_srli_epi32::<4>(*words);
+            _mm256_mul_ps(_mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign)), scale)
         }
     }
 }

@@ -27,31 +27,45 @@ const fn order() -> [u8; GROUP] {
 
 struct Avx512;
 
-/// Decode one group to `e2m1 * block_scale` in f32.
+/// Codes of a group, 8 neighbours a lane, and the scale of each lane.
+pub(super) struct Cursor {
+    words: __m512i,
+    scale: __m512,
+}
+
+/// Load a group.
 ///
 /// # Safety
 /// The CPU has AVX-512 F/BW/VL; 64 code bytes and 8 scales are readable.
 #[inline(always)]
-pub(super) unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m512; 8] {
+pub(super) unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
     // SAFETY: by contract.
     unsafe {
-        // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); the table undoes it.
+        // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales); `decode` undoes it.
+        let scale_bits = _mm_loadl_epi64(block_scales.cast());
+        let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
+        let pairs = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); // two lanes share a scale
+        let scale = _mm512_permutexvar_ps(pairs, _mm512_castps256_ps512(scales));
+        Cursor { words: _mm512_loadu_si512(codes.cast()), scale }
+    }
+}
+
+/// The next neighbour of each lane, `e2m1 * block_scale` in f32.
+///
+/// # Safety
+/// The CPU has AVX-512 F/BW/VL.
+#[inline(always)]
+pub(super) unsafe fn decode(cursor: &mut Cursor) -> __m512 {
+    // SAFETY: by contract.
+    unsafe {
         let values = _mm512_setr_ps(
             0.0, 128.0, 256.0, 384.0, 512.0, 768.0, 1024.0, 1536.0, -0.0, -128.0, -256.0, -384.0, -512.0, -768.0,
             -1024.0, -1536.0,
         );
-        let pairs = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7); // two lanes share a scale
-        let scale_bits = _mm_loadl_epi64(block_scales.cast());
-        let scales = _mm256_cvtph_ps(_mm_slli_epi16::<7>(_mm_cvtepu8_epi16(scale_bits)));
-        let scale = _mm512_permutexvar_ps(pairs, _mm512_castps256_ps512(scales));
-        let mut words = _mm512_loadu_si512(codes.cast());
-        let mut vectors = [_mm512_setzero_ps(); 8];
-        for vector in &mut vectors {
-            // permutexvar reads the four low bits of each lane: the code.
-            *vector = _mm512_mul_ps(_mm512_permutexvar_ps(words, values), scale);
-            words = _mm512_srli_epi32::<4>(words);
-        }
-        vectors
+        // permutexvar reads the four low bits of each lane: the code.
+        let vector = _mm512_mul_ps(_mm512_permutexvar_ps(cursor.words, values), cursor.scale);
+        cursor.words = _mm512_srli_epi32::<4>(cursor.words);
+        vector
     }
 }
 
@@ -64,7 +78,7 @@ unsafe impl Simd for Avx512 {
     const TOKENS: usize = 3; // 24 accumulators, 3 tokens and 1 weight of 32 registers
     type Acc = __m512;
     type Op = __m512;
-    type Group = [__m512; 8];
+    type Cursor = Cursor;
 
     #[inline(always)]
     fn zero() -> __m512 {
@@ -102,9 +116,14 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
-    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m512; 8] {
+    unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
         // SAFETY: by the trait's contract.
-        unsafe { decode_group(codes, block_scales) }
+        unsafe { open_group(codes, block_scales) }
+    }
+    #[inline(always)]
+    unsafe fn decode(cursor: &mut Cursor, _index: usize) -> __m512 {
+        // SAFETY: by the trait's contract.
+        unsafe { decode(cursor) }
     }
 }
 

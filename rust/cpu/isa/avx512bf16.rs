@@ -1,7 +1,7 @@
 //! AVX-512 with bf16 dot products: twice the multiplications of f32. Weights (`e2m1 * block_scale`) and quantised
 //! activations are exact in bf16. The instruction flushes subnormal operands and sums to zero.
 
-use super::avx512::decode_group;
+use super::avx512::{Cursor, decode, open_group};
 use super::generic::{self, Simd};
 use super::{GROUP, Isa, Tile, TileOut};
 use std::arch::x86_64::*;
@@ -42,7 +42,7 @@ unsafe impl Simd for Avx512Bf16 {
     const TOKENS: usize = 3;
     type Acc = __m512;
     type Op = __m512bh;
-    type Group = [__m512bh; 4];
+    type Cursor = Cursor;
 
     #[inline(always)]
     fn zero() -> __m512 {
@@ -80,16 +80,16 @@ unsafe impl Simd for Avx512Bf16 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
-    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [__m512bh; 4] {
+    unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
+        // SAFETY: by the trait's contract.
+        unsafe { open_group(codes, block_scales) }
+    }
+    #[inline(always)]
+    unsafe fn decode(cursor: &mut Cursor, _index: usize) -> __m512bh {
         // SAFETY: by the trait's contract; the conversion is exact and puts its second argument in the low half.
         unsafe {
-            let v = decode_group(codes, block_scales);
-            [
-                _mm512_cvtne2ps_pbh(v[1], v[0]),
-                _mm512_cvtne2ps_pbh(v[3], v[2]),
-                _mm512_cvtne2ps_pbh(v[5], v[4]),
-                _mm512_cvtne2ps_pbh(v[7], v[6]),
-            ]
+            let even = decode(cursor);
+            _mm512_cvtne2ps_pbh(decode(cursor), even)
         }
     }
 }

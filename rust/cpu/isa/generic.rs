@@ -19,6 +19,8 @@ pub unsafe trait Simd {
     const OP_BYTES: usize;
     /// Bytes of one value in an operand vector: 4 (f32) or 2 (bf16).
     const VALUE_BYTES: usize;
+    /// Operand vectors of a group.
+    const GROUP_VECTORS: usize = GROUP * Self::VALUE_BYTES / Self::OP_BYTES;
     /// Weight rows and tokens (at most 3) whose accumulators fit the registers together.
     const ROWS: usize;
     /// See `ROWS`.
@@ -27,8 +29,8 @@ pub unsafe trait Simd {
     type Acc: Copy;
     /// Operand values.
     type Op: Copy;
-    /// The operand vectors of a group, in registers.
-    type Group: AsRef<[Self::Op]>;
+    /// A group on its way from codes to operands, in registers.
+    type Cursor;
 
     /// Accumulators of 0.
     fn zero() -> Self::Acc;
@@ -42,8 +44,10 @@ pub unsafe trait Simd {
     unsafe fn multiply_add(acc: Self::Acc, w: Self::Op, x: Self::Op) -> Self::Acc;
     /// Store an operand vector.
     unsafe fn store_op(to: *mut u8, value: Self::Op);
-    /// Decode one group, 64 code bytes and 8 scales, to operand values `e2m1 * block_scale`.
-    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> Self::Group;
+    /// Load one group: 64 code bytes and 8 scales.
+    unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Self::Cursor;
+    /// Operand vector `index` of the group, `e2m1 * block_scale`; called for each index in turn.
+    unsafe fn decode(cursor: &mut Self::Cursor, index: usize) -> Self::Op;
     /// Ask for the cache line at `address`, which need not be valid.
     fn prefetch(address: *const u8);
 }
@@ -64,8 +68,8 @@ struct Accumulators([MaybeUninit<TokenSums>; MAX_TILE_TOKENS]);
 
 type TokenSums = [[f32; MAX_LANES]; TILE_ROWS];
 
-/// Rows decoded side by side where few tokens share them: two hide the latency of the sums, more would spill.
-const FEW_TOKEN_ROWS: usize = 2;
+/// Rows decoded side by side where few tokens share them: enough to hide the latency of the sums.
+const FEW_TOKEN_ROWS: usize = 4;
 
 /// [`super::Isa::tile`] for `S`; see the pseudocode in [`super`].
 ///
@@ -89,6 +93,7 @@ pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
             1 => few_tokens::<S, 1>(&rows, tile.x, out),
             2 => few_tokens::<S, 2>(&rows, tile.x, out),
             3 => few_tokens::<S, 3>(&rows, tile.x, out),
+            4 => few_tokens::<S, 4>(&rows, tile.x, out),
             _ => many_tokens::<S>(&rows, tile.x, out),
         }
     }
@@ -102,23 +107,23 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Decode a group. A last, partial one is copied out first, so that nothing is read past the row.
+    /// Load a group. A last, partial one is copied out first, so that nothing is read past the row.
     ///
     /// The row `ahead` rows on lies behind this one: asking for it now takes memory's latency out of the way.
     #[inline(always)]
-    unsafe fn decode_group<S: Simd>(&self, group: usize, ahead: usize) -> S::Group {
+    unsafe fn open_group<S: Simd>(&self, group: usize, ahead: usize) -> S::Cursor {
         let (code, scale) = (group * GROUP / 2, group * GROUP / BLOCK_SIZE);
         if code + GROUP / 2 <= self.codes.len() {
             S::prefetch(self.codes.as_ptr().wrapping_add(code + ahead * self.codes.len()));
             // SAFETY: the group lies inside the row.
-            unsafe { S::decode_group(self.codes.as_ptr().add(code), self.block_scales.as_ptr().add(scale)) }
+            unsafe { S::open_group(self.codes.as_ptr().add(code), self.block_scales.as_ptr().add(scale)) }
         } else {
             let mut codes = [0u8; GROUP / 2];
             let mut block_scales = [0u8; GROUP / BLOCK_SIZE];
             codes[..self.codes.len() - code].copy_from_slice(&self.codes[code..]);
             block_scales[..self.block_scales.len() - scale].copy_from_slice(&self.block_scales[scale..]);
             // SAFETY: one whole group.
-            unsafe { S::decode_group(codes.as_ptr(), block_scales.as_ptr()) }
+            unsafe { S::open_group(codes.as_ptr(), block_scales.as_ptr()) }
         }
     }
 
@@ -129,20 +134,26 @@ impl Row<'_> {
 
 /// Weights go from decoding straight into the sums: nothing is stored.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // constant indices keep cursors and sums in registers
 unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
     let x = &x[..TOKENS];
     for first in (0..TILE_ROWS).step_by(FEW_TOKEN_ROWS) {
         let mut sums = [[S::zero(); FEW_TOKEN_ROWS]; TOKENS];
         for group in 0..rows[0].groups() {
-            for row in 0..FEW_TOKEN_ROWS {
-                // SAFETY: an operand row reaches to the end of the last group.
-                unsafe {
-                    let weights = rows[first + row].decode_group::<S>(group, TILE_ROWS);
-                    for (vector, w) in weights.as_ref().iter().enumerate() {
-                        let at = group * GROUP * S::VALUE_BYTES + vector * S::OP_BYTES;
+            // SAFETY: an operand row reaches to the end of the last group.
+            unsafe {
+                let mut cursors = [
+                    rows[first].open_group::<S>(group, TILE_ROWS),
+                    rows[first + 1].open_group::<S>(group, TILE_ROWS),
+                    rows[first + 2].open_group::<S>(group, TILE_ROWS),
+                    rows[first + 3].open_group::<S>(group, TILE_ROWS),
+                ];
+                for vector in 0..S::GROUP_VECTORS {
+                    let at = group * GROUP * S::VALUE_BYTES + vector * S::OP_BYTES;
+                    for row in 0..FEW_TOKEN_ROWS {
+                        let w = S::decode(&mut cursors[row], vector);
                         for token in 0..TOKENS {
-                            let x = S::load_op(x[token].add(at));
-                            sums[token][row] = S::multiply_add(sums[token][row], *w, x);
+                            sums[token][row] = S::multiply_add(sums[token][row], w, S::load_op(x[token].add(at)));
                         }
                     }
                 }
@@ -180,9 +191,9 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
                 let offset = i * GROUP * S::VALUE_BYTES;
                 // SAFETY: scratch holds CHUNK_GROUPS groups of the widest operands.
                 unsafe {
-                    let weights = row.decode_group::<S>(group + i, TILE_ROWS);
-                    for (vector, w) in weights.as_ref().iter().enumerate() {
-                        S::store_op(to.add(offset + vector * S::OP_BYTES), *w);
+                    let mut cursor = row.open_group::<S>(group + i, TILE_ROWS);
+                    for vector in 0..S::GROUP_VECTORS {
+                        S::store_op(to.add(offset + vector * S::OP_BYTES), S::decode(&mut cursor, vector));
                     }
                 }
             }
@@ -213,6 +224,7 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
 
 /// `acc[token][row] += scratch[row] * x[token]` over one chunk, ROWS x TOKENS accumulators in registers.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // constant indices keep the accumulators in registers
 unsafe fn dot<S: Simd, const ROWS: usize, const TOKENS: usize>(
     scratch: &Scratch,
     x: &[*const u8],

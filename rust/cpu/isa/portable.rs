@@ -19,6 +19,12 @@ const fn natural_order() -> [u8; GROUP] {
 
 struct Portable;
 
+/// A group's codes and decoded scales.
+struct Cursor {
+    codes: [u8; GROUP / 2],
+    scales: [f32; GROUP / BLOCK_SIZE],
+}
+
 // SAFETY: uses no special instructions.
 unsafe impl Simd for Portable {
     const LANES: usize = 8;
@@ -28,7 +34,7 @@ unsafe impl Simd for Portable {
     const TOKENS: usize = 1;
     type Acc = [f32; 8];
     type Op = [f32; 8];
-    type Group = [[f32; 8]; GROUP / 8];
+    type Cursor = Cursor;
 
     #[inline(always)]
     fn zero() -> [f32; 8] {
@@ -62,15 +68,17 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     fn prefetch(_address: *const u8) {}
     #[inline(always)]
-    unsafe fn decode_group(codes: *const u8, block_scales: *const u8) -> [[f32; 8]; GROUP / 8] {
-        std::array::from_fn(|vector| {
-            // SAFETY: 64 code bytes and 8 scales, by the trait's contract.
-            let (codes, scale) = unsafe {
-                let codes = codes.add(vector * 4).cast::<[u8; 4]>().read_unaligned();
-                (codes, e4m3_decode(*block_scales.add(vector * 8 / BLOCK_SIZE)))
-            };
-            std::array::from_fn(|i| e2m1_decode(codes[i / 2] >> (4 * (i % 2))) * scale)
-        })
+    unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
+        // SAFETY: 64 code bytes and 8 scales, by the trait's contract.
+        unsafe {
+            let block_scales = block_scales.cast::<[u8; GROUP / BLOCK_SIZE]>().read_unaligned();
+            Cursor { codes: codes.cast::<[u8; GROUP / 2]>().read_unaligned(), scales: block_scales.map(e4m3_decode) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn decode(cursor: &mut Cursor, index: usize) -> [f32; 8] {
+        let (codes, scale) = (&cursor.codes[index * 4..][..4], cursor.scales[index * 8 / BLOCK_SIZE]);
+        std::array::from_fn(|i| e2m1_decode(codes[i / 2] >> (4 * (i % 2))) * scale)
     }
 }
 

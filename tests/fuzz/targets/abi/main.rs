@@ -266,7 +266,8 @@ fn format(source: &mut Source) {
     };
     let (mut packed, block_scale) =
         (Tensor::bytes_or_null(source, dense.map(|n| n / 2)), Tensor::bytes_or_null(source, scale_bytes));
-    let global_scale = Tensor::floats(source, dense.map(|_| if policy == 1 { i64::from(rows.max(0)) } else { 1 }));
+    let num_scales = if policy == 1 { i64::from(rows.max(0)) } else { 1 };
+    let global_scale = Tensor::floats(source, dense.map(|_| num_scales).filter(|n| *n <= MAX_ELEMENTS));
     let args = nvfp4_moe_quantize_args {
         struct_size: size_of::<nvfp4_moe_quantize_args>() as u32,
         scale_policy: policy,

@@ -1,0 +1,73 @@
+"""A served model's tokens against Hugging Face transformers in float32 on the decoded weights, teacher-forced.
+
+    python tests/vllm/reference_logits.py FLOAT32_MODEL SERVED_JSON
+
+Each served token is judged on its own: the reference sees the prompt and the served tokens before it. Prints one JSON
+line with, for every token, in units of the standard deviation of what is compared:
+
+    deficit  how far its reference logit lies below the best one
+    margin   how far the reference's second choice does
+    routing  how far the first expert that was not chosen lies below the last that was, least over the layers
+"""
+
+import json
+import sys
+
+import torch
+
+
+class RoutingGaps:
+    """Watches the routers of a model: the least gap at each position of the last forward."""
+
+    def __init__(self, model):
+        self.gaps: torch.Tensor | None = None
+        for module in model.modules():
+            if type(module).__name__.endswith("TopKRouter"):  # hash routers choose by the token alone
+                module.register_forward_hook(self.observe)
+
+    def observe(self, router, inputs, outputs) -> None:
+        scores = outputs[0].float()
+        bias = getattr(router, "e_score_correction_bias", None)
+        if bias is not None:  # DeepSeek-V4
+            scores = torch.nn.functional.softplus(scores).sqrt() + bias
+        best = scores.topk(router.top_k + 1).values
+        gaps = (best[:, -2] - best[:, -1]) / scores.std(-1)
+        self.gaps = gaps if self.gaps is None else torch.minimum(self.gaps, gaps)
+
+
+def judge(model, routing: RoutingGaps, prompt: list[int], tokens: list[int]) -> list[dict[str, float]]:
+    routing.gaps = None
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + tokens]), use_cache=False).logits[0].float()
+    judged = []
+    for step, token in enumerate(tokens):
+        position = len(prompt) + step - 1
+        row = logits[position]
+        best, second = row.topk(2).values
+        judged.append(
+            {
+                "deficit": float((best - row[token]) / row.std()),
+                "margin": float((best - second) / row.std()),
+                "routing": float(routing.gaps[position]),
+            }
+        )
+    return judged
+
+
+def main() -> None:
+    from transformers import AutoModelForCausalLM
+
+    directory, served_file = sys.argv[1:]
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+    with open(served_file) as file:
+        served = json.load(file)
+    routing = RoutingGaps(model)
+    judged = [judge(model, routing, p, t) for p, t in zip(served["prompts"], served["tokens"], strict=True)]
+    print("JUDGED " + json.dumps(judged))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Generate greedily with vLLM on the CPU and print what happened as one JSON line; one process for each model.
+
+python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--options JSON]
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+# The engine runs in this process: less memory, and what it built can be looked at.
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two ranks on one NUMA node
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRITON_INTERPRET": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+PROMPTS = [
+    [5, 17, 400, 23, 911, 64],
+    list(range(300, 340)),
+    [7] * 9,
+    [(37 * i) % 1000 + 3 for i in range(150)],  # longer than the sliding window and one compressed block of 128
+]
+
+
+def methods(llm) -> dict[str, list[str]]:
+    """Class names that serve the MoE layers and the linears."""
+    found: dict[str, set[str]] = {"moe": set(), "linear": set()}
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    worker = executor.driver_worker
+    model = getattr(worker, "worker", worker).model_runner.get_model()
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            found["moe"].add(type(method.moe_kernel.fused_experts).__name__)
+        elif getattr(module, "nvfp4_moe_linear", None) is not None:
+            found["linear"].add(type(module.nvfp4_moe_linear).__name__)
+    return {kind: sorted(names) for kind, names in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--alone", action="store_true", help="also generate each prompt by itself")
+    parser.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    arguments = parser.parse_args()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+    from vllm import LLM, SamplingParams, __version__
+
+    options = {
+        "dtype": "bfloat16",
+        "max_model_len": 512,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 512,
+        "enforce_eager": True,
+        "seed": 0,
+    }
+    options["enable_prefix_caching"] = False
+    options["disable_log_stats"] = True
+    start = time.time()
+    llm = LLM(model=arguments.model, **options | json.loads(arguments.options))
+    loaded = time.time()
+    greedy = SamplingParams(temperature=0, max_tokens=arguments.tokens, ignore_eos=True)
+
+    def generate(prompts):
+        outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], greedy, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    result = {"vllm": __version__, "prompts": PROMPTS, "tokens": generate(PROMPTS)}
+    if arguments.alone:
+        result["alone"] = [generate([prompt])[0] for prompt in PROMPTS]
+    if options.get("tensor_parallel_size", 1) == 1 and "tensor_parallel_size" not in arguments.options:
+        result["served_by"] = methods(llm)
+    result["seconds"] = {"load": round(loaded - start, 1), "generate": round(time.time() - loaded, 1)}
+    print("SERVED " + json.dumps(result), flush=True)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

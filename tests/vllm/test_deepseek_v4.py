@@ -1,0 +1,44 @@
+"""vLLM 0.32 serves a tiny DeepSeek-V4 on the CPU with our experts, in every NVFP4 flavour."""
+
+import agreement
+import pytest
+from tiny_deepseek_v4 import NVFP4_FLAVOURS
+
+PARALLEL = '{"tensor_parallel_size": 2, "enable_expert_parallel": true}'
+
+
+@pytest.fixture(scope="module")
+def served(serve, deepseek_v4):
+    return {flavour: serve(deepseek_v4[flavour]) for flavour in NVFP4_FLAVOURS}
+
+
+@pytest.mark.parametrize("flavour", NVFP4_FLAVOURS)
+def test_our_experts_serve_and_say_so(served, flavour):
+    assert served[flavour]["served_by"]["moe"] == ["Nvfp4MoeExperts"]
+    active = [line for line in served[flavour]["output"].splitlines() if "ACTIVE for NVFP4 MoE" in line]
+    assert len(active) == 1
+    assert "mode bf16, because the device has no FP4 tensor cores" in active[0]
+
+
+def test_flavours_give_identical_tokens(served):
+    assert served["mixed"]["tokens"] == served["modelopt"]["tokens"] == served["compressed-tensors"]["tokens"]
+
+
+def test_tokens_are_those_of_the_float32_reference(served, judge, deepseek_v4):
+    agreement.check(judge(deepseek_v4["float32"], served["mixed"]))
+
+
+def test_without_the_moe_tokens_change(serve, served, deepseek_v4):
+    """Negative control: the tests above would see a MoE that computes nothing."""
+    zeroed = serve(deepseek_v4["mixed"], NVFP4_MOE_TEST_ZERO_MOE="1")
+    pairs = zip(zeroed["tokens"], served["mixed"]["tokens"], strict=True)
+    assert all(without != with_moe for without, with_moe in pairs)
+
+
+def test_two_ranks_with_expert_parallel_give_the_same_tokens(serve, served, judge, deepseek_v4):
+    parallel = serve(deepseek_v4["mixed"], "--options", PARALLEL)
+    agreement.check(judge(deepseek_v4["float32"], parallel))
+    alone = served["mixed"]
+    agreement.check_same(judge(deepseek_v4["float32"], alone), alone["tokens"], parallel["tokens"])
+    # Every rank says so, with half of the experts.
+    assert parallel["output"].count("ACTIVE for NVFP4 MoE") == 2

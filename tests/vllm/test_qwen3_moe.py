@@ -1,0 +1,80 @@
+"""A Qwen3-MoE that NVIDIA ModelOpt quantised, MoE and linears, served on the CPU in every mode of activations."""
+
+import json
+
+import agreement
+import pytest
+from qwen3_moe import CONFIG, NVFP4_FLAVOURS
+
+LAYERS = CONFIG["num_hidden_layers"]
+
+
+@pytest.fixture(scope="module")
+def served(serve, qwen3_moe):
+    return {flavour: serve(qwen3_moe[flavour], "--alone") for flavour in NVFP4_FLAVOURS}
+
+
+@pytest.mark.parametrize("flavour", NVFP4_FLAVOURS)
+def test_moe_and_linears_are_ours_and_say_so(served, flavour):
+    assert served[flavour]["served_by"] == {"moe": ["Nvfp4MoeExperts"], "linear": ["Nvfp4Linear"]}
+    output = served[flavour]["output"]
+    assert output.count("ACTIVE for NVFP4 MoE") == 1
+    assert output.count("ACTIVE for NVFP4 linears") == 1
+
+
+def test_flavours_give_identical_tokens(served):
+    assert served["modelopt"]["tokens"] == served["compressed-tensors"]["tokens"]
+
+
+def test_tokens_are_those_of_the_float32_reference(served, judge, qwen3_moe):
+    agreement.check(judge(qwen3_moe["float32"], served["modelopt"]))
+
+
+def test_concurrent_requests_give_the_tokens_they_give_alone(served):
+    assert served["modelopt"]["alone"] == served["modelopt"]["tokens"]
+
+
+def test_without_the_moe_tokens_change(serve, served, qwen3_moe):
+    zeroed = serve(qwen3_moe["modelopt"], NVFP4_MOE_TEST_ZERO_MOE="1")
+    pairs = zip(zeroed["tokens"], served["modelopt"]["tokens"], strict=True)
+    assert all(without != with_moe for without, with_moe in pairs)
+
+
+def test_chosen_linears_run_in_bf16_and_the_log_has_the_saturation(serve, judge, qwen3_moe):
+    """Two of the layers' projections on the override list: the rest stays ours, and the model stays the same."""
+    served = serve(qwen3_moe["modelopt"], NVFP4_MOE_BF16_LINEARS="*.0.self_attn.qkv_proj, *.o_proj")
+    assert served["served_by"]["linear"] == ["Bf16Linear", "Nvfp4Linear"]
+    reports = [line for line in served["output"].splitlines() if "is bf16 by NVFP4_MOE_BF16_LINEARS" in line]
+    assert len(reports) == 1 + LAYERS
+    assert all("would have saturated" in line and "blocks in the first request" in line for line in reports)
+    agreement.check(judge(qwen3_moe["float32"], served))
+
+
+def test_calibration_measures_the_first_requests_and_its_file_repeats_it(serve, qwen3_moe, tmp_path):
+    scales = tmp_path / "scales.json"
+    environment = {
+        "NVFP4_MOE_MODE": "nvfp4",
+        "NVFP4_MOE_SCALES": "calibrated",
+        "NVFP4_MOE_SCALES_FILE": str(scales),
+        "NVFP4_MOE_CALIBRATION_TOKENS": "128",
+    }
+    first = serve(qwen3_moe["modelopt"], **environment)
+    assert "calibrated on the first requests" in first["output"]
+    saved = json.loads(scales.read_text())["input_scales"]
+    assert len(saved) == 3 * LAYERS  # experts, qkv_proj, o_proj
+    assert sorted({len(values) for values in saved.values()}) == [1, 2]
+    assert all(1e-6 < value < 1 for values in saved.values() for value in values)
+    # The prompts were calibrated on, in bf16; now they run in four bits from the start, with the scales of the file.
+    second = serve(qwen3_moe["modelopt"], "--alone", **environment)
+    assert f"input scales of {len(saved)} layers read from" in second["output"]
+    assert second["tokens"] == second["alone"]
+    assert second["tokens"] != first["tokens"]
+
+
+@pytest.mark.parametrize("policy", ["static", "dynamic"])
+def test_four_bit_activations_serve(serve, served, qwen3_moe, policy):
+    """W4A4 rounds much more than bf16, so tokens may differ; but the model still runs on our layer, and says how."""
+    four_bit = serve(qwen3_moe["modelopt"], NVFP4_MOE_MODE="nvfp4", NVFP4_MOE_SCALES=policy)
+    assert f"mode nvfp4, input scales {policy}, because NVFP4_MOE_MODE asks for it" in four_bit["output"]
+    assert four_bit["tokens"] != served["modelopt"]["tokens"]
+    assert len({token for tokens in four_bit["tokens"] for token in tokens}) > 20  # it does not babble one token

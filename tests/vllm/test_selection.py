@@ -1,0 +1,39 @@
+"""vLLM's own selection code, as on an H100: nothing is chosen silently, nothing against the user."""
+
+from pathlib import Path
+
+import pytest
+
+from conftest import run_python
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    return run_python(HERE / "select_on_cuda.py", marker="CHOSEN ")
+
+
+@pytest.mark.parametrize("case", ["clamp", "no_clamp", "w4a16"])
+def test_our_experts_come_first(chosen, case):
+    assert chosen[case] == "Nvfp4MoeExperts"
+
+
+@pytest.mark.parametrize("case", ["marlin", "eplb", "float16", "gelu", "refused"])
+def test_our_experts_stay_out(chosen, case):
+    """The user's --moe-backend, what the library cannot do, and a device it refuses: vLLM's own choice stands."""
+    assert chosen[case] == "MarlinExperts"
+
+
+def test_our_linear_kernel_comes_first(chosen):
+    assert chosen["linear"] == "Nvfp4MoeLinearKernel"
+
+
+@pytest.mark.parametrize("case", ["linear_marlin", "linear_disabled", "linear_refused"])
+def test_our_linear_kernel_stays_out(chosen, case):
+    assert chosen[case].endswith("NvFp4LinearKernel")
+    assert chosen[case] != "Nvfp4MoeLinearKernel"
+
+
+def test_the_oracle_is_patched_only_while_a_layer_is_built(chosen):
+    assert chosen["patched_after"] is False

@@ -1,0 +1,25 @@
+"""`python -m nvfp4_moe doctor env [MODEL_DIR]`."""
+
+import argparse
+import sys
+
+
+def main() -> int:
+    """Exit status: 0 the plugin would serve, 1 it would not, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m nvfp4_moe")
+    doctor = parser.add_subparsers(dest="tool", required=True).add_parser("doctor", help="find out what is wrong")
+    command = doctor.add_subparsers(dest="command", required=True)
+    env = command.add_parser("env", help="what is installed, and which backend each layer of a model would get")
+    env.add_argument("model", nargs="?", metavar="MODEL_DIR", help="directory with config.json and *.safetensors")
+    env.add_argument("--device", choices=("cpu", "cuda"), help="device to ask about; default: the one torch finds")
+    env.add_argument("--moe-backend", default="auto", help="as given to vllm serve")
+    env.add_argument("--linear-backend", default="auto", help="as given to vllm serve")
+    arguments = parser.parse_args()
+
+    from .doctor.env import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

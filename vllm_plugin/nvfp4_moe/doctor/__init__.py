@@ -1,0 +1,1 @@
+"""Commands that explain a setup or a wrong answer."""

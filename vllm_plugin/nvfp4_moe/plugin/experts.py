@@ -1,0 +1,191 @@
+"""One MoE layer of the library behind vLLM's modular experts interface."""
+
+import torch
+import vllm.model_executor.layers.fused_moe.modular_kernel as mk
+from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
+from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
+from vllm.platforms import current_platform
+
+from nvfp4_moe import Layer, LayerWeights
+
+from . import scales, settings, support
+
+logger = init_logger("vllm.nvfp4_moe")
+
+
+class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
+    """bf16 [T, H] in; bf16 [T, H] out, weighted and summed over the experts that are here.
+
+    Modular, not monolithic: hash-routed layers of DeepSeek-V4 choose their experts outside the kernel.
+    """
+
+    def __init__(self, moe_config, quant_config, **_):
+        super().__init__(moe_config, quant_config)
+        self.layer: Layer | None = None
+        self.layer_name = ""
+        self.calibrating: scales.LayerCalibration | None = None
+
+    # ---- What vLLM's selection asks --------------------------------------------------------------------------------
+
+    @staticmethod
+    def is_supported_config(cls, moe_config, weight_key, activation_key, activation_format):
+        """Our own rules, then vLLM's generic checks, which call the methods below."""
+        refusal = config_refusal(moe_config)
+        if refusal:
+            return False, refusal
+        return mk.FusedMoEExperts.is_supported_config(cls, moe_config, weight_key, activation_key, activation_format)
+
+    @staticmethod
+    def activation_format():
+        """Tokens as they come, not batched by expert."""
+        return mk.FusedMoEActivationFormat.Standard
+
+    @staticmethod
+    def _supports_current_device():
+        return support.device_refusal(current_platform.device_type) is None
+
+    @staticmethod
+    def _supports_no_act_and_mul():
+        return False
+
+    @staticmethod
+    def _supports_quant_scheme(weight_key, activation_key):
+        # None is a W4A16 checkpoint.
+        return weight_key == kNvfp4Static and activation_key in (kNvfp4Dynamic, None)
+
+    @staticmethod
+    def _supports_activation(activation):
+        return activation in (MoEActivation.SILU, MoEActivation.SWIGLUOAI_UNINTERLEAVE)
+
+    @staticmethod
+    def _supports_parallel_config(moe_parallel_config):
+        return not moe_parallel_config.use_batched_activation_format
+
+    # ---- What vLLM's kernel asks -----------------------------------------------------------------------------------
+
+    @property
+    def expects_unquantized_inputs(self):
+        """The library quantises, if at all."""
+        return True
+
+    def finalize_weight_and_reduce_impl(self):
+        """Nothing is left to weight and sum."""
+        return TopKWeightAndReduceNoOP()
+
+    def workspace_shapes(self, M, N, K, topk, *_):
+        """(none, scratch, output) in elements of the activation type.
+
+        The scratch is the second workspace, because vLLM lays the output over the first. vLLM allocates both, so its
+        memory profiling counts them. On the CPU the library keeps its own, shared by all layers.
+        """
+        if current_platform.is_cpu():
+            return (0,), (0,), (M, K)
+        num_bytes = self.layer.workspace_size(M)
+        return (0,), (-(-num_bytes // torch.bfloat16.itemsize),), (M, K)
+
+    # ---- Weights ---------------------------------------------------------------------------------------------------
+
+    def process_weights_after_loading(self, layer):
+        """Make the library's layer over vLLM's parameters, which `moe.py` has brought to our names and scales."""
+        config = self.moe_config
+        mode, _ = support.resolved_mode(settings.mode())
+        policy = settings.scale_policy() if mode == "nvfp4" else "static"
+        oai = config.activation == MoEActivation.SWIGLUOAI_UNINTERLEAVE
+        self.layer_name = layer.layer_name
+        self.layer = Layer(
+            hidden_size=config.hidden_dim,
+            intermediate_size=config.intermediate_size_per_partition,
+            num_experts=config.num_experts,
+            num_local_experts=config.num_local_experts,
+            top_k=config.experts_per_token,
+            mode=mode,
+            scale_policy="dynamic" if policy == "dynamic" else "static",
+            swiglu_limit=config.swiglu_limit or 0.0,
+            swiglu_alpha=(layer.swiglu_alpha if oai else None) or 1.0,
+            swiglu_beta=(layer.swiglu_beta if oai else None) or 0.0,
+            device=layer.w13_weight.device,
+        )
+        w13_input_scale, w2_input_scale = self._input_scales(layer, mode, policy)
+        try:
+            self.layer.prepare(
+                LayerWeights(
+                    w13=layer.w13_weight.data,
+                    w13_block_scale=layer.w13_weight_scale.data,
+                    w13_global_scale=layer.w13_weight_scale_2.data,
+                    w2=layer.w2_weight.data,
+                    w2_block_scale=layer.w2_weight_scale.data,
+                    w2_global_scale=layer.w2_weight_scale_2.data,
+                    w13_input_scale=w13_input_scale,
+                    w2_input_scale=w2_input_scale,
+                )
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{self.layer_name}: {error}") from None
+
+    def _input_scales(self, layer, mode: str, policy: str) -> tuple[float, float]:
+        """Decoding input scales of both GEMMs, 0 for none."""
+        if mode != "nvfp4" or policy == "dynamic":
+            return 0.0, 0.0
+        if policy == "calibrated":
+            known = scales.calibration().known(self.layer_name)
+            if known is None:
+                read = lambda: list(self.layer.calibrated_scales())  # noqa: E731
+                set_scales = self.layer.set_input_scales
+                self.calibrating = scales.LayerCalibration(self.layer_name, read, set_scales, self._use_ep)
+            return tuple(known or (0.0, 0.0))
+        checkpoint = [float(layer.w13_input_scale.data.max()), float(layer.w2_input_scale.data.max())]
+        return tuple(scales.maximum_over_ranks(checkpoint, self._use_ep, layer.w13_weight.device))
+
+    @property
+    def _use_ep(self) -> bool:
+        return self.moe_config.moe_parallel_config.use_ep
+
+    # ---- Forward ---------------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        output,
+        hidden_states,
+        w1,
+        w2,
+        topk_weights,
+        topk_ids,
+        activation,
+        global_num_experts,
+        expert_map,
+        a1q_scale,
+        a2_scale,
+        workspace13,
+        workspace2,
+        expert_tokens_meta,
+        apply_router_weight_on_input,
+    ):
+        """Run the layer into `output`; ids are global, -1 is padding."""
+        forward = self.layer.calibrate if self.calibrating else self.layer.forward
+        forward(
+            hidden_states,
+            topk_ids,
+            None if apply_router_weight_on_input else topk_weights.float(),  # already applied to the input
+            expert_map=expert_map,
+            workspace=workspace2.view(torch.uint8) if workspace2.numel() else None,
+            out=output,
+        )
+        if self.calibrating and self.calibrating.finish(hidden_states):
+            self.calibrating = None
+
+
+def config_refusal(moe_config) -> str | None:
+    """Why our experts must not serve this layer, beyond vLLM's generic checks; None if they may."""
+    if moe_config.moe_backend != "auto":
+        return f"--moe-backend is {moe_config.moe_backend}, which is the user's choice"
+    if moe_config.in_dtype != torch.bfloat16:
+        return f"dtype is {moe_config.in_dtype}; it must be torch.bfloat16. Pass --dtype bfloat16"
+    if moe_config.has_bias:
+        return "the experts have biases, which the library does not add"
+    if moe_config.is_lora_enabled:
+        return "LoRA is enabled, which needs the experts' intermediate values"
+    if not current_platform.is_cpu() and moe_config.moe_parallel_config.enable_eplb:
+        return "EPLB moves experts, and on this device the library keeps them repacked, out of its reach"
+    return support.device_refusal(current_platform.device_type)

@@ -1,0 +1,76 @@
+"""Environment variables of the plugin. All are read when a layer is built, in the process that builds it."""
+
+import os
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+DISABLE = "NVFP4_MOE_DISABLE"
+MODE = "NVFP4_MOE_MODE"
+SCALES = "NVFP4_MOE_SCALES"
+SCALES_FILE = "NVFP4_MOE_SCALES_FILE"
+CALIBRATION_TOKENS = "NVFP4_MOE_CALIBRATION_TOKENS"
+BF16_LINEARS = "NVFP4_MOE_BF16_LINEARS"
+
+MODES = ("default", "bf16", "nvfp4", "fp8")
+SCALE_POLICIES = ("static", "calibrated", "dynamic")
+
+
+def disabled_reason() -> str | None:
+    """The kill switch: anything but empty and 0 turns the plugin off."""
+    value = os.environ.get(DISABLE, "")
+    return None if value in ("", "0") else f"{DISABLE} is {value!r}. Unset it to turn the plugin on."
+
+
+def mode() -> str:
+    """How activations enter the GEMMs; "default" is bf16 where there are no FP4 tensor cores, nvfp4 where there are."""
+    return _one_of(MODE, MODES)
+
+
+def scale_policy() -> str:
+    """Where mode nvfp4 takes the global scale of the activations from."""
+    return _one_of(SCALES, SCALE_POLICIES)
+
+
+def scales_file() -> str | None:
+    """JSON file of calibrated input scales: read if it exists, else written once every layer is calibrated."""
+    return os.environ.get(SCALES_FILE) or None
+
+
+def calibration_tokens() -> int:
+    """Tokens of real requests that every layer sees, in bf16, before its input scales are set."""
+    return int(os.environ.get(CALIBRATION_TOKENS) or 4096)
+
+
+def bf16_linears() -> list[str]:
+    """Globs over layer names, separated by commas: NVFP4 linears to dequantise to bf16 at load."""
+    return [glob.strip() for glob in os.environ.get(BF16_LINEARS, "").split(",") if glob.strip()]
+
+
+def wants_bf16(layer_name: str) -> bool:
+    """Is the linear on the override list?"""
+    return any(fnmatchcase(layer_name, glob) for glob in bf16_linears())
+
+
+VARIABLES: dict[str, Callable[[], Any]] = {
+    DISABLE: disabled_reason,
+    MODE: mode,
+    SCALES: scale_policy,
+    SCALES_FILE: scales_file,
+    CALIBRATION_TOKENS: calibration_tokens,
+    BF16_LINEARS: bf16_linears,
+}
+
+
+def register_with_vllm() -> None:
+    """Make the variables known to vLLM, which hashes them into its compile cache and hands them to remote workers."""
+    import vllm.envs
+
+    vllm.envs.environment_variables.update(VARIABLES)
+
+
+def _one_of(name: str, choices: tuple[str, ...]) -> str:
+    value = os.environ.get(name) or choices[0]
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}. Unset it for {choices[0]}.")
+    return value

@@ -1,0 +1,60 @@
+"""Which vLLM this plugin knows, and on which devices the library runs here."""
+
+import re
+from functools import cache
+
+# Both ends were tried; what lies between is checked by the same seams. Raise the end after running tests/vllm on it.
+OLDEST = (0, 26)
+NEWEST = (0, 33)
+
+# Compute capability from which there are FP4 tensor cores.
+FIRST_FP4_CAPABILITY = 100
+
+
+def version_refusal(version: str | None = None) -> str | None:
+    """Why the plugin stays out of this vLLM (None: the one that is installed); None if it supports it."""
+    if version is None:
+        import vllm
+
+        version = vllm.__version__
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match and OLDEST <= (int(match[1]), int(match[2])) <= NEWEST:
+        return None
+    return (
+        f"vllm is {version}; it must be {_text(OLDEST)} to {_text(NEWEST)}, the versions whose interfaces were tested. "
+        "Install one of these, or a newer nvfp4-moe."
+    )
+
+
+@cache
+def device_refusal(device_type: str) -> str | None:
+    """Why the library cannot run on torch's `device_type` in this process; None if it can. Tries it, once."""
+    if device_type not in ("cpu", "cuda"):
+        return f"the device is {device_type}; it must be cpu or cuda"
+    try:
+        from nvfp4_moe import Layer
+
+        Layer(hidden_size=128, intermediate_size=128, num_experts=1, top_k=1, device=device_type).close()
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def has_fp4_tensor_cores() -> bool:
+    """Does the current device multiply FP4 natively?"""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda() and current_platform.has_device_capability(FIRST_FP4_CAPABILITY))
+
+
+def resolved_mode(mode: str) -> tuple[str, str]:
+    """The mode that runs for a setting, and the reason in words for the log."""
+    if mode != "default":
+        return mode, "NVFP4_MOE_MODE asks for it"
+    if has_fp4_tensor_cores():
+        return "nvfp4", "the device has FP4 tensor cores"
+    return "bf16", "the device has no FP4 tensor cores, so exact weights cost nothing and input scales are not needed"
+
+
+def _text(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
