@@ -1,5 +1,7 @@
 //! Turns `include/nvfp4_moe.h` into Rust declarations, so that drift between header and code does not compile.
 
+mod build_kernels;
+
 use std::{env, path::PathBuf, process::Command};
 
 fn main() {
@@ -11,6 +13,26 @@ fn main() {
     // Types and constants apart from functions: the exports define the functions, and the two are compared.
     write_bindings("header.rs", |builder| builder.ignore_functions().derive_default(true).layout_tests(true));
     write_bindings("prototypes.rs", |builder| builder.blocklist_type(".*").blocklist_var(".*"));
+    write_kernel_params();
+    build_kernels::build(&out_dir());
+}
+
+fn out_dir() -> PathBuf {
+    PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default())
+}
+
+/// What Rust hands to kernels is what `kernels/params.h` says.
+fn write_kernel_params() {
+    let mut builder = bindgen::Builder::default()
+        .header("kernels/params.h")
+        .allowlist_file(".*params\\.h")
+        .derive_default(true)
+        .layout_tests(false);
+    if let Some(include) = command_line("cc", &["-print-file-name=include"]) {
+        builder = builder.clang_arg(format!("-isystem{include}"));
+    }
+    let bindings = builder.generate().unwrap_or_else(|e| panic!("kernels/params.h: {e}"));
+    bindings.write_to_file(out_dir().join("params.rs")).unwrap_or_else(|e| panic!("params.rs: {e}"));
 }
 
 fn write_bindings(file: &str, choose: impl FnOnce(bindgen::Builder) -> bindgen::Builder) {
@@ -24,7 +46,7 @@ fn write_bindings(file: &str, choose: impl FnOnce(bindgen::Builder) -> bindgen::
         builder = builder.clang_arg(format!("-isystem{include}"));
     }
     let bindings = choose(builder).generate().unwrap_or_else(|e| panic!("include/nvfp4_moe.h: {e}"));
-    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join(file);
+    let out = out_dir().join(file);
     bindings.write_to_file(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
 }
 

@@ -32,6 +32,9 @@ pub enum Error {
     /// Checkpoint files could not be read.
     #[error("{0}")]
     Io(String),
+    /// The CUDA driver refused; the text names call, kernel and device.
+    #[error("{0}")]
+    Cuda(String),
     /// A bug in this library.
     #[error("{0}")]
     Internal(String),

@@ -2,6 +2,7 @@
 
 use crate::config::{Device, LayerConfig, Mode, ScalePolicy};
 use crate::cpu;
+use crate::cuda::{CudaLayer, Stream};
 use crate::error::{Error, Result};
 use crate::format::{check_global_scale, e4m3_decode, input_scale_from_amax};
 
@@ -107,13 +108,26 @@ unsafe impl Send for LayerArgs {}
 // SAFETY: as above.
 unsafe impl Sync for LayerArgs {}
 
+/// Device memory that prepare fills; on the CPU nothing does.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Storage {
+    pub pointer: *mut u8,
+    pub size: u64,
+}
+
 /// One MoE layer.
 #[derive(Debug)]
 pub struct Layer {
     config: LayerConfig,
-    weights: Option<LayerWeights>,
     input_scales: InputScales,
-    calibration: Calibration,
+    backend: Backend,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Cpu { weights: Option<LayerWeights>, calibration: Calibration },
+    Cuda(CudaLayer),
 }
 
 impl Layer {
@@ -121,8 +135,11 @@ impl Layer {
     pub fn new(config: LayerConfig) -> Result<Self> {
         config.validate()?;
         check_device(config.device, config.mode)?;
-        let (input_scales, calibration) = Default::default();
-        Ok(Layer { config, weights: None, input_scales, calibration })
+        let backend = match config.device {
+            Device::Cpu => Backend::Cpu { weights: None, calibration: Calibration::default() },
+            Device::Cuda(ordinal) => Backend::Cuda(CudaLayer::new(ordinal, &config)?),
+        };
+        Ok(Layer { config, input_scales: InputScales::default(), backend })
     }
 
     /// What it was created as.
@@ -132,25 +149,35 @@ impl Layer {
 
     /// Bytes of storage for prepared weights; 0 on the CPU, which uses weights in place.
     pub fn storage_size(&self) -> u64 {
-        0
+        match &self.backend {
+            Backend::Cpu { .. } => 0,
+            Backend::Cuda(layer) => layer.storage_size(&self.config),
+        }
     }
 
     /// Take the weights.
     ///
     /// # Safety
-    /// Each tensor is valid on the layer's device, has the length that the header states, and outlives the layer.
-    pub unsafe fn prepare(&mut self, weights: LayerWeights) -> Result<()> {
-        // SAFETY: CPU tensors are host memory, by contract.
-        unsafe {
-            check_block_scales("w13_block_scale", weights.w13_block_scale.slice())?;
-            check_block_scales("w2_block_scale", weights.w2_block_scale.slice())?;
-            check_weight_global_scales("w13_global_scale", weights.w13_global_scale.slice())?;
-            check_weight_global_scales("w2_global_scale", weights.w2_global_scale.slice())?;
-        }
+    /// Each tensor is valid on the layer's device and has the length that the header states. On the CPU the tensors, on
+    /// CUDA the storage must outlive the layer.
+    pub unsafe fn prepare(&mut self, weights: LayerWeights, storage: Storage, stream: Stream) -> Result<()> {
         if weights.input_scales != InputScales::default() {
             weights.input_scales.check()?;
         }
-        self.weights = Some(weights);
+        match &mut self.backend {
+            Backend::Cpu { weights: own, .. } => {
+                // SAFETY: CPU tensors are host memory, by contract.
+                unsafe {
+                    check_block_scales("w13_block_scale", weights.w13_block_scale.slice())?;
+                    check_block_scales("w2_block_scale", weights.w2_block_scale.slice())?;
+                    check_weight_global_scales("w13_global_scale", weights.w13_global_scale.slice())?;
+                    check_weight_global_scales("w2_global_scale", weights.w2_global_scale.slice())?;
+                }
+                *own = Some(weights);
+            }
+            // SAFETY: by contract.
+            Backend::Cuda(layer) => unsafe { layer.prepare(&self.config, &weights, storage, stream) }?,
+        }
         self.input_scales = weights.input_scales;
         Ok(())
     }
@@ -158,42 +185,65 @@ impl Layer {
     /// Workspace bytes for up to `max_tokens` tokens.
     pub fn workspace_size(&self, max_tokens: usize) -> Result<u64> {
         check_slots(max_tokens, self.config.top_k)?;
-        Ok(cpu::LayerPlan::new(&self.config, cpu::isa::best(), max_tokens).workspace_size)
+        Ok(match &self.backend {
+            Backend::Cpu { .. } => cpu::LayerPlan::new(&self.config, cpu::isa::best(), max_tokens).workspace_size,
+            Backend::Cuda(layer) => layer.workspace_size(&self.config, max_tokens),
+        })
     }
 
-    /// Compute the layer.
+    /// Compute the layer; on CUDA, enqueue it.
     ///
     /// # Safety
     /// The pointers of `args` are valid as the header states.
-    pub unsafe fn forward(&self, args: &LayerArgs) -> Result<()> {
-        let weights = self.ready(args)?;
-        if self.needs_input_scales() && self.input_scales == InputScales::default() {
+    pub unsafe fn forward(&self, args: &LayerArgs, stream: Stream) -> Result<()> {
+        check_slots(args.num_tokens, self.config.top_k)?;
+        let is_static = self.config.mode == Mode::Nvfp4 && self.config.scale_policy == ScalePolicy::Static;
+        self.backend.check_prepared()?;
+        if is_static && self.input_scales == InputScales::default() {
             return Err(missing_input_scale("w13_input_scale and w2_input_scale are"));
         }
+        let (config, scales) = (&self.config, self.input_scales);
         // SAFETY: by contract.
-        unsafe { cpu::forward(&self.config, weights, self.input_scales, args, None) }
+        unsafe {
+            match &self.backend {
+                Backend::Cpu { weights: Some(weights), .. } => cpu::forward(config, weights, scales, args, None),
+                Backend::Cpu { weights: None, .. } => self.backend.check_prepared(),
+                Backend::Cuda(layer) => layer.forward(config, scales, args, stream),
+            }
+        }
     }
 
     /// Compute the layer in mode bf16 and remember the largest inputs of both GEMMs.
     ///
     /// # Safety
     /// As [`Layer::forward`].
-    pub unsafe fn calibrate(&mut self, args: &LayerArgs) -> Result<()> {
-        let weights = *self.ready(args)?;
+    pub unsafe fn calibrate(&mut self, args: &LayerArgs, stream: Stream) -> Result<()> {
+        check_slots(args.num_tokens, self.config.top_k)?;
+        self.backend.check_prepared()?;
         let config = LayerConfig { mode: Mode::Bf16, ..self.config.clone() };
         // SAFETY: by contract.
-        unsafe { cpu::forward(&config, &weights, self.input_scales, args, Some(&mut self.calibration)) }
+        unsafe {
+            match &mut self.backend {
+                Backend::Cpu { weights: Some(weights), calibration } => {
+                    cpu::forward(&config, weights, self.input_scales, args, Some(calibration))
+                }
+                Backend::Cpu { weights: None, .. } => Ok(()),
+                Backend::Cuda(layer) => layer.calibrate(&config, args, stream),
+            }
+        }
     }
 
     /// The input scales that calibration asks for; forgets what it saw.
     pub fn calibrated_scales(&mut self) -> Result<InputScales> {
-        let Calibration { x_amax, h_amax } = self.calibration;
+        let Calibration { x_amax, h_amax } = match &mut self.backend {
+            Backend::Cpu { calibration, .. } => std::mem::take(calibration),
+            Backend::Cuda(layer) => layer.take_calibration()?,
+        };
         if x_amax < 0.0 {
             let text = "calibrated rows is 0; at least 1 row must have been routed here. \
                         Call nvfp4_moe_layer_calibrate with tokens that use this rank's experts.";
             return Err(Error::NotPrepared(text.to_owned()));
         }
-        self.calibration = Calibration::default();
         Ok(InputScales { w13: input_scale_from_amax(x_amax), w2: input_scale_from_amax(h_amax) })
     }
 
@@ -202,15 +252,16 @@ impl Layer {
         self.input_scales = scales.check()?;
         Ok(())
     }
+}
 
-    fn needs_input_scales(&self) -> bool {
-        self.config.mode == Mode::Nvfp4 && self.config.scale_policy == ScalePolicy::Static
-    }
-
-    fn ready(&self, args: &LayerArgs) -> Result<&LayerWeights> {
-        check_slots(args.num_tokens, self.config.top_k)?;
+impl Backend {
+    fn check_prepared(&self) -> Result<()> {
+        let prepared = match self {
+            Backend::Cpu { weights, .. } => weights.is_some(),
+            Backend::Cuda(layer) => layer.is_prepared(),
+        };
         let text = "the layer has 0 prepared weights; forward needs them. Call nvfp4_moe_layer_prepare first.";
-        self.weights.as_ref().ok_or_else(|| Error::NotPrepared(text.to_owned()))
+        if prepared { Ok(()) } else { Err(Error::NotPrepared(text.to_owned())) }
     }
 }
 
@@ -222,9 +273,10 @@ pub fn check_device(device: Device, mode: Mode) -> Result<()> {
                 .to_owned(),
         )),
         (Device::Cpu, _) => Ok(()),
-        (Device::Cuda(ordinal), _) => Err(Error::Unsupported(format!(
-            "device_kind is 1 (CUDA device {ordinal}); this build has no CUDA backend, only 0 (CPU). Use the CPU."
+        (Device::Cuda(ordinal), Mode::Fp8) => Err(Error::Unsupported(format!(
+            "mode is 3 (fp8); CUDA device {ordinal} has modes 1 (bf16) and 2 (nvfp4). Use bf16, which is exact for the weights."
         ))),
+        (Device::Cuda(_), _) => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod abi;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod format;
 pub mod layer;

@@ -1,5 +1,6 @@
 //! Scratch memory: one walk computes sizes and places, so that they cannot disagree.
 
+use crate::error::{Error, Result};
 use std::marker::PhantomData;
 
 /// Workspaces, and every region in them, start at a multiple of this.
@@ -48,4 +49,18 @@ impl Walk {
     pub fn size(&self) -> u64 {
         self.end
     }
+}
+
+/// The rules for a workspace that a caller brings, on every device.
+pub fn check_workspace(own: *mut u8, own_size: u64, size: u64) -> Result<()> {
+    let misaligned = own.addr() as u64 % WORKSPACE_ALIGNMENT;
+    if misaligned != 0 {
+        let rule = format!("it must be a multiple of {WORKSPACE_ALIGNMENT}, and is {misaligned} past one");
+        return Err(Error::argument("workspace", format!("{own:p}"), rule, "Align the allocation."));
+    }
+    if own_size < size {
+        let remedy = "Ask nvfp4_moe_layer_workspace_size or nvfp4_moe_linear_workspace_size for this many tokens.";
+        return Err(Error::WorkspaceTooSmall { what: "workspace_size", given: own_size, needed: size, remedy });
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use super::{Struct, device_of, guard, mode_of, not_null, not_null_mut, policy_of
 use crate::config::{LayerConfig, Swiglu};
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
-use crate::layer::{InputScales, Layer, LayerArgs, LayerWeights, Tensor};
+use crate::layer::{InputScales, Layer, LayerArgs, LayerWeights, Storage, Tensor};
 
 // SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
 unsafe impl Struct for nvfp4_moe_layer_desc {
@@ -156,15 +156,15 @@ pub unsafe extern "C" fn nvfp4_moe_layer_storage_size(layer: *const nvfp4_moe_la
 pub unsafe extern "C" fn nvfp4_moe_layer_prepare(
     layer: *mut nvfp4_moe_layer,
     weights_struct: *const nvfp4_moe_layer_weights,
-    _storage: *mut std::ffi::c_void,
-    _storage_size: u64,
-    _stream: *mut CUstream_st,
+    storage: *mut std::ffi::c_void,
+    storage_size: u64,
+    stream: *mut CUstream_st,
 ) -> i32 {
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let layer = not_null_mut("layer", layer.cast::<Layer>())?;
         let weights = weights(layer.config(), &read_struct(weights_struct)?)?;
-        layer.prepare(weights)
+        layer.prepare(weights, Storage { pointer: storage.cast(), size: storage_size }, stream.cast())
     })
 }
 
@@ -195,13 +195,13 @@ pub unsafe extern "C" fn nvfp4_moe_layer_workspace_size(
 pub unsafe extern "C" fn nvfp4_moe_layer_forward(
     layer: *const nvfp4_moe_layer,
     args_struct: *const nvfp4_moe_layer_args,
-    _stream: *mut CUstream_st,
+    stream: *mut CUstream_st,
 ) -> i32 {
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let layer = not_null("layer", layer.cast::<Layer>())?;
         match args(layer.config(), &read_struct(args_struct)?)? {
-            Some(args) => layer.forward(&args),
+            Some(args) => layer.forward(&args, stream.cast()),
             None => Ok(()),
         }
     })
@@ -215,13 +215,13 @@ pub unsafe extern "C" fn nvfp4_moe_layer_forward(
 pub unsafe extern "C" fn nvfp4_moe_layer_calibrate(
     layer: *mut nvfp4_moe_layer,
     args_struct: *const nvfp4_moe_layer_args,
-    _stream: *mut CUstream_st,
+    stream: *mut CUstream_st,
 ) -> i32 {
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let layer = not_null_mut("layer", layer.cast::<Layer>())?;
         match args(layer.config(), &read_struct(args_struct)?)? {
-            Some(args) => layer.calibrate(&args),
+            Some(args) => layer.calibrate(&args, stream.cast()),
             None => Ok(()),
         }
     })

@@ -8,7 +8,7 @@ use super::{
 use crate::config::LinearConfig;
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
-use crate::layer::Tensor;
+use crate::layer::{Storage, Tensor};
 use crate::linear::{Linear, LinearArgs, LinearWeights};
 
 // SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
@@ -152,15 +152,15 @@ pub unsafe extern "C" fn nvfp4_moe_linear_storage_size(linear: *const nvfp4_moe_
 pub unsafe extern "C" fn nvfp4_moe_linear_prepare(
     linear: *mut nvfp4_moe_linear,
     weights_struct: *const nvfp4_moe_linear_weights,
-    _storage: *mut std::ffi::c_void,
-    _storage_size: u64,
-    _stream: *mut CUstream_st,
+    storage: *mut std::ffi::c_void,
+    storage_size: u64,
+    stream: *mut CUstream_st,
 ) -> i32 {
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let linear = not_null_mut("linear", linear.cast::<Linear>())?;
         let weights = weights(linear.config(), &read_struct(weights_struct)?)?;
-        linear.prepare(weights)
+        linear.prepare(weights, Storage { pointer: storage.cast(), size: storage_size }, stream.cast())
     })
 }
 
@@ -191,13 +191,13 @@ pub unsafe extern "C" fn nvfp4_moe_linear_workspace_size(
 pub unsafe extern "C" fn nvfp4_moe_linear_forward(
     linear: *const nvfp4_moe_linear,
     args_struct: *const nvfp4_moe_linear_args,
-    _stream: *mut CUstream_st,
+    stream: *mut CUstream_st,
 ) -> i32 {
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let linear = not_null("linear", linear.cast::<Linear>())?;
         match args(linear.config(), &read_struct(args_struct)?)? {
-            Some(args) => linear.forward(&args),
+            Some(args) => linear.forward(&args, stream.cast()),
             None => Ok(()),
         }
     })
@@ -211,13 +211,13 @@ pub unsafe extern "C" fn nvfp4_moe_linear_forward(
 pub unsafe extern "C" fn nvfp4_moe_linear_calibrate(
     linear: *mut nvfp4_moe_linear,
     args_struct: *const nvfp4_moe_linear_args,
-    _stream: *mut CUstream_st,
+    stream: *mut CUstream_st,
 ) -> i32 {
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let linear = not_null_mut("linear", linear.cast::<Linear>())?;
         match args(linear.config(), &read_struct(args_struct)?)? {
-            Some(args) => linear.calibrate(&args),
+            Some(args) => linear.calibrate(&args, stream.cast()),
             None => Ok(()),
         }
     })

@@ -46,6 +46,7 @@ fn status_code(error: &Error) -> i32 {
         Error::NotPrepared(_) => header::NVFP4_MOE_NOT_PREPARED,
         Error::Checkpoint(_) => header::NVFP4_MOE_CHECKPOINT,
         Error::Io(_) => header::NVFP4_MOE_IO,
+        Error::Cuda(_) => header::NVFP4_MOE_CUDA,
         Error::Internal(_) => header::NVFP4_MOE_INTERNAL,
     }) as i32
 }

@@ -3,9 +3,9 @@
 use super::header::*;
 use super::{LAST_ERROR, Struct, copy_text, device_of, guard, null_error, read_struct, size_of_field};
 use crate::config::Device;
-use crate::error::{Error, Result};
-use crate::status::{CPU, Counters};
-use crate::{cpu, threads};
+use crate::error::Error;
+use crate::status::CPU;
+use crate::{cpu, cuda, threads};
 use std::ffi::c_char;
 
 // SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
@@ -53,15 +53,6 @@ pub extern "C" fn nvfp4_moe_set_num_threads(num_threads: i32) -> i32 {
     })
 }
 
-fn counters(kind: i32, ordinal: i32) -> Result<&'static Counters> {
-    match device_of(kind, ordinal)? {
-        Device::Cpu => Ok(&CPU),
-        Device::Cuda(ordinal) => Err(Error::Unsupported(format!(
-            "device_kind is 1 (CUDA device {ordinal}); this build has no CUDA backend, only 0 (CPU). Use the CPU."
-        ))),
-    }
-}
-
 /// See the header.
 ///
 /// # Safety
@@ -71,7 +62,7 @@ pub unsafe extern "C" fn nvfp4_moe_device_status_read(
     device_kind: i32,
     device_ordinal: i32,
     out: *mut nvfp4_moe_device_status,
-    _stream: *mut CUstream_st,
+    stream: *mut CUstream_st,
 ) -> i32 {
     guard(|| {
         if out.is_null() {
@@ -79,7 +70,10 @@ pub unsafe extern "C" fn nvfp4_moe_device_status_read(
         }
         // SAFETY: the header's contract: readable, and its struct_size is set.
         let mut status = unsafe { read_struct(out.cast_const()) }?;
-        let seen = counters(device_kind, device_ordinal)?.read();
+        let seen = match device_of(device_kind, device_ordinal)? {
+            Device::Cpu => CPU.read(),
+            Device::Cuda(ordinal) => cuda::status_read(ordinal, stream.cast())?,
+        };
         status.saturated_blocks = seen.saturated_blocks;
         status.nonfinite_values = seen.nonfinite_values;
         status.out_of_range_ids = seen.out_of_range_ids;
@@ -95,10 +89,13 @@ pub unsafe extern "C" fn nvfp4_moe_device_status_read(
 pub extern "C" fn nvfp4_moe_device_status_reset(
     device_kind: i32,
     device_ordinal: i32,
-    _stream: *mut CUstream_st,
+    stream: *mut CUstream_st,
 ) -> i32 {
     guard(|| {
-        counters(device_kind, device_ordinal)?.reset();
+        match device_of(device_kind, device_ordinal)? {
+            Device::Cpu => CPU.reset(),
+            Device::Cuda(ordinal) => cuda::status_reset(ordinal, stream.cast())?,
+        }
         Ok(())
     })
 }

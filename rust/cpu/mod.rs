@@ -15,4 +15,3 @@ mod shared_workspace;
 pub use forward::forward;
 pub use linear::{LinearCall, linear_forward};
 pub use plan::{LayerPlan, LinearPlan};
-pub use shared_workspace::check_workspace;

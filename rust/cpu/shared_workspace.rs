@@ -1,7 +1,7 @@
 //! The workspace that calls share when they bring none: one for the process, grown to the largest need.
 
-use crate::error::{Error, Result};
-use crate::workspace::WORKSPACE_ALIGNMENT;
+use crate::error::Result;
+use crate::workspace::{WORKSPACE_ALIGNMENT, check_workspace};
 use once_cell::sync::Lazy;
 use parking_lot::Mutex;
 
@@ -28,18 +28,4 @@ pub fn with_workspace<R>(own: *mut u8, own_size: u64, size: u64, body: impl FnOn
     }
     check_workspace(own, own_size, size)?;
     Ok(body(own))
-}
-
-/// The rules for a workspace that a caller brings, on every device.
-pub fn check_workspace(own: *mut u8, own_size: u64, size: u64) -> Result<()> {
-    let misaligned = own.addr() as u64 % WORKSPACE_ALIGNMENT;
-    if misaligned != 0 {
-        let rule = format!("it must be a multiple of {WORKSPACE_ALIGNMENT}, and is {misaligned} past one");
-        return Err(Error::argument("workspace", format!("{own:p}"), rule, "Align the allocation."));
-    }
-    if own_size < size {
-        let remedy = "Ask nvfp4_moe_layer_workspace_size or nvfp4_moe_linear_workspace_size for this many tokens.";
-        return Err(Error::WorkspaceTooSmall { what: "workspace_size", given: own_size, needed: size, remedy });
-    }
-    Ok(())
 }

@@ -1,0 +1,74 @@
+// Row-wise kernels: which rows there are, and whose tokens they belong to.
+#pragma once
+#include <cuda_bf16.h>
+
+#include "../params.h"
+
+namespace nvfp4 {
+
+struct Row {
+  bool visit;       // false: nothing reads this row
+  int64_t source;   // row of the input, -1 for a row of zeros
+};
+
+__device__ inline int32_t num_rows(const RowSource& source) {
+  return source.num_rows_on_device ? *source.num_rows_on_device : source.num_rows;
+}
+
+__device__ inline Row row_at(const RowSource& source, int32_t row) {
+  if (source.slot_to_row) {
+    bool routed = false;
+    for (int k = 0; k < source.top_k; ++k) routed |= source.slot_to_row[int64_t{row} * source.top_k + k] >= 0;
+    return {routed, row};
+  }
+  if (source.row_to_slot) {
+    const int32_t slot = source.row_to_slot[row];
+    return {true, slot < 0 ? -1 : slot / source.top_k};
+  }
+  return {true, row};
+}
+
+// 16 neighbours of a bf16 row, which may start at any element.
+__device__ inline void load_block(const __nv_bfloat16* at, float (&x)[16]) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 == 0) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 v = reinterpret_cast<const uint4*>(at)[half];
+      const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[half * 8 + 2 * i] = __uint_as_float(words[i] << 16);
+        x[half * 8 + 2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) x[i] = __bfloat162float(at[i]);
+  }
+}
+
+// The largest value over the block, in every thread. `scratch` is shared memory and may be reused right after.
+__device__ inline float block_max(float value, float (&scratch)[32]) {
+  for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (int w = 0; w < blockDim.x / 32; ++w) value = fmaxf(value, scratch[w]);
+  return value;
+}
+
+__device__ inline float finite_abs(float x) { return isfinite(x) ? fabsf(x) : 0.0f; }
+
+// The largest finite magnitude of a row, in every thread of the block.
+__device__ inline float row_amax(const __nv_bfloat16* row, int num_cols, float (&scratch)[32]) {
+  float amax = 0.0f;
+  for (int col = threadIdx.x * 16; col < num_cols; col += blockDim.x * 16) {
+    float x[16];
+    load_block(row + col, x);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) amax = fmaxf(amax, finite_abs(x[i]));
+  }
+  return block_max(amax, scratch);
+}
+
+}  // namespace nvfp4

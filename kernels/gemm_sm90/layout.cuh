@@ -1,0 +1,67 @@
+// Weights as Hopper's register dequantisation reads them.
+//
+// A tile is 64 weight rows x 64 columns (one slab), 2304 contiguous bytes: 128 threads x 16 bytes of codes, then 64 x 4
+// block scales. A thread's 16 bytes are its wgmma A fragments of four k16 steps: word j is step j, and holds 8 values,
+//
+//   pair 0  row g      columns 2c, 2c+1          g = lane / 4, c = lane % 4; rows count from 16 * warp,
+//   pair 1  row g + 8  columns 2c, 2c+1          columns from 64 * slab + 16 * j
+//   pair 2  row g      columns 2c+8, 2c+9
+//   pair 3  row g + 8  columns 2c+8, 2c+9
+//
+// the first of a pair in the low half of the word. Within a half, sign s and magnitude bits abc of pairs 0 to 3 lie at
+//
+//   bit  15 14 13 12 11 10  9  8  7  6  5  4  3  2  1  0
+//        s0 s3 a3 s1 b3 c3 s2 a0 b0 c0 a1 b1 c1 a2 b2 c2
+//
+// so that a mask leaves pair 0, and shifts by 3 and 6 leave pairs 1 and 2, as bf16 of value * 2^-126 (bit 15, 8, 7, 6).
+//
+// A block scale is stored as e5m3 without a sign: exponent 21 + log2, so that `0x7000 | byte << 4` is bf16 of
+// scale * 2^118. Every e4m3 scale fits, subnormals included; a block of scale 0 has its codes set to 0 instead.
+// The product misses 2^8, which the output factors hold. All 4,064 products are exact in bf16.
+//
+// Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each.
+//
+// Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are up
+// of the same features. So the thread that accumulates a gate value accumulates its up value too.
+#pragma once
+#include <cstdint>
+
+namespace nvfp4 {
+
+constexpr int kTileRows = 64;
+constexpr int kSlabCols = 64;
+constexpr int kTileCodeBytes = kTileRows * kSlabCols / 2;
+constexpr int kTileBytes = kTileCodeBytes + kTileRows * kSlabCols / 16;
+constexpr int kSlabSteps = kSlabCols / 16;
+static_assert(kTileBytes == 2304 && kTileBytes % 16 == 0, "bulk copies move multiples of 16 bytes");
+
+// One half word of one value of a pair: e2m1 code to its scattered bits.
+__host__ __device__ constexpr uint32_t scatter_code(uint32_t pair, uint32_t code) {
+  const uint32_t sign = code >> 3 & 1, magnitude = code & 7;
+  if (pair == 3) return sign << 14 | (magnitude >> 2) << 13 | (magnitude & 3) << 10;
+  return (sign << 15 | magnitude << 6) >> (3 * pair);
+}
+static_assert((scatter_code(0, 15) | scatter_code(1, 15) | scatter_code(2, 15) | scatter_code(3, 15)) == 0xFFFF,
+              "the four pairs share a half word without a gap");
+
+// A finite, non-negative, non-zero e4m3 scale as e5m3 with exponent 21 + log2.
+__host__ __device__ constexpr uint32_t e5m3_scale(uint32_t e4m3) {
+  if (e4m3 >= 8) return e4m3 + (14 << 3);
+  if (e4m3 >= 4) return 14 << 3 | (e4m3 & 3) << 1;
+  if (e4m3 >= 2) return 13 << 3 | (e4m3 & 1) << 2;
+  return 12 << 3;
+}
+static_assert(e5m3_scale(0x38) == 21 << 3, "1.0");
+static_assert(e5m3_scale(1) == 12 << 3 && e5m3_scale(7) == (14 << 3 | 6), "2^-9, and 7 * 2^-9 = 2^-7 * 1.75");
+
+// Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts both halves where gated.
+__host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, bool gated, bool up_first) {
+  if (!gated) return m * kTileRows + r < rows ? m * kTileRows + r : -1;
+  const int feature = m * (kTileRows / 2) + r / 16 * 8 + r % 8, half = rows / 2;
+  const bool second = (r % 16 >= 8) != up_first;
+  return feature < half ? feature + (second ? half : 0) : -1;
+}
+static_assert(checkpoint_row(0, 8, 128, true, false) == 64, "the row after 8 gates is the first up");
+static_assert(checkpoint_row(1, 17, 128, true, true) == 64 + 41, "up first: gates are the second half");
+
+}  // namespace nvfp4

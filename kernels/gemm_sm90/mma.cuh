@@ -1,0 +1,100 @@
+// A consumer warpgroup: dequantises 64 weight rows in registers and multiplies them with the token rows in shared memory.
+#pragma once
+#include "load.cuh"
+#include "wgmma.cuh"
+
+namespace nvfp4 {
+
+// Byte `kByte` of `scales` as two bf16 of scale * 2^118 (layout.cuh).
+template <int kByte>
+__device__ uint32_t decode_scale(uint32_t scales) {
+  return __byte_perm(scales, 0, 0x4040 | kByte | kByte << 8) * 16 + 0x70007000u;
+}
+
+// One word of codes to a wgmma A fragment, times the scales of rows g and g + 8, times 2^-8.
+__device__ inline void dequantize(uint32_t word, uint32_t scale_lo, uint32_t scale_hi, uint32_t (&a)[4]) {
+  constexpr uint32_t kPair = 0x81C081C0u;
+  a[0] = ptx::mul_bf16x2(word & kPair, scale_lo);
+  a[1] = ptx::mul_bf16x2(word << 3 & kPair, scale_hi);
+  a[2] = ptx::mul_bf16x2(word << 6 & kPair, scale_lo);
+  const uint32_t low_bits = ptx::masked_or(word << 1, 0x80008000u, word >> 4 & 0x00C000C0u);
+  a[3] = ptx::mul_bf16x2(ptx::masked_or(word >> 5, 0x01000100u, low_bits), scale_hi);
+}
+
+// acc += tile x rows^T over one slab.
+template <class C>
+__device__ void multiply_slab(const uint8_t* tile, uint32_t rows, float (&acc)[C::kN / 2]) {
+  const int t = threadIdx.x % 128;
+  const uint4 codes = reinterpret_cast<const uint4*>(tile)[t];
+  const uint2 scales = reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4];
+  const uint32_t words[kSlabSteps] = {codes.x, codes.y, codes.z, codes.w};
+  const uint64_t descriptor = ptx::rows_descriptor(rows);
+#pragma unroll
+  for (int first = 0; first < kSlabSteps; first += C::kStepsAtOnce) {
+    uint32_t a[C::kStepsAtOnce][4];
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; i += 2) {
+      const uint32_t pair = first + i < 2 ? scales.x : scales.y;
+      dequantize(words[first + i], decode_scale<0>(pair), decode_scale<1>(pair), a[i]);
+      dequantize(words[first + i + 1], decode_scale<2>(pair), decode_scale<3>(pair), a[i + 1]);
+    }
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::kStepsAtOnce; ++i) {
+      ptx::Wgmma<C::kN>::multiply_add(acc, a[i], descriptor + (first + i) * 2);  // 16 bf16 = 2 units of 16 bytes
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+  }
+}
+
+// Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the result.
+template <class C>
+__device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&acc)[C::kN / 2]) {
+  if constexpr (C::kK == 1) return true;
+  const int t = threadIdx.x % 128;
+  ptx::named_barrier(1, C::kConsumers);  // the previous tile's sums have been read
+  if (k > 0) {
+#pragma unroll
+    for (int i = 0; i < C::kN / 2; ++i) shared.partial[k - 1][m][i][t] = acc[i];
+  }
+  ptx::named_barrier(1, C::kConsumers);
+  if (k > 0) return false;
+#pragma unroll
+  for (int other = 0; other < C::kK - 1; ++other) {
+#pragma unroll
+    for (int i = 0; i < C::kN / 2; ++i) acc[i] += shared.partial[other][m][i][t];
+  }
+  return true;
+}
+
+template <class C, class Store>
+__device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store store) {
+  const int warpgroup = threadIdx.x / 128 - 1, m = warpgroup % C::kM, k = warpgroup / C::kM;
+  Ring<C> ring;
+  for_each_tile<C>(p, [&](const Tile& tile) {
+    const int m_tile = tile.first_m_tile + m;
+    const bool has_tile = m_tile < p.end_m_tile;
+    float acc[C::kN / 2];
+#pragma unroll
+    for (int i = 0; i < C::kN / 2; ++i) acc[i] = 0.0f;
+    for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
+      ptx::mbarrier_wait(shared.full[ring.stage], ring.parity);
+      if (has_tile) {
+#pragma unroll
+        for (int s = 0; s < C::kSlabs; s += C::kK) {
+          if (slab + s + k < p.num_slabs) {
+            multiply_slab<C>(shared.tiles[ring.stage][m] + (s + k) * kTileBytes,
+                             ptx::shared_address(shared.rows[ring.stage][s + k]), acc);
+          }
+        }
+      }
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty[ring.stage]);
+      ring.advance();
+    }
+    if (reduce_along_k<C>(shared, m, k, acc) && has_tile) store(tile, m_tile, acc);
+  });
+}
+
+}  // namespace nvfp4

@@ -1,0 +1,94 @@
+// The PTX that this kernel needs, one wrapper an instruction. Sources are sections of the PTX ISA.
+#pragma once
+#include <cstdint>
+
+namespace nvfp4::ptx {
+
+__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// ---- mbarrier ("Parallel Synchronization and Communication Instructions: mbarrier")
+
+__device__ inline void mbarrier_init(uint64_t& bar, uint32_t count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bar)), "r"(count) : "memory");
+}
+
+// Makes initialised barriers visible to the copy engine.
+__device__ inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ inline void mbarrier_arrive(uint64_t& bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&bar)) : "memory");
+}
+
+// Raises the bytes that the current phase waits for; arrives not.
+__device__ inline void mbarrier_expect_tx(uint64_t& bar, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bar)), "r"(bytes) : "memory");
+}
+
+__device__ inline void mbarrier_wait(uint64_t& bar, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "wait:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra wait;\n"
+      "}\n" ::"r"(shared_address(&bar)),
+      "r"(parity)
+      : "memory");
+}
+
+// ---- Copies ("Data Movement and Conversion Instructions: cp.async, cp.async.bulk")
+
+// Global to shared through the copy engine; `bytes` a multiple of 16, both addresses 16-byte aligned.
+__device__ inline void bulk_copy(void* dst, const void* src, uint32_t bytes, uint64_t& bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(dst)),
+               "l"(__cvta_generic_to_global(src)), "r"(bytes), "r"(shared_address(&bar))
+               : "memory");
+}
+
+// 16 bytes, of which the first `valid` are read and the rest is 0.
+__device__ inline void cp_async_16(uint32_t dst, const void* src, uint32_t valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(__cvta_generic_to_global(src)), "r"(valid)
+               : "memory");
+}
+
+// One of the barrier's expected arrivals, made when all cp.async of this thread so far have landed.
+__device__ inline void cp_async_arrive(uint64_t& bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&bar)) : "memory");
+}
+
+__device__ inline void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Orders this thread's ordinary writes to shared memory before later reads by tensor cores.
+__device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- Barriers and registers
+
+__device__ inline void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+template <int kRegisters>
+__device__ inline void raise_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ inline void lower_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// ---- Integer and bf16 arithmetic
+
+__device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+// a & mask | b
+__device__ inline uint32_t masked_or(uint32_t a, uint32_t mask, uint32_t b) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(mask), "r"(b));
+  return d;
+}
+
+}  // namespace nvfp4::ptx

@@ -1,0 +1,174 @@
+/* What Rust hands to each kernel: one struct by value. Plain C, so that bindgen makes this file the law on both sides.
+ * Each pointer carries its shape; "or NULL" where that is allowed. R is the row capacity of a chunk, S the number of
+ * routing segments, C the number of chunks, L, T, k as in nvfp4_moe.h. */
+#ifndef NVFP4_MOE_KERNEL_PARAMS_H
+#define NVFP4_MOE_KERNEL_PARAMS_H
+
+#include <stdint.h>
+
+/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. */
+#define GEMM_SM90_THREADS 640
+#define GEMM_SM90_SHARED_BYTES 232448
+
+/* Counters of one device; all u64. `calls` numbers the forwards, so that "first" means first in time. */
+typedef struct DeviceStatus {
+  uint64_t saturated_blocks;
+  uint64_t nonfinite_values;
+  uint64_t out_of_range_ids;
+  uint64_t first_bad; /* calls << 32 | token, the smallest so far; all ones = none */
+  uint64_t calls;
+} DeviceStatus;
+
+/* The routing tables of all chunks. A chunk is a contiguous range of tokens whose routed slots fit R rows. */
+typedef struct RoutingTables {
+  int32_t *slot_to_row;       /* [T * k] row inside the slot's chunk, -1 = unrouted */
+  int32_t *row_to_slot;       /* [C, R] -1 = padding (only where row_alignment > 1) */
+  int32_t *row_offsets;       /* [C, L + 1] multiples of row_alignment */
+  int32_t *row_counts;        /* [C, L] */
+  int32_t *active_experts;    /* [C, L] experts with rows, ascending; the first num_active are valid */
+  int32_t *tile_starts;       /* [C, L + 1] row tiles before the i-th active expert; [num_active] = all */
+  int32_t *num_active;        /* [C] */
+  int32_t *chunk_first_token; /* [C + 1] */
+} RoutingTables;
+
+typedef struct RouteParams {
+  RoutingTables tables;
+  int32_t *segment_counts; /* [S, L] then the rows of earlier segments of the same chunk and expert */
+  int32_t *segment_totals; /* [S] then the segment's chunk */
+  DeviceStatus *status;
+  const void *topk_ids; /* [T, k] i32 or i64 */
+  int64_t topk_ids_row_stride;
+  const int32_t *expert_map; /* [E] or NULL */
+  int32_t topk_ids_are_i64;
+  int32_t num_tokens;
+  int32_t top_k;
+  int32_t num_experts;
+  int32_t num_local_experts;
+  int32_t first_local_expert;
+  int32_t num_segments;
+  int32_t segment_tokens; /* tokens of a segment */
+  int32_t chunk_slots;    /* a segment goes to chunk (routed slots before it) / chunk_slots */
+  int32_t num_chunks;
+  int32_t chunk_rows;    /* R */
+  int32_t row_alignment; /* 1, or 128 for the 128x4 layouts */
+  int32_t tile_rows;     /* rows of one GEMM tile */
+  int32_t reserved;
+} RouteParams;
+
+/* Which rows a row-wise kernel visits. Exactly one of the three ways. */
+typedef struct RowSource {
+  const int32_t *slot_to_row; /* [T * k]: rows are tokens; those with no routed slot are skipped. Or NULL */
+  const int32_t *row_to_slot; /* [R]: row r reads token row_to_slot[r] / top_k; -1 is a row of zeros. Or NULL */
+  const int32_t *num_rows_on_device; /* [1]: number of rows, or NULL: num_rows */
+  int32_t num_rows;
+  int32_t top_k;
+} RowSource;
+
+typedef struct QuantizeParams {
+  RowSource source;
+  DeviceStatus *status;
+  const int32_t *row_to_token_slot; /* [R] names the token in the status when rows are gathered rows. Or NULL */
+  const void *x;                    /* bf16 [rows, num_cols] */
+  int64_t x_row_stride;             /* elements */
+  void *decoded;                    /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
+  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]. Or NULL */
+  uint8_t *block_scale;             /* e4m3, linear or 128x4 swizzled (whole buffer). Or NULL */
+  float *row_scale;                 /* [rows] the global scale that decodes */
+  float static_scale;               /* 0 = dynamic */
+  int32_t num_cols;                 /* a multiple of 16 */
+  int32_t swizzled;
+  int32_t token_offset; /* added to the token in the status */
+} QuantizeParams;
+
+typedef struct AmaxParams {
+  RowSource source;
+  const void *x; /* bf16 [rows, num_cols] */
+  int64_t x_row_stride;
+  float *amax; /* [1] largest finite magnitude so far; starts at -1 */
+  int32_t num_cols;
+  int32_t reserved;
+} AmaxParams;
+
+typedef struct CombineParams {
+  const int32_t *slot_to_row;       /* [T * k] */
+  const int32_t *chunk_first_token; /* [2]: tokens of this chunk */
+  const float *y;                   /* [R, y_row_stride]: columns first_col .. first_col + num_cols of GEMM2's output */
+  const float *topk_weights;        /* [T, k] or NULL = 1 */
+  int64_t topk_weights_row_stride;
+  void *out; /* bf16 [T, hidden] */
+  int64_t out_row_stride;
+  int32_t y_row_stride;
+  int32_t first_col;
+  int32_t num_cols;
+  int32_t top_k;
+} CombineParams;
+
+/* One matrix of checkpoint weights into the register-dequant layout (gemm_sm90/layout.cuh). */
+typedef struct PrepareParams {
+  const uint8_t *codes;       /* e2m1x2 [L, rows, cols / 2] */
+  const uint8_t *block_scale; /* e4m3 [L, rows, cols / 16] */
+  uint8_t *tiles;             /* of expert 0; tile (m, slab) at (m * num_slabs + slab) * 2304 */
+  uint64_t expert_stride;     /* bytes between experts in `tiles` */
+  uint64_t *bad_scales;       /* [1] count of NaN or negative block scales */
+  int32_t num_local_experts;
+  int32_t rows;
+  int32_t cols;
+  int32_t num_m_tiles;
+  int32_t num_slabs;
+  int32_t gated;    /* rows are gate and up halves, to be interleaved by 8 */
+  int32_t up_first; /* the first half is up */
+  int32_t reserved;
+} PrepareParams;
+
+/* The output factors of each expert: f32 {gate, up, down}, times the 2^8 that register dequantisation leaves out. */
+typedef struct PrepareAlphaParams {
+  const float *w13_global_scale; /* [L, 2] */
+  const float *w2_global_scale;  /* [L] */
+  float *alphas;                 /* of expert 0 */
+  uint64_t expert_stride;        /* bytes */
+  uint64_t *bad_scales;          /* [1] count of globals that are not finite and positive */
+  int32_t num_local_experts;
+  int32_t up_first;
+} PrepareAlphaParams;
+
+/* A linear's output factors, spread over its rows. */
+typedef struct PrepareRowAlphaParams {
+  const float *global_scale; /* [num_parts] */
+  float *row_alpha;          /* [rows] */
+  uint64_t *bad_scales;
+  int32_t part;      /* rows first_row .. first_row + num_rows take global_scale[part] */
+  int32_t first_row;
+  int32_t num_rows;
+  int32_t reserved;
+} PrepareRowAlphaParams;
+
+/* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */
+typedef struct GemmParams {
+  const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
+  uint64_t expert_stride; /* bytes */
+  const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
+  const void *x;          /* bf16 rows */
+  int64_t x_row_stride;
+  const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
+  const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
+  const int32_t *row_offsets; /* [L + 1]. NULL: one expert with num_rows rows */
+  const int32_t *row_counts;  /* [L] */
+  const int32_t *active_experts;
+  const int32_t *tile_starts;
+  const int32_t *num_active;
+  void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, out_row_stride]; linear: bf16 [T, features] */
+  const void *bias;     /* linear: bf16 [features] or NULL */
+  int64_t out_row_stride;
+  int32_t top_k;
+  int32_t num_rows;
+  int32_t k_valid;      /* columns of x, a multiple of 16; the rest up to 64 * num_slabs is 0 */
+  int32_t num_slabs;
+  int32_t first_m_tile; /* the 64-row weight tiles of this launch */
+  int32_t end_m_tile;
+  int32_t features;     /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
+  float swiglu_limit;   /* infinite = no clamp */
+  float swiglu_alpha;
+  float swiglu_beta;
+} GemmParams;
+
+#endif

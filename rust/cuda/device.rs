@@ -1,0 +1,278 @@
+//! One CUDA device of this process: its context, kernels, counters and shared workspace.
+
+use super::Stream;
+use super::driver::{Entered, check};
+use super::kernels::{Functions, Kernel, MODULES, params};
+use crate::error::{Error, Result};
+use crate::status;
+use cudarc::driver::{result, sys};
+use once_cell::sync::Lazy;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::size_of;
+use std::sync::Arc;
+
+/// Devices in use. They stay until the process ends: layers share their modules, and graphs their workspace.
+static DEVICES: Lazy<Mutex<HashMap<i32, Arc<Device>>>> = Lazy::new(Mutex::default);
+
+/// A device with kernels loaded.
+#[derive(Debug)]
+pub struct Device {
+    ordinal: i32,
+    context: sys::CUcontext,
+    functions: Functions,
+    /// Multiprocessors.
+    pub num_sms: u32,
+    /// `params::DeviceStatus` in device memory.
+    status: sys::CUdeviceptr,
+    shared_workspace: Mutex<SharedWorkspace>,
+}
+
+// SAFETY: handles of the driver belong to the context, not to a thread.
+unsafe impl Send for Device {}
+// SAFETY: as above; what changes is behind a lock.
+unsafe impl Sync for Device {}
+
+/// The workspace of calls that bring none.
+#[derive(Debug, Default)]
+struct SharedWorkspace {
+    pointer: sys::CUdeviceptr,
+    size: u64,
+}
+
+impl Device {
+    /// The device, opened when first asked for.
+    pub fn get(ordinal: i32) -> Result<Arc<Device>> {
+        let mut devices = DEVICES.lock();
+        if let Some(device) = devices.get(&ordinal) {
+            return Ok(device.clone());
+        }
+        let device = Arc::new(Device::open(ordinal)?);
+        devices.insert(ordinal, device.clone());
+        Ok(device)
+    }
+
+    fn open(ordinal: i32) -> Result<Device> {
+        if MODULES.is_empty() {
+            return Err(unsupported(
+                ordinal,
+                "this build has no CUDA kernels, because nvcc was not found. Build with CUDA 13",
+            ));
+        }
+        // SAFETY: only looks for the library. Every other call of cudarc panics where there is none.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unsupported(
+                ordinal,
+                "libcuda.so.1 could not be loaded. Install NVIDIA's driver, or use the CPU",
+            ));
+        }
+        let during = || format!("Opening CUDA device {ordinal}");
+        check("cuInit", result::init(), during)?;
+        let device = check("cuDeviceGet", result::device::get(ordinal), during)?;
+        let attribute = |attribute| {
+            // SAFETY: a device that cuDeviceGet returned.
+            check("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, attribute) }, during)
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if (major, minor) != (9, 0) {
+            let text =
+                format!("its compute capability is {major}.{minor} and this build has kernels for 9.0. Use the CPU");
+            return Err(unsupported(ordinal, &text));
+        }
+        let num_sms = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        // SAFETY: as above. Never released: the context that torch and the runtime API share.
+        let context = check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) }, during)?;
+        let _entered = Entered::new(context)?;
+        let functions = Functions::load()?;
+        // SAFETY: the context is current.
+        let status = check("cuMemAlloc", unsafe { result::malloc_sync(size_of::<params::DeviceStatus>()) }, during)?;
+        let device = Device { ordinal, context, functions, num_sms, status, shared_workspace: Mutex::default() };
+        device.write_status(std::ptr::null_mut())?;
+        Ok(device)
+    }
+
+    /// Make its context current until the result is dropped.
+    pub fn enter(&self) -> Result<Entered> {
+        Entered::new(self.context)
+    }
+
+    /// Where kernels count.
+    pub fn status(&self) -> *mut params::DeviceStatus {
+        self.status as *mut params::DeviceStatus
+    }
+
+    /// Enqueue a kernel. The device must be entered.
+    ///
+    /// # Safety
+    /// The pointers in `params` must be what the kernel's parameters say, until the stream has passed it.
+    pub unsafe fn launch<P>(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        stream: Stream,
+        params: &P,
+    ) -> Result<()> {
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let function = self.functions.get(kernel);
+        let grid = (grid[0], grid[1], grid[2]);
+        // SAFETY: the kernel takes one struct by value, P; its pointers are the caller's promise.
+        let outcome =
+            unsafe { result::launch_kernel(function, grid, (threads, 1, 1), shared_bytes, stream, &mut arguments) };
+        check("cuLaunchKernel", outcome, || {
+            format!(
+                "Launching {} with {grid:?} blocks of {threads} threads and {shared_bytes} bytes of shared memory on \
+                 CUDA device {}; an earlier kernel may be the cause",
+                kernel.name(),
+                self.ordinal
+            )
+        })
+    }
+
+    /// Device memory that lives as long as its owner.
+    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
+        let _entered = self.enter()?;
+        let during = || format!("Allocating {bytes} bytes on CUDA device {}", self.ordinal);
+        // SAFETY: the context is current.
+        let pointer = check("cuMemAlloc", unsafe { result::malloc_sync(bytes) }, during)?;
+        Ok(Buffer { device: self.clone(), pointer })
+    }
+
+    /// The workspace of calls that bring none, at least `size` bytes. Grows outside capture only, and keeps what it
+    /// outgrew, because graphs may hold the address.
+    pub fn shared_workspace(&self, size: u64, stream: Stream) -> Result<*mut u8> {
+        let mut shared = self.shared_workspace.lock();
+        if shared.size < size {
+            if self.is_capturing(stream)? {
+                return Err(Error::WorkspaceTooSmall {
+                    what: "the device's shared workspace",
+                    given: shared.size,
+                    needed: size,
+                    remedy: "Run once with this many tokens before capturing, or pass a workspace.",
+                });
+            }
+            let during = || format!("Growing the shared workspace of CUDA device {} to {size} bytes", self.ordinal);
+            // SAFETY: the device is entered.
+            shared.pointer = check("cuMemAlloc", unsafe { result::malloc_sync(size as usize) }, during)?;
+            shared.size = size;
+        }
+        Ok(shared.pointer as *mut u8)
+    }
+
+    /// Is the stream being captured in a graph?
+    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the caller's stream, and a local to write to.
+        let outcome = unsafe { sys::cuStreamIsCapturing(stream, &mut status) }.result();
+        check("cuStreamIsCapturing", outcome, || "Asking whether the stream is captured".to_owned())?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Copy a value to the host after all work of the stream; waits. `T` is plain data.
+    ///
+    /// # Safety
+    /// `source` must hold a `T` on this device; any bytes must be a valid `T`.
+    pub unsafe fn read<T: Copy + Default>(&self, source: *const T, stream: Stream) -> Result<T> {
+        let during = || format!("Reading {} bytes of CUDA device {}", size_of::<T>(), self.ordinal);
+        let mut value = [T::default()];
+        // SAFETY: by contract; the stream is waited for before `value` is used.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut value, source as sys::CUdeviceptr, stream) };
+        check("cuMemcpyDtoHAsync", copied, during)?;
+        // SAFETY: the caller's stream.
+        check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) }, during)?;
+        Ok(value[0])
+    }
+
+    /// Copy a value to the device, in the order of the stream; waits. `T` is plain data.
+    ///
+    /// # Safety
+    /// `target` must be memory for a `T` on this device.
+    pub unsafe fn write<T: Copy>(&self, target: *mut T, value: T, stream: Stream) -> Result<()> {
+        let during = || format!("Writing {} bytes of CUDA device {}", size_of::<T>(), self.ordinal);
+        let value = [value];
+        // SAFETY: by contract; the stream is waited for before `value` goes.
+        let copied = unsafe { result::memcpy_htod_async(target as sys::CUdeviceptr, &value, stream) };
+        check("cuMemcpyHtoDAsync", copied, during)?;
+        // SAFETY: the caller's stream.
+        check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) }, during)
+    }
+
+    /// Copy `len` values from device memory to device memory, in the order of the stream.
+    ///
+    /// # Safety
+    /// Both sides must hold `len` values on this device.
+    pub unsafe fn copy<T>(&self, target: *mut T, source: *const T, len: usize, stream: Stream) -> Result<()> {
+        let bytes = len * size_of::<T>();
+        // SAFETY: by contract.
+        let copied =
+            unsafe { result::memcpy_dtod_async(target as sys::CUdeviceptr, source as sys::CUdeviceptr, bytes, stream) };
+        check("cuMemcpyDtoDAsync", copied, || format!("Copying {bytes} bytes on CUDA device {}", self.ordinal))
+    }
+
+    /// Wait for all work of the context.
+    pub fn synchronize(&self) -> Result<()> {
+        check("cuCtxSynchronize", result::ctx::synchronize(), || format!("Waiting for CUDA device {}", self.ordinal))
+    }
+
+    fn write_status(&self, stream: Stream) -> Result<()> {
+        let clear = params::DeviceStatus { first_bad: u64::MAX, ..Default::default() };
+        // SAFETY: the device's own block.
+        unsafe { self.write(self.status(), clear, stream) }
+    }
+}
+
+fn unsupported(ordinal: i32, reason: &str) -> Error {
+    Error::Unsupported(format!("device_kind is 1 (CUDA device {ordinal}); {reason}."))
+}
+
+/// Device memory of one owner, freed when dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    device: Arc<Device>,
+    pointer: sys::CUdeviceptr,
+}
+
+impl Buffer {
+    /// Its first byte.
+    pub fn pointer<T>(&self) -> *mut T {
+        self.pointer as *mut T
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.enter() {
+            // SAFETY: allocated by Device::allocate and freed once; cuMemFree waits for work that may use it.
+            let _ = unsafe { result::free_sync(self.pointer) };
+        }
+    }
+}
+
+/// Read the counters of a device; waits for the stream.
+#[allow(clippy::not_unsafe_ptr_arg_deref)] // the stream is a handle, which the driver checks
+pub fn status_read(ordinal: i32, stream: Stream) -> Result<status::DeviceStatus> {
+    let device = Device::get(ordinal)?;
+    let _entered = device.enter()?;
+    // SAFETY: the device's own block.
+    let status = unsafe { device.read(device.status(), stream) }?;
+    // The low half of first_bad is the token; all ones mean none.
+    let first_bad_token = if status.first_bad == u64::MAX { -1 } else { i64::from(status.first_bad as u32) };
+    Ok(status::DeviceStatus {
+        saturated_blocks: status.saturated_blocks,
+        nonfinite_values: status.nonfinite_values,
+        out_of_range_ids: status.out_of_range_ids,
+        first_bad_token,
+    })
+}
+
+/// Zero the counters of a device.
+#[allow(clippy::not_unsafe_ptr_arg_deref)] // as above
+pub fn status_reset(ordinal: i32, stream: Stream) -> Result<()> {
+    let device = Device::get(ordinal)?;
+    let _entered = device.enter()?;
+    device.write_status(stream)
+}

@@ -1,0 +1,168 @@
+//! One MoE layer on a CUDA device.
+
+use super::device::{Buffer, Device};
+use super::forward::Call;
+use super::kernels::{Kernel, params};
+use super::plan::LayerPlan;
+use super::prepare::{check_storage, launch_prepare, prepare_params, refuse_bad_scales, refuse_capture, workspace};
+use super::storage::ExpertSlice;
+use super::{Stream, THREADS};
+use crate::config::LayerConfig;
+use crate::error::Result;
+use crate::layer::{Calibration, InputScales, LayerArgs, LayerWeights, Storage};
+use std::sync::Arc;
+
+/// What a layer keeps on the device beside its weights.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct LayerState {
+    /// Largest finite inputs seen by calibration; -1 = none.
+    x_amax: f32,
+    h_amax: f32,
+    /// Scales that prepare refused.
+    bad_scales: u64,
+}
+
+const FRESH: LayerState = LayerState { x_amax: -1.0, h_amax: -1.0, bad_scales: 0 };
+
+/// A layer, with or without weights.
+#[derive(Debug)]
+pub struct CudaLayer {
+    pub(super) device: Arc<Device>,
+    pub(super) slice: ExpertSlice,
+    pub(super) state: Buffer,
+    /// Prepared weights; NULL before prepare.
+    pub(super) storage: *mut u8,
+}
+
+// SAFETY: device pointers are read by kernels only.
+unsafe impl Send for CudaLayer {}
+// SAFETY: as above; shared use only launches kernels.
+unsafe impl Sync for CudaLayer {}
+
+impl CudaLayer {
+    /// Open the device, load its kernels.
+    pub fn new(ordinal: i32, config: &LayerConfig) -> Result<Self> {
+        let device = Device::get(ordinal)?;
+        let state = device.allocate(size_of::<LayerState>())?;
+        let slice = ExpertSlice::new(config.hidden_size, config.intermediate_size);
+        Ok(CudaLayer { device, slice, state, storage: std::ptr::null_mut() })
+    }
+
+    /// Bytes that prepare fills: an equal slice for each local expert.
+    pub fn storage_size(&self, config: &LayerConfig) -> u64 {
+        self.slice.stride * config.num_local_experts as u64
+    }
+
+    /// Workspace bytes for up to `max_tokens` tokens.
+    pub fn workspace_size(&self, config: &LayerConfig, max_tokens: usize) -> u64 {
+        LayerPlan::new(config, max_tokens).workspace_size
+    }
+
+    /// Are there weights?
+    pub fn is_prepared(&self) -> bool {
+        !self.storage.is_null()
+    }
+
+    /// Bring weights into kernel layout. Waits for the stream, because it refuses broken scales.
+    ///
+    /// # Safety
+    /// The tensors are device memory as the header states, and so is `storage` for as long as the layer.
+    pub unsafe fn prepare(
+        &mut self,
+        config: &LayerConfig,
+        weights: &LayerWeights,
+        storage: Storage,
+        stream: Stream,
+    ) -> Result<()> {
+        let storage = check_storage(storage, self.storage_size(config), "Ask nvfp4_moe_layer_storage_size.")?;
+        let _entered = self.device.enter()?;
+        refuse_capture(&self.device, stream)?;
+        let state: *mut LayerState = self.state.pointer();
+        // SAFETY: the layer's own state; the tensors by contract.
+        unsafe {
+            self.device.write(state, FRESH, stream)?;
+            let bad_scales = (&raw mut (*state)).cast::<u8>().wrapping_add(8).cast::<u64>();
+            let matrices = [
+                (self.slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true),
+                (self.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false),
+            ];
+            for (matrix, codes, block_scale, gated) in matrices {
+                let params = params::PrepareParams {
+                    num_local_experts: config.num_local_experts as i32,
+                    expert_stride: self.slice.stride,
+                    gated: gated.into(),
+                    up_first: weights.up_first.into(),
+                    ..prepare_params(&matrix, codes, block_scale, storage, bad_scales)
+                };
+                launch_prepare(&self.device, &params, stream)?;
+            }
+            let params = params::PrepareAlphaParams {
+                w13_global_scale: weights.w13_global_scale.pointer,
+                w2_global_scale: weights.w2_global_scale.pointer,
+                alphas: self.slice.alphas.pointer(storage),
+                expert_stride: self.slice.stride,
+                bad_scales,
+                num_local_experts: config.num_local_experts as i32,
+                up_first: weights.up_first.into(),
+            };
+            let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
+            self.device.launch(Kernel::PrepareAlphas, [blocks, 1, 1], THREADS, 0, stream, &params)?;
+            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
+        }
+        self.storage = storage;
+        Ok(())
+    }
+
+    /// Enqueue the layer.
+    ///
+    /// # Safety
+    /// The pointers of `args` are device memory as the header states.
+    pub unsafe fn forward(
+        &self,
+        config: &LayerConfig,
+        scales: InputScales,
+        args: &LayerArgs,
+        stream: Stream,
+    ) -> Result<()> {
+        // SAFETY: by contract.
+        unsafe { self.enqueue(config, scales, args, stream, false) }
+    }
+
+    /// Enqueue the layer in mode bf16, and widen the calibration by both GEMMs' inputs.
+    ///
+    /// # Safety
+    /// As [`CudaLayer::forward`].
+    pub unsafe fn calibrate(&self, config: &LayerConfig, args: &LayerArgs, stream: Stream) -> Result<()> {
+        // SAFETY: by contract.
+        unsafe { self.enqueue(config, InputScales::default(), args, stream, true) }
+    }
+
+    /// What calibration saw on all streams; forgets it. Waits for the device's work.
+    pub fn take_calibration(&mut self) -> Result<Calibration> {
+        let _entered = self.device.enter()?;
+        let state: *mut LayerState = self.state.pointer();
+        self.device.synchronize()?;
+        // SAFETY: the layer's own state.
+        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
+        // SAFETY: as above.
+        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
+        Ok(Calibration { x_amax: seen.x_amax, h_amax: seen.h_amax })
+    }
+
+    unsafe fn enqueue(
+        &self,
+        config: &LayerConfig,
+        scales: InputScales,
+        args: &LayerArgs,
+        stream: Stream,
+        observe: bool,
+    ) -> Result<()> {
+        let plan = LayerPlan::new(config, args.num_tokens);
+        let _entered = self.device.enter()?;
+        let base = workspace(&self.device, args.workspace, args.workspace_size, plan.workspace_size, stream)?;
+        let call = Call { layer: self, config, scales, args, stream, plan: &plan, base };
+        // SAFETY: by contract.
+        unsafe { call.run(observe) }
+    }
+}

@@ -1,0 +1,192 @@
+//! One NVFP4 linear on a CUDA device.
+
+use super::device::{Buffer, Device};
+use super::kernels::{Kernel, params};
+use super::plan::LinearPlan;
+use super::prepare::{check_storage, launch_prepare, prepare_params, refuse_bad_scales, refuse_capture, workspace};
+use super::storage::LinearStorage;
+use super::tiles::GemmKind;
+use super::{BLOCKS_PER_SM, Stream, THREADS};
+use crate::config::{LinearConfig, Mode, ScalePolicy};
+use crate::error::Result;
+use crate::layer::Storage;
+use crate::linear::{LinearArgs, LinearWeights};
+use std::sync::Arc;
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+struct LinearState {
+    amax: f32,
+    reserved: f32,
+    bad_scales: u64,
+}
+
+const FRESH: LinearState = LinearState { amax: -1.0, reserved: 0.0, bad_scales: 0 };
+
+/// A linear, with or without a weight.
+#[derive(Debug)]
+pub struct CudaLinear {
+    device: Arc<Device>,
+    layout: LinearStorage,
+    state: Buffer,
+    storage: *mut u8,
+    has_bias: bool,
+}
+
+// SAFETY: device pointers are read by kernels only.
+unsafe impl Send for CudaLinear {}
+// SAFETY: as above; shared use only launches kernels.
+unsafe impl Sync for CudaLinear {}
+
+impl CudaLinear {
+    /// Open the device, load its kernels.
+    pub fn new(ordinal: i32, config: &LinearConfig) -> Result<Self> {
+        let device = Device::get(ordinal)?;
+        let state = device.allocate(size_of::<LinearState>())?;
+        let layout = LinearStorage::new(config.in_features, config.out_features);
+        Ok(CudaLinear { device, layout, state, storage: std::ptr::null_mut(), has_bias: false })
+    }
+
+    /// Bytes that prepare fills.
+    pub fn storage_size(&self) -> u64 {
+        self.layout.size
+    }
+
+    /// Workspace bytes for up to `max_tokens` tokens.
+    pub fn workspace_size(&self, config: &LinearConfig, max_tokens: usize) -> u64 {
+        LinearPlan::new(config, max_tokens).workspace_size
+    }
+
+    /// Is there a weight?
+    pub fn is_prepared(&self) -> bool {
+        !self.storage.is_null()
+    }
+
+    /// Bring the weight into kernel layout, bias included. Waits for the stream, because it refuses broken scales.
+    ///
+    /// # Safety
+    /// The tensors are device memory as the header states, and so is `storage` for as long as the linear.
+    pub unsafe fn prepare(&mut self, weights: &LinearWeights, storage: Storage, stream: Stream) -> Result<()> {
+        let storage = check_storage(storage, self.layout.size, "Ask nvfp4_moe_linear_storage_size.")?;
+        let _entered = self.device.enter()?;
+        refuse_capture(&self.device, stream)?;
+        let state: *mut LinearState = self.state.pointer();
+        let bad_scales = state.cast::<u8>().wrapping_add(8).cast::<u64>();
+        let (codes, block_scale) = (weights.weight.pointer, weights.block_scale.pointer);
+        let matrix = prepare_params(&self.layout.weight, codes, block_scale, storage, bad_scales);
+        // SAFETY: the linear's own state; the tensors by contract.
+        unsafe {
+            self.device.write(state, FRESH, stream)?;
+            launch_prepare(&self.device, &matrix, stream)?;
+            let mut first_row = 0;
+            for (part, end) in weights.part_ends.iter().copied().enumerate() {
+                let params = params::PrepareRowAlphaParams {
+                    global_scale: weights.global_scale.pointer,
+                    row_alpha: self.layout.row_alphas.pointer(storage),
+                    bad_scales,
+                    part: part as i32,
+                    first_row,
+                    num_rows: end as i32 - first_row,
+                    reserved: 0,
+                };
+                first_row = end as i32;
+                let blocks = [params.num_rows.unsigned_abs().div_ceil(THREADS).max(1), 1, 1];
+                self.device.launch(Kernel::PrepareRowAlphas, blocks, THREADS, 0, stream, &params)?;
+            }
+            if let Some(bias) = weights.bias {
+                self.device.copy(self.layout.bias.pointer(storage), bias.pointer, bias.len, stream)?;
+            }
+            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
+        }
+        self.storage = storage;
+        self.has_bias = weights.bias.is_some();
+        Ok(())
+    }
+
+    /// Enqueue out = x * weight^T + bias; with `observe`, also widen the calibration.
+    ///
+    /// # Safety
+    /// The pointers of `args` are device memory as the header states.
+    pub unsafe fn forward(
+        &self,
+        config: &LinearConfig,
+        input_scale: f32,
+        args: &LinearArgs,
+        stream: Stream,
+        observe: bool,
+    ) -> Result<()> {
+        let plan = LinearPlan::new(config, args.num_tokens);
+        let _entered = self.device.enter()?;
+        let quantised = config.mode == Mode::Nvfp4;
+        let base = match quantised {
+            true => workspace(&self.device, args.workspace, args.workspace_size, plan.workspace_size, stream)?,
+            false => std::ptr::null_mut(), // needs none
+        };
+        let source = params::RowSource { num_rows: args.num_tokens as i32, top_k: 1, ..Default::default() };
+        let row_blocks = [(args.num_tokens as u32).min(self.device.num_sms * BLOCKS_PER_SM), 1, 1];
+        if observe {
+            let params = params::AmaxParams {
+                source,
+                x: args.x.cast(),
+                x_row_stride: args.x_row_stride as i64,
+                amax: self.state.pointer(),
+                num_cols: config.in_features as i32,
+                reserved: 0,
+            };
+            // SAFETY: the linear's own state; x by contract.
+            unsafe { self.device.launch(Kernel::AmaxRows, row_blocks, THREADS, 0, stream, &params) }?;
+        }
+        if quantised {
+            let params = params::QuantizeParams {
+                source,
+                status: self.device.status(),
+                x: args.x.cast(),
+                x_row_stride: args.x_row_stride as i64,
+                decoded: plan.x.pointer(base).cast(),
+                row_scale: plan.x_scale.pointer(base),
+                static_scale: if config.scale_policy == ScalePolicy::Static { input_scale } else { 0.0 },
+                num_cols: config.in_features as i32,
+                ..Default::default()
+            };
+            // SAFETY: regions of the workspace; x by contract.
+            unsafe { self.device.launch(Kernel::QuantizeRows, row_blocks, THREADS, 0, stream, &params) }?;
+        }
+        let matrix = &self.layout.weight;
+        let bias = self.layout.bias.pointer(self.storage);
+        let params = params::GemmParams {
+            tiles: matrix.tiles.pointer(self.storage),
+            alphas: self.layout.row_alphas.pointer(self.storage),
+            x: if quantised { plan.x.pointer(base).cast_const().cast() } else { args.x.cast() },
+            x_row_stride: if quantised { config.in_features } else { args.x_row_stride } as i64,
+            row_scale: if quantised { plan.x_scale.pointer(base) } else { std::ptr::null_mut() },
+            out: args.out.cast(),
+            bias: if self.has_bias { bias.cast_const().cast() } else { std::ptr::null() },
+            out_row_stride: args.out_row_stride as i64,
+            top_k: 1,
+            num_rows: args.num_tokens as i32,
+            k_valid: matrix.cols as i32,
+            num_slabs: matrix.slabs as i32,
+            end_m_tile: matrix.m_tiles as i32,
+            features: config.out_features as i32,
+            ..Default::default()
+        };
+        let tiles = args.num_tokens.div_ceil(plan.tile_rows as usize) * matrix.m_tiles;
+        let blocks = [(tiles.min(u32::MAX as usize) as u32).clamp(1, self.device.num_sms), 1, 1];
+        let kernel = Kernel::GemmSm90(GemmKind::Linear, plan.tile_rows);
+        let (threads, shared) = (params::GEMM_SM90_THREADS, params::GEMM_SM90_SHARED_BYTES);
+        // SAFETY: regions of the workspace, prepared weights; x and out by contract.
+        unsafe { self.device.launch(kernel, blocks, threads, shared, stream, &params) }
+    }
+
+    /// The largest finite input that calibration saw, negative if none; forgets it. Waits for the device's work.
+    pub fn take_amax(&mut self) -> Result<f32> {
+        let _entered = self.device.enter()?;
+        let state: *mut LinearState = self.state.pointer();
+        self.device.synchronize()?;
+        // SAFETY: the linear's own state.
+        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
+        // SAFETY: as above.
+        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
+        Ok(seen.amax)
+    }
+}

@@ -1,0 +1,199 @@
+//! How a call is cut up, and where its scratch lies.
+//!
+//! Tokens are processed in *chunks*: contiguous ranges whose routed slots fit the rows of the workspace. Routing finds
+//! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
+//! GEMM2 and combine go over the hidden columns in *slices*, so that its f32 result need not be held whole.
+
+use super::kernels::ROUTE_SHARED_BYTES;
+use super::storage::TILE;
+use super::tiles::tile_rows;
+use crate::config::{LayerConfig, LinearConfig, Mode};
+use crate::workspace::{Region, Walk};
+
+/// Bytes that rows of h may take before a call is cut in chunks; the worst routing of 8192 tokens of DeepSeek-V4-Pro
+/// then has 5, and a uniform one under EP8 fills one by half.
+const H_BUDGET: usize = 72 << 20;
+/// Rows of a local expert that a chunk has room for at least: with that many, reading weights again costs nothing.
+const CHUNK_ROWS_PER_EXPERT: usize = 256;
+/// Bytes of GEMM2's result before its columns are cut in slices.
+const Y_BUDGET: usize = 48 << 20;
+/// A slice is whole blocks of this many weight tiles, those of one CTA.
+const SLICE_TILES: usize = 4;
+/// Up to this many tokens, one block of threads routes.
+const SMALL_TOKENS: usize = 1024;
+
+/// The plan of one MoE forward.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct LayerPlan {
+    /// Rows of a chunk, R.
+    pub rows: usize,
+    pub chunks: usize,
+    /// A segment goes to chunk (routed slots before it) / this.
+    pub chunk_slots: usize,
+    pub segments: usize,
+    pub segment_tokens: usize,
+    /// Rows of a GEMM tile.
+    pub tile_rows: u32,
+    /// 64-row weight tiles of w2 in a slice.
+    pub slice_tiles: usize,
+    pub slot_to_row: Region<i32>,
+    pub row_to_slot: Region<i32>,
+    pub row_offsets: Region<i32>,
+    pub row_counts: Region<i32>,
+    pub active_experts: Region<i32>,
+    pub tile_starts: Region<i32>,
+    pub num_active: Region<i32>,
+    pub chunk_first_token: Region<i32>,
+    pub segment_counts: Region<i32>,
+    pub segment_totals: Region<i32>,
+    /// Decoded NVFP4 rows of x and their global scales; empty in mode bf16.
+    pub x: Region<u16>,
+    pub x_scale: Region<f32>,
+    pub h: Region<u16>,
+    pub h_scale: Region<f32>,
+    pub y: Region<f32>,
+    pub workspace_size: u64,
+}
+
+impl LayerPlan {
+    /// For calls of up to `max_tokens` tokens. Every region grows with `max_tokens`, so a larger plan's workspace serves
+    /// smaller calls.
+    pub fn new(config: &LayerConfig, max_tokens: usize) -> Self {
+        let (hidden, inter, local) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
+        let slots = max_tokens * config.top_k;
+        // Few tokens: a segment for each of the block's 32 warps. Many: 256 segments, of whole tokens.
+        let segment_tokens = match max_tokens <= SMALL_TOKENS {
+            true => max_tokens.div_ceil(32).max(1),
+            false => max_tokens.div_ceil(256).max(SMALL_TOKENS / 32),
+        };
+        let segment_slots = segment_tokens * config.top_k;
+        let roomy = (H_BUDGET / (2 * inter)).max(CHUNK_ROWS_PER_EXPERT * local).max(2 * segment_slots);
+        let rows = slots.min(roomy);
+        // A segment that starts below chunk_slots ends within the rows, so it never straddles a border.
+        let chunk_slots = if slots <= rows { slots.max(1) } else { rows - segment_slots + 1 };
+        let chunks = slots.saturating_sub(1) / chunk_slots + 1;
+        let segment_room = if max_tokens <= SMALL_TOKENS { max_tokens.min(32) } else { 256 };
+
+        let slice_bytes = |tiles: usize| 4 * rows * tiles * TILE;
+        let hidden_tiles = hidden.div_ceil(TILE);
+        let y_budget = Y_BUDGET.max(2 * rows * inter * 2 / 3);
+        let fitting = y_budget / slice_bytes(1).max(1) / SLICE_TILES * SLICE_TILES;
+        let slice_tiles = fitting.max(SLICE_TILES).min(hidden_tiles);
+        // Not the slice's own size, which would shrink where one more row narrows the slices.
+        let y_bytes = slice_bytes(hidden_tiles).min(y_budget.max(slice_bytes(SLICE_TILES)));
+
+        let quantised = if config.mode == Mode::Nvfp4 { max_tokens } else { 0 };
+        let mut walk = Walk::default();
+        LayerPlan {
+            rows,
+            chunks,
+            chunk_slots,
+            segments: max_tokens.div_ceil(segment_tokens),
+            segment_tokens,
+            tile_rows: tile_rows(max_tokens, config.top_k, config.num_experts),
+            slice_tiles,
+            slot_to_row: walk.region(slots),
+            row_to_slot: walk.region(chunks * rows),
+            row_offsets: walk.region(chunks * (local + 1)),
+            row_counts: walk.region(chunks * local),
+            active_experts: walk.region(chunks * local),
+            tile_starts: walk.region(chunks * (local + 1)),
+            num_active: walk.region(chunks),
+            chunk_first_token: walk.region(chunks + 1),
+            segment_counts: walk.region(segment_room * local),
+            segment_totals: walk.region(segment_room),
+            x: walk.region(quantised * hidden),
+            x_scale: walk.region(quantised),
+            h: walk.region(rows * inter),
+            h_scale: walk.region(if quantised > 0 { rows } else { 0 }),
+            y: walk.region(y_bytes.div_ceil(4)),
+            workspace_size: walk.size(),
+        }
+    }
+
+    /// Does one block of threads route?
+    pub fn routes_in_one_block(&self, local: usize) -> bool {
+        self.segments <= 32 && self.segments * local * 4 <= ROUTE_SHARED_BYTES as usize
+    }
+}
+
+/// The plan of one linear forward.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct LinearPlan {
+    pub tile_rows: u32,
+    pub x: Region<u16>,
+    pub x_scale: Region<f32>,
+    pub workspace_size: u64,
+}
+
+impl LinearPlan {
+    /// For calls of up to `max_tokens` tokens.
+    pub fn new(config: &LinearConfig, max_tokens: usize) -> Self {
+        let quantised = if config.mode == Mode::Nvfp4 { max_tokens } else { 0 };
+        let mut walk = Walk::default();
+        LinearPlan {
+            tile_rows: tile_rows(max_tokens, 1, 1),
+            x: walk.region(quantised * config.in_features),
+            x_scale: walk.region(quantised),
+            workspace_size: walk.size(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Device, ScalePolicy, Swiglu};
+
+    fn layer(hidden: usize, inter: usize, experts: usize, local: usize, mode: Mode) -> LayerConfig {
+        LayerConfig {
+            device: Device::Cuda(0),
+            mode,
+            scale_policy: ScalePolicy::Dynamic,
+            hidden_size: hidden,
+            intermediate_size: inter,
+            num_experts: experts,
+            num_local_experts: local,
+            first_local_expert: 0,
+            top_k: 6,
+            swiglu: Swiglu::new(10.0, 0.0, 0.0).unwrap(),
+        }
+    }
+
+    #[test]
+    fn pro_under_ep8_with_8192_tokens_stays_within_150_megabytes() {
+        let plan = LayerPlan::new(&layer(7168, 3072, 384, 48, Mode::Bf16), 8192);
+        assert!(plan.workspace_size <= 150_000_000, "{}", plan.workspace_size);
+        assert!(plan.rows >= 2 * 8192 * 6 / 8, "one chunk holds twice a uniform routing's slots: {}", plan.rows);
+    }
+
+    #[test]
+    fn workspace_never_shrinks_with_more_tokens() {
+        for (hidden, inter, experts, local) in [(7168, 3072, 384, 48), (4096, 2048, 256, 256), (64, 16, 512, 3)] {
+            for mode in [Mode::Bf16, Mode::Nvfp4] {
+                let config = layer(hidden, inter, experts, local, mode);
+                let mut before = 0;
+                for tokens in (0..3000).chain((3000..140_000).step_by(997)) {
+                    let size = LayerPlan::new(&config, tokens).workspace_size;
+                    assert!(size >= before, "{tokens} tokens: {size} after {before}");
+                    before = size;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_slot_fits_whatever_the_routing() {
+        for tokens in [1, 7, 1024, 1025, 8192, 131_072] {
+            let plan = LayerPlan::new(&layer(7168, 3072, 384, 48, Mode::Bf16), tokens);
+            let segment_slots = plan.segment_tokens * 6;
+            // A chunk's last segment starts below chunk_slots and adds at most segment_slots.
+            assert!(plan.chunks == 1 || plan.chunk_slots - 1 + segment_slots <= plan.rows);
+            assert!(plan.chunks * plan.chunk_slots >= tokens * 6);
+            assert!(plan.segments * plan.segment_tokens >= tokens);
+            assert!((plan.segments - 1) * plan.segment_tokens < tokens);
+        }
+    }
+}

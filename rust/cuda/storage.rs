@@ -1,0 +1,96 @@
+//! Where prepared weights lie: for each local expert one slice of equal size, so that an expert can be moved by a copy.
+//!
+//! ```text
+//! slice  = w13 tiles [m_tiles, slabs] | w2 tiles [m_tiles, slabs] | f32 {gate, up, down} output factors
+//! tile   = 64 rows x 64 columns, 2304 bytes (kernels/gemm_sm90/layout.cuh)
+//! ```
+
+use crate::workspace::{Region, Walk};
+
+/// Rows and columns of a weight tile.
+pub const TILE: usize = 64;
+/// Bytes of a weight tile: codes and block scales.
+const TILE_BYTES: usize = TILE * TILE / 2 + TILE * TILE / 16;
+
+/// One weight matrix as tiles.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix {
+    /// Rows of the checkpoint's tensor; of gate and up together.
+    pub rows: usize,
+    /// Columns: the reduction.
+    pub cols: usize,
+    /// Tiles along the rows.
+    pub m_tiles: usize,
+    /// Tiles along the columns.
+    pub slabs: usize,
+    /// Where the tiles lie in the slice.
+    pub tiles: Region<u8>,
+}
+
+impl Matrix {
+    /// The next matrix of a slice.
+    pub fn new(walk: &mut Walk, rows: usize, cols: usize) -> Self {
+        let (m_tiles, slabs) = (rows.div_ceil(TILE), cols.div_ceil(TILE));
+        Matrix { rows, cols, m_tiles, slabs, tiles: walk.region(m_tiles * slabs * TILE_BYTES) }
+    }
+}
+
+/// One expert's slice of the storage.
+#[derive(Debug)]
+pub struct ExpertSlice {
+    /// Gate and up, interleaved by 8 rows: a tile holds 32 features.
+    pub w13: Matrix,
+    /// Down.
+    pub w2: Matrix,
+    /// Output factors of gate, up and down.
+    pub alphas: Region<f32>,
+    /// Bytes from one expert to the next.
+    pub stride: u64,
+}
+
+impl ExpertSlice {
+    /// For a layer of these sizes.
+    pub fn new(hidden: usize, inter: usize) -> Self {
+        let mut walk = Walk::default();
+        // Padding rows come in whole tiles of 32 gates and 32 ups, hence not 2 * inter / 64 rounded up.
+        let w13 = Matrix::new(&mut walk, 2 * inter, hidden);
+        let w2 = Matrix::new(&mut walk, hidden, inter);
+        ExpertSlice { w13, w2, alphas: walk.region(3), stride: walk.size() }
+    }
+}
+
+/// The storage of a linear.
+#[derive(Debug)]
+pub struct LinearStorage {
+    /// The weight.
+    pub weight: Matrix,
+    /// Output factor of each row.
+    pub row_alphas: Region<f32>,
+    /// The bias, bf16; empty where there is none.
+    pub bias: Region<u16>,
+    /// Bytes in all.
+    pub size: u64,
+}
+
+impl LinearStorage {
+    /// For a linear of these sizes.
+    pub fn new(in_features: usize, out_features: usize) -> Self {
+        let mut walk = Walk::default();
+        let weight = Matrix::new(&mut walk, out_features, in_features);
+        let (row_alphas, bias) = (walk.region(out_features), walk.region(out_features));
+        LinearStorage { weight, row_alphas, bias, size: walk.size() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_costs_9_bits_a_weight_and_no_more_where_tiles_fit() {
+        let slice = ExpertSlice::new(7168, 3072);
+        assert_eq!(slice.stride, (3 * 7168 * 3072 * 9 / 16) as u64 + 256);
+        let odd = ExpertSlice::new(144, 48);
+        assert_eq!((odd.w13.m_tiles, odd.w13.slabs, odd.w2.m_tiles, odd.w2.slabs), (2, 3, 3, 1));
+    }
+}

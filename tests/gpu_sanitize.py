@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Every kernel once on small shapes, to be run under compute-sanitizer (memcheck, racecheck, initcheck, synccheck).
+
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 gives each tensor its own allocation, so that a step past one is seen.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "vllm_plugin"))  # the development build, if none is installed
+
+import torch
+
+import nvfp4_moe
+import runner
+from nvfp4_moe import Linear, LinearWeights
+from reference import generate
+
+HIDDEN, INTER, EXPERTS, TOP_K = 144, 80, 8, 2
+# One for each row-tile size; 1100 tokens take the routing of several blocks.
+TOKENS = (1, 8, 20, 60, 150, 400, 1100)
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = generate.random_code_weights(EXPERTS, HIDDEN, INTER, generator).with_input_scales(4.0, 4.0)
+    for mode, policy in (("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
+        layer = runner.make_layer(weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device="cuda")
+        for num_tokens in TOKENS:
+            ids = generate.random_ids(num_tokens, EXPERTS, TOP_K, generator)
+            ids[::3, 0] = -1
+            topk_weights = generate.random_topk_weights(num_tokens, TOP_K, generator)
+            x = generate.tokens(num_tokens, HIDDEN, generator)
+            workspace = torch.empty(layer.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
+            out = layer(x.cuda(), ids.cuda(), topk_weights.cuda(), workspace=workspace)
+            assert out.isfinite().all()
+    layer.calibrate(x.cuda(), ids.cuda(), topk_weights.cuda(), workspace=workspace)
+    assert all(scale > 0 for scale in layer.calibrated_scales())
+
+    packed = torch.randint(0, 256, (100, HIDDEN // 2), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(0, 100, (100, HIDDEN // 16), dtype=torch.uint8, generator=generator)
+    for mode in ("bf16", "nvfp4"):
+        linear = Linear(in_features=HIDDEN, out_features=100, mode=mode, scale_policy="dynamic", device="cuda")
+        linear.prepare(LinearWeights(packed.cuda(), scales.cuda(), torch.ones(1, device="cuda")))
+        for num_tokens in TOKENS[:6]:
+            workspace = torch.empty(linear.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
+            assert linear(generate.tokens(num_tokens, HIDDEN, generator).cuda(), workspace=workspace).isfinite().all()
+    print("status", nvfp4_moe.read_device_status("cuda"))
+    print("gpu_sanitize: done")
+
+
+if __name__ == "__main__":
+    main()

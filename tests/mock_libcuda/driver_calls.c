@@ -1,0 +1,95 @@
+/* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and ends.
+ * With the stand-in libcuda nothing reads them. Exit status 77: this build has no kernels. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "nvfp4_moe.h"
+
+#define ADDRESS(n) ((void *)((uintptr_t)(n) << 32))
+
+static void check(int32_t status) {
+  char text[512];
+  if (status == NVFP4_MOE_OK) return;
+  nvfp4_moe_last_error(text, sizeof text);
+  fprintf(stderr, "status %d: %s\n", status, text);
+  exit(status == NVFP4_MOE_UNSUPPORTED ? 77 : 1);
+}
+
+static void run_layer(int32_t mode) {
+  static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
+  struct CUstream_st *stream = ADDRESS(99);
+  nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
+                               .device_kind = NVFP4_MOE_DEVICE_CUDA,
+                               .mode = mode,
+                               .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
+                               .hidden_size = 4096,
+                               .intermediate_size = 2048,
+                               .num_experts = 256,
+                               .num_local_experts = 32,
+                               .top_k = 6};
+  nvfp4_moe_layer *layer = NULL;
+  check(nvfp4_moe_layer_create(&desc, &layer));
+  uint64_t storage = 0, workspace = 0;
+  check(nvfp4_moe_layer_storage_size(layer, &storage));
+  nvfp4_moe_layer_weights weights = {.struct_size = sizeof weights,
+                                     .w13 = ADDRESS(1),
+                                     .w13_block_scale = ADDRESS(2),
+                                     .w13_global_scale = ADDRESS(3),
+                                     .w2 = ADDRESS(4),
+                                     .w2_block_scale = ADDRESS(5),
+                                     .w2_global_scale = ADDRESS(6)};
+  check(nvfp4_moe_layer_prepare(layer, &weights, ADDRESS(7), storage, stream));
+  for (size_t i = 0; i < sizeof tokens / sizeof *tokens; ++i) {
+    check(nvfp4_moe_layer_workspace_size(layer, tokens[i], &workspace));
+    nvfp4_moe_layer_args args = {.struct_size = sizeof args,
+                                 .num_tokens = tokens[i],
+                                 .x = ADDRESS(10),
+                                 .topk_ids = ADDRESS(20),
+                                 .topk_weights = ADDRESS(30),
+                                 .out = ADDRESS(40),
+                                 .workspace = ADDRESS(50),
+                                 .workspace_size = workspace};
+    fprintf(stderr, "begin forward, mode %d, %d tokens\n", mode, tokens[i]);
+    check(nvfp4_moe_layer_forward(layer, &args, stream));
+    fprintf(stderr, "end\n");
+  }
+  nvfp4_moe_layer_destroy(layer);
+}
+
+static void run_linear(int32_t mode) {
+  struct CUstream_st *stream = ADDRESS(99);
+  nvfp4_moe_linear_desc desc = {.struct_size = sizeof desc,
+                                .device_kind = NVFP4_MOE_DEVICE_CUDA,
+                                .mode = mode,
+                                .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
+                                .in_features = 4096,
+                                .out_features = 1000};
+  nvfp4_moe_linear *linear = NULL;
+  check(nvfp4_moe_linear_create(&desc, &linear));
+  uint64_t storage = 0, workspace = 0;
+  check(nvfp4_moe_linear_storage_size(linear, &storage));
+  nvfp4_moe_linear_weights weights = {.struct_size = sizeof weights,
+                                      .weight = ADDRESS(1),
+                                      .block_scale = ADDRESS(2),
+                                      .global_scale = ADDRESS(3)};
+  check(nvfp4_moe_linear_prepare(linear, &weights, ADDRESS(7), storage, stream));
+  check(nvfp4_moe_linear_workspace_size(linear, 64, &workspace));
+  nvfp4_moe_linear_args args = {.struct_size = sizeof args,
+                                .num_tokens = 64,
+                                .x = ADDRESS(10),
+                                .out = ADDRESS(40),
+                                .workspace = ADDRESS(50),
+                                .workspace_size = workspace};
+  fprintf(stderr, "begin linear, mode %d\n", mode);
+  check(nvfp4_moe_linear_forward(linear, &args, stream));
+  fprintf(stderr, "end\n");
+  nvfp4_moe_linear_destroy(linear);
+}
+
+int main(void) {
+  for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
+    run_layer(mode);
+    run_linear(mode);
+  }
+  return 0;
+}

@@ -1,0 +1,91 @@
+/* A stand-in for libcuda.so.1 that logs every call to stderr and succeeds: shows what a host layer asks of the driver,
+ * without a GPU. It plays one H100: compute capability 9.0, 132 multiprocessors. Device memory is never touched. */
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+static void *current_context;
+static uint64_t next_address = 0x10000000;
+
+static int ok(const char *name) {
+  fprintf(stderr, "call %s\n", name);
+  return 0;
+}
+
+/* Calls of which nothing but their order matters. */
+#define PLAIN(name) \
+  int name(void) { return ok(#name); }
+PLAIN(cuInit)
+PLAIN(cuDevicePrimaryCtxRelease_v2)
+PLAIN(cuCtxSynchronize)
+PLAIN(cuModuleUnload)
+PLAIN(cuFuncLoad)
+PLAIN(cuFuncSetAttribute)
+PLAIN(cuLaunchKernel)
+PLAIN(cuStreamSynchronize)
+PLAIN(cuMemFree_v2)
+PLAIN(cuMemcpyHtoDAsync_v2)
+PLAIN(cuMemcpyDtoDAsync_v2)
+
+int cuDeviceGet(int *device, int ordinal) {
+  *device = ordinal;
+  return ok("cuDeviceGet");
+}
+
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  (void)device;
+  *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 16 ? 132 : 1; /* major, minor, multiprocessors */
+  return ok("cuDeviceGetAttribute");
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+  (void)device;
+  *context = (void *)0xC0;
+  return ok("cuDevicePrimaryCtxRetain");
+}
+
+int cuCtxGetCurrent(void **context) {
+  *context = current_context;
+  return ok("cuCtxGetCurrent");
+}
+
+int cuCtxSetCurrent(void *context) {
+  current_context = context;
+  return ok("cuCtxSetCurrent");
+}
+
+int cuModuleLoadData(void **module, const void *image) {
+  (void)image;
+  *module = (void *)0xD0;
+  return ok("cuModuleLoadData");
+}
+
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+  (void)module, (void)name;
+  *function = (void *)0xF0;
+  return ok("cuModuleGetFunction");
+}
+
+int cuStreamIsCapturing(void *stream, int *status) {
+  (void)stream;
+  *status = 0;
+  return ok("cuStreamIsCapturing");
+}
+
+int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
+  *address = next_address;
+  next_address += (bytes + 511) / 256 * 256;
+  return ok("cuMemAlloc_v2");
+}
+
+int cuMemcpyDtoHAsync_v2(void *host, uint64_t device, size_t bytes, void *stream) {
+  (void)device, (void)stream;
+  memset(host, 0, bytes);
+  return ok("cuMemcpyDtoHAsync_v2");
+}
+
+int cuGetErrorString(int error, const char **text) {
+  (void)error;
+  *text = "stand-in";
+  return ok("cuGetErrorString");
+}
