@@ -25,7 +25,9 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = generate.random_code_weights(EXPERTS, HIDDEN, INTER, generator).with_input_scales(4.0, 4.0)
     for mode, policy in (("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
-        layer = runner.make_layer(weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device="cuda")
+        layer = runner.make_layer(
+            weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device="cuda"
+        )
         for num_tokens in TOKENS:
             ids = generate.random_ids(num_tokens, EXPERTS, TOP_K, generator)
             ids[::3, 0] = -1

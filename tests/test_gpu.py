@@ -59,7 +59,10 @@ def test_routing_is_a_stable_sort(num_tokens, shard):
         hidden_size=16, intermediate_size=16, num_experts=experts, num_local_experts=local, first_local_expert=first,
         top_k=top_k, mode="bf16", device="cuda",
     )  # fmt: skip
-    zeros = [torch.zeros(s, dtype=torch.uint8, device="cuda") for s in [(local, 32, 8), (local, 32, 1), (local, 16, 8), (local, 16, 1)]]
+    zeros = [
+        torch.zeros(s, dtype=torch.uint8, device="cuda")
+        for s in [(local, 32, 8), (local, 32, 1), (local, 16, 8), (local, 16, 1)]
+    ]
     ones = torch.ones(local, 2, device="cuda")
     layer.prepare(LayerWeights(zeros[0], zeros[1], ones, zeros[2], zeros[3], ones[:, 0].contiguous()))
     generator = torch.Generator().manual_seed(num_tokens)
@@ -96,7 +99,12 @@ def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode)
     weights = generate.random_topk_weights(num_tokens, top_k, generator)
     out = runner.run(layer, x, ids, weights)
     # 2048 tokens at a time fit one chunk and use the same row tiles.
-    parts = torch.cat([runner.run(layer, x[i : i + 2048], ids[i : i + 2048], weights[i : i + 2048]) for i in range(0, num_tokens, 2048)])
+    parts = torch.cat(
+        [
+            runner.run(layer, x[i : i + 2048], ids[i : i + 2048], weights[i : i + 2048])
+            for i in range(0, num_tokens, 2048)
+        ]
+    )
     assert out.isfinite().all()
     assert relative_l2(out, parts.double()) < 3e-3 if skew != "none" else not out.any()
 
@@ -107,7 +115,10 @@ def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes():
     generator = torch.Generator().manual_seed(5)
     x = generate.tokens(8192, 7168, generator).cuda()
     weights = generate.random_topk_weights(8192, 6, generator).cuda()
-    for ids in (generate.random_ids(8192, 384, 6, generator).cuda(), torch.arange(6).int().expand(8192, 6).contiguous().cuda()):
+    for ids in (
+        generate.random_ids(8192, 384, 6, generator).cuda(),
+        torch.arange(6).int().expand(8192, 6).contiguous().cuda(),
+    ):
         out = torch.empty_like(x)
         workspace = torch.empty(layer.workspace_size(8192), dtype=torch.uint8, device="cuda")
         torch.cuda.synchronize()
@@ -122,7 +133,9 @@ def test_rows_past_2_to_the_31_bytes():
     """x of 2.2 GB and weights of 2.3 GB: the last rows equal the same rows on their own."""
     layer = random_layer(62, 7168, 3072, num_experts=62, top_k=1)
     num_tokens = 153_600
-    x = torch.randn(num_tokens, 7168, dtype=torch.bfloat16, device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+    x = torch.randn(
+        num_tokens, 7168, dtype=torch.bfloat16, device="cuda", generator=torch.Generator("cuda").manual_seed(1)
+    )
     assert x.numel() * 2 > 2**31
     ids = torch.full((num_tokens, 1), -1, dtype=torch.int32, device="cuda")
     last = slice(num_tokens - 512, num_tokens)
@@ -168,7 +181,7 @@ def test_strided_views_that_start_anywhere(offset):
 
 
 def test_quantised_rows_have_the_bits_of_the_host_codec():
-    """A linear with an identity weight returns its decoded operands: e2m1 * block_scale * global_scale, rounded to bf16."""
+    """A linear with an identity weight returns its decoded operands, e2m1 * block_scale * global_scale, in bf16."""
     size = 512
     eye = torch.zeros(size, size, dtype=torch.uint8)
     eye.fill_diagonal_(2)  # code 2 is 1.0
@@ -178,8 +191,18 @@ def test_quantised_rows_have_the_bits_of_the_host_codec():
     x[5] = 0
     x[6, :16] = 0
     for global_scale in (None, 0.0078125, 0.00025141):
-        linear = Linear(in_features=size, out_features=size, mode="nvfp4", scale_policy="dynamic" if global_scale is None else "static", device="cuda")
-        linear.prepare(LinearWeights(nvfp4.pack(eye).cuda(), scales.cuda(), torch.ones(1, device="cuda"), input_scale=global_scale or 0.0))
+        linear = Linear(
+            in_features=size,
+            out_features=size,
+            mode="nvfp4",
+            scale_policy="dynamic" if global_scale is None else "static",
+            device="cuda",
+        )
+        linear.prepare(
+            LinearWeights(
+                nvfp4.pack(eye).cuda(), scales.cuda(), torch.ones(1, device="cuda"), input_scale=global_scale or 0.0
+            )
+        )
         nvfp4_moe.reset_device_status("cuda")
         out = linear(x.cuda()).cpu()
         q = nvfp4.quantize(x, global_scale)
@@ -196,7 +219,12 @@ def test_a_layer_with_different_gate_and_up_scales_and_up_first(num_tokens):
     weights = generate.random_code_weights(6, 320, 208, generator)
     weights.up_first = True
     ids = generate.random_ids(num_tokens, 9, 3, generator)
-    x, topk_weights = generate.tokens(num_tokens, 320, generator), generate.random_topk_weights(num_tokens, 3, generator)
-    layer = runner.make_layer(weights, num_experts=9, top_k=3, swiglu=Swiglu(7.0, 1.702, 1.0), first_local_expert=2, device="cuda")
+    x, topk_weights = (
+        generate.tokens(num_tokens, 320, generator),
+        generate.random_topk_weights(num_tokens, 3, generator),
+    )
+    layer = runner.make_layer(
+        weights, num_experts=9, top_k=3, swiglu=Swiglu(7.0, 1.702, 1.0), first_local_expert=2, device="cuda"
+    )
     reference = ReferenceLayer(weights, Swiglu(7.0, 1.702, 1.0)).forward(x, local_ids(ids, 9, 6, 2), topk_weights)
     assert relative_l2(runner.run(layer, x, ids, topk_weights), reference.out) <= 5e-3
