@@ -1,12 +1,12 @@
 //! The MoE forward on the CPU.
 
-use super::gemm::{TASK_ROWS, WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
+use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
 use super::isa::{self, Isa};
 use super::operands::{Operands, RowTransform};
 use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
 use super::shared::Shared;
 use super::shared_workspace::with_workspace;
-use crate::config::{LayerConfig, Mode, ScalePolicy};
+use crate::config::LayerConfig;
 use crate::error::Result;
 use crate::layer::{Calibration, InputScales, LayerArgs, LayerWeights};
 use crate::routing::{Placement, Routing, max_rows, route};
@@ -88,7 +88,7 @@ impl Call<'_> {
             let pointer = self.args.x.add((tokens.start + token) * self.args.x_row_stride);
             is_routed(token).then(|| std::slice::from_raw_parts(pointer.cast::<bf16>(), config.hidden_size))
         };
-        let transform = self.transform(self.input_scales.w13);
+        let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w13);
         let x_amax = x.write(tokens.len(), x_row, transform, observe, |token| tokens.start + token);
 
         let h: Shared<bf16> = Shared(plan.h.pointer(base.0).cast());
@@ -97,7 +97,7 @@ impl Call<'_> {
 
         let (h_pointer, h_scale) = (plan.h_operand.pointer(base.0), plan.h_global_scale.pointer(base.0));
         let h_operand = Operands::new(self.isa, config.intermediate_size, h_pointer, h_scale);
-        let transform = self.transform(self.input_scales.w2);
+        let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w2);
         let width = config.intermediate_size;
         // SAFETY: gemm1 wrote these rows and is done.
         let h_row = |row: usize| unsafe { Some(&*h.part(row * width, width)) };
@@ -111,14 +111,6 @@ impl Call<'_> {
 
         seen.x_amax = seen.x_amax.max(x_amax);
         seen.h_amax = seen.h_amax.max(h_amax);
-    }
-
-    fn transform(&self, input_scale: f32) -> RowTransform {
-        match (self.config.mode, self.config.scale_policy) {
-            (Mode::Nvfp4, ScalePolicy::Static) => RowTransform::Static(input_scale),
-            (Mode::Nvfp4, ScalePolicy::Dynamic) => RowTransform::Dynamic,
-            (Mode::Bf16 | Mode::Fp8, _) => RowTransform::Keep,
-        }
     }
 
     unsafe fn route(&self, tokens: &Range<usize>, mut tables: Routing) {
@@ -171,12 +163,12 @@ impl Call<'_> {
             let matrix = WeightMatrix::expert(codes, scales, 2 * inter, hidden, expert);
             let pair = &globals[2 * expert..][..2];
             let (gate_scale, up_scale) = if self.weights.up_first { (pair[1], pair[0]) } else { (pair[0], pair[1]) };
-            let mut gate = vec![[0.0f32; TASK_ROWS]; rows.len()];
+            let mut gate = vec![0.0f32; rows.len() * features.len()];
             let x_rows: Vec<_> = rows.clone().map(|row| x.row(token_of_row(row))).collect();
             let alphas: Vec<_> = rows.clone().map(|row| x.global_scale(token_of_row(row))).collect();
             let gate_rows = gate_first + features.start..gate_first + features.end;
             for_each_tile(self.isa, matrix, gate_rows, &x_rows, |first, count, out| {
-                for (gate, out) in gate.iter_mut().zip(out) {
+                for (gate, out) in gate.chunks_exact_mut(features.len()).zip(out) {
                     gate[first - gate_first - features.start..][..count].copy_from_slice(&out[..count]);
                 }
             });
@@ -184,7 +176,7 @@ impl Call<'_> {
             for_each_tile(self.isa, matrix, up_rows, &x_rows, |first, count, out| {
                 let feature = first - up_first;
                 for (i, up) in out.iter().enumerate() {
-                    let gate = &gate[i][feature - features.start..];
+                    let gate = &gate[i * features.len() + feature - features.start..];
                     // SAFETY: this row and these features belong to this task.
                     let h = unsafe { h.part((rows.start + i) * inter + feature, count) };
                     for (j, h) in h.iter_mut().enumerate() {

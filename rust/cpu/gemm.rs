@@ -28,8 +28,9 @@ impl<'a> WeightMatrix<'a> {
     }
 }
 
-/// Weight rows of one task: enough to be worth a steal, few enough that one expert feeds all threads.
-pub const TASK_ROWS: usize = 32;
+/// Features of one task. At least: enough to be worth a steal, few enough that one expert feeds all threads. At most:
+/// activation rows that come from memory into L2 for a task should stay there for long.
+const TASK_FEATURES: Range<usize> = 32..256;
 
 /// Activation rows that stay in a core's L2 (1 MiB on the machines we know) while weight rows pass by.
 const L2_OPERAND_BYTES: usize = 800 << 10;
@@ -63,8 +64,8 @@ pub fn for_each_tile(
     }
 }
 
-/// Run `body(expert, rows, features)` over all experts that have rows, in parallel: a task is [`TASK_ROWS`] features of
-/// one expert, for all its rows, `rows_at_a_time`.
+/// Run `body(expert, rows, features)` over all experts that have rows, in parallel: a task is some features of one
+/// expert, for all its rows, `rows_at_a_time`.
 pub fn for_each_task(
     row_offsets: &[i32],
     features: usize,
@@ -72,11 +73,14 @@ pub fn for_each_task(
     body: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
 ) {
     let active: Vec<usize> = (0..row_offsets.len() - 1).filter(|e| row_offsets[*e] < row_offsets[*e + 1]).collect();
-    let blocks = features.div_ceil(TASK_ROWS);
+    // Eight tasks a thread balance what differs between them.
+    let fair = active.len() * features / (8 * rayon::current_num_threads());
+    let task_features = fair.clamp(TASK_FEATURES.start, TASK_FEATURES.end) / TILE_ROWS * TILE_ROWS;
+    let blocks = features.div_ceil(task_features);
     (0..active.len() * blocks).into_par_iter().for_each(|task| {
         let expert = active[task / blocks];
-        let first = task % blocks * TASK_ROWS;
-        let features = first..(first + TASK_ROWS).min(features);
+        let first = task % blocks * task_features;
+        let features = first..(first + task_features).min(features);
         let rows = row_offsets[expert] as usize..row_offsets[expert + 1] as usize;
         for start in rows.clone().step_by(rows_at_a_time) {
             body(expert, start..(start + rows_at_a_time).min(rows.end), features.clone());

@@ -6,7 +6,7 @@ use super::operands::{Operands, RowTransform};
 use super::plan::{CHUNK_TOKENS, LinearPlan};
 use super::shared::Shared;
 use super::shared_workspace::with_workspace;
-use crate::config::{LinearConfig, Mode, ScalePolicy};
+use crate::config::LinearConfig;
 use crate::error::Result;
 use crate::linear::{LinearArgs, LinearWeights};
 use crate::threads;
@@ -56,11 +56,7 @@ impl LinearCall<'_> {
             let pointer = args.x.add((tokens.start + token) * args.x_row_stride);
             Some(std::slice::from_raw_parts(pointer.cast::<bf16>(), config.in_features))
         };
-        let transform = match (config.mode, config.scale_policy) {
-            (Mode::Nvfp4, ScalePolicy::Static) => RowTransform::Static(self.input_scale),
-            (Mode::Nvfp4, ScalePolicy::Dynamic) => RowTransform::Dynamic,
-            (Mode::Bf16 | Mode::Fp8, _) => RowTransform::Keep,
-        };
+        let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scale);
         let amax = x.write(tokens.len(), x_row, transform, observe, |token| tokens.start + token);
 
         // SAFETY: host tensors, not written during the call.

@@ -1,7 +1,8 @@
 //! Activation rows as the microkernel wants them: quantised or not, in the instruction set's order, zero-padded.
 
-use super::isa::{GROUP, Isa};
+use super::isa::Isa;
 use super::shared::Shared;
+use crate::config::{Mode, ScalePolicy};
 use crate::format::{
     BLOCK_SIZE, BlockReport, QuantScale, dequantize_row, dynamic_global_scale, finite_amax, quantize_row,
 };
@@ -19,6 +20,17 @@ pub enum RowTransform {
     Static(f32),
     /// Mode nvfp4 with a global scale from each row's amax.
     Dynamic,
+}
+
+impl RowTransform {
+    /// What mode and policy ask for; `input_scale` is the static global scale.
+    pub fn new(mode: Mode, policy: ScalePolicy, input_scale: f32) -> Self {
+        match (mode, policy) {
+            (Mode::Nvfp4, ScalePolicy::Static) => RowTransform::Static(input_scale),
+            (Mode::Nvfp4, ScalePolicy::Dynamic) => RowTransform::Dynamic,
+            (Mode::Bf16 | Mode::Fp8, _) => RowTransform::Keep,
+        }
+    }
 }
 
 /// Operand rows in the workspace.
@@ -126,24 +138,19 @@ fn write_operand(
         seen.report = quantize_row(values, scale, codes, |i, block_scale| block_scales[i] = block_scale);
         dequantize_row(codes, block_scales, 1.0, values);
     }
-    write_in_order(isa, &buffers.values, out);
+    write_groups(isa, &buffers.values, out);
     seen
 }
 
-fn write_in_order(isa: &Isa, values: &[f32], out: &mut [u8]) {
-    let group_bytes = GROUP * isa.operand_bytes;
-    for (group, out) in values.chunks(GROUP).zip(out.chunks_exact_mut(group_bytes)) {
-        let mut padded = [0.0; GROUP];
-        padded[..group.len()].copy_from_slice(group);
-        let ordered: [f32; GROUP] = std::array::from_fn(|place| padded[usize::from(isa.order[place]) % GROUP]);
-        if isa.operand_bytes == 2 {
-            for (out, value) in out.chunks_exact_mut(2).zip(ordered) {
-                out.copy_from_slice(&bf16::from_f32(value).to_ne_bytes());
-            }
-        } else {
-            for (out, value) in out.chunks_exact_mut(4).zip(ordered) {
-                out.copy_from_slice(&value.to_ne_bytes());
-            }
-        }
+/// An operand row from a row of values.
+pub fn write_groups(isa: &Isa, values: &[f32], out: &mut [u8]) {
+    let (whole, rest) = values.split_at(values.len() / isa.group * isa.group);
+    let (out, out_rest) = out.split_at_mut(whole.len() / isa.group * isa.group_bytes);
+    for (group, out) in whole.chunks_exact(isa.group).zip(out.chunks_exact_mut(isa.group_bytes)) {
+        (isa.write_group)(group, out);
+    }
+    if !rest.is_empty() {
+        let padded: Vec<f32> = rest.iter().copied().chain(std::iter::repeat(0.0)).take(isa.group).collect();
+        (isa.write_group)(&padded, &mut out_rest[..isa.group_bytes]);
     }
 }

@@ -1,10 +1,11 @@
 //! AVX2, FMA and F16C: 8 lanes.
 
-use super::generic::{self, Simd};
-use super::{GROUP, Isa, Tile, TileOut};
+use super::generic::{self, GROUP, Simd};
+use super::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
 
-pub(super) static ISA: Isa = Isa { name: "avx2", operand_bytes: 4, order: order(), tile, add_scaled, available };
+pub(super) static ISA: Isa =
+    Isa { name: "avx2", group: GROUP, group_bytes: 4 * GROUP, write_group, tile, add_scaled, available };
 
 fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -12,15 +13,11 @@ fn available() -> bool {
 
 /// A 32-byte load puts 8 neighbours (one u32) in each lane; shifting right by 4 bits walks through them. So vector
 /// `j` of half group `h` holds values `64 h + 8 lane + j`.
-const fn order() -> [u8; GROUP] {
-    let mut order = [0; GROUP];
-    let mut place = 0;
-    while place < GROUP {
+fn write_group(values: &[f32], out: &mut [u8]) {
+    for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         let (vector, lane) = (place / 8, place % 8);
-        order[place] = (64 * (vector / 8) + 8 * lane + vector % 8) as u8;
-        place += 1;
+        *out = values[64 * (vector / 8) + 8 * lane + vector % 8].to_ne_bytes();
     }
-    order
 }
 
 struct Avx2;
@@ -71,11 +68,6 @@ unsafe impl Simd for Avx2 {
     unsafe fn store_op(to: *mut u8, value: __m256) {
         // SAFETY: by the trait's contract.
         unsafe { _mm256_storeu_ps(to.cast(), value) }
-    }
-    #[inline(always)]
-    fn prefetch(address: *const u8) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {

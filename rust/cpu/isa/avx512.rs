@@ -1,10 +1,11 @@
 //! AVX-512 F/BW/VL: 16 lanes, and a 16-entry table look-up that decodes e2m1 in one instruction.
 
-use super::generic::{self, Simd};
-use super::{GROUP, Isa, Tile, TileOut};
+use super::generic::{self, GROUP, Simd};
+use super::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
 
-pub(super) static ISA: Isa = Isa { name: "avx512", operand_bytes: 4, order: order(), tile, add_scaled, available };
+pub(super) static ISA: Isa =
+    Isa { name: "avx512", group: GROUP, group_bytes: 4 * GROUP, write_group, tile, add_scaled, available };
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -15,22 +16,18 @@ pub(super) fn available() -> bool {
 
 /// A 64-byte load puts 8 neighbours (one u32) in each lane; shifting right by 4 bits walks through them. So vector
 /// `j` of a group holds values `8 lane + j`.
-const fn order() -> [u8; GROUP] {
-    let mut order = [0; GROUP];
-    let mut place = 0;
-    while place < GROUP {
-        order[place] = (8 * (place % 16) + place / 16) as u8;
-        place += 1;
+fn write_group(values: &[f32], out: &mut [u8]) {
+    for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *out = values[8 * (place % 16) + place / 16].to_ne_bytes();
     }
-    order
 }
 
 struct Avx512;
 
 /// Codes of a group, 8 neighbours a lane, and the scale of each lane.
 pub(super) struct Cursor {
-    words: __m512i,
-    scale: __m512,
+    pub words: __m512i,
+    pub scale: __m512,
 }
 
 /// Load a group.
@@ -109,11 +106,6 @@ unsafe impl Simd for Avx512 {
     unsafe fn store_op(to: *mut u8, value: __m512) {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_storeu_ps(to.cast(), value) }
-    }
-    #[inline(always)]
-    fn prefetch(address: *const u8) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {

@@ -2,14 +2,16 @@
 //! activations are exact in bf16. The instruction flushes subnormal operands and sums to zero.
 
 use super::avx512::{Cursor, decode, open_group};
-use super::generic::{self, Simd};
-use super::{GROUP, Isa, Tile, TileOut};
+use super::generic::{self, GROUP, Simd};
+use super::{Isa, Tile, TileOut};
+use half::bf16;
 use std::arch::x86_64::*;
 
 pub(super) static ISA: Isa = Isa {
     name: "avx512bf16",
-    operand_bytes: 2,
-    order: order(),
+    group: GROUP,
+    group_bytes: 2 * GROUP,
+    write_group,
     tile,
     add_scaled: super::avx512::add_scaled,
     available,
@@ -20,15 +22,11 @@ fn available() -> bool {
 }
 
 /// Two f32 vectors of `avx512` (values `8 lane + j`, j even then odd) make one of 32 bf16 values.
-const fn order() -> [u8; GROUP] {
-    let mut order = [0; GROUP];
-    let mut place = 0;
-    while place < GROUP {
+fn write_group(values: &[f32], out: &mut [u8]) {
+    for (place, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         let (vector, half, lane) = (place / 32, place % 32 / 16, place % 16);
-        order[place] = (8 * lane + 2 * vector + half) as u8;
-        place += 1;
+        *out = bf16::from_f32(values[8 * lane + 2 * vector + half]).to_ne_bytes();
     }
-    order
 }
 
 struct Avx512Bf16;
@@ -73,11 +71,6 @@ unsafe impl Simd for Avx512Bf16 {
     unsafe fn store_op(to: *mut u8, value: __m512bh) {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(value)) }
-    }
-    #[inline(always)]
-    fn prefetch(address: *const u8) {
-        // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {

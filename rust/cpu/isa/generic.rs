@@ -1,11 +1,15 @@
 //! The tile algorithm, over any instruction set.
 
-use super::{CACHE_LINE, GROUP, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
-use crate::format::BLOCK_SIZE;
+use super::rows::{MAX_LANES, Row, Spare, rows_of, sum_lanes};
+use super::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use std::mem::MaybeUninit;
 
 /// Groups decoded at a time: 8 rows x 512 f32 values are half of a 32 KiB L1.
 const CHUNK_GROUPS: usize = 4;
+
+/// Values that an instruction set may reorder among themselves: operand rows hold each group in the order in which
+/// weights are decoded.
+pub const GROUP: usize = 128;
 
 /// What an instruction set adds. All functions are inlined into one function compiled for it.
 ///
@@ -48,15 +52,10 @@ pub unsafe trait Simd {
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Self::Cursor;
     /// Operand vector `index` of the group, `e2m1 * block_scale`; called for each index in turn.
     unsafe fn decode(cursor: &mut Self::Cursor, index: usize) -> Self::Op;
-    /// Ask for the cache line at `address`, which need not be valid.
-    fn prefetch(address: *const u8);
 }
 
-/// Widest accumulator row: 16 lanes.
-const MAX_LANES: usize = 16;
-
-/// One chunk of each row as operands, f32 being the larger, a cache line apart in the L1. Left uninitialised: clearing it would cost a quarter of
-/// a tile of one token.
+/// One chunk of each row as operands, f32 being the larger, a cache line apart in the L1. Left uninitialised: clearing
+/// it would cost a quarter of a tile of one token.
 #[repr(align(64))]
 struct Scratch([[MaybeUninit<u8>; SCRATCH_ROW]; TILE_ROWS]);
 
@@ -77,15 +76,7 @@ const FEW_TOKEN_ROWS: usize = 4;
 /// The CPU has `S`'s instructions, and `tile` keeps its promises.
 #[inline(always)]
 pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
-    assert!(tile.rows >= 1 && tile.rows <= TILE_ROWS && tile.x.len() <= MAX_TILE_TOKENS);
-    let (code_stride, scale_stride) = (tile.reduction / 2, tile.reduction / BLOCK_SIZE);
-    assert!(tile.codes.len() >= tile.rows * code_stride && tile.block_scales.len() >= tile.rows * scale_stride);
-    let mut rows = [Row { codes: &[], block_scales: &[] }; TILE_ROWS];
-    for (index, row) in rows.iter_mut().enumerate() {
-        let index = index.min(tile.rows - 1); // rows that are not there: computed as the last one, never read
-        row.codes = &tile.codes[index * code_stride..][..code_stride];
-        row.block_scales = &tile.block_scales[index * scale_stride..][..scale_stride];
-    }
+    let rows = rows_of(tile);
     // SAFETY: x has operand rows of this reduction.
     unsafe {
         match tile.x.len() {
@@ -99,37 +90,11 @@ pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
     }
 }
 
-/// One weight row.
-#[derive(Clone, Copy)]
-struct Row<'a> {
-    codes: &'a [u8],
-    block_scales: &'a [u8],
-}
-
-impl Row<'_> {
-    /// Load a group. A last, partial one is copied out first, so that nothing is read past the row.
-    ///
-    /// The row `ahead` rows on lies behind this one: asking for it now takes memory's latency out of the way.
-    #[inline(always)]
-    unsafe fn open_group<S: Simd>(&self, group: usize, ahead: usize) -> S::Cursor {
-        let (code, scale) = (group * GROUP / 2, group * GROUP / BLOCK_SIZE);
-        if code + GROUP / 2 <= self.codes.len() {
-            S::prefetch(self.codes.as_ptr().wrapping_add(code + ahead * self.codes.len()));
-            // SAFETY: the group lies inside the row.
-            unsafe { S::open_group(self.codes.as_ptr().add(code), self.block_scales.as_ptr().add(scale)) }
-        } else {
-            let mut codes = [0u8; GROUP / 2];
-            let mut block_scales = [0u8; GROUP / BLOCK_SIZE];
-            codes[..self.codes.len() - code].copy_from_slice(&self.codes[code..]);
-            block_scales[..self.block_scales.len() - scale].copy_from_slice(&self.block_scales[scale..]);
-            // SAFETY: one whole group.
-            unsafe { S::open_group(codes.as_ptr(), block_scales.as_ptr()) }
-        }
-    }
-
-    fn groups(&self) -> usize {
-        (self.codes.len() * 2).div_ceil(GROUP)
-    }
+#[inline(always)]
+unsafe fn open_group<S: Simd>(row: &Row, group: usize, spare: &mut Spare) -> S::Cursor {
+    let (codes, block_scales) = row.group::<GROUP>(group, spare);
+    // SAFETY: a whole group.
+    unsafe { S::open_group(codes, block_scales) }
 }
 
 /// Weights go from decoding straight into the sums: nothing is stored.
@@ -137,16 +102,17 @@ impl Row<'_> {
 #[allow(clippy::needless_range_loop)] // constant indices keep cursors and sums in registers
 unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
     let x = &x[..TOKENS];
+    let mut spare = Spare::default();
     for first in (0..TILE_ROWS).step_by(FEW_TOKEN_ROWS) {
         let mut sums = [[S::zero(); FEW_TOKEN_ROWS]; TOKENS];
-        for group in 0..rows[0].groups() {
+        for group in 0..rows[0].groups::<GROUP>() {
             // SAFETY: an operand row reaches to the end of the last group.
             unsafe {
                 let mut cursors = [
-                    rows[first].open_group::<S>(group, TILE_ROWS),
-                    rows[first + 1].open_group::<S>(group, TILE_ROWS),
-                    rows[first + 2].open_group::<S>(group, TILE_ROWS),
-                    rows[first + 3].open_group::<S>(group, TILE_ROWS),
+                    open_group::<S>(&rows[first], group, &mut spare),
+                    open_group::<S>(&rows[first + 1], group, &mut spare),
+                    open_group::<S>(&rows[first + 2], group, &mut spare),
+                    open_group::<S>(&rows[first + 3], group, &mut spare),
                 ];
                 for vector in 0..S::GROUP_VECTORS {
                     let at = group * GROUP * S::VALUE_BYTES + vector * S::OP_BYTES;
@@ -182,7 +148,8 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
     // SAFETY: just written.
     let acc: &mut [TokenSums] = unsafe { &mut *(std::ptr::from_mut(acc) as *mut [TokenSums]) };
 
-    let groups = rows[0].groups();
+    let groups = rows[0].groups::<GROUP>();
+    let mut spare = Spare::default();
     for group in (0..groups).step_by(CHUNK_GROUPS) {
         let chunk = (groups - group).min(CHUNK_GROUPS);
         for (row, scratch) in rows.iter().zip(&mut scratch.0) {
@@ -191,7 +158,7 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
                 let offset = i * GROUP * S::VALUE_BYTES;
                 // SAFETY: scratch holds CHUNK_GROUPS groups of the widest operands.
                 unsafe {
-                    let mut cursor = row.open_group::<S>(group + i, TILE_ROWS);
+                    let mut cursor = open_group::<S>(row, group + i, &mut spare);
                     for vector in 0..S::GROUP_VECTORS {
                         S::store_op(to.add(offset + vector * S::OP_BYTES), S::decode(&mut cursor, vector));
                     }
@@ -262,20 +229,6 @@ unsafe fn dot<S: Simd, const ROWS: usize, const TOKENS: usize>(
             }
         }
     }
-}
-
-/// Sum of the lanes, halving: a fixed order.
-#[inline(always)]
-fn sum_lanes(lanes: &[f32; MAX_LANES], count: usize) -> f32 {
-    let mut lanes = *lanes;
-    let mut half = count / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
 
 /// [`super::Isa::add_scaled`]: compiled to vector instructions where the caller's instruction set has fused ones.

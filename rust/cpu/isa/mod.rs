@@ -1,4 +1,4 @@
-//! One microkernel, four instruction sets.
+//! One microkernel, five instruction sets.
 //!
 //! A *tile* is [`TILE_ROWS`] weight rows times any number of activation rows over the whole reduction:
 //!
@@ -14,7 +14,8 @@
 //! token in a batch, bit for bit.
 //!
 //! Layers, as in memchr: `generic` is the algorithm over a trait `Simd`, `portable`, `avx2`, `avx512` and
-//! `avx512bf16` are what an instruction set adds, and this file is the only dispatch.
+//! `avx512bf16` are what an instruction set adds, and this file is the only dispatch. `avx512vnni` computes with
+//! integers, so its loops are its own.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -22,17 +23,18 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
 mod generic;
 mod portable;
+mod rows;
+#[cfg(test)]
+mod tests;
 
 use once_cell::sync::Lazy;
 
 /// Weight rows of a tile.
 pub const TILE_ROWS: usize = 8;
-
-/// Values that an instruction set may reorder among themselves: the operand rows of activations hold each group in
-/// the order in which [`Isa::dequantize`] leaves the weights. Reductions are padded to whole groups with zeros.
-pub const GROUP: usize = 128;
 
 /// Bytes.
 const CACHE_LINE: usize = 64;
@@ -61,10 +63,13 @@ pub type TileOut = [[f32; TILE_ROWS]; MAX_TILE_TOKENS];
 pub struct Isa {
     /// As reported by `nvfp4_moe_cpu_isa`.
     pub name: &'static str,
-    /// Bytes of an activation value in an operand row: 4 (f32) or 2 (bf16).
-    pub operand_bytes: usize,
-    /// Place in an operand group -> index of the value in its group.
-    pub order: [u8; GROUP],
+    /// Values that lie together in an operand row, in an order of the instruction set's own. Reductions are padded to
+    /// whole groups with zeros.
+    pub group: usize,
+    /// Bytes of a group in an operand row.
+    pub group_bytes: usize,
+    /// Turn `group` activations into `group_bytes` of an operand row.
+    pub write_group: fn(&[f32], &mut [u8]),
     /// Compute a tile. Safety: the CPU has the instructions, and the tile keeps its promises.
     pub tile: unsafe fn(&Tile, &mut TileOut),
     /// `sum += weight * y`, fused multiply-adds. Safety: the CPU has the instructions.
@@ -76,12 +81,14 @@ impl Isa {
     /// Bytes from one operand row to the next: a cache line more than the row, because rows a multiple of 4 KiB apart
     /// would share one set of the L1, which has 8 ways (without it a tile of six tokens ran at a quarter of its speed).
     pub fn operand_row_bytes(&self, reduction: usize) -> usize {
-        reduction.next_multiple_of(GROUP) * self.operand_bytes + CACHE_LINE
+        reduction.div_ceil(self.group) * self.group_bytes + CACHE_LINE
     }
 }
 
 /// Every instruction set this build knows, best first.
 static ALL: &[&Isa] = &[
+    #[cfg(target_arch = "x86_64")]
+    &avx512vnni::ISA,
     #[cfg(target_arch = "x86_64")]
     &avx512bf16::ISA,
     #[cfg(target_arch = "x86_64")]

@@ -1,20 +1,16 @@
 //! Plain Rust: any CPU. The compiler vectorises what it can.
 
-use super::generic::{self, Simd};
-use super::{GROUP, Isa, Tile, TileOut};
+use super::generic::{self, GROUP, Simd};
+use super::{Isa, Tile, TileOut};
 use crate::format::{BLOCK_SIZE, e2m1_decode, e4m3_decode};
 
 pub(super) static ISA: Isa =
-    Isa { name: "portable", operand_bytes: 4, order: natural_order(), tile, add_scaled, available: || true };
+    Isa { name: "portable", group: GROUP, group_bytes: 4 * GROUP, write_group, tile, add_scaled, available: || true };
 
-const fn natural_order() -> [u8; GROUP] {
-    let mut order = [0; GROUP];
-    let mut place = 0;
-    while place < GROUP {
-        order[place] = place as u8;
-        place += 1;
+fn write_group(values: &[f32], out: &mut [u8]) {
+    for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+        *out = value.to_ne_bytes();
     }
-    order
 }
 
 struct Portable;
@@ -65,8 +61,6 @@ unsafe impl Simd for Portable {
         // SAFETY: by the trait's contract.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
     }
-    #[inline(always)]
-    fn prefetch(_address: *const u8) {}
     #[inline(always)]
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
         // SAFETY: 64 code bytes and 8 scales, by the trait's contract.

@@ -1,0 +1,338 @@
+//! AVX-512 VNNI: 32 products of 16-bit integers an instruction, for weights and activations that are integers in
+//! disguise.
+//!
+//! e2m1 is half an integer from -12 to 12, which one table look-up decodes for 32 weights. Activations are integers of
+//! 16 bits times a power of two for each block of 16. So the 16 products of a block are summed exactly before the first
+//! rounding, and the block scale is multiplied in once, not for each weight: half the instructions of `avx512`.
+//!
+//! What is lost: nothing of quantised activations, nothing of bf16 values of at least 1/128 of the largest of their 16
+//! neighbours; smaller ones are rounded to 2^-15 of that one's power of two, where bf16 itself rounds to 2^-8. Values
+//! below 2^-127 count as 0.
+
+use super::avx512::add_scaled;
+use super::rows::{MAX_LANES, Row, Spare, rows_of, sum_lanes};
+use super::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use crate::format::BLOCK_SIZE;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+pub(super) static ISA: Isa = Isa {
+    name: "avx512vnni",
+    group: GROUP,
+    group_bytes: size_of::<Operand>(),
+    write_group,
+    tile,
+    add_scaled,
+    available,
+};
+
+fn available() -> bool {
+    super::avx512::available() && is_x86_feature_detected!("avx512vnni")
+}
+
+/// 32-bit lanes of a vector, each the sums of one block.
+const LANES: usize = 16;
+
+/// One block a lane.
+const GROUP: usize = LANES * BLOCK_SIZE;
+
+/// Block of the group in each lane, as [`open_group`] leaves them.
+const BLOCK_OF_LANE: [u8; LANES] = [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15];
+
+/// Vectors of a group. Each takes two neighbours' products: words of codes, 4 neighbours each, are shifted by 4 bits
+/// from step to step.
+const STEPS: usize = BLOCK_SIZE / 2;
+
+/// A group of activations: value `8 (step / 4) + 4 half + step % 4` of a lane's block is
+/// `values[step][lane][half] * scales[lane]`.
+#[repr(C)]
+struct Operand {
+    values: [[[i16; 2]; LANES]; STEPS],
+    scales: [f32; LANES],
+}
+
+/// See [`Operand`].
+fn write_group(values: &[f32], out: &mut [u8]) {
+    let mut operand = Operand { values: [[[0; 2]; LANES]; STEPS], scales: [0.0; LANES] };
+    let blocks = values.as_chunks::<BLOCK_SIZE>().0;
+    for (lane, block) in BLOCK_OF_LANE.iter().enumerate() {
+        let (integers, scale) = integers(&blocks[usize::from(*block)]);
+        for (i, integer) in integers.iter().enumerate() {
+            operand.values[i / 8 * 4 + i % 4][lane][i / 4 % 2] = *integer;
+        }
+        // 2^8 that the block scale lacks (see `open_group`), and half for the doubled weights.
+        operand.scales[lane] = scale * 128.0;
+    }
+    // SAFETY: plain numbers without padding.
+    let bytes: [u8; size_of::<Operand>()] = unsafe { std::mem::transmute(operand) };
+    out.copy_from_slice(&bytes);
+}
+
+/// A block as integers times a scale: the largest in [2^14, 2^15). The scale of a NaN is NaN; with an infinity the
+/// scale is infinite, so that it meets zero weights and finite ones as it should.
+fn integers(values: &[f32; BLOCK_SIZE]) -> ([i16; BLOCK_SIZE], f32) {
+    if values.iter().any(|value| !value.is_finite()) {
+        let nan = values.iter().any(|value| value.is_nan());
+        let infinities = values.map(|value| if value.is_infinite() { value.signum() as i16 } else { 0 });
+        return (infinities, if nan { f32::NAN } else { f32::INFINITY });
+    }
+    let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    // The exponent of the largest; at least -112, so that both powers below are normal.
+    let exponent = ((largest.to_bits() >> 23) as i32 - 127).max(-112);
+    let power = |exponent: i32| f32::from_bits(((exponent + 127) as u32) << 23);
+    let to_integer = power(14 - exponent);
+    (values.map(|value| (value * to_integer).round_ties_even() as i16), power(exponent - 14))
+}
+
+/// Groups decoded at a time: 8 rows are half of a 32 KiB L1.
+const CHUNK_GROUPS: usize = 4;
+
+/// Decoded weights of one group of a row.
+#[repr(C, align(64))]
+struct Weights {
+    values: [__m512i; STEPS],
+    scales: __m512,
+}
+
+/// `[token][row]`
+#[repr(align(64))]
+struct Accumulators([[MaybeUninit<__m512>; TILE_ROWS]; MAX_TILE_TOKENS]);
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+unsafe fn tile(tile: &Tile, out: &mut TileOut) {
+    let rows = rows_of(tile);
+    // SAFETY: x has operand rows of this reduction, and the CPU the instructions.
+    unsafe {
+        match tile.x.len() {
+            0 => {}
+            1 => few_tokens::<4, 1>(&rows, tile.x, out),
+            2 => few_tokens::<4, 2>(&rows, tile.x, out),
+            3 => few_tokens::<2, 3>(&rows, tile.x, out),
+            4 => few_tokens::<2, 4>(&rows, tile.x, out),
+            _ => many_tokens(&rows, tile.x, out),
+        }
+    }
+}
+
+/// A group of weights: the first and the second 8 codes of each lane's block, and its scale * 2^-8.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+unsafe fn open_group((codes, block_scales): (*const u8, *const u8)) -> ([__m512i; 2], __m512) {
+    // SAFETY: 128 code bytes and 16 scales are readable.
+    let (low, high, scale_bits) = unsafe {
+        (_mm512_loadu_ps(codes.cast()), _mm512_loadu_ps(codes.add(64).cast()), _mm_loadu_si128(block_scales.cast()))
+    };
+    let first = _mm512_shuffle_ps::<0b10_00_10_00>(low, high);
+    let second = _mm512_shuffle_ps::<0b11_01_11_01>(low, high);
+    // e4m3 bits as f16 are the value * 2^-8 (prepare refuses NaN and negative scales).
+    let scales = _mm512_cvtph_ps(_mm256_slli_epi16::<7>(_mm256_cvtepu8_epi16(scale_bits)));
+    let blocks = _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+    let words = [_mm512_castps_si512(first), _mm512_castps_si512(second)];
+    (words, _mm512_permutexvar_ps(blocks, scales))
+}
+
+/// The next neighbour of each word, doubled.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn decode(words: &mut __m512i) -> __m512i {
+    // The low five bits of a word choose, so the table is there twice: the fifth bit is the next code's.
+    const DOUBLED: [i16; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+    const TABLE: [[i16; 16]; 2] = [DOUBLED; 2];
+    // SAFETY: the table has 64 bytes.
+    let table = unsafe { _mm512_loadu_si512(TABLE.as_ptr().cast()) };
+    let values = _mm512_permutexvar_epi16(*words, table);
+    *words = _mm512_srli_epi16::<4>(*words);
+    values
+}
+
+/// `acc + w * x`, the products of two neighbours a lane.
+///
+/// Assembly, because LLVM knows better than `_mm512_dpwssd_epi32`: it makes it vpmaddwd and vpaddd, twice the work.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn multiply_add(mut acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    // SAFETY: the CPU has AVX-512 VNNI.
+    unsafe {
+        asm!(
+            "vpdpwssd {acc}, {w}, {x}",
+            acc = inout(zmm_reg) acc, w = in(zmm_reg) w, x = in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    acc
+}
+
+/// `acc + integers * (weight_scales * x_scales)`: the same operations, in the same order, on every path.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+fn fold(acc: __m512, integers: __m512i, weight_scales: __m512, x_scales: __m512) -> __m512 {
+    _mm512_fmadd_ps(_mm512_cvtepi32_ps(integers), _mm512_mul_ps(weight_scales, x_scales), acc)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+unsafe fn load_values(x: *const u8, group: usize, step: usize) -> __m512i {
+    // SAFETY: by the callers' contract, x has this group.
+    unsafe { _mm512_loadu_si512(x.add(group * size_of::<Operand>() + 64 * step).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+unsafe fn load_scales(x: *const u8, group: usize) -> __m512 {
+    // SAFETY: as above.
+    unsafe { _mm512_loadu_ps(x.add(group * size_of::<Operand>() + 64 * STEPS).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+unsafe fn sum(acc: __m512) -> f32 {
+    let mut lanes = [0.0; MAX_LANES];
+    // SAFETY: room for 16 lanes.
+    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), acc) };
+    sum_lanes(&lanes, LANES)
+}
+
+/// Weights go from decoding straight into the sums: nothing is stored.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+#[allow(clippy::needless_range_loop)] // constant indices keep words and sums in registers
+unsafe fn few_tokens<const ROWS: usize, const TOKENS: usize>(
+    rows: &[Row; TILE_ROWS],
+    x: &[*const u8],
+    out: &mut TileOut,
+) {
+    let x = &x[..TOKENS];
+    let mut spare = Spare::default();
+    for first in (0..TILE_ROWS).step_by(ROWS) {
+        // SAFETY: see `tile`.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); ROWS]; TOKENS];
+            for group in 0..rows[0].groups::<GROUP>() {
+                let mut words = [[_mm512_setzero_si512(); 2]; ROWS];
+                let mut scales = [_mm512_setzero_ps(); ROWS];
+                for row in 0..ROWS {
+                    (words[row], scales[row]) = open_group(rows[first + row].group::<GROUP>(group, &mut spare));
+                }
+                let mut integers = [[_mm512_setzero_si512(); ROWS]; TOKENS];
+                for step in 0..STEPS {
+                    for row in 0..ROWS {
+                        let w = decode(&mut words[row][step / 4]);
+                        for token in 0..TOKENS {
+                            let x = load_values(x[token], group, step);
+                            integers[token][row] = multiply_add(integers[token][row], w, x);
+                        }
+                    }
+                }
+                for token in 0..TOKENS {
+                    let x_scales = load_scales(x[token], group);
+                    for row in 0..ROWS {
+                        sums[token][row] = fold(sums[token][row], integers[token][row], scales[row], x_scales);
+                    }
+                }
+            }
+            for token in 0..TOKENS {
+                for row in 0..ROWS {
+                    out[token][first + row] = sum(sums[token][row]);
+                }
+            }
+        }
+    }
+}
+
+/// Weights are decoded once, a chunk of the reduction at a time, for all tokens.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+unsafe fn many_tokens(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
+    let mut weights = [const { [const { MaybeUninit::<Weights>::uninit() }; CHUNK_GROUPS] }; TILE_ROWS];
+    let mut acc = Accumulators([[MaybeUninit::uninit(); TILE_ROWS]; MAX_TILE_TOKENS]);
+    let acc = &mut acc.0[..x.len()];
+    // SAFETY: see `tile`; what is read of `weights` and `acc` was written before.
+    unsafe {
+        for acc in acc.iter_mut().flatten() {
+            acc.write(_mm512_setzero_ps());
+        }
+        let groups = rows[0].groups::<GROUP>();
+        let mut spare = Spare::default();
+        for first in (0..groups).step_by(CHUNK_GROUPS) {
+            let chunk = (groups - first).min(CHUNK_GROUPS);
+            for (row, weights) in rows.iter().zip(&mut weights) {
+                for (i, weights) in weights[..chunk].iter_mut().enumerate() {
+                    let (mut words, scales) = open_group(row.group::<GROUP>(first + i, &mut spare));
+                    let weights = weights.as_mut_ptr();
+                    for step in 0..STEPS {
+                        (*weights).values[step] = decode(&mut words[step / 4]);
+                    }
+                    (*weights).scales = scales;
+                }
+            }
+            let weights: &[[Weights; CHUNK_GROUPS]; TILE_ROWS] = &*std::ptr::from_ref(&weights).cast();
+            for (x, acc) in x.chunks(3).zip(acc.chunks_mut(3)) {
+                match x.len() {
+                    1 => dot::<1>(weights, x, first, chunk, acc),
+                    2 => dot::<2>(weights, x, first, chunk, acc),
+                    _ => dot::<3>(weights, x, first, chunk, acc),
+                }
+            }
+        }
+        for (out, acc) in out.iter_mut().zip(acc.iter()) {
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = sum(acc.assume_init());
+            }
+        }
+    }
+}
+
+/// Rows whose integers and sums, with those of 3 tokens, fit the 32 registers.
+const DOT_ROWS: usize = 4;
+
+/// `acc[token][row] += weights[row] * x[token]` over one chunk.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+#[allow(clippy::needless_range_loop)] // constant indices keep integers and sums in registers
+unsafe fn dot<const TOKENS: usize>(
+    weights: &[[Weights; CHUNK_GROUPS]; TILE_ROWS],
+    x: &[*const u8],
+    first_group: usize,
+    groups: usize,
+    acc: &mut [[MaybeUninit<__m512>; TILE_ROWS]],
+) {
+    for first in (0..TILE_ROWS).step_by(DOT_ROWS) {
+        // SAFETY: see `many_tokens`.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); DOT_ROWS]; TOKENS];
+            for token in 0..TOKENS {
+                for row in 0..DOT_ROWS {
+                    sums[token][row] = acc[token][first + row].assume_init();
+                }
+            }
+            for group in 0..groups {
+                let mut integers = [[_mm512_setzero_si512(); DOT_ROWS]; TOKENS];
+                for step in 0..STEPS {
+                    let mut xs = [load_values(x[0], first_group + group, step); TOKENS];
+                    for token in 1..TOKENS {
+                        xs[token] = load_values(x[token], first_group + group, step);
+                    }
+                    for row in 0..DOT_ROWS {
+                        let w = weights[first + row][group].values[step];
+                        for token in 0..TOKENS {
+                            integers[token][row] = multiply_add(integers[token][row], w, xs[token]);
+                        }
+                    }
+                }
+                for token in 0..TOKENS {
+                    let x_scales = load_scales(x[token], first_group + group);
+                    for row in 0..DOT_ROWS {
+                        let weight_scales = weights[first + row][group].scales;
+                        sums[token][row] = fold(sums[token][row], integers[token][row], weight_scales, x_scales);
+                    }
+                }
+            }
+            for token in 0..TOKENS {
+                for row in 0..DOT_ROWS {
+                    acc[token][first + row].write(sums[token][row]);
+                }
+            }
+        }
+    }
+}

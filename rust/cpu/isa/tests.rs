@@ -1,0 +1,172 @@
+//! Every instruction set of this machine against float64.
+
+use super::*;
+use crate::cpu::operands::write_groups;
+use crate::format::{BLOCK_SIZE, e2m1_decode, e4m3_decode};
+use half::bf16;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 11
+    }
+
+    /// bf16 values around 1, some tiny, some huge beside their neighbours.
+    fn activation(&mut self) -> f32 {
+        let magnitude = [1.0, 1.0, 1.0, 1e-6, 300.0][(self.next() % 5) as usize];
+        bf16::from_f32(((self.next() % 2001) as f32 / 1000.0 - 1.0) * magnitude).to_f32()
+    }
+}
+
+struct Case {
+    codes: Vec<u8>,
+    block_scales: Vec<u8>,
+    rows: usize,
+    reduction: usize,
+}
+
+impl Case {
+    fn new(rows: usize, reduction: usize, random: &mut Random) -> Self {
+        let codes = (0..rows * reduction / 2).map(|_| random.next() as u8).collect();
+        // All finite scales without a sign, subnormal ones and zero too.
+        let block_scales = (0..rows * reduction / BLOCK_SIZE).map(|_| (random.next() % 0x7f) as u8).collect();
+        Case { codes, block_scales, rows, reduction }
+    }
+
+    fn weight(&self, row: usize, column: usize) -> f64 {
+        let at = row * self.reduction + column;
+        let code = self.codes[at / 2] >> (4 * (at % 2)) & 15;
+        f64::from(e2m1_decode(code)) * f64::from(e4m3_decode(self.block_scales[at / BLOCK_SIZE]))
+    }
+
+    fn run(&self, isa: &Isa, x: &[Vec<f32>]) -> Box<TileOut> {
+        let operands: Vec<Vec<u8>> = x.iter().map(|x| operand_row(isa, x)).collect();
+        let x: Vec<*const u8> = operands.iter().map(|operand| operand.as_ptr()).collect();
+        let tile = Tile {
+            codes: &self.codes,
+            block_scales: &self.block_scales,
+            rows: self.rows,
+            reduction: self.reduction,
+            x: &x,
+        };
+        let mut out = Box::new([[f32::NAN; TILE_ROWS]; MAX_TILE_TOKENS]);
+        // SAFETY: only instruction sets of this machine are asked, with whole operand rows.
+        unsafe { (isa.tile)(&tile, &mut out) };
+        out
+    }
+}
+
+fn operand_row(isa: &Isa, x: &[f32]) -> Vec<u8> {
+    let mut row = vec![0xffu8; isa.operand_row_bytes(x.len())];
+    write_groups(isa, x, &mut row);
+    row
+}
+
+/// Whole groups, partial ones, more than a chunk.
+const REDUCTIONS: [usize; 6] = [16, 112, 128, 144, 640, 2064];
+
+#[test]
+fn every_instruction_set_computes_the_products() {
+    let mut random = Random(11);
+    for isa in available() {
+        for reduction in REDUCTIONS {
+            for (rows, tokens) in [(8, 1), (8, 2), (3, 3), (8, 4), (1, 5), (8, 7), (8, MAX_TILE_TOKENS)] {
+                let case = Case::new(rows, reduction, &mut random);
+                let x: Vec<Vec<f32>> =
+                    (0..tokens).map(|_| (0..reduction).map(|_| random.activation()).collect()).collect();
+                let out = case.run(isa, &x);
+                for (token, x) in x.iter().enumerate() {
+                    for row in 0..rows {
+                        let (mut sum, mut size, mut rounding) = (0.0, 0.0, 0.0);
+                        for (first, x) in x.chunks(BLOCK_SIZE).enumerate() {
+                            // A block shares an exponent in `avx512vnni`: each value rounds to 2^-15 of the largest.
+                            let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                            for (k, x) in x.iter().enumerate() {
+                                let weight = case.weight(row, BLOCK_SIZE * first + k);
+                                sum += f64::from(*x) * weight;
+                                size += (f64::from(*x) * weight).abs();
+                                rounding += f64::from(largest) * 2f64.powi(-15) * weight.abs();
+                            }
+                        }
+                        let tolerance = size * 2e-6 + if isa.name == "avx512vnni" { rounding } else { 0.0 };
+                        let error = (f64::from(out[token][row]) - sum).abs();
+                        assert!(error <= tolerance, "{} {rows}x{reduction}x{tokens}: {error} of {size}", isa.name);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_alone_equals_the_token_in_a_batch() {
+    let mut random = Random(12);
+    for isa in available() {
+        for reduction in REDUCTIONS {
+            let case = Case::new(8, reduction, &mut random);
+            let x: Vec<Vec<f32>> = (0..13).map(|_| (0..reduction).map(|_| random.activation()).collect()).collect();
+            let together = case.run(isa, &x);
+            for count in 1..=5 {
+                for (first, x) in x.chunks(count).enumerate() {
+                    let alone = case.run(isa, x);
+                    for token in 0..x.len() {
+                        assert_eq!(
+                            alone[token].map(f32::to_bits),
+                            together[first * count + token].map(f32::to_bits),
+                            "{} {reduction}: {count} at a time",
+                            isa.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_activations_are_exact() {
+    // Small multiples of 13 and halves: no sum of these needs more than f32's 24 bits, so every instruction set must
+    // find the very same number.
+    let mut random = Random(13);
+    for isa in available() {
+        let codes: Vec<u8> = (0..4 * 128).map(|_| random.next() as u8).collect();
+        let case = Case { codes, block_scales: vec![0x38; 8 * 128 / BLOCK_SIZE], rows: 8, reduction: 128 };
+        let x: Vec<f32> = (0..128).map(|_| e2m1_decode(random.next() as u8 & 15) * 26.0).collect();
+        let out = case.run(isa, std::slice::from_ref(&x));
+        for row in 0..8 {
+            let sum: f64 = x.iter().enumerate().map(|(k, x)| f64::from(*x) * case.weight(row, k)).sum();
+            assert_eq!(f64::from(out[0][row]), sum, "{} row {row}", isa.name);
+        }
+    }
+}
+
+#[test]
+fn non_finite_and_tiny_activations_stay_in_their_row() {
+    let mut random = Random(14);
+    for isa in available() {
+        let mut case = Case::new(8, 256, &mut random);
+        case.block_scales.fill(0x38);
+        let clean: Vec<f32> = (0..256).map(|_| random.activation()).collect();
+        let with = |value: f32| {
+            let mut x = clean.clone();
+            x[100] = value;
+            x
+        };
+        let x = [clean.clone(), with(f32::NAN), with(f32::INFINITY), with(f32::NEG_INFINITY), vec![1e-40; 256], clean];
+        let out = case.run(isa, &x);
+        assert_eq!(out[0], out[5], "{}", isa.name);
+        for row in 0..8 {
+            let weight = case.weight(row, 100);
+            let expected = |infinity: f32| if weight == 0.0 { f32::NAN } else { infinity * weight.signum() as f32 };
+            let same = |a: f32, b: f32| a == b || (a.is_nan() && b.is_nan());
+            assert!(out[1][row].is_nan(), "{} NaN", isa.name);
+            assert!(same(out[2][row], expected(f32::INFINITY)), "{} inf: {}", isa.name, out[2][row]);
+            assert!(same(out[3][row], expected(f32::NEG_INFINITY)), "{} -inf: {}", isa.name, out[3][row]);
+            assert!(out[4][row].abs() < 1e-35, "{} subnormal: {}", isa.name, out[4][row]);
+        }
+    }
+}
