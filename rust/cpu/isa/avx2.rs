@@ -30,7 +30,6 @@ struct Cursor {
 
 // SAFETY: callers check `available`.
 unsafe impl Simd for Avx2 {
-    const LANES: usize = 8;
     const OP_BYTES: usize = 32;
     const VALUE_BYTES: usize = 4;
     const ROWS: usize = 4;
@@ -53,6 +52,11 @@ unsafe impl Simd for Avx2 {
     unsafe fn store_acc(to: *mut f32, value: __m256) {
         // SAFETY: by the trait's contract.
         unsafe { _mm256_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    fn sum(acc: __m256) -> f32 {
+        // SAFETY: callers check `available`.
+        unsafe { sum256(acc) }
     }
     #[inline(always)]
     unsafe fn load_op(from: *const u8) -> __m256 {
@@ -95,6 +99,20 @@ unsafe impl Simd for Avx2 {
             *words = _mm256_srli_epi32::<4>(*words);
             _mm256_mul_ps(_mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign)), scale)
         }
+    }
+}
+
+/// Sum of 8 lanes, halves first. In registers, because LLVM makes gathers of sums over lanes in memory.
+///
+/// # Safety
+/// The CPU has AVX.
+#[inline(always)]
+pub(super) unsafe fn sum256(acc: __m256) -> f32 {
+    // SAFETY: by contract.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps::<1>(acc));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
 }
 

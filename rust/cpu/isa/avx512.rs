@@ -1,5 +1,6 @@
 //! AVX-512 F/BW/VL: 16 lanes, and a 16-entry table look-up that decodes e2m1 in one instruction.
 
+use super::avx2::sum256;
 use super::generic::{self, GROUP, Simd};
 use super::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
@@ -22,12 +23,25 @@ fn write_group(values: &[f32], out: &mut [u8]) {
     }
 }
 
+/// Sum of 16 lanes, halves first.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+pub(super) unsafe fn sum(acc: __m512) -> f32 {
+    // SAFETY: by contract.
+    unsafe {
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
+        sum256(_mm256_add_ps(_mm512_castps512_ps256(acc), high))
+    }
+}
+
 struct Avx512;
 
 /// Codes of a group, 8 neighbours a lane, and the scale of each lane.
 pub(super) struct Cursor {
-    pub words: __m512i,
-    pub scale: __m512,
+    words: __m512i,
+    scale: __m512,
 }
 
 /// Load a group.
@@ -68,7 +82,6 @@ pub(super) unsafe fn decode(cursor: &mut Cursor) -> __m512 {
 
 // SAFETY: callers check `available`.
 unsafe impl Simd for Avx512 {
-    const LANES: usize = 16;
     const OP_BYTES: usize = 64;
     const VALUE_BYTES: usize = 4;
     const ROWS: usize = 8;
@@ -91,6 +104,11 @@ unsafe impl Simd for Avx512 {
     unsafe fn store_acc(to: *mut f32, value: __m512) {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    fn sum(acc: __m512) -> f32 {
+        // SAFETY: callers check `available`.
+        unsafe { sum(acc) }
     }
     #[inline(always)]
     unsafe fn load_op(from: *const u8) -> __m512 {

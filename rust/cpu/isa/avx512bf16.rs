@@ -1,7 +1,7 @@
 //! AVX-512 with bf16 dot products: twice the multiplications of f32. Weights (`e2m1 * block_scale`) and quantised
 //! activations are exact in bf16. The instruction flushes subnormal operands and sums to zero.
 
-use super::avx512::{Cursor, decode, open_group};
+use super::avx512::{Cursor, decode, open_group, sum};
 use super::generic::{self, GROUP, Simd};
 use super::{Isa, Tile, TileOut};
 use half::bf16;
@@ -33,7 +33,6 @@ struct Avx512Bf16;
 
 // SAFETY: callers check `available`.
 unsafe impl Simd for Avx512Bf16 {
-    const LANES: usize = 16;
     const OP_BYTES: usize = 64;
     const VALUE_BYTES: usize = 2;
     const ROWS: usize = 8;
@@ -56,6 +55,11 @@ unsafe impl Simd for Avx512Bf16 {
     unsafe fn store_acc(to: *mut f32, value: __m512) {
         // SAFETY: by the trait's contract.
         unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    fn sum(acc: __m512) -> f32 {
+        // SAFETY: callers check `available`.
+        unsafe { sum(acc) }
     }
     #[inline(always)]
     unsafe fn load_op(from: *const u8) -> __m512bh {

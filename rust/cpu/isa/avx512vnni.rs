@@ -9,8 +9,8 @@
 //! neighbours; smaller ones are rounded to 2^-15 of that one's power of two, where bf16 itself rounds to 2^-8. Values
 //! below 2^-127 count as 0.
 
-use super::avx512::add_scaled;
-use super::rows::{MAX_LANES, Row, Spare, rows_of, sum_lanes};
+use super::avx512::{add_scaled, sum};
+use super::rows::Rows;
 use super::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use crate::format::BLOCK_SIZE;
 use std::arch::asm;
@@ -54,6 +54,12 @@ struct Operand {
 
 /// See [`Operand`].
 fn write_group(values: &[f32], out: &mut [u8]) {
+    // SAFETY: only reached through `ISA`, which is chosen where it is available.
+    unsafe { write_vectors(values, out) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+fn write_vectors(values: &[f32], out: &mut [u8]) {
     let mut operand = Operand { values: [[[0; 2]; LANES]; STEPS], scales: [0.0; LANES] };
     let blocks = values.as_chunks::<BLOCK_SIZE>().0;
     for (lane, block) in BLOCK_OF_LANE.iter().enumerate() {
@@ -71,6 +77,8 @@ fn write_group(values: &[f32], out: &mut [u8]) {
 
 /// A block as integers times a scale: the largest in [2^14, 2^15). The scale of a NaN is NaN; with an infinity the
 /// scale is infinite, so that it meets zero weights and finite ones as it should.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 fn integers(values: &[f32; BLOCK_SIZE]) -> ([i16; BLOCK_SIZE], f32) {
     if values.iter().any(|value| !value.is_finite()) {
         let nan = values.iter().any(|value| value.is_nan());
@@ -101,7 +109,7 @@ struct Accumulators([[MaybeUninit<__m512>; TILE_ROWS]; MAX_TILE_TOKENS]);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 unsafe fn tile(tile: &Tile, out: &mut TileOut) {
-    let rows = rows_of(tile);
+    let rows = Rows::new(tile);
     // SAFETY: x has operand rows of this reduction, and the CPU the instructions.
     unsafe {
         match tile.x.len() {
@@ -184,46 +192,26 @@ unsafe fn load_scales(x: *const u8, group: usize) -> __m512 {
     unsafe { _mm512_loadu_ps(x.add(group * size_of::<Operand>() + 64 * STEPS).cast()) }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-unsafe fn sum(acc: __m512) -> f32 {
-    let mut lanes = [0.0; MAX_LANES];
-    // SAFETY: room for 16 lanes.
-    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), acc) };
-    sum_lanes(&lanes, LANES)
-}
-
 /// Weights go from decoding straight into the sums: nothing is stored.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 #[allow(clippy::needless_range_loop)] // constant indices keep words and sums in registers
-unsafe fn few_tokens<const ROWS: usize, const TOKENS: usize>(
-    rows: &[Row; TILE_ROWS],
-    x: &[*const u8],
-    out: &mut TileOut,
-) {
+unsafe fn few_tokens<const ROWS: usize, const TOKENS: usize>(rows: &Rows<GROUP>, x: &[*const u8], out: &mut TileOut) {
     let x = &x[..TOKENS];
-    let mut spare = Spare::default();
     for first in (0..TILE_ROWS).step_by(ROWS) {
         // SAFETY: see `tile`.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); ROWS]; TOKENS];
-            for group in 0..rows[0].groups::<GROUP>() {
-                let mut words = [[_mm512_setzero_si512(); 2]; ROWS];
+            for group in 0..rows.groups {
+                let mut words = [[_mm512_setzero_si512(); ROWS]; 2];
                 let mut scales = [_mm512_setzero_ps(); ROWS];
                 for row in 0..ROWS {
-                    (words[row], scales[row]) = open_group(rows[first + row].group::<GROUP>(group, &mut spare));
+                    let group = open_group(rows.group(first + row, group));
+                    ([words[0][row], words[1][row]], scales[row]) = group;
                 }
                 let mut integers = [[_mm512_setzero_si512(); ROWS]; TOKENS];
-                for step in 0..STEPS {
-                    for row in 0..ROWS {
-                        let w = decode(&mut words[row][step / 4]);
-                        for token in 0..TOKENS {
-                            let x = load_values(x[token], group, step);
-                            integers[token][row] = multiply_add(integers[token][row], w, x);
-                        }
-                    }
-                }
+                multiply_half(&mut words[0], x, group, 0, &mut integers);
+                multiply_half(&mut words[1], x, group, STEPS / 2, &mut integers);
                 for token in 0..TOKENS {
                     let x_scales = load_scales(x[token], group);
                     for row in 0..ROWS {
@@ -240,10 +228,33 @@ unsafe fn few_tokens<const ROWS: usize, const TOKENS: usize>(
     }
 }
 
+/// Half of a group's steps, from the words that hold its codes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+#[allow(clippy::needless_range_loop)] // as above
+unsafe fn multiply_half<const ROWS: usize, const TOKENS: usize>(
+    words: &mut [__m512i; ROWS],
+    x: &[*const u8],
+    group: usize,
+    first_step: usize,
+    integers: &mut [[__m512i; ROWS]; TOKENS],
+) {
+    for step in 0..STEPS / 2 {
+        for row in 0..ROWS {
+            let w = decode(&mut words[row]);
+            for token in 0..TOKENS {
+                // SAFETY: by the callers' contract.
+                let x = unsafe { load_values(x[token], group, first_step + step) };
+                integers[token][row] = multiply_add(integers[token][row], w, x);
+            }
+        }
+    }
+}
+
 /// Weights are decoded once, a chunk of the reduction at a time, for all tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-unsafe fn many_tokens(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
+unsafe fn many_tokens(rows: &Rows<GROUP>, x: &[*const u8], out: &mut TileOut) {
     let mut weights = [const { [const { MaybeUninit::<Weights>::uninit() }; CHUNK_GROUPS] }; TILE_ROWS];
     let mut acc = Accumulators([[MaybeUninit::uninit(); TILE_ROWS]; MAX_TILE_TOKENS]);
     let acc = &mut acc.0[..x.len()];
@@ -252,13 +263,12 @@ unsafe fn many_tokens(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOu
         for acc in acc.iter_mut().flatten() {
             acc.write(_mm512_setzero_ps());
         }
-        let groups = rows[0].groups::<GROUP>();
-        let mut spare = Spare::default();
+        let groups = rows.groups;
         for first in (0..groups).step_by(CHUNK_GROUPS) {
             let chunk = (groups - first).min(CHUNK_GROUPS);
-            for (row, weights) in rows.iter().zip(&mut weights) {
+            for (row, weights) in weights.iter_mut().enumerate() {
                 for (i, weights) in weights[..chunk].iter_mut().enumerate() {
-                    let (mut words, scales) = open_group(row.group::<GROUP>(first + i, &mut spare));
+                    let (mut words, scales) = open_group(rows.group(row, first + i));
                     let weights = weights.as_mut_ptr();
                     for step in 0..STEPS {
                         (*weights).values[step] = decode(&mut words[step / 4]);

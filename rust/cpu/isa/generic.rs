@@ -1,6 +1,6 @@
 //! The tile algorithm, over any instruction set.
 
-use super::rows::{MAX_LANES, Row, Spare, rows_of, sum_lanes};
+use super::rows::Rows;
 use super::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use std::mem::MaybeUninit;
 
@@ -14,11 +14,9 @@ pub const GROUP: usize = 128;
 /// What an instruction set adds. All functions are inlined into one function compiled for it.
 ///
 /// # Safety
-/// An implementation may use instructions that not every CPU has; callers check. Pointers carry `LANES` f32 values
-/// (`Acc`) or one `Op`, unaligned.
+/// An implementation may use instructions that not every CPU has; callers check. Pointers carry one `Acc` or
+/// `Op`, unaligned.
 pub unsafe trait Simd {
-    /// f32 accumulators of one output.
-    const LANES: usize;
     /// Bytes of one operand vector.
     const OP_BYTES: usize;
     /// Bytes of one value in an operand vector: 4 (f32) or 2 (bf16).
@@ -42,6 +40,8 @@ pub unsafe trait Simd {
     unsafe fn load_acc(from: *const f32) -> Self::Acc;
     /// Store accumulators.
     unsafe fn store_acc(to: *mut f32, value: Self::Acc);
+    /// Sum of the lanes, in a fixed order: halves first.
+    fn sum(acc: Self::Acc) -> f32;
     /// Load an operand vector.
     unsafe fn load_op(from: *const u8) -> Self::Op;
     /// `acc + w * x`, lane by lane.
@@ -61,6 +61,9 @@ struct Scratch([[MaybeUninit<u8>; SCRATCH_ROW]; TILE_ROWS]);
 
 const SCRATCH_ROW: usize = CHUNK_GROUPS * GROUP * 4 + CACHE_LINE;
 
+/// Widest accumulators.
+const MAX_LANES: usize = 16;
+
 /// `[token][row][lane]`
 #[repr(align(64))]
 struct Accumulators([MaybeUninit<TokenSums>; MAX_TILE_TOKENS]);
@@ -76,7 +79,7 @@ const FEW_TOKEN_ROWS: usize = 4;
 /// The CPU has `S`'s instructions, and `tile` keeps its promises.
 #[inline(always)]
 pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
-    let rows = rows_of(tile);
+    let rows = Rows::new(tile);
     // SAFETY: x has operand rows of this reduction.
     unsafe {
         match tile.x.len() {
@@ -91,8 +94,8 @@ pub unsafe fn tile<S: Simd>(tile: &Tile, out: &mut TileOut) {
 }
 
 #[inline(always)]
-unsafe fn open_group<S: Simd>(row: &Row, group: usize, spare: &mut Spare) -> S::Cursor {
-    let (codes, block_scales) = row.group::<GROUP>(group, spare);
+unsafe fn open_group<S: Simd>(rows: &Rows<GROUP>, row: usize, group: usize) -> S::Cursor {
+    let (codes, block_scales) = rows.group(row, group);
     // SAFETY: a whole group.
     unsafe { S::open_group(codes, block_scales) }
 }
@@ -100,19 +103,18 @@ unsafe fn open_group<S: Simd>(row: &Row, group: usize, spare: &mut Spare) -> S::
 /// Weights go from decoding straight into the sums: nothing is stored.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // constant indices keep cursors and sums in registers
-unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
+unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &Rows<GROUP>, x: &[*const u8], out: &mut TileOut) {
     let x = &x[..TOKENS];
-    let mut spare = Spare::default();
     for first in (0..TILE_ROWS).step_by(FEW_TOKEN_ROWS) {
         let mut sums = [[S::zero(); FEW_TOKEN_ROWS]; TOKENS];
-        for group in 0..rows[0].groups::<GROUP>() {
+        for group in 0..rows.groups {
             // SAFETY: an operand row reaches to the end of the last group.
             unsafe {
                 let mut cursors = [
-                    open_group::<S>(&rows[first], group, &mut spare),
-                    open_group::<S>(&rows[first + 1], group, &mut spare),
-                    open_group::<S>(&rows[first + 2], group, &mut spare),
-                    open_group::<S>(&rows[first + 3], group, &mut spare),
+                    open_group::<S>(rows, first, group),
+                    open_group::<S>(rows, first + 1, group),
+                    open_group::<S>(rows, first + 2, group),
+                    open_group::<S>(rows, first + 3, group),
                 ];
                 for vector in 0..S::GROUP_VECTORS {
                     let at = group * GROUP * S::VALUE_BYTES + vector * S::OP_BYTES;
@@ -127,10 +129,7 @@ unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &[Row; TILE_ROWS], x: &
         }
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, sum) in out[first..].iter_mut().zip(sums) {
-                let mut lanes = [0.0; MAX_LANES];
-                // SAFETY: room for LANES values.
-                unsafe { S::store_acc(lanes.as_mut_ptr(), sum) };
-                *out = sum_lanes(&lanes, S::LANES);
+                *out = S::sum(sum);
             }
         }
     }
@@ -138,7 +137,7 @@ unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &[Row; TILE_ROWS], x: &
 
 /// Weights are decoded once, a chunk of the reduction at a time, for all tokens.
 #[inline(always)]
-unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &mut TileOut) {
+unsafe fn many_tokens<S: Simd>(rows: &Rows<GROUP>, x: &[*const u8], out: &mut TileOut) {
     let mut scratch = Scratch([[MaybeUninit::uninit(); SCRATCH_ROW]; TILE_ROWS]);
     let mut acc = Accumulators([MaybeUninit::uninit(); MAX_TILE_TOKENS]);
     let acc = &mut acc.0[..x.len()];
@@ -148,17 +147,16 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
     // SAFETY: just written.
     let acc: &mut [TokenSums] = unsafe { &mut *(std::ptr::from_mut(acc) as *mut [TokenSums]) };
 
-    let groups = rows[0].groups::<GROUP>();
-    let mut spare = Spare::default();
+    let groups = rows.groups;
     for group in (0..groups).step_by(CHUNK_GROUPS) {
         let chunk = (groups - group).min(CHUNK_GROUPS);
-        for (row, scratch) in rows.iter().zip(&mut scratch.0) {
+        for (row, scratch) in scratch.0.iter_mut().enumerate() {
             let to: *mut u8 = scratch.as_mut_ptr().cast();
             for i in 0..chunk {
                 let offset = i * GROUP * S::VALUE_BYTES;
                 // SAFETY: scratch holds CHUNK_GROUPS groups of the widest operands.
                 unsafe {
-                    let mut cursor = open_group::<S>(row, group + i, &mut spare);
+                    let mut cursor = open_group::<S>(rows, row, group + i);
                     for vector in 0..S::GROUP_VECTORS {
                         S::store_op(to.add(offset + vector * S::OP_BYTES), S::decode(&mut cursor, vector));
                     }
@@ -184,7 +182,8 @@ unsafe fn many_tokens<S: Simd>(rows: &[Row; TILE_ROWS], x: &[*const u8], out: &m
     }
     for (out, sums) in out.iter_mut().zip(acc.iter()) {
         for (out, lanes) in out.iter_mut().zip(sums) {
-            *out = sum_lanes(lanes, S::LANES);
+            // SAFETY: accumulators of the widest instruction set.
+            *out = S::sum(unsafe { S::load_acc(lanes.as_ptr()) });
         }
     }
 }

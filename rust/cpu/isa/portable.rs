@@ -23,7 +23,6 @@ struct Cursor {
 
 // SAFETY: uses no special instructions.
 unsafe impl Simd for Portable {
-    const LANES: usize = 8;
     const OP_BYTES: usize = 32;
     const VALUE_BYTES: usize = 4;
     const ROWS: usize = 4;
@@ -45,6 +44,11 @@ unsafe impl Simd for Portable {
     unsafe fn store_acc(to: *mut f32, value: [f32; 8]) {
         // SAFETY: as above.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
+    }
+    #[inline(always)]
+    fn sum(acc: [f32; 8]) -> f32 {
+        let [a, b, c, d, e, f, g, h] = acc;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
     }
     #[inline(always)]
     unsafe fn load_op(from: *const u8) -> [f32; 8] {

@@ -3,59 +3,73 @@
 use super::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile};
 use crate::format::BLOCK_SIZE;
 
-/// One weight row.
+/// The rows of a tile, in groups of `GROUP` values.
+pub struct Rows<'a, const GROUP: usize> {
+    rows: [Row<'a>; TILE_ROWS],
+    /// Groups of a row; the last one may be partial.
+    pub groups: usize,
+    /// Groups that are not.
+    whole_groups: usize,
+    tails: [Tail; TILE_ROWS],
+}
+
 #[derive(Clone, Copy)]
-pub struct Row<'a> {
+struct Row<'a> {
     codes: &'a [u8],
     block_scales: &'a [u8],
 }
 
-/// Room for a last, partial group of up to 256 values.
-#[derive(Default)]
-pub struct Spare {
-    codes: [[u8; 32]; 4],
+/// A last, partial group of up to 256 values, completed with zeros, so that nothing is read past the row.
+#[derive(Clone, Copy)]
+struct Tail {
+    codes: [u8; 128],
     block_scales: [u8; 16],
 }
 
-/// The rows of a tile. Rows that are not there repeat the last one: computed, never read.
-#[inline(always)]
-pub fn rows_of<'a>(tile: &Tile<'a>) -> [Row<'a>; TILE_ROWS] {
-    assert!(tile.rows >= 1 && tile.rows <= TILE_ROWS && tile.x.len() <= MAX_TILE_TOKENS);
-    let (code_stride, scale_stride) = (tile.reduction / 2, tile.reduction / BLOCK_SIZE);
-    assert!(tile.codes.len() >= tile.rows * code_stride && tile.block_scales.len() >= tile.rows * scale_stride);
-    let mut rows = [Row { codes: &[], block_scales: &[] }; TILE_ROWS];
-    for (index, row) in rows.iter_mut().enumerate() {
-        let index = index.min(tile.rows - 1);
-        row.codes = &tile.codes[index * code_stride..][..code_stride];
-        row.block_scales = &tile.block_scales[index * scale_stride..][..scale_stride];
+impl<'a, const GROUP: usize> Rows<'a, GROUP> {
+    /// Rows that the tile lacks repeat its last one: computed, never read.
+    #[inline(always)]
+    pub fn new(tile: &Tile<'a>) -> Self {
+        assert!(tile.rows >= 1 && tile.rows <= TILE_ROWS && tile.x.len() <= MAX_TILE_TOKENS);
+        let (code_stride, scale_stride) = (tile.reduction / 2, tile.reduction / BLOCK_SIZE);
+        assert!(tile.codes.len() >= tile.rows * code_stride && tile.block_scales.len() >= tile.rows * scale_stride);
+        let whole_groups = tile.reduction / GROUP;
+        let mut rows = Rows {
+            rows: [Row { codes: &[], block_scales: &[] }; TILE_ROWS],
+            groups: tile.reduction.div_ceil(GROUP),
+            whole_groups,
+            tails: [Tail { codes: [0; 128], block_scales: [0; 16] }; TILE_ROWS],
+        };
+        for index in 0..TILE_ROWS {
+            let at = index.min(tile.rows - 1);
+            let codes = &tile.codes[at * code_stride..][..code_stride];
+            let block_scales = &tile.block_scales[at * scale_stride..][..scale_stride];
+            if rows.groups > whole_groups {
+                let tail = &mut rows.tails[index];
+                let (codes, scales) =
+                    (&codes[whole_groups * GROUP / 2..], &block_scales[whole_groups * GROUP / BLOCK_SIZE..]);
+                tail.codes[..codes.len()].copy_from_slice(codes);
+                tail.block_scales[..scales.len()].copy_from_slice(scales);
+            }
+            rows.rows[index] = Row { codes, block_scales };
+        }
+        rows
     }
-    rows
-}
 
-impl Row<'_> {
-    /// Pointers to the `GROUP / 2` code bytes and `GROUP / 16` scales of a group. A last, partial group is copied to
-    /// `spare` first, so that nothing is read past the row.
+    /// Pointers to the `GROUP / 2` code bytes and `GROUP / 16` scales of a group.
     ///
     /// The row [`TILE_ROWS`] on lies behind this one: asking for it now takes memory's latency out of the way.
     #[inline(always)]
-    pub fn group<const GROUP: usize>(&self, group: usize, spare: &mut Spare) -> (*const u8, *const u8) {
-        let (code, scale) = (group * GROUP / 2, group * GROUP / BLOCK_SIZE);
-        if code + GROUP / 2 <= self.codes.len() {
-            for line in (0..GROUP / 2).step_by(CACHE_LINE) {
-                prefetch(self.codes.as_ptr().wrapping_add(code + line + TILE_ROWS * self.codes.len()));
-            }
-            return (self.codes[code..].as_ptr(), self.block_scales[scale..].as_ptr());
+    pub fn group(&self, row: usize, group: usize) -> (*const u8, *const u8) {
+        if group >= self.whole_groups {
+            return (self.tails[row].codes.as_ptr(), self.tails[row].block_scales.as_ptr());
         }
-        *spare = Spare::default();
-        spare.codes.as_flattened_mut()[..self.codes.len() - code].copy_from_slice(&self.codes[code..]);
-        spare.block_scales[..self.block_scales.len() - scale].copy_from_slice(&self.block_scales[scale..]);
-        (spare.codes.as_ptr().cast(), spare.block_scales.as_ptr())
-    }
-
-    /// Groups of a row.
-    #[inline(always)]
-    pub fn groups<const GROUP: usize>(&self) -> usize {
-        self.codes.len().div_ceil(GROUP / 2)
+        let row = &self.rows[row];
+        let codes = row.codes.as_ptr().wrapping_add(group * GROUP / 2);
+        for line in (0..GROUP / 2).step_by(CACHE_LINE) {
+            prefetch(codes.wrapping_add(line + TILE_ROWS * row.codes.len()));
+        }
+        (codes, row.block_scales.as_ptr().wrapping_add(group * GROUP / BLOCK_SIZE))
     }
 }
 
@@ -70,21 +84,4 @@ fn prefetch(address: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
-}
-
-/// Most lanes of an accumulator.
-pub const MAX_LANES: usize = 16;
-
-/// Sum of the lanes, halving: a fixed order.
-#[inline(always)]
-pub fn sum_lanes(lanes: &[f32; MAX_LANES], count: usize) -> f32 {
-    let mut lanes = *lanes;
-    let mut half = count / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }
