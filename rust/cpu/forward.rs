@@ -2,7 +2,7 @@
 
 use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
 use super::isa::{self, Isa};
-use super::operands::{Operands, RowTransform};
+use super::operands::{MIN_TASK_VALUES, Operands, RowTransform};
 use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
 use super::shared::Shared;
 use super::shared_workspace::with_workspace;
@@ -218,26 +218,30 @@ impl Call<'_> {
     unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: Shared<f32>) {
         let config = self.config;
         let out = Shared(self.args.out.cast::<bf16>());
-        tokens.clone().into_par_iter().for_each_init(Vec::new, |sum: &mut Vec<f32>, token| {
-            let args = self.args;
-            sum.clear();
-            sum.resize(config.hidden_size, 0.0);
-            let slots = (token - tokens.start) * config.top_k..;
-            for (k, row) in slot_to_row[slots][..config.top_k].iter().enumerate().filter(|(_, row)| **row >= 0) {
-                // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
-                let (weight, y) = unsafe {
-                    let at = token * args.topk_weights_row_stride + k;
-                    let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
-                    (weight, &*y.part(*row as usize * config.hidden_size, config.hidden_size))
-                };
-                // SAFETY: `isa` is available on this machine.
-                unsafe { (self.isa.add_scaled)(sum, weight, y) };
-            }
-            // SAFETY: each token's row is written by one task.
-            let out = unsafe { out.part(token * args.out_row_stride, config.hidden_size) };
-            for (out, sum) in out.iter_mut().zip(&*sum) {
-                *out = bf16::from_f32(*sum);
-            }
-        });
+        let tokens_at_a_time = (MIN_TASK_VALUES / (config.top_k * config.hidden_size)).max(1);
+        tokens.clone().into_par_iter().with_min_len(tokens_at_a_time).for_each_init(
+            Vec::new,
+            |sum: &mut Vec<f32>, token| {
+                let args = self.args;
+                sum.clear();
+                sum.resize(config.hidden_size, 0.0);
+                let slots = (token - tokens.start) * config.top_k..;
+                for (k, row) in slot_to_row[slots][..config.top_k].iter().enumerate().filter(|(_, row)| **row >= 0) {
+                    // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
+                    let (weight, y) = unsafe {
+                        let at = token * args.topk_weights_row_stride + k;
+                        let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
+                        (weight, &*y.part(*row as usize * config.hidden_size, config.hidden_size))
+                    };
+                    // SAFETY: `isa` is available on this machine.
+                    unsafe { (self.isa.add_scaled)(sum, weight, y) };
+                }
+                // SAFETY: each token's row is written by one task.
+                let out = unsafe { out.part(token * args.out_row_stride, config.hidden_size) };
+                for (out, sum) in out.iter_mut().zip(&*sum) {
+                    *out = bf16::from_f32(*sum);
+                }
+            },
+        );
     }
 }

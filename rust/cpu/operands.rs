@@ -11,6 +11,9 @@ use half::{bf16, slice::HalfFloatSliceExt};
 use parking_lot::Mutex;
 use rayon::prelude::*;
 
+/// Values that one thread handles before another is worth waking: some 20 us of work.
+pub const MIN_TASK_VALUES: usize = 16 << 10;
+
 /// What happens to a row of activations before a GEMM.
 #[derive(Debug, Clone, Copy)]
 pub enum RowTransform {
@@ -36,6 +39,7 @@ impl RowTransform {
 /// Operand rows in the workspace.
 pub struct Operands<'a> {
     isa: &'a Isa,
+    reduction: usize,
     row_bytes: usize,
     rows: Shared<u8>,
     global_scales: Shared<f32>,
@@ -46,6 +50,7 @@ impl<'a> Operands<'a> {
     pub fn new(isa: &'a Isa, reduction: usize, rows: *mut u8, global_scales: *mut f32) -> Self {
         Operands {
             isa,
+            reduction,
             row_bytes: isa.operand_row_bytes(reduction),
             rows: Shared(rows),
             global_scales: Shared(global_scales),
@@ -62,7 +67,8 @@ impl<'a> Operands<'a> {
         token_of_row: impl Fn(usize) -> usize + Sync,
     ) -> f32 {
         let amax = Mutex::new(-1.0f32);
-        (0..count).into_par_iter().for_each_init(RowBuffers::default, |buffers, row| {
+        let rows_at_a_time = (MIN_TASK_VALUES / self.reduction).max(1);
+        (0..count).into_par_iter().with_min_len(rows_at_a_time).for_each_init(RowBuffers::default, |buffers, row| {
             let Some(values) = source(row) else { return };
             // SAFETY: each row is written by one task.
             let out = unsafe { self.rows.part(row * self.row_bytes, self.row_bytes) };

@@ -13,6 +13,9 @@ pub struct Rows<'a, const GROUP: usize> {
     tails: [Tail; TILE_ROWS],
 }
 
+/// How far ahead weights are asked for. Measured: 4 rows of 2 KiB into L1 beat 8, 16, and L2.
+const ROWS_AHEAD: usize = 4;
+
 #[derive(Clone, Copy)]
 struct Row<'a> {
     codes: &'a [u8],
@@ -58,7 +61,7 @@ impl<'a, const GROUP: usize> Rows<'a, GROUP> {
 
     /// Pointers to the `GROUP / 2` code bytes and `GROUP / 16` scales of a group.
     ///
-    /// The row [`TILE_ROWS`] on lies behind this one: asking for it now takes memory's latency out of the way.
+    /// Rows lie behind one another: asking for one further on takes memory's latency out of the way.
     #[inline(always)]
     pub fn group(&self, row: usize, group: usize) -> (*const u8, *const u8) {
         if group >= self.whole_groups {
@@ -67,7 +70,7 @@ impl<'a, const GROUP: usize> Rows<'a, GROUP> {
         let row = &self.rows[row];
         let codes = row.codes.as_ptr().wrapping_add(group * GROUP / 2);
         for line in (0..GROUP / 2).step_by(CACHE_LINE) {
-            prefetch(codes.wrapping_add(line + TILE_ROWS * row.codes.len()));
+            prefetch(codes.wrapping_add(line + ROWS_AHEAD * row.codes.len()));
         }
         (codes, row.block_scales.as_ptr().wrapping_add(group * GROUP / BLOCK_SIZE))
     }
@@ -79,8 +82,8 @@ fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast())
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast())
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
