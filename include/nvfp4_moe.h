@@ -100,7 +100,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  * on it. Takes effect at the next call that computes. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 
-/* Name of the CPU instruction set in use: "avx512bf16", "avx512", "avx2" or "portable". Host buf as in last_error. */
+/* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */

@@ -359,7 +359,7 @@ def test_version_is_everywhere_the_same():
 
 
 def test_cpu_isa_is_one_of_the_headers():
-    assert nvfp4_moe.cpu_isa() in ("avx512bf16", "avx512", "avx2", "portable")
+    assert nvfp4_moe.cpu_isa() in ("avx512vnni", "avx512bf16", "avx512", "avx2", "portable")
 
 
 def test_importing_the_package_imports_no_torch():

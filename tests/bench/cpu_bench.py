@@ -31,7 +31,6 @@ from reference import generate
 from reference.layer import Swiglu, relative_l2
 
 HIDDEN, INTERMEDIATE, LOCAL, TOP_K, LIMIT = 4096, 2048, 32, 6, 10.0
-BURST = 4
 EXPERT_BYTES = 0.5625 * 3 * HIDDEN * INTERMEDIATE
 
 
@@ -110,20 +109,22 @@ def measure(layer, peers: dict, num_experts: int, tokens: int, repeats: int, gen
     times = {name: [] for name in contenders}
     touched = []
     for _ in range(repeats):
-        # A burst of calls for each contender, as decoding makes them: the first wakes its threads and is not counted.
-        calls = [routed(tokens, num_experts, generator) for _ in range(1 + BURST)]
+        # A burst of calls for each contender, as decoding makes them. The first fifth is not counted: it finds threads
+        # asleep, and cores that have to be given back and sped up.
+        warm_up = 5 if tokens <= 8 else 1
+        calls = [routed(tokens, num_experts, generator) for _ in range(5 * warm_up)]
         results = {}
         for name, contender in contenders.items():
             time.sleep(0.02)  # OpenMP's threads spin for a while after each call, on cores that the next one needs
             for i, call in enumerate(calls):
                 start = time.perf_counter()
                 results[name] = contender(*call)
-                if i > 0:
+                if i >= warm_up:
                     times[name].append(time.perf_counter() - start)
         error = relative_l2(results["ours"], results["torch f32"].double())
         if not error < 1e-2:
             sys.exit(f"T = {tokens}: rel-L2 to torch f32 is {error:.1e}; it must be below 1e-2. Nothing was timed.")
-        touched += [len(ids[ids < LOCAL].unique()) for _, ids, _ in calls[1:]]
+        touched += [len(ids[ids < LOCAL].unique()) for _, ids, _ in calls[warm_up:]]
     # Routings differ in the experts they touch: bandwidth is that of each run, then the median.
     ours = times["ours"]
     low, median, high = statistics.quantiles(ours, n=4)

@@ -44,5 +44,5 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def cpu_isa() -> str:
-    """CPU instruction set in use: "avx512bf16", "avx512", "avx2" or "portable"."""
+    """CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable"."""
     return ops.load().cpu_isa()
