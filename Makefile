@@ -154,9 +154,11 @@ bench: build
 	$(PY) tests/bench/cpu_bench.py
 
 FUZZ_SECONDS ?= 300
+FUZZ := cargo +nightly fuzz run --fuzz-dir tests/fuzz
 fuzz:
-	@for target in $(basename $(notdir $(wildcard tests/fuzz/targets/*.rs))); do \
-	  cargo +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+	cargo run --quiet --manifest-path tests/fuzz/Cargo.toml --bin seeds
+	$(FUZZ) checkpoint -- -max_total_time=$(FUZZ_SECONDS) -dict=tests/fuzz/checkpoint.dict
+	$(FUZZ) abi -- -max_total_time=$(FUZZ_SECONDS)
 
 gpu-test gpu-bench:
 	@echo "make $@: there is no CUDA backend in this build yet; it needs a machine with an NVIDIA GPU."; exit 2

@@ -100,7 +100,8 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  * on it. Takes effect at the next call that computes. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 
-/* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in last_error. */
+/* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
+ * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */
@@ -338,7 +339,8 @@ void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
 int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                              nvfp4_moe_checkpoint_layer_info *out);
 
-/* Copy a range of experts out of the files. Global scales are written in decode direction. */
+/* Copy a range of experts out of the files. Global scales are written in decode direction. Everything is checked before
+ * the first byte is written; only where a file cannot be read to its end are the buffers left partly written. */
 int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                         const nvfp4_moe_checkpoint_buffers *buffers);
 
