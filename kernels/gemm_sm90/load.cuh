@@ -1,8 +1,9 @@
 // The producer warpgroup: streams weight tiles through the copy engine and gathers token rows by index, several stages
 // ahead of the tensor cores and across tile borders.
 #pragma once
+#include "../common/tiles.cuh"
+#include "config.cuh"
 #include "ptx.cuh"
-#include "tiles.cuh"
 
 namespace nvfp4 {
 
@@ -66,10 +67,10 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
   Ring<C> ring;
-  for_each_tile<C>(p, [&](const Tile& tile) {
+  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
     const RowGather<C> rows(p, tile);
     const uint8_t* const tiles = p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes;
-    const int num_tiles = min(C::kM, p.end_m_tile - tile.first_m_tile);
+    const int num_tiles = min(C::kM, p.list.end_m_tile - tile.first_m_tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       const int num_slabs = min(C::kSlabs, p.num_slabs - slab);
       ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);

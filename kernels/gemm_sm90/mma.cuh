@@ -72,9 +72,9 @@ template <class C, class Store>
 __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store store) {
   const int warpgroup = threadIdx.x / 128 - 1, m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
-  for_each_tile<C>(p, [&](const Tile& tile) {
+  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
     const int m_tile = tile.first_m_tile + m;
-    const bool has_tile = m_tile < p.end_m_tile;
+    const bool has_tile = m_tile < p.list.end_m_tile;
     float acc[C::kN / 2];
 #pragma unroll
     for (int i = 0; i < C::kN / 2; ++i) acc[i] = 0.0f;
