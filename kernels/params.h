@@ -60,7 +60,8 @@ typedef struct RowSource {
   const int32_t *slot_to_row; /* [T * k]: tokens with no routed slot are skipped. Beside row_to_slot it says which of a
                                  token's rows is the first, where the status counts what the token holds. Or NULL */
   const int32_t *row_to_slot; /* [R]: row r reads token row_to_slot[r] / top_k; -1 is a row of zeros. Or NULL */
-  const int32_t *num_rows_on_device; /* [1]: number of rows, or NULL: num_rows */
+  const int32_t *first_row_on_device; /* [1] or NULL: 0 */
+  const int32_t *end_row_on_device;   /* [1] or NULL: num_rows */
   int32_t num_rows;
   int32_t top_k;
 } RowSource;
@@ -72,11 +73,14 @@ typedef struct QuantizeParams {
   const void *x;                    /* bf16 [rows, num_cols] */
   int64_t x_row_stride;             /* elements */
   void *decoded;                    /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
-  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]. Or NULL */
-  uint8_t *block_scale;             /* e4m3, 128x4 swizzled (whole buffer), padding columns 0. Or NULL */
-  float *row_scale;                 /* [rows] the global scale that decodes */
+  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]; or by slabs, below. Or NULL */
+  uint8_t *block_scale;             /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
+  float *row_scale;                 /* [rows] the global scale that decodes; by slabs times 2^8 */
   float static_scale;               /* 0 = dynamic */
   int32_t num_cols;                 /* a multiple of 16 */
+  int32_t by_slabs; /* rows for register dequantisation (gemm_sm90/layout.cuh): `packed` is u32 [rows, num_slabs, 8],
+                       `block_scale` e5m3 [rows, num_slabs, 4]; padding 0 */
+  int32_t reserved;
 } QuantizeParams;
 
 /* The clamped SwiGLU; limit infinite = no clamp. */
@@ -192,8 +196,9 @@ typedef struct GemmParams {
   const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
   uint64_t expert_stride; /* bytes */
   const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
-  const void *x;          /* bf16 rows */
-  int64_t x_row_stride;
+  const void *x;          /* bf16 rows; gemm1_nvfp4: u32 [rows, num_slabs, 8] codes by slabs */
+  const uint32_t *x_block_scale; /* gemm1_nvfp4: [rows, num_slabs] of 4 e5m3 scales. Or NULL */
+  int64_t x_row_stride;          /* of bf16 rows */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
   void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, out_row_stride]; linear: bf16 [T, features] */

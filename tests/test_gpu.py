@@ -131,8 +131,9 @@ def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode,
     assert relative_l2(out, parts.double()) < 3e-3 if skew != "none" else not out.any()
 
 
-def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes():
-    layer = random_layer(48, 7168, 3072, num_experts=384, top_k=6)
+@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes(mode):
+    layer = random_layer(48, 7168, 3072, num_experts=384, top_k=6, mode=mode)
     assert layer.workspace_size(8192) <= 150e6
     generator = torch.Generator().manual_seed(5)
     x = generate.tokens(8192, 7168, generator).cuda()

@@ -49,8 +49,7 @@ __device__ void store_row(const ActivationParams& p, int64_t row, const Row& sou
 // One block of threads a row.
 extern "C" __global__ void __launch_bounds__(256, 2) swiglu_rows(const __grid_constant__ ActivationParams p) {
   __shared__ float scratch[32];
-  const int32_t rows = nvfp4::num_rows(p.out.source);
-  for (int32_t r = blockIdx.x; r < rows; r += gridDim.x) {
+  nvfp4::for_each_row_of_block(p.out.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.out.source, r);
     const nvfp4::LoadActivation load(p, r);
     if (p.out.packed) {
@@ -58,5 +57,5 @@ extern "C" __global__ void __launch_bounds__(256, 2) swiglu_rows(const __grid_co
     } else {
       nvfp4::store_row(p, r, row, load);
     }
-  }
+  });
 }

@@ -12,8 +12,12 @@ struct Row {
   bool counts;     // false: another row counts the same input
 };
 
-__device__ inline int32_t num_rows(const RowSource& source) {
-  return source.num_rows_on_device ? *source.num_rows_on_device : source.num_rows;
+// Calls body(row) for this block's share of the rows.
+template <class Body>
+__device__ void for_each_row_of_block(const RowSource& source, Body body) {
+  const int32_t first = source.first_row_on_device ? *source.first_row_on_device : 0;
+  const int32_t end = source.end_row_on_device ? *source.end_row_on_device : source.num_rows;
+  for (int32_t row = first + blockIdx.x; row < end; row += gridDim.x) body(row);
 }
 
 __device__ inline Row row_at(const RowSource& source, int32_t row) {

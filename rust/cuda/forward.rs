@@ -35,9 +35,6 @@ impl Call<'_> {
         // SAFETY: by contract.
         unsafe {
             self.route()?;
-            if hopper {
-                self.hopper_x()?;
-            }
             for chunk in 0..plan.chunks {
                 if hopper {
                     self.hopper_h(chunk)?
@@ -142,7 +139,7 @@ impl Call<'_> {
     pub(super) fn h_rows(&self, chunk: usize) -> params::RowSource {
         let local = self.config.num_local_experts;
         params::RowSource {
-            num_rows_on_device: self.plan.row_offsets.pointer(self.base).wrapping_add(chunk * (local + 1) + local),
+            end_row_on_device: self.plan.row_offsets.pointer(self.base).wrapping_add(chunk * (local + 1) + local),
             top_k: self.config.top_k as i32,
             ..Default::default()
         }

@@ -1,5 +1,5 @@
-//! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 its inputs are quantised and
-//! decoded again to bf16, exactly: x once, h in place.
+//! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x is packed, and GEMM1 decodes
+//! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly.
 
 use super::THREADS;
 use super::forward::Call;
@@ -15,51 +15,17 @@ impl Call<'_> {
         self.config.mode == Mode::Nvfp4
     }
 
-    /// In mode nvfp4, the decoded form of every token that is routed here.
-    ///
-    /// # Safety
-    /// As [`Call::run`].
-    pub(super) unsafe fn hopper_x(&self) -> Result<()> {
-        if !self.quantised() {
-            return Ok(());
-        }
-        let (plan, args) = (self.plan, self.args);
-        let params = params::QuantizeParams {
-            source: params::RowSource {
-                slot_to_row: plan.slot_to_row.pointer(self.base),
-                num_rows: args.num_tokens as i32,
-                top_k: self.config.top_k as i32,
-                ..Default::default()
-            },
-            status: self.layer.device.status(),
-            x: args.x.cast(),
-            x_row_stride: args.x_row_stride as i64,
-            decoded: plan.x.rows.pointer(self.base).cast(),
-            row_scale: plan.x.global_scale.pointer(self.base),
-            static_scale: self.static_scale(self.scales.w13),
-            num_cols: self.config.hidden_size as i32,
-            ..Default::default()
-        };
-        // SAFETY: regions of the workspace; x by contract.
-        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(args.num_tokens), THREADS, 0, &params) }
-    }
-
-    /// GEMM1 with SwiGLU; in mode nvfp4 each row of h then becomes its own decoded NVFP4 form.
+    /// GEMM1 with SwiGLU; in mode nvfp4 before it x is packed, and after it each row of h becomes its own decoded form.
     ///
     /// # Safety
     /// As [`Call::run`].
     pub(super) unsafe fn hopper_h(&self, chunk: usize) -> Result<()> {
         let (plan, args, config) = (self.plan, self.args, self.config);
         let matrix = &self.layer.slice.w13;
-        let (x, x_row_stride) = match self.quantised() {
-            true => (plan.x.rows.pointer(self.base).cast_const().cast(), config.hidden_size),
-            false => (args.x.cast(), args.x_row_stride),
-        };
-        let params = params::GemmParams {
+        let mut params = params::GemmParams {
             list: self.tile_list(chunk, &(0..matrix.m_tiles)),
-            x,
-            x_row_stride: x_row_stride as i64,
-            row_scale: self.row_scale(plan.x.global_scale.pointer(self.base)),
+            x: args.x.cast(),
+            x_row_stride: args.x_row_stride as i64,
             row_to_slot: self.row_to_slot(chunk),
             out: plan.h.rows.pointer(self.base).cast(),
             out_row_stride: config.intermediate_size as i64,
@@ -69,9 +35,43 @@ impl Call<'_> {
         };
         // SAFETY: regions of the workspace, prepared weights; x by contract.
         unsafe {
-            self.launch_gemm(GemmKind::Gemm1, &params)?;
-            if self.quantised() { self.quantize_h(chunk) } else { Ok(()) }
+            if !self.quantised() {
+                return self.launch_gemm(GemmKind::Gemm1, &params);
+            }
+            params.x = plan.x.rows.pointer(self.base).cast_const().cast();
+            params.x_block_scale = plan.x.block_scale.pointer(self.base).cast();
+            params.row_scale = plan.x.global_scale.pointer(self.base);
+            self.quantize_x(chunk)?;
+            self.launch_gemm(GemmKind::Gemm1Nvfp4, &params)?;
+            self.quantize_h(chunk)
         }
+    }
+
+    /// The packed form of a chunk's tokens that are routed here.
+    unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
+        let (plan, args) = (self.plan, self.args);
+        let first_token = plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
+        let params = params::QuantizeParams {
+            source: params::RowSource {
+                slot_to_row: plan.slot_to_row.pointer(self.base),
+                first_row_on_device: first_token,
+                end_row_on_device: first_token.wrapping_add(1),
+                top_k: self.config.top_k as i32,
+                ..Default::default()
+            },
+            status: self.layer.device.status(),
+            x: args.x.cast(),
+            x_row_stride: args.x_row_stride as i64,
+            packed: plan.x.rows.pointer(self.base),
+            block_scale: plan.x.block_scale.pointer(self.base),
+            by_slabs: 1,
+            row_scale: plan.x.global_scale.pointer(self.base),
+            static_scale: self.static_scale(self.scales.w13),
+            num_cols: self.config.hidden_size as i32,
+            ..Default::default()
+        };
+        // SAFETY: by contract of the caller.
+        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(args.num_tokens), THREADS, 0, &params) }
     }
 
     unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
@@ -103,7 +103,7 @@ impl Call<'_> {
             list: self.tile_list(chunk, slice),
             x: plan.h.rows.pointer(self.base).cast_const().cast(),
             x_row_stride: config.intermediate_size as i64,
-            row_scale: self.row_scale(plan.h.global_scale.pointer(self.base)),
+            row_scale: if self.quantised() { plan.h.global_scale.pointer(self.base) } else { std::ptr::null() },
             out: plan.sums.pointer(self.base).cast(),
             out_row_stride: self.slice_cols(slice).len() as i64,
             features: config.hidden_size as i32,
@@ -111,10 +111,6 @@ impl Call<'_> {
         };
         // SAFETY: regions of the workspace, prepared weights.
         unsafe { self.launch_gemm(GemmKind::Gemm2, &params) }
-    }
-
-    fn row_scale(&self, global_scale: *const f32) -> *const f32 {
-        if self.quantised() { global_scale } else { std::ptr::null() }
     }
 
     /// A matrix, and the first of its output factors.

@@ -103,7 +103,7 @@ impl Kernel {
             vec![RouteSmall, RouteCount, RouteScan, RouteScatter, QuantizeRows, AmaxRows, SwigluRows, Combine];
         all.extend([PrepareTiles, PrepareSwizzled, PrepareAlphas, PrepareRowAlphas]);
         all.extend([GemmPortableBf16, GemmPortableNvfp4]);
-        for kind in [GemmKind::Gemm1, GemmKind::Gemm2, GemmKind::Linear] {
+        for kind in [GemmKind::Gemm1, GemmKind::Gemm1Nvfp4, GemmKind::Gemm2, GemmKind::Linear] {
             all.extend(GEMM_ROWS.map(|rows| GemmSm90(kind, rows)));
         }
         all

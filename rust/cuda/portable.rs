@@ -51,7 +51,7 @@ impl Call<'_> {
         // SAFETY: regions of the workspace, prepared weights; x by contract.
         unsafe {
             if config.mode == Mode::Nvfp4 {
-                self.quantize_x(chunk)?;
+                self.gather_x(chunk)?;
             } else {
                 input.x = args.x.cast();
                 input.x_row_stride = args.x_row_stride as i64;
@@ -71,7 +71,7 @@ impl Call<'_> {
     }
 
     /// The rows of a chunk in packed form: a token's values for each expert that it goes to.
-    unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
+    unsafe fn gather_x(&self, chunk: usize) -> Result<()> {
         let (plan, args) = (self.plan, self.args);
         let params = params::QuantizeParams {
             source: params::RowSource {

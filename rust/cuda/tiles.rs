@@ -5,6 +5,8 @@
 pub enum GemmKind {
     /// Clamped SwiGLU of gate and up, to bf16.
     Gemm1,
+    /// The same, of NVFP4 rows by slabs.
+    Gemm1Nvfp4,
     /// f32 for combine.
     Gemm2,
     /// bf16 with bias.
@@ -16,6 +18,7 @@ impl GemmKind {
     pub fn name(self) -> &'static str {
         match self {
             GemmKind::Gemm1 => "gemm1",
+            GemmKind::Gemm1Nvfp4 => "gemm1_nvfp4",
             GemmKind::Gemm2 => "gemm2",
             GemmKind::Linear => "linear",
         }
