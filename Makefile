@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
-RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust -name '*.rs')
+RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
 .PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new test-vllm wheel fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
@@ -27,14 +27,22 @@ help:
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU"
+	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU and torch; $(OP) may be built elsewhere"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed $(CUDA_INSTALLED)
 
 $(VENV)/.installed: tests/requirements.txt
 	@$(STEP) "[setup] pip: torch 2.11 and tools (2.4 GB)" sh -c '$(PYTHON) -m venv $(VENV) && $(PY) $(PIP_INSTALL) -r $<'
+	@touch $@
+
+# nvcc, for a machine without CUDA 13. Without its dependencies: pip would mix in an nvvm that nvcc cannot read. cargo does
+# not see it come, so what it built without kernels goes.
+CUDA_INSTALLED := $(VENV)/.installed-cuda
+$(CUDA_INSTALLED): tests/requirements-cuda.txt $(VENV)/.installed
+	@$(STEP) "[setup] pip: nvcc 13.0 (0.1 GB)" sh -c '$(PY) $(PIP_INSTALL) --no-deps -r $< && \
+	  cargo clean --quiet --release -p nvfp4-moe'
 	@touch $@
 
 $(VENV_NEW)/.installed: tests/requirements-torch-new.txt
@@ -160,8 +168,36 @@ fuzz:
 	$(FUZZ) checkpoint -- -max_total_time=$(FUZZ_SECONDS) -dict=tests/fuzz/checkpoint.dict
 	$(FUZZ) abi -- -max_total_time=$(FUZZ_SECONDS)
 
-gpu-test gpu-bench:
-	@echo "make $@: there is no CUDA backend in this build yet; it needs a machine with an NVIDIA GPU."; exit 2
+# ---- On a machine with a GPU -----------------------------------------------------------------------------------------
+# Needs torch and pytest, and compute-sanitizer of the CUDA toolkit. A machine without cargo tests the op that lies in
+# vllm_plugin/.
+
+GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
+GPU_LAYERTEST := $(GPU_PY) tests/layertest.py
+
+$(OP):
+	@$(MAKE) build
+
+gpu-test: $(OP)
+	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
+	  tests/test_gpu.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_linear.py
+	$(GPU_PY) tests/cudagraph_test.py
+	$(GPU_LAYERTEST) --device cuda --shape flash
+	$(GPU_LAYERTEST) --device cuda --shape pro
+	$(GPU_LAYERTEST) --device cuda-portable --shape flash
+	@for tool in memcheck racecheck initcheck synccheck; do \
+	  echo "compute-sanitizer $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
+	@echo "make gpu-test: PASS"
+
+# BUNDLE has vLLM and bench_peers.py, as for gpu-serve. Writes a record, tests/bench/record/<gpu>/<date>-moe.csv.
+gpu-bench: $(OP)
+	@bash -c '. $(BUNDLE)/setup.sh && export PYTHONPATH=$(CURDIR)/vllm_plugin:$(CURDIR)/tests/bench:$$PYTHONPATH && \
+	  mkdir -p build && python3 $$PEERS/bench_peers.py --peers marlin --tokens 1,8,64,512,2048,8192 \
+	    --candidate ours=peers_candidate:build --out build/bench_peers.json && \
+	  python3 tests/bench/peers_record.py build/bench_peers.json'
+	$(GPU_PY) tests/bench/gpu_layer.py
 
 # ---- Form ------------------------------------------------------------------------------------------------------------
 

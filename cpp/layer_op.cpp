@@ -79,13 +79,13 @@ nvfp4_moe_layer_args checked_args(const Layer& layer, const Tensor& x, const Ten
 
 }  // namespace
 
-int64_t layer_create(const Device& device, std::string mode, std::string scale_policy, int64_t hidden_size,
-                     int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
+int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
+                     int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
                      double swiglu_beta) {
   nvfp4_moe_layer_desc desc{};
   desc.struct_size = sizeof desc;
-  desc.device_kind = device_kind(device);
+  desc.device_kind = device_kind(device, portable);
   desc.device_ordinal = device_ordinal(device);
   desc.mode = mode_from_name(mode);
   desc.scale_policy = scale_policy_from_name(scale_policy);

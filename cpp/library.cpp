@@ -12,7 +12,7 @@
 
 STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def(
-      "layer_create(Device device, str mode, str scale_policy, int hidden_size, int intermediate_size, "
+      "layer_create(Device device, bool portable, str mode, str scale_policy, int hidden_size, int intermediate_size, "
       "int num_experts, int num_local_experts, int first_local_expert, int top_k, float swiglu_limit, "
       "float swiglu_alpha, float swiglu_beta) -> int");
   m.def("layer_destroy(int layer) -> ()");
@@ -30,8 +30,8 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("layer_set_input_scales(int layer, float w13_input_scale, float w2_input_scale) -> ()");
 
   m.def(
-      "linear_create(Device device, str mode, str scale_policy, int in_features, int out_features, int num_parts) "
-      "-> int");
+      "linear_create(Device device, bool portable, str mode, str scale_policy, int in_features, int out_features, "
+      "int num_parts) -> int");
   m.def("linear_destroy(int linear) -> ()");
   m.def(
       "linear_prepare(Tensor weight, Tensor block_scale, Tensor global_scale, Tensor? bias, int[] part_rows, "

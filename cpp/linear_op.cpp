@@ -52,11 +52,11 @@ nvfp4_moe_linear_args checked_args(const Linear& linear, const Tensor& x, const 
 
 }  // namespace
 
-int64_t linear_create(const Device& device, std::string mode, std::string scale_policy, int64_t in_features,
-                      int64_t out_features, int64_t num_parts) {
+int64_t linear_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
+                      int64_t in_features, int64_t out_features, int64_t num_parts) {
   nvfp4_moe_linear_desc desc{};
   desc.struct_size = sizeof desc;
-  desc.device_kind = device_kind(device);
+  desc.device_kind = device_kind(device, portable);
   desc.device_ordinal = device_ordinal(device);
   desc.mode = mode_from_name(mode);
   desc.scale_policy = scale_policy_from_name(scale_policy);

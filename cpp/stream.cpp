@@ -18,9 +18,9 @@ CurrentStream find_current_stream() {
 
 }  // namespace
 
-int32_t device_kind(const Device& device) {
-  if (device.is_cpu()) return NVFP4_MOE_DEVICE_CPU;
-  if (device.is_cuda()) return NVFP4_MOE_DEVICE_CUDA;
+int32_t device_kind(const Device& device, bool portable) {
+  if (device.is_cpu() && !portable) return NVFP4_MOE_DEVICE_CPU;
+  if (device.is_cuda()) return portable ? NVFP4_MOE_DEVICE_CUDA_PORTABLE : NVFP4_MOE_DEVICE_CUDA;
   refuse("device", device_name(device), "it must be cpu or cuda", "Move the tensors to one of them.");
 }
 

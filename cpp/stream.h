@@ -11,8 +11,8 @@ struct CUstream_st;
 
 namespace nvfp4_moe_op {
 
-// NVFP4_MOE_DEVICE_*; refuses a device that is neither CPU nor CUDA.
-int32_t device_kind(const Device& device);
+// NVFP4_MOE_DEVICE_*; refuses a device that is neither CPU nor CUDA. `portable` asks for a GPU's portable kernels.
+int32_t device_kind(const Device& device, bool portable = false);
 
 // Device index, 0 for the CPU.
 int32_t device_ordinal(const Device& device);

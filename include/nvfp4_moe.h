@@ -78,10 +78,11 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 /* ---- Choices -------------------------------------------------------------------------------------------- */
 
 #define NVFP4_MOE_DEVICE_CPU 0
-#define NVFP4_MOE_DEVICE_CUDA 1
+#define NVFP4_MOE_DEVICE_CUDA 1          /* the GPU's own kernels: compute capability 9.0 (Hopper), else UNSUPPORTED */
+#define NVFP4_MOE_DEVICE_CUDA_PORTABLE 2 /* kernels for any GPU from 8.0 on, in Blackwell's layouts: correct, not fast */
 
 /* How activations enter the GEMMs. Never switched silently. */
-#define NVFP4_MOE_MODE_DEFAULT 0 /* CPU, Hopper: BF16. Blackwell: NVFP4. */
+#define NVFP4_MOE_MODE_DEFAULT 0 /* BF16; on Blackwell's own kernels: NVFP4. */
 #define NVFP4_MOE_MODE_BF16 1    /* W4A16: weights exact, activations bf16, input scales unused */
 #define NVFP4_MOE_MODE_NVFP4 2   /* W4A4: activations quantised to e2m1 blocks of 16 */
 #define NVFP4_MOE_MODE_FP8 3     /* W4A8: only for lossless-cast weights; not on the CPU */
@@ -141,7 +142,7 @@ typedef struct nvfp4_moe_layer_weights {
 
 typedef struct nvfp4_moe_layer_args {
   uint32_t struct_size;
-  int32_t num_tokens;              /* T; 0 is a no-op */
+  int32_t num_tokens;              /* T; 0 is a no-op; T * k must be less than 2^31 */
   const void *x;                   /* bf16 [T, H] */
   int64_t x_row_stride;            /* elements between rows; 0 = H */
   const void *topk_ids;            /* [T, k], global ids; any value may appear, -1 is padding */
@@ -170,8 +171,9 @@ int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
 
-/* Scratch bytes that forward needs for up to max_tokens tokens, whatever the routing. Never decreases with
- * max_tokens. The contents mean nothing before and after a call and need not be cleared. */
+/* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
+ * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
+ * a call and need not be cleared. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;

@@ -55,11 +55,13 @@ typedef struct RouteParams {
   int32_t reserved;
 } RouteParams;
 
-/* Which rows a row-wise kernel visits. Exactly one of the three ways. */
+/* Which rows a row-wise kernel visits: all; or, with slot_to_row alone, tokens; or, with row_to_slot, grouped rows. */
 typedef struct RowSource {
-  const int32_t *slot_to_row; /* [T * k]: rows are tokens; those with no routed slot are skipped. Or NULL */
+  const int32_t *slot_to_row; /* [T * k]: tokens with no routed slot are skipped. Beside row_to_slot it says which of a
+                                 token's rows is the first, where the status counts what the token holds. Or NULL */
   const int32_t *row_to_slot; /* [R]: row r reads token row_to_slot[r] / top_k; -1 is a row of zeros. Or NULL */
-  const int32_t *num_rows_on_device; /* [1]: number of rows, or NULL: num_rows */
+  const int32_t *first_row_on_device; /* [1] or NULL: 0 */
+  const int32_t *end_row_on_device;   /* [1] or NULL: num_rows */
   int32_t num_rows;
   int32_t top_k;
 } RowSource;
@@ -71,14 +73,31 @@ typedef struct QuantizeParams {
   const void *x;                    /* bf16 [rows, num_cols] */
   int64_t x_row_stride;             /* elements */
   void *decoded;                    /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
-  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]. Or NULL */
-  uint8_t *block_scale;             /* e4m3, linear or 128x4 swizzled (whole buffer). Or NULL */
-  float *row_scale;                 /* [rows] the global scale that decodes */
+  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]; or by slabs, below. Or NULL */
+  uint8_t *block_scale;             /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
+  float *row_scale;                 /* [rows] the global scale that decodes; by slabs times 2^8 */
   float static_scale;               /* 0 = dynamic */
   int32_t num_cols;                 /* a multiple of 16 */
-  int32_t swizzled;
-  int32_t token_offset; /* added to the token in the status */
+  int32_t by_slabs; /* rows for register dequantisation (gemm_sm90/layout.cuh): `packed` is u32 [rows, num_slabs, 8],
+                       `block_scale` e5m3 [rows, num_slabs, 4]; padding 0 */
+  int32_t reserved;
 } QuantizeParams;
+
+/* The clamped SwiGLU; limit infinite = no clamp. */
+typedef struct SwigluParams {
+  float limit;
+  float alpha;
+  float beta;
+} SwigluParams;
+
+/* h = swiglu of GEMM1's sums, rounded to bf16; kept as `h`, or quantised on into `out`. */
+typedef struct ActivationParams {
+  QuantizeParams out; /* rows are grouped rows (row_to_slot); x is not read. packed NULL: h is written */
+  const float *gate_up; /* [R, 2 * num_cols]: gate, then up */
+  void *h;              /* bf16 [R, num_cols] or NULL */
+  SwigluParams swiglu;
+  int32_t reserved;
+} ActivationParams;
 
 typedef struct AmaxParams {
   RowSource source;
@@ -120,7 +139,21 @@ typedef struct PrepareParams {
   int32_t reserved;
 } PrepareParams;
 
-/* The output factors of each expert: f32 {gate, up, down}, times the 2^8 that register dequantisation leaves out. */
+/* One matrix of checkpoint weights into the layout of Blackwell: codes as they are, block scales 128x4 swizzled. */
+typedef struct PrepareSwizzledParams {
+  const uint8_t *codes;       /* e2m1x2 [L, rows, cols / 2] */
+  const uint8_t *block_scale; /* e4m3 [L, rows, cols / 16] */
+  uint8_t *out_codes;         /* of expert 0: e2m1x2 [rows, cols / 2] */
+  uint8_t *out_block_scale;   /* of expert 0: padded to 128 rows and 4 columns with 0 */
+  uint64_t expert_stride;     /* bytes between experts in both outputs */
+  uint64_t *bad_scales;       /* [1] count of NaN or negative block scales */
+  int32_t num_local_experts;
+  int32_t rows;
+  int32_t cols;
+  int32_t first_row; /* row r is the checkpoint's (r + first_row) % rows: gate comes first */
+} PrepareSwizzledParams;
+
+/* The output factors of each expert: f32 {gate, up, down}. */
 typedef struct PrepareAlphaParams {
   const float *w13_global_scale; /* [L, 2] */
   const float *w2_global_scale;  /* [L] */
@@ -129,6 +162,8 @@ typedef struct PrepareAlphaParams {
   uint64_t *bad_scales;          /* [1] count of globals that are not finite and positive */
   int32_t num_local_experts;
   int32_t up_first;
+  float factor; /* what the GEMM's products lack */
+  int32_t reserved;
 } PrepareAlphaParams;
 
 /* A linear's output factors, spread over its rows. */
@@ -139,36 +174,64 @@ typedef struct PrepareRowAlphaParams {
   int32_t part;      /* rows first_row .. first_row + num_rows take global_scale[part] */
   int32_t first_row;
   int32_t num_rows;
-  int32_t reserved;
+  float factor; /* what the GEMM's products lack */
 } PrepareRowAlphaParams;
 
-/* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */
-typedef struct GemmParams {
-  const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
-  uint64_t expert_stride; /* bytes */
-  const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
-  const void *x;          /* bf16 rows */
-  int64_t x_row_stride;
-  const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
-  const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
+/* The grouped rows of a GEMM, and the weight tiles of a launch. */
+typedef struct TileList {
   const int32_t *row_offsets; /* [L + 1]. NULL: one expert with num_rows rows */
   const int32_t *row_counts;  /* [L] */
   const int32_t *active_experts;
   const int32_t *tile_starts;
   const int32_t *num_active;
+  int32_t num_rows;
+  int32_t first_m_tile; /* tiles of 64 weight rows */
+  int32_t end_m_tile;
+  int32_t reserved;
+} TileList;
+
+/* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */
+typedef struct GemmParams {
+  TileList list;
+  const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
+  uint64_t expert_stride; /* bytes */
+  const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
+  const void *x;          /* bf16 rows; gemm1_nvfp4: u32 [rows, num_slabs, 8] codes by slabs */
+  const uint32_t *x_block_scale; /* gemm1_nvfp4: [rows, num_slabs] of 4 e5m3 scales. Or NULL */
+  int64_t x_row_stride;          /* of bf16 rows */
+  const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
+  const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
   void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, out_row_stride]; linear: bf16 [T, features] */
   const void *bias;     /* linear: bf16 [features] or NULL */
   int64_t out_row_stride;
   int32_t top_k;
-  int32_t num_rows;
-  int32_t k_valid;      /* columns of x, a multiple of 16; the rest up to 64 * num_slabs is 0 */
+  int32_t k_valid;  /* columns of x, a multiple of 16; the rest up to 64 * num_slabs is 0 */
   int32_t num_slabs;
-  int32_t first_m_tile; /* the 64-row weight tiles of this launch */
-  int32_t end_m_tile;
-  int32_t features;     /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
-  float swiglu_limit;   /* infinite = no clamp */
-  float swiglu_alpha;
-  float swiglu_beta;
+  int32_t features; /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
+  SwigluParams swiglu;
+  int32_t reserved;
 } GemmParams;
+
+/* out = rows x weights^T over grouped rows, by any GPU, in Blackwell's layouts. */
+typedef struct PortableGemmParams {
+  TileList list;
+  const uint8_t *codes;       /* weights of expert 0: e2m1x2 [features, k / 2] */
+  const uint8_t *block_scale; /* of expert 0: e4m3, 128x4 swizzled */
+  const float *alphas;        /* of expert 0: alphas[feature / alpha_features] */
+  uint64_t expert_stride;     /* bytes between experts in all three */
+  const void *x;                /* bf16 rows, or e2m1x2 [rows, k / 2] */
+  const uint8_t *x_block_scale; /* e4m3, 128x4 swizzled over all rows; NULL with bf16 rows */
+  const float *x_global_scale;  /* f32 [rows]; NULL with bf16 rows */
+  const int32_t *row_to_slot;   /* bf16: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
+  int64_t x_row_stride;         /* bf16: elements */
+  float *y;         /* f32 [rows, out_row_stride]: the features of this launch. Or NULL */
+  void *out;        /* bf16 [rows, out_row_stride]: all features, with bias. Or NULL */
+  const void *bias; /* bf16 [features] or NULL */
+  int64_t out_row_stride;
+  int32_t top_k;
+  int32_t k; /* a multiple of 16 */
+  int32_t features;
+  int32_t alpha_features; /* features that share an alpha */
+} PortableGemmParams;
 
 #endif

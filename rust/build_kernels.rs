@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, process::Command};
 
 /// A source file and the GPUs it is compiled for. Neutral kernels run on every supported GPU.
-const MODULES: [(&str, &[&str]); 5] = [
+const MODULES: [(&str, &[&str]); 8] = [
     ("route/route", NEUTRAL),
     ("quantize/quantize", NEUTRAL),
     ("combine/combine", NEUTRAL),
+    ("activation/activation", NEUTRAL),
+    ("prepare/prepare", NEUTRAL),
+    ("gemm_portable/gemm_portable", NEUTRAL),
     ("prepare/prepare_sm90", &["90a"]),
     ("gemm_sm90/gemm_sm90", &["90a"]),
 ];

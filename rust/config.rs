@@ -8,8 +8,17 @@ use crate::format::BLOCK_SIZE;
 pub enum Device {
     /// This process.
     Cpu,
-    /// A CUDA device by its ordinal.
-    Cuda(i32),
+    /// A CUDA device by its ordinal, and the kernels that run there.
+    Cuda(i32, Kernels),
+}
+
+/// Families of CUDA kernels: how weights and rows lie, and which GEMMs read them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kernels {
+    /// Compute capability 9.0.
+    Hopper,
+    /// Any from 8.0 on, in Blackwell's layouts: an oracle on the device.
+    Portable,
 }
 
 /// How activations enter the GEMMs.

@@ -137,7 +137,7 @@ impl Layer {
         check_device(config.device, config.mode)?;
         let backend = match config.device {
             Device::Cpu => Backend::Cpu { weights: None, calibration: Calibration::default() },
-            Device::Cuda(ordinal) => Backend::Cuda(CudaLayer::new(ordinal, &config)?),
+            Device::Cuda(ordinal, kernels) => Backend::Cuda(CudaLayer::new(ordinal, kernels, &config)?),
         };
         Ok(Layer { config, input_scales: InputScales::default(), backend })
     }
@@ -184,7 +184,7 @@ impl Layer {
 
     /// Workspace bytes for up to `max_tokens` tokens.
     pub fn workspace_size(&self, max_tokens: usize) -> Result<u64> {
-        check_slots(max_tokens, self.config.top_k)?;
+        check_slots("max_tokens", max_tokens, self.config.top_k)?;
         Ok(match &self.backend {
             Backend::Cpu { .. } => cpu::LayerPlan::new(&self.config, cpu::isa::best(), max_tokens).workspace_size,
             Backend::Cuda(layer) => layer.workspace_size(&self.config, max_tokens),
@@ -196,7 +196,7 @@ impl Layer {
     /// # Safety
     /// The pointers of `args` are valid as the header states.
     pub unsafe fn forward(&self, args: &LayerArgs, stream: Stream) -> Result<()> {
-        check_slots(args.num_tokens, self.config.top_k)?;
+        check_slots("num_tokens", args.num_tokens, self.config.top_k)?;
         let is_static = self.config.mode == Mode::Nvfp4 && self.config.scale_policy == ScalePolicy::Static;
         self.backend.check_prepared()?;
         if is_static && self.input_scales == InputScales::default() {
@@ -218,7 +218,7 @@ impl Layer {
     /// # Safety
     /// As [`Layer::forward`].
     pub unsafe fn calibrate(&mut self, args: &LayerArgs, stream: Stream) -> Result<()> {
-        check_slots(args.num_tokens, self.config.top_k)?;
+        check_slots("num_tokens", args.num_tokens, self.config.top_k)?;
         self.backend.check_prepared()?;
         let config = LayerConfig { mode: Mode::Bf16, ..self.config.clone() };
         // SAFETY: by contract.
@@ -273,10 +273,10 @@ pub fn check_device(device: Device, mode: Mode) -> Result<()> {
                 .to_owned(),
         )),
         (Device::Cpu, _) => Ok(()),
-        (Device::Cuda(ordinal), Mode::Fp8) => Err(Error::Unsupported(format!(
+        (Device::Cuda(ordinal, _), Mode::Fp8) => Err(Error::Unsupported(format!(
             "mode is 3 (fp8); CUDA device {ordinal} has modes 1 (bf16) and 2 (nvfp4). Use bf16, which is exact for the weights."
         ))),
-        (Device::Cuda(_), _) => Ok(()),
+        (Device::Cuda(..), _) => Ok(()),
     }
 }
 
@@ -289,11 +289,11 @@ pub fn missing_input_scale(names: &str) -> Error {
 }
 
 /// Slots are numbered in i32.
-fn check_slots(num_tokens: usize, top_k: usize) -> Result<()> {
-    let max_tokens = i32::MAX as usize / top_k;
-    if num_tokens > max_tokens {
-        let rule = format!("with top_k {top_k} it must be at most {max_tokens}");
-        return Err(Error::argument("num_tokens", num_tokens, rule, "Split the batch."));
+fn check_slots(name: &str, tokens: usize, top_k: usize) -> Result<()> {
+    let most = i32::MAX as usize / top_k;
+    if tokens > most {
+        let rule = format!("with top_k {top_k} it must be at most {most}");
+        return Err(Error::argument(name, tokens, rule, "Split the batch."));
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ impl Linear {
         check_device(config.device, config.mode)?;
         let backend = match config.device {
             Device::Cpu => Backend::Cpu { weights: None, amax: -1.0 },
-            Device::Cuda(ordinal) => Backend::Cuda(CudaLinear::new(ordinal, &config)?),
+            Device::Cuda(ordinal, kernels) => Backend::Cuda(CudaLinear::new(ordinal, kernels, &config)?),
         };
         Ok(Linear { config, input_scale: 0.0, backend })
     }

@@ -24,6 +24,13 @@ impl<T> Clone for Region<T> {
 
 impl<T> Copy for Region<T> {}
 
+impl<T> Default for Region<T> {
+    /// No values.
+    fn default() -> Self {
+        Region { offset: 0, len: 0, marker: PhantomData }
+    }
+}
+
 impl<T> Region<T> {
     /// The region's first value in a workspace at `base`.
     pub fn pointer(&self, base: *mut u8) -> *mut T {
@@ -32,7 +39,7 @@ impl<T> Region<T> {
 }
 
 /// Lays regions out one after another.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Walk {
     end: u64,
 }

@@ -9,7 +9,7 @@ NO_GPU = "no GPU on this machine"
 @pytest.fixture(autouse=True)
 def _skip_missing_device(request):
     device = getattr(request.node, "callspec", None) and request.node.callspec.params.get("device")
-    if device == "cuda" and not torch.cuda.is_available():
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
         pytest.skip(NO_GPU)
 
 

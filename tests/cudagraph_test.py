@@ -8,6 +8,7 @@ Ends with PASS or FAIL.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -117,12 +118,13 @@ def main() -> int:
     parser.add_argument("--local", type=int, default=16, help="experts held here, from id 8")
     parser.add_argument("--top-k", type=int, default=6)
     parser.add_argument("--mode", default="bf16,nvfp4")
+    parser.add_argument("--device", default="cuda,cuda-portable")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("cudagraph_test: SKIPPED, no GPU")
         return 0
     passed = True
-    for mode in args.mode.split(","):
+    for device, mode in itertools.product(args.device.split(","), args.mode.split(",")):
         generator = torch.Generator().manual_seed(1)
         layers = []
         for _ in range(NUM_LAYERS):
@@ -135,11 +137,11 @@ def main() -> int:
                     mode=mode,
                     swiglu=Swiglu(limit=10.0),
                     first_local_expert=8,
-                    device="cuda",
+                    device=device,
                 )
             )
-        workspace = torch.empty(layers[0].workspace_size(512), dtype=torch.uint8, device="cuda")
-        print(f"mode {mode}, {NUM_LAYERS} layers, one workspace of {workspace.numel() / 1e6:.1f} MB")
+        workspace = torch.empty(layers[0].workspace_size(512), dtype=torch.uint8, device=layers[0].device)
+        print(f"{device}, mode {mode}, {NUM_LAYERS} layers, one workspace of {workspace.numel() / 1e6:.1f} MB")
         passed &= no_tokens(layers, workspace, args)
         for num_tokens in [1, 2, 4, *range(8, 513, 8)]:
             passed &= check(num_tokens, layers, workspace, args, generator)

@@ -21,12 +21,11 @@ HIDDEN, INTER, EXPERTS, TOP_K = 144, 80, 8, 2
 TOKENS = (1, 8, 20, 60, 150, 400, 1100)
 
 
-def main() -> None:
-    generator = torch.Generator().manual_seed(0)
+def run_layers(device: str, generator: torch.Generator) -> None:
     weights = generate.random_code_weights(EXPERTS, HIDDEN, INTER, generator).with_input_scales(4.0, 4.0)
     for mode, policy in (("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
         layer = runner.make_layer(
-            weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device="cuda"
+            weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device=device
         )
         for num_tokens in TOKENS:
             ids = generate.random_ids(num_tokens, EXPERTS, TOP_K, generator)
@@ -39,14 +38,23 @@ def main() -> None:
     layer.calibrate(x.cuda(), ids.cuda(), topk_weights.cuda(), workspace=workspace)
     assert all(scale > 0 for scale in layer.calibrated_scales())
 
+
+def run_linears(device: str, generator: torch.Generator) -> None:
     packed = torch.randint(0, 256, (100, HIDDEN // 2), dtype=torch.uint8, generator=generator)
     scales = torch.randint(0, 100, (100, HIDDEN // 16), dtype=torch.uint8, generator=generator)
     for mode in ("bf16", "nvfp4"):
-        linear = Linear(in_features=HIDDEN, out_features=100, mode=mode, scale_policy="dynamic", device="cuda")
+        linear = Linear(in_features=HIDDEN, out_features=100, mode=mode, scale_policy="dynamic", device=device)
         linear.prepare(LinearWeights(packed.cuda(), scales.cuda(), torch.ones(1, device="cuda")))
         for num_tokens in TOKENS[:6]:
             workspace = torch.empty(linear.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
             assert linear(generate.tokens(num_tokens, HIDDEN, generator).cuda(), workspace=workspace).isfinite().all()
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for device in ("cuda", "cuda-portable"):
+        run_layers(device, generator)
+        run_linears(device, generator)
     print("status", nvfp4_moe.read_device_status("cuda"))
     print("gpu_sanitize: done")
 

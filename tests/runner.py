@@ -6,7 +6,7 @@ from nvfp4_moe import Layer, LayerWeights
 from reference.generate import Weights
 from reference.layer import Swiglu
 
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "cuda-portable")
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> torch.Tensor:
@@ -42,19 +42,18 @@ def make_layer(
         swiglu_beta=swiglu.beta,
         device=device,
     )
-    return layer.prepare(
-        LayerWeights(
-            weights.w13.to(device),
-            weights.w13_block_scale.to(device),
-            weights.w13_global_scale.to(device),
-            weights.w2.to(device),
-            weights.w2_block_scale.to(device),
-            weights.w2_global_scale.to(device),
-            weights.w13_input_scale,
-            weights.w2_input_scale,
-            weights.up_first,
-        )
+    own = LayerWeights(
+        weights.w13,
+        weights.w13_block_scale,
+        weights.w13_global_scale,
+        weights.w2,
+        weights.w2_block_scale,
+        weights.w2_global_scale,
+        weights.w13_input_scale,
+        weights.w2_input_scale,
+        weights.up_first,
     )
+    return layer.prepare(own.to(layer.device))
 
 
 def run(layer: Layer, x, topk_ids, topk_weights=None, expert_map=None) -> torch.Tensor:

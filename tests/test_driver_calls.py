@@ -1,4 +1,4 @@
-"""What forward asks of the CUDA driver, seen through a stand-in libcuda: launches, and nothing else."""
+"""What forward asks of the CUDA driver, seen through a stand-in libcuda: launches, in this order, and nothing else."""
 
 import os
 import subprocess
@@ -11,11 +11,13 @@ LIBRARY = ROOT / "target" / "release" / "libnvfp4_moe.a"
 FOLDER = ROOT / "tests" / "mock_libcuda"
 # The context decides the device of a NULL stream, so it is looked at, and set where it is another one.
 ALLOWED = {"cuLaunchKernel", "cuCtxGetCurrent", "cuCtxSetCurrent"}
+HOPPER, PORTABLE = 1, 2  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
+UNSUPPORTED = 77  # exit status of the program
 
 
 @pytest.fixture(scope="module")
-def calls(tmp_path_factory) -> dict[str, list[str]]:
-    """The calls of each forward, by its title."""
+def run(tmp_path_factory):
+    """run(device_kind, capability): the program's exit status and log, on a GPU of this compute capability."""
     if not LIBRARY.exists():
         pytest.skip("cargo build --release comes first")
     build = tmp_path_factory.mktemp("mock")
@@ -25,13 +27,22 @@ def calls(tmp_path_factory) -> dict[str, list[str]]:
     libraries = [LIBRARY, "-lpthread", "-ldl", "-lm"]
     include = ["-std=c11", "-I", ROOT / "include"]
     subprocess.run(["cc", *include, FOLDER / "driver_calls.c", "-o", program, *libraries], check=True)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(build)}
-    result = subprocess.run([program], env=environment, stderr=subprocess.PIPE, text=True)
-    if result.returncode == 77:
-        pytest.skip(f"this build has no kernels: {result.stderr.splitlines()[-1]}")
-    assert result.returncode == 0, result.stderr[-2000:]
+
+    def run(device_kind: int, capability: int = 90) -> tuple[int, list[str]]:
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(build), "MOCK_CAPABILITY": str(capability)}
+        done = subprocess.run([program, str(device_kind)], env=environment, stderr=subprocess.PIPE, text=True)
+        lines = done.stderr.splitlines()
+        if done.returncode == UNSUPPORTED and "has no CUDA kernels" in lines[-1]:
+            pytest.skip(lines[-1])
+        return done.returncode, lines
+
+    return run
+
+
+def forwards(lines: list[str]) -> dict[str, list[str]]:
+    """The calls of each forward, by its title."""
     found, title = {}, None
-    for line in result.stderr.splitlines():
+    for line in lines:
         if line.startswith("begin "):
             title = line.removeprefix("begin ")
             found[title] = []
@@ -42,15 +53,52 @@ def calls(tmp_path_factory) -> dict[str, list[str]]:
     return found
 
 
-def test_forward_launches_and_does_nothing_else(calls):
+def launched(calls: list[str]) -> list[str]:
+    return [call.split()[1] for call in calls if call.startswith("cuLaunchKernel")]
+
+
+@pytest.mark.parametrize("device_kind", [HOPPER, PORTABLE])
+def test_forward_launches_and_does_nothing_else(run, device_kind):
+    status, lines = run(device_kind)
+    assert status == 0, lines[-1]
+    calls = forwards(lines)
     assert len(calls) == 12
     for title, made in calls.items():
-        assert set(made) <= ALLOWED, title
-        assert "cuLaunchKernel" in made, title
+        assert {call.split()[0] for call in made} <= ALLOWED, title
+        assert launched(made), title
 
 
-def test_few_tokens_take_four_launches(calls):
-    """Route, GEMM1, GEMM2, combine; in mode nvfp4 both GEMMs' inputs are quantised before."""
-    assert calls["forward, mode 1, 1 tokens"].count("cuLaunchKernel") == 4
-    assert calls["forward, mode 2, 1 tokens"].count("cuLaunchKernel") == 6
-    assert calls["linear, mode 1"].count("cuLaunchKernel") == 1
+def test_few_tokens_take_few_launches(run):
+    """In mode nvfp4 both GEMMs' inputs are quantised before; the portable pipeline activates by a kernel of its own."""
+    hopper, portable = forwards(run(HOPPER)[1]), forwards(run(PORTABLE)[1])
+    forward, linear = "forward, mode {}, 1 tokens", "linear, mode {}"
+    assert launched(hopper[forward.format(1)]) == ["route_small", "gemm1_sm90_n8", "gemm2_sm90_n8", "combine"]
+    assert launched(hopper[forward.format(2)]) == [
+        "route_small", "quantize_rows", "gemm1_nvfp4_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
+    ]  # fmt: skip
+    assert launched(hopper[linear.format(1)]) == ["linear_sm90_n64"]
+    bf16, nvfp4 = "gemm_portable_bf16", "gemm_portable_nvfp4"
+    assert launched(portable[forward.format(1)]) == ["route_small", bf16, "swiglu_rows", bf16, "combine"]
+    assert launched(portable[forward.format(2)]) == [
+        "route_small", "quantize_rows", nvfp4, "swiglu_rows", nvfp4, "combine"
+    ]  # fmt: skip
+    assert launched(portable[linear.format(1)]) == [bf16]
+    assert launched(portable[linear.format(2)]) == ["quantize_rows", nvfp4]
+
+
+@pytest.mark.parametrize("capability", [80, 89, 100, 103, 120])
+def test_other_gpus_run_the_portable_kernels_only(run, capability):
+    """Hopper's are refused by a text that names both capabilities and the remedy; nothing falls back by itself."""
+    status, lines = run(PORTABLE, capability)
+    assert status == 0, lines[-1]
+    status, lines = run(HOPPER, capability)
+    assert status == UNSUPPORTED
+    assert f"need compute capability 9.0, and CUDA device 0 has {capability // 10}.{capability % 10}" in lines[-1]
+    assert "Pass 2" in lines[-1]
+
+
+def test_gpus_below_8_0_are_refused(run):
+    for device_kind in (HOPPER, PORTABLE):
+        status, lines = run(device_kind, 75)
+        assert status == UNSUPPORTED
+        assert "its compute capability is 7.5; the kernels need 8.0 or later" in lines[-1]

@@ -10,13 +10,15 @@ from reference import generate, nvfp4
 from reference.layer import ReferenceLayer, Swiglu, local_ids, relative_l2
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+DEVICES = [device for device in runner.DEVICES if device != "cpu"]
+PORTABLE = "cuda-portable"
 
 
 def bits(tensor):
     return tensor.view(torch.int16)
 
 
-def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=0):
+def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=0, device="cuda"):
     """A layer whose weights are made on the GPU: any codes, block scales from 2^-4 to 15."""
     g = torch.Generator(device="cuda").manual_seed(seed)
 
@@ -28,19 +30,34 @@ def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=
     w13, w2 = matrix(2 * inter, hidden), matrix(hidden, inter)
     layer = Layer(
         hidden_size=hidden, intermediate_size=inter, num_experts=num_experts, num_local_experts=local, top_k=top_k,
-        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device="cuda",
+        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device,
     )  # fmt: skip
     globals_ = torch.full((local, 2), hidden**-0.5 / 15, device="cuda")
     return layer.prepare(LayerWeights(*w13, globals_, *w2, torch.full((local,), inter**-0.5 / 15, device="cuda")))
 
 
+def zero_layer(local, *, num_experts, top_k, first=0, device="cuda"):
+    """The smallest layer, for what does not depend on weights."""
+    layer = Layer(
+        hidden_size=16, intermediate_size=16, num_experts=num_experts, num_local_experts=local,
+        first_local_expert=first, top_k=top_k, mode="bf16", device=device,
+    )  # fmt: skip
+    codes13, scales13, codes2, scales2 = [
+        torch.zeros(shape, dtype=torch.uint8, device="cuda")
+        for shape in [(local, 32, 8), (local, 32, 1), (local, 16, 8), (local, 16, 1)]
+    ]
+    ones = torch.ones(local, 2, device="cuda")
+    return layer.prepare(LayerWeights(codes13, scales13, ones, codes2, scales2, ones[:, 0].contiguous()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_tokens", [8, 16, 32, 64, 128, 2032])
-def test_every_product_of_e2m1_and_e4m3_is_exact(num_tokens):
+def test_every_product_of_e2m1_and_e4m3_is_exact(num_tokens, device):
     """One-hot rows read each weight out: column 16 s + c is code c under block scale s, all finite scales."""
     codes = torch.arange(16, dtype=torch.uint8).repeat(127)
     rows = torch.stack([codes.roll(16 * 0), (codes + 5) % 16, 15 - codes] * 33)  # 99 rows: no multiple of a tile
     scales = torch.arange(127, dtype=torch.uint8).expand(99, 127).contiguous()
-    linear = Linear(in_features=2032, out_features=99, mode="bf16", device="cuda")
+    linear = Linear(in_features=2032, out_features=99, mode="bf16", device=device)
     linear.prepare(LinearWeights(nvfp4.pack(rows).cuda(), scales.cuda(), torch.ones(1, device="cuda")))
     expected = nvfp4.decode_blocks(nvfp4.pack(rows), scales).T.bfloat16()
     eye = torch.eye(2032, dtype=torch.bfloat16, device="cuda")
@@ -50,43 +67,48 @@ def test_every_product_of_e2m1_and_e4m3_is_exact(num_tokens):
         assert torch.equal(out, expected[first : first + num_tokens])
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_tokens", [1, 31, 33, 512, 1024, 1025, 4097, 32768, 131072])
 @pytest.mark.parametrize("shard", [(16, 4, 0, 8), (256, 8, 64, 64), (96, 8, 32, 32), (384, 6, 336, 48)])
-def test_routing_is_a_stable_sort(num_tokens, shard):
-    """slot_to_row is the workspace's first region; one chunk holds all rows where they fit."""
+def test_routing_is_a_stable_sort(num_tokens, shard, device):
+    """slot_to_row and row_to_slot are the workspace's first regions; one chunk holds all rows where they fit."""
     experts, top_k, first, local = shard
-    layer = Layer(
-        hidden_size=16, intermediate_size=16, num_experts=experts, num_local_experts=local, first_local_expert=first,
-        top_k=top_k, mode="bf16", device="cuda",
-    )  # fmt: skip
-    zeros = [
-        torch.zeros(s, dtype=torch.uint8, device="cuda")
-        for s in [(local, 32, 8), (local, 32, 1), (local, 16, 8), (local, 16, 1)]
-    ]
-    ones = torch.ones(local, 2, device="cuda")
-    layer.prepare(LayerWeights(zeros[0], zeros[1], ones, zeros[2], zeros[3], ones[:, 0].contiguous()))
+    layer = zero_layer(local, num_experts=experts, top_k=top_k, first=first, device=device)
+    num_slots = num_tokens * top_k
     generator = torch.Generator().manual_seed(num_tokens)
     ids = torch.randint(-2, experts + 2, (num_tokens, top_k), generator=generator, dtype=torch.int32).cuda()
     x = torch.zeros(num_tokens, 16, dtype=torch.bfloat16, device="cuda")
     raw = torch.full((layer.workspace_size(num_tokens) + 256,), 0xFF, dtype=torch.uint8, device="cuda")
     workspace = raw[-raw.data_ptr() % 256 :]
     layer(x, ids, workspace=workspace)
-    slot_to_row = workspace[: num_tokens * top_k * 4].view(torch.int32)
+    slot_to_row = workspace[: num_slots * 4].view(torch.int32)
 
     expert = ids.flatten().long() - first
     routed = (expert >= 0) & (expert < local) & (ids.flatten() >= 0) & (ids.flatten() < experts)
     order = torch.where(routed, expert, local).sort(stable=True).indices[: int(routed.sum())]
+    # Each expert's rows start at a multiple of the alignment; -1 fills up.
+    alignment = 128 if device == PORTABLE else 1
+    counts = torch.bincount(expert[order], minlength=local)
+    padded = (counts + alignment - 1) // alignment * alignment
+    starts, padded_starts = counts.cumsum(0) - counts, padded.cumsum(0) - padded
+    rows = torch.arange(len(order), device="cuda") + (padded_starts - starts)[expert[order]]
     expected = torch.full_like(slot_to_row, -1)
-    expected[order] = torch.arange(len(order), dtype=torch.int32, device="cuda")
+    expected[order] = rows.int()
     assert torch.equal(slot_to_row, expected)
+    at = (num_slots * 4 + 255) // 256 * 256
+    row_to_slot = workspace[at : at + int(padded.sum()) * 4].view(torch.int32)
+    expected = torch.full_like(row_to_slot, -1)
+    expected[rows] = order.int()
+    assert torch.equal(row_to_slot, expected)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("skew", ["uniform", "one expert", "all local", "none"])
 @pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
-def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode):
+def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode, device):
     """20000 tokens of this shape need chunks; the layer of halves is the same layer."""
     hidden, inter, experts, top_k, num_tokens = 256, 4096, 16, 6, 20000
-    layer = random_layer(4, hidden, inter, num_experts=experts, top_k=top_k, mode=mode)
+    layer = random_layer(4, hidden, inter, num_experts=experts, top_k=top_k, mode=mode, device=device)
     generator = torch.Generator().manual_seed(3)
     ids = generate.random_ids(num_tokens, experts, top_k, generator)
     if skew == "one expert":
@@ -109,8 +131,9 @@ def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode)
     assert relative_l2(out, parts.double()) < 3e-3 if skew != "none" else not out.any()
 
 
-def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes():
-    layer = random_layer(48, 7168, 3072, num_experts=384, top_k=6)
+@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes(mode):
+    layer = random_layer(48, 7168, 3072, num_experts=384, top_k=6, mode=mode)
     assert layer.workspace_size(8192) <= 150e6
     generator = torch.Generator().manual_seed(5)
     x = generate.tokens(8192, 7168, generator).cuda()
@@ -129,9 +152,10 @@ def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes():
         assert out.isfinite().all()
 
 
-def test_rows_past_2_to_the_31_bytes():
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_past_2_to_the_31_bytes(device):
     """x of 2.2 GB and weights of 2.3 GB: the last rows equal the same rows on their own."""
-    layer = random_layer(62, 7168, 3072, num_experts=62, top_k=1)
+    layer = random_layer(62, 7168, 3072, num_experts=62, top_k=1, device=device)
     num_tokens = 153_600
     x = torch.randn(
         num_tokens, 7168, dtype=torch.bfloat16, device="cuda", generator=torch.Generator("cuda").manual_seed(1)
@@ -146,9 +170,10 @@ def test_rows_past_2_to_the_31_bytes():
     assert relative_l2(out[last].cpu(), alone.cpu().double()) < 3e-3
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
-def test_a_hundred_runs_and_two_streams_give_the_same_bits(mode):
-    layer = random_layer(16, 1024, 512, num_experts=16, top_k=4, mode=mode)
+def test_a_hundred_runs_and_two_streams_give_the_same_bits(mode, device):
+    layer = random_layer(16, 1024, 512, num_experts=16, top_k=4, mode=mode, device=device)
     generator = torch.Generator().manual_seed(2)
     x, ids = generate.tokens(300, 1024, generator).cuda(), generate.random_ids(300, 16, 4, generator).cuda()
     workspaces = [torch.empty(layer.workspace_size(300), dtype=torch.uint8, device="cuda") for _ in range(2)]
@@ -166,9 +191,10 @@ def test_a_hundred_runs_and_two_streams_give_the_same_bits(mode):
     assert all(torch.equal(first, bits(out)) for out in outs)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("offset", [0, 1, 3, 8])
-def test_strided_views_that_start_anywhere(offset):
-    layer = random_layer(4, 256, 128, num_experts=4, top_k=2)
+def test_strided_views_that_start_anywhere(offset, device):
+    layer = random_layer(4, 256, 128, num_experts=4, top_k=2, device=device)
     generator = torch.Generator().manual_seed(4)
     x, ids = generate.tokens(40, 256, generator).cuda(), generate.random_ids(40, 4, 2, generator).cuda()
     wide = torch.zeros(40, 300, dtype=torch.bfloat16, device="cuda")
@@ -180,7 +206,8 @@ def test_strided_views_that_start_anywhere(offset):
     assert not out[:, offset + 256 :].any()
 
 
-def test_quantised_rows_have_the_bits_of_the_host_codec():
+@pytest.mark.parametrize("device", DEVICES)
+def test_quantised_rows_have_the_bits_of_the_host_codec(device):
     """A linear with an identity weight returns its decoded operands, e2m1 * block_scale * global_scale, in bf16."""
     size = 512
     eye = torch.zeros(size, size, dtype=torch.uint8)
@@ -196,7 +223,7 @@ def test_quantised_rows_have_the_bits_of_the_host_codec():
             out_features=size,
             mode="nvfp4",
             scale_policy="dynamic" if global_scale is None else "static",
-            device="cuda",
+            device=device,
         )
         linear.prepare(
             LinearWeights(
@@ -213,8 +240,37 @@ def test_quantised_rows_have_the_bits_of_the_host_codec():
         assert nvfp4_moe.read_device_status("cuda").saturated_blocks == saturated
 
 
+@pytest.mark.parametrize(("num_tokens", "cols"), [(1, 16), (33, 80), (128, 256), (300, 7168)])
+@pytest.mark.parametrize("global_scale", [None, 0.0078125])
+def test_packed_rows_are_the_host_codecs_bytes(num_tokens, cols, global_scale):
+    """Codes, 128x4 block scales with their padding columns, and global scales, as they lie in a linear's workspace."""
+    policy = "dynamic" if global_scale is None else "static"
+    linear = Linear(in_features=cols, out_features=1, mode="nvfp4", scale_policy=policy, device=PORTABLE)
+    weight = torch.zeros(1, cols // 2, dtype=torch.uint8, device="cuda")
+    block_scale = torch.zeros(1, cols // 16, dtype=torch.uint8, device="cuda")
+    linear.prepare(LinearWeights(weight, block_scale, torch.ones(1, device="cuda"), input_scale=global_scale or 0.0))
+    generator = torch.Generator().manual_seed(num_tokens)
+    x = (generate.tokens(num_tokens, cols, generator) * torch.logspace(-3, 3, num_tokens)[:, None]).bfloat16()
+    workspace = runner.poisoned(linear.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
+    assert workspace.data_ptr() % 256 == 0
+    linear(x.cuda(), workspace=workspace)
+    ours = workspace.cpu()
+
+    host = nvfp4_moe.quantize(x, global_scale, swizzled=True)
+    assert torch.equal(ours[: host.packed.numel()].view_as(host.packed), host.packed)
+    at = (host.packed.numel() + 255) // 256 * 256
+    scales = ours[at : at + host.block_scale.numel()]
+    blocks = (cols // 16 + 3) // 4 * 4  # padding columns are 0; the rows of padding are nobody's
+    offsets = [nvfp4_moe.sf_offset(row, block, cols // 16) for row in range(num_tokens) for block in range(blocks)]
+    assert torch.equal(scales[offsets], host.block_scale[offsets])
+    at += (host.block_scale.numel() + 255) // 256 * 256
+    expected = host.global_scale.expand(num_tokens)
+    assert torch.equal(ours[at : at + 4 * num_tokens].view(torch.float32), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_tokens", [1, 8, 17, 64, 129, 512])
-def test_a_layer_with_different_gate_and_up_scales_and_up_first(num_tokens):
+def test_a_layer_with_different_gate_and_up_scales_and_up_first(num_tokens, device):
     generator = torch.Generator().manual_seed(num_tokens)
     weights = generate.random_code_weights(6, 320, 208, generator)
     weights.up_first = True
@@ -224,7 +280,7 @@ def test_a_layer_with_different_gate_and_up_scales_and_up_first(num_tokens):
         generate.random_topk_weights(num_tokens, 3, generator),
     )
     layer = runner.make_layer(
-        weights, num_experts=9, top_k=3, swiglu=Swiglu(7.0, 1.702, 1.0), first_local_expert=2, device="cuda"
+        weights, num_experts=9, top_k=3, swiglu=Swiglu(7.0, 1.702, 1.0), first_local_expert=2, device=device
     )
     reference = ReferenceLayer(weights, Swiglu(7.0, 1.702, 1.0)).forward(x, local_ids(ids, 9, 6, 2), topk_weights)
     assert relative_l2(runner.run(layer, x, ids, topk_weights), reference.out) <= 5e-3

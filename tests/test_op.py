@@ -189,8 +189,9 @@ def test_create_refuses(change):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused():
-    with pytest.raises(RuntimeError, match=r"device|CUDA|cuda"):
-        nvfp4_moe.Layer(hidden_size=H, intermediate_size=INTER, num_experts=E, top_k=K, device="cuda:0")
+    for device in ("cuda:0", "cuda-portable:0"):
+        with pytest.raises(RuntimeError, match=r"device|CUDA|cuda"):
+            nvfp4_moe.Layer(hidden_size=H, intermediate_size=INTER, num_experts=E, top_k=K, device=device)
     with pytest.raises(RuntimeError, match=r"device is cuda:0; "):
         nvfp4_moe.read_device_status("cuda:0")
 

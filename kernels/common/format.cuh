@@ -1,8 +1,6 @@
 // NVFP4 on the device: the same law as rust/format, bit for bit. Every operation rounds once to f32; the order of
 // operations is part of the format.
 #pragma once
-#include <cuda_bf16.h>
-
 #include <cstdint>
 
 namespace nvfp4 {

@@ -7,25 +7,34 @@
 namespace nvfp4 {
 
 struct Row {
-  bool visit;       // false: nothing reads this row
-  int64_t source;   // row of the input, -1 for a row of zeros
+  bool visit;      // false: nothing reads this row
+  int64_t source;  // row of the input, -1 for a row of zeros
+  bool counts;     // false: another row counts the same input
 };
 
-__device__ inline int32_t num_rows(const RowSource& source) {
-  return source.num_rows_on_device ? *source.num_rows_on_device : source.num_rows;
+// Calls body(row) for this block's share of the rows.
+template <class Body>
+__device__ void for_each_row_of_block(const RowSource& source, Body body) {
+  const int32_t first = source.first_row_on_device ? *source.first_row_on_device : 0;
+  const int32_t end = source.end_row_on_device ? *source.end_row_on_device : source.num_rows;
+  for (int32_t row = first + blockIdx.x; row < end; row += gridDim.x) body(row);
 }
 
 __device__ inline Row row_at(const RowSource& source, int32_t row) {
+  if (source.row_to_slot) {
+    const int32_t slot = source.row_to_slot[row];
+    if (slot < 0) return {true, -1, false};
+    const int32_t token = slot / source.top_k;
+    bool first = true;
+    for (int32_t s = token * source.top_k; source.slot_to_row && s < slot; ++s) first &= source.slot_to_row[s] < 0;
+    return {true, token, first};
+  }
   if (source.slot_to_row) {
     bool routed = false;
     for (int k = 0; k < source.top_k; ++k) routed |= source.slot_to_row[int64_t{row} * source.top_k + k] >= 0;
-    return {routed, row};
+    return {routed, row, true};
   }
-  if (source.row_to_slot) {
-    const int32_t slot = source.row_to_slot[row];
-    return {true, slot < 0 ? -1 : slot / source.top_k};
-  }
-  return {true, row};
+  return {true, row, true};
 }
 
 // 16 neighbours of a bf16 row, which may start at any element.
@@ -59,12 +68,13 @@ __device__ inline float block_max(float value, float (&scratch)[32]) {
 
 __device__ inline float finite_abs(float x) { return isfinite(x) ? fabsf(x) : 0.0f; }
 
-// The largest finite magnitude of a row, in every thread of the block.
-__device__ inline float row_amax(const __nv_bfloat16* row, int num_cols, float (&scratch)[32]) {
+// The largest finite magnitude of a row of blocks of 16, in every thread of the block; load(b, values) gives the b-th.
+template <class Load>
+__device__ inline float row_amax(int num_blocks, Load load, float (&scratch)[32]) {
   float amax = 0.0f;
-  for (int col = threadIdx.x * 16; col < num_cols; col += blockDim.x * 16) {
+  for (int b = threadIdx.x; b < num_blocks; b += blockDim.x) {
     float x[16];
-    load_block(row + col, x);
+    load(b, x);
 #pragma unroll
     for (int i = 0; i < 16; ++i) amax = fmaxf(amax, finite_abs(x[i]));
   }

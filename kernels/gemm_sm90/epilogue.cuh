@@ -1,16 +1,9 @@
 // What becomes of the accumulators. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows two.
 #pragma once
+#include "../common/swiglu.cuh"
 #include "mma.cuh"
 
 namespace nvfp4 {
-
-// gate = min(gate, limit); up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + beta). Comparisons, not
-// fminf: a NaN must stay.
-__device__ inline float swiglu(const GemmParams& p, float gate, float up) {
-  gate = gate > p.swiglu_limit ? p.swiglu_limit : gate;
-  up = up > p.swiglu_limit ? p.swiglu_limit : up < -p.swiglu_limit ? -p.swiglu_limit : up;
-  return gate / (1.0f + __expf(-p.swiglu_alpha * gate)) * (up + p.swiglu_beta);
-}
 
 // Calls visit(row, row_scale, i) for this thread's token rows; acc[i] and acc[i + 2] are its weight rows g and g + 8.
 template <class C, class Visit>
@@ -46,7 +39,7 @@ __device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const f
     const float gate_alpha = alphas[0], up_alpha = alphas[1];
     auto* h = static_cast<__nv_bfloat16*>(p.out);
     for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
-      const float value = swiglu(p, acc[i] * (row_scale * gate_alpha), acc[i + 2] * (row_scale * up_alpha));
+      const float value = swiglu(p.swiglu, acc[i] * (row_scale * gate_alpha), acc[i + 2] * (row_scale * up_alpha));
       h[row * p.out_row_stride + feature] = __float2bfloat16_rn(value);
     });
   } else {
@@ -55,7 +48,7 @@ __device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const f
     if constexpr (kEpilogue == Epilogue::kGemm2) {
       const float alpha = expert_alphas(p, tile)[0];
       // y holds the columns of this launch only.
-      float* y = static_cast<float*>(p.out) + (feature - p.first_m_tile * kTileRows);
+      float* y = static_cast<float*>(p.out) + (feature - p.list.first_m_tile * kTileRows);
       for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
         if (has_low) y[row * p.out_row_stride] = acc[i] * (row_scale * alpha);
         if (has_high) y[row * p.out_row_stride + 8] = acc[i + 2] * (row_scale * alpha);

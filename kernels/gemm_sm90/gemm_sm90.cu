@@ -1,14 +1,15 @@
 // The grouped GEMM of Hopper: out = rows x weights^T with 4-bit weights as the register operand of wgmma (swapAB), so
 // that a few tokens fill the narrow side of the tensor core's tile and weights are read from HBM once.
 //
-//   1 producer warpgroup   load()      weight tiles by bulk copy, token rows by gather, kStages ahead
+//   1 producer warpgroup   load()      weight tiles by bulk copy, token rows by gather, kStages ahead;
+//                          load_packed() decodes NVFP4 rows on the way
 //   kM x kK consumers      multiply()  dequantise in registers, wgmma, sum along K, store()
 #include "epilogue.cuh"
 
 namespace nvfp4 {
 namespace {
 
-template <class C, Epilogue kEpilogue>
+template <class C, Epilogue kEpilogue, bool kPackedRows>
 __device__ void gemm(const GemmParams& p) {
   extern __shared__ __align__(1024) uint8_t bytes[];
   auto& shared = *reinterpret_cast<SharedStorage<C>*>(bytes);
@@ -22,7 +23,11 @@ __device__ void gemm(const GemmParams& p) {
   __syncthreads();
   if (threadIdx.x < C::kProducers) {
     if constexpr (C::kConsumerRegisters > 0) ptx::lower_registers<C::kProducerRegisters>();
-    load<C>(p, shared);
+    if constexpr (kPackedRows) {
+      load_packed<C>(p, shared);
+    } else {
+      load<C>(p, shared);
+    }
   } else {
     if constexpr (C::kConsumerRegisters > 0) ptx::raise_registers<C::kConsumerRegisters>();
     multiply<C>(p, shared, [&](const Tile& tile, int m_tile, const float (&acc)[C::kN / 2]) {
@@ -35,15 +40,16 @@ __device__ void gemm(const GemmParams& p) {
 }  // namespace nvfp4
 
 // One kernel for each epilogue and row-tile size.
-#define NVFP4_GEMM(name, n, epilogue)                                                                     \
+#define NVFP4_GEMM(name, n, epilogue, packed_rows)                                                        \
   extern "C" __global__ void __launch_bounds__(GEMM_SM90_THREADS, 1)                                      \
       name##_n##n(const __grid_constant__ GemmParams p) {                                                 \
-    nvfp4::gemm<nvfp4::ConfigN##n, nvfp4::Epilogue::epilogue>(p);                                         \
+    nvfp4::gemm<nvfp4::ConfigN##n, nvfp4::Epilogue::epilogue, packed_rows>(p);                            \
   }
-#define NVFP4_GEMMS(n)              \
-  NVFP4_GEMM(gemm1_sm90, n, kGemm1) \
-  NVFP4_GEMM(gemm2_sm90, n, kGemm2) \
-  NVFP4_GEMM(linear_sm90, n, kLinear)
+#define NVFP4_GEMMS(n)                          \
+  NVFP4_GEMM(gemm1_sm90, n, kGemm1, false)      \
+  NVFP4_GEMM(gemm1_nvfp4_sm90, n, kGemm1, true) \
+  NVFP4_GEMM(gemm2_sm90, n, kGemm2, false)      \
+  NVFP4_GEMM(linear_sm90, n, kLinear, false)
 
 NVFP4_GEMMS(8)
 NVFP4_GEMMS(16)

@@ -21,6 +21,9 @@
 //
 // Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each.
 //
+// Rows of activations in packed form use the same words: a slab of a row is 8 words, word j holding columns 8j .. 8j+7 as
+// pairs 0 to 3, and 4 scales.
+//
 // Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are up
 // of the same features. So the thread that accumulates a gate value accumulates its up value too.
 #pragma once
@@ -53,6 +56,18 @@ __host__ __device__ constexpr uint32_t e5m3_scale(uint32_t e4m3) {
 }
 static_assert(e5m3_scale(0x38) == 21 << 3, "1.0");
 static_assert(e5m3_scale(1) == 12 << 3 && e5m3_scale(7) == (14 << 3 | 6), "2^-9, and 7 * 2^-9 = 2^-7 * 1.75");
+
+// Any block scale of activations: 0 stays 0 (its codes are 0), NaN becomes 0xFF, which `0x7000 | byte << 4` makes NaN.
+__host__ __device__ constexpr uint32_t e5m3_of(uint32_t e4m3) {
+  return e4m3 == 0 ? 0 : e4m3 == 0x7F ? 0xFF : e5m3_scale(e4m3);
+}
+static_assert(e5m3_of(0x7E) == 0xEE && (0x7000 | e5m3_of(0x7F) << 4) == 0x7FF0, "448 is finite, NaN is NaN");
+
+// The 2^8 that a product of code and scale misses.
+constexpr float kSlabFactor = 256.0f;
+
+// Slabs of a row of so many blocks of 16.
+__host__ __device__ constexpr int num_slabs(int num_blocks) { return (num_blocks + kSlabSteps - 1) / kSlabSteps; }
 
 // Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts both halves where gated.
 __host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, bool gated, bool up_first) {

@@ -1,8 +1,9 @@
 // The producer warpgroup: streams weight tiles through the copy engine and gathers token rows by index, several stages
 // ahead of the tensor cores and across tile borders.
 #pragma once
+#include "../common/tiles.cuh"
+#include "config.cuh"
 #include "ptx.cuh"
-#include "tiles.cuh"
 
 namespace nvfp4 {
 
@@ -61,26 +62,42 @@ struct RowGather {
   }
 };
 
+// The weights of a tile.
+struct WeightTiles {
+  const uint8_t* tiles;
+  int num_tiles;
+
+  template <class C>
+  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile) {
+    return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
+            min(C::kM, p.list.end_m_tile - tile.first_m_tile)};
+  }
+
+  // Waits for a free stage, and starts the copy of its slabs.
+  template <class C>
+  __device__ void load(const GemmParams& p, SharedStorage<C>& shared, const Ring<C>& ring, int slab, int num_slabs) const {
+    ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+    if (threadIdx.x != 0) return;
+    const uint32_t bytes = num_slabs * kTileBytes;
+    ptx::mbarrier_expect_tx(shared.full[ring.stage], num_tiles * bytes);
+    for (int m = 0; m < num_tiles; ++m) {
+      ptx::bulk_copy(shared.tiles[ring.stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
+                     shared.full[ring.stage]);
+    }
+  }
+};
+
 template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
   Ring<C> ring;
-  for_each_tile<C>(p, [&](const Tile& tile) {
+  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
     const RowGather<C> rows(p, tile);
-    const uint8_t* const tiles = p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes;
-    const int num_tiles = min(C::kM, p.end_m_tile - tile.first_m_tile);
+    const WeightTiles weights = WeightTiles::of<C>(p, tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       const int num_slabs = min(C::kSlabs, p.num_slabs - slab);
-      ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
-      if (threadIdx.x == 0) {
-        const uint32_t bytes = num_slabs * kTileBytes;
-        ptx::mbarrier_expect_tx(shared.full[ring.stage], num_tiles * bytes);
-        for (int m = 0; m < num_tiles; ++m) {
-          ptx::bulk_copy(shared.tiles[ring.stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
-                         shared.full[ring.stage]);
-        }
-      }
+      weights.load(p, shared, ring, slab, num_slabs);
       for (int s = rows.first_slab(); s < num_slabs; s += rows.kSlabStep) {
         rows.copy(p, shared.rows[ring.stage][s], slab + s, aligned);
       }

@@ -1,25 +1,9 @@
 // A consumer warpgroup: dequantises 64 weight rows in registers and multiplies them with the token rows in shared memory.
 #pragma once
-#include "load.cuh"
+#include "load_packed.cuh"
 #include "wgmma.cuh"
 
 namespace nvfp4 {
-
-// Byte `kByte` of `scales` as two bf16 of scale * 2^118 (layout.cuh).
-template <int kByte>
-__device__ uint32_t decode_scale(uint32_t scales) {
-  return __byte_perm(scales, 0, 0x4040 | kByte | kByte << 8) * 16 + 0x70007000u;
-}
-
-// One word of codes to a wgmma A fragment, times the scales of rows g and g + 8, times 2^-8.
-__device__ inline void dequantize(uint32_t word, uint32_t scale_lo, uint32_t scale_hi, uint32_t (&a)[4]) {
-  constexpr uint32_t kPair = 0x81C081C0u;
-  a[0] = ptx::mul_bf16x2(word & kPair, scale_lo);
-  a[1] = ptx::mul_bf16x2(word << 3 & kPair, scale_hi);
-  a[2] = ptx::mul_bf16x2(word << 6 & kPair, scale_lo);
-  const uint32_t low_bits = ptx::masked_or(word << 1, 0x80008000u, word >> 4 & 0x00C000C0u);
-  a[3] = ptx::mul_bf16x2(ptx::masked_or(word >> 5, 0x01000100u, low_bits), scale_hi);
-}
 
 // acc += tile x rows^T over one slab.
 template <class C>
@@ -72,9 +56,9 @@ template <class C, class Store>
 __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store store) {
   const int warpgroup = threadIdx.x / 128 - 1, m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
-  for_each_tile<C>(p, [&](const Tile& tile) {
+  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
     const int m_tile = tile.first_m_tile + m;
-    const bool has_tile = m_tile < p.end_m_tile;
+    const bool has_tile = m_tile < p.list.end_m_tile;
     float acc[C::kN / 2];
 #pragma unroll
     for (int i = 0; i < C::kN / 2; ++i) acc[i] = 0.0f;

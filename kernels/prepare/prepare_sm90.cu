@@ -1,11 +1,9 @@
 // Checkpoint weights into the register-dequant layout, once at load. The checkpoint's block scales are checked on the way.
 #include "../gemm_sm90/layout.cuh"
-#include "../params.h"
+#include "checks.cuh"
 
 namespace nvfp4 {
 namespace {
-
-__device__ void count_bad(uint64_t* bad) { atomicAdd(reinterpret_cast<unsigned long long*>(bad), 1ull); }
 
 // The checkpoint's scale of (row, block of 16), 0 in the padding.
 __device__ uint32_t block_scale(const PrepareParams& p, const uint8_t* scales, int row, int block) {
@@ -53,30 +51,8 @@ extern "C" __global__ void __launch_bounds__(128) prepare_tiles(const __grid_con
     const int at = 2 * t + i, group = at / 8, j = at % 8 / 2, half = at % 2;
     const int tile_row = group / 8 * 16 + group % 8 + half * 8;
     const uint32_t scale = block_scale(p, scales, checkpoint_row(m, tile_row, p.rows, p.gated, p.up_first), slab * kSlabSteps + j);
-    if (scale >= 0x7F) count_bad(p.bad_scales);
+    check_block_scale(scale, p.bad_scales);
     pair |= e5m3_scale(scale & 0x7F) << (8 * i);
   }
   reinterpret_cast<uint16_t*>(tile + kTileCodeBytes)[t] = static_cast<uint16_t>(pair);
-}
-
-// The dequantised products miss 2^8 (layout.cuh).
-constexpr float kMissingFactor = 256.0f;
-
-extern "C" __global__ void prepare_alphas(const __grid_constant__ PrepareAlphaParams p) {
-  const int expert = blockIdx.x * blockDim.x + threadIdx.x;
-  if (expert >= p.num_local_experts) return;
-  const float* w13 = p.w13_global_scale + 2 * expert;
-  const float factors[3] = {w13[p.up_first ? 1 : 0], w13[p.up_first ? 0 : 1], p.w2_global_scale[expert]};
-  float* out = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(p.alphas) + expert * p.expert_stride);
-  for (int i = 0; i < 3; ++i) {
-    if (!(factors[i] > 0.0f) || isinf(factors[i])) nvfp4::count_bad(p.bad_scales);
-    out[i] = factors[i] * kMissingFactor;
-  }
-}
-
-extern "C" __global__ void prepare_row_alphas(const __grid_constant__ PrepareRowAlphaParams p) {
-  const float factor = p.global_scale[p.part];
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i == 0 && (!(factor > 0.0f) || isinf(factor))) nvfp4::count_bad(p.bad_scales);
-  if (i < p.num_rows) p.row_alpha[p.first_row + i] = factor * kMissingFactor;
 }

@@ -1,7 +1,7 @@
 //! Checks that exports share: integers and pointers as they cross from C.
 
 use super::header::*;
-use crate::config::{Device, Mode, ScalePolicy};
+use crate::config::{Device, Kernels, Mode, ScalePolicy};
 use crate::error::{Error, Result};
 
 pub(crate) fn null_error(name: &str) -> Error {
@@ -77,11 +77,15 @@ pub(crate) fn device_of(kind: i32, ordinal: i32) -> Result<Device> {
         (NVFP4_MOE_DEVICE_CPU, _) => {
             Err(Error::argument("device_ordinal", ordinal, "it must be 0 on the CPU", "Pass 0."))
         }
-        (NVFP4_MOE_DEVICE_CUDA, 0..) => Ok(Device::Cuda(ordinal)),
-        (NVFP4_MOE_DEVICE_CUDA, _) => {
+        (NVFP4_MOE_DEVICE_CUDA, 0..) => Ok(Device::Cuda(ordinal, Kernels::Hopper)),
+        (NVFP4_MOE_DEVICE_CUDA_PORTABLE, 0..) => Ok(Device::Cuda(ordinal, Kernels::Portable)),
+        (NVFP4_MOE_DEVICE_CUDA | NVFP4_MOE_DEVICE_CUDA_PORTABLE, _) => {
             Err(Error::argument("device_ordinal", ordinal, "it must not be negative", "Pass a CUDA device index."))
         }
-        _ => Err(Error::argument("device_kind", kind, "it must be 0 (CPU) or 1 (CUDA)", "Pass 0 or 1.")),
+        _ => {
+            let rule = "it must be 0 (CPU), 1 (CUDA) or 2 (CUDA, portable kernels)";
+            Err(Error::argument("device_kind", kind, rule, "Pass one of NVFP4_MOE_DEVICE_*."))
+        }
     }
 }
 

@@ -72,7 +72,7 @@ pub unsafe extern "C" fn nvfp4_moe_device_status_read(
         let mut status = unsafe { read_struct(out.cast_const()) }?;
         let seen = match device_of(device_kind, device_ordinal)? {
             Device::Cpu => CPU.read(),
-            Device::Cuda(ordinal) => cuda::status_read(ordinal, stream.cast())?,
+            Device::Cuda(ordinal, _) => cuda::status_read(ordinal, stream.cast())?,
         };
         status.saturated_blocks = seen.saturated_blocks;
         status.nonfinite_values = seen.nonfinite_values;
@@ -94,7 +94,7 @@ pub extern "C" fn nvfp4_moe_device_status_reset(
     guard(|| {
         match device_of(device_kind, device_ordinal)? {
             Device::Cpu => CPU.reset(),
-            Device::Cuda(ordinal) => cuda::status_reset(ordinal, stream.cast())?,
+            Device::Cuda(ordinal, _) => cuda::status_reset(ordinal, stream.cast())?,
         }
         Ok(())
     })

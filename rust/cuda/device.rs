@@ -2,7 +2,8 @@
 
 use super::Stream;
 use super::driver::{Entered, check};
-use super::kernels::{Functions, Kernel, MODULES, params};
+use super::kernels::{Functions, HOPPER, Kernel, MODULES, params};
+use crate::config::Kernels;
 use crate::error::{Error, Result};
 use crate::status;
 use cudarc::driver::{result, sys};
@@ -21,6 +22,7 @@ static DEVICES: Lazy<Mutex<HashMap<i32, Arc<Device>>>> = Lazy::new(Mutex::defaul
 pub struct Device {
     ordinal: i32,
     context: sys::CUcontext,
+    capability: (i32, i32),
     functions: Functions,
     /// Multiprocessors.
     pub num_sms: u32,
@@ -53,6 +55,19 @@ impl Device {
         Ok(device)
     }
 
+    /// The device, if these kernels run there. Never others in their place: their numbers and layouts differ.
+    pub fn for_kernels(ordinal: i32, kernels: Kernels) -> Result<Arc<Device>> {
+        let device = Device::get(ordinal)?;
+        if kernels == Kernels::Hopper && device.capability != HOPPER {
+            let (major, minor) = device.capability;
+            return Err(Error::Unsupported(format!(
+                "device_kind is 1 (Hopper's kernels); they need compute capability 9.0, and CUDA device {ordinal} has \
+                 {major}.{minor}. Pass 2, the portable kernels (cuda-portable), which need 8.0 or later."
+            )));
+        }
+        Ok(device)
+    }
+
     fn open(ordinal: i32) -> Result<Device> {
         if MODULES.is_empty() {
             return Err(unsupported(
@@ -77,19 +92,20 @@ impl Device {
         use sys::CUdevice_attribute as Attribute;
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        if (major, minor) != (9, 0) {
-            let text =
-                format!("its compute capability is {major}.{minor} and this build has kernels for 9.0. Use the CPU");
-            return Err(unsupported(ordinal, &text));
+        let capability = (major, minor);
+        if capability < (8, 0) {
+            let rule = format!("its compute capability is {major}.{minor}; the kernels need 8.0 or later. Use the CPU");
+            return Err(unsupported(ordinal, &rule));
         }
         let num_sms = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
         // SAFETY: as above. Never released: the context that torch and the runtime API share.
         let context = check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) }, during)?;
         let _entered = Entered::new(context)?;
-        let functions = Functions::load()?;
+        let functions = Functions::load(capability)?;
         // SAFETY: the context is current.
         let status = check("cuMemAlloc", unsafe { result::malloc_sync(size_of::<params::DeviceStatus>()) }, during)?;
-        let device = Device { ordinal, context, functions, num_sms, status, shared_workspace: Mutex::default() };
+        let device =
+            Device { ordinal, context, capability, functions, num_sms, status, shared_workspace: Mutex::default() };
         device.write_status(std::ptr::null_mut())?;
         Ok(device)
     }
@@ -226,7 +242,7 @@ impl Device {
 }
 
 fn unsupported(ordinal: i32, reason: &str) -> Error {
-    Error::Unsupported(format!("device_kind is 1 (CUDA device {ordinal}); {reason}."))
+    Error::Unsupported(format!("device_ordinal is {ordinal} (CUDA); {reason}."))
 }
 
 /// Device memory of one owner, freed when dropped.

@@ -24,6 +24,9 @@ pub struct Module {
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
+/// The only compute capability on which modules named `_sm90` run.
+pub const HOPPER: (i32, i32) = (9, 0);
+
 /// A kernel to launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -34,10 +37,14 @@ pub enum Kernel {
     RouteScatter,
     QuantizeRows,
     AmaxRows,
+    SwigluRows,
     Combine,
     PrepareTiles,
+    PrepareSwizzled,
     PrepareAlphas,
     PrepareRowAlphas,
+    GemmPortableBf16,
+    GemmPortableNvfp4,
     /// A GEMM of `gemm_sm90` and its row-tile size.
     GemmSm90(GemmKind, u32),
 }
@@ -55,10 +62,14 @@ impl Kernel {
             Kernel::RouteScatter => "route_scatter".to_owned(),
             Kernel::QuantizeRows => "quantize_rows".to_owned(),
             Kernel::AmaxRows => "amax_rows".to_owned(),
+            Kernel::SwigluRows => "swiglu_rows".to_owned(),
             Kernel::Combine => "combine".to_owned(),
             Kernel::PrepareTiles => "prepare_tiles".to_owned(),
+            Kernel::PrepareSwizzled => "prepare_swizzled".to_owned(),
             Kernel::PrepareAlphas => "prepare_alphas".to_owned(),
             Kernel::PrepareRowAlphas => "prepare_row_alphas".to_owned(),
+            Kernel::GemmPortableBf16 => "gemm_portable_bf16".to_owned(),
+            Kernel::GemmPortableNvfp4 => "gemm_portable_nvfp4".to_owned(),
             Kernel::GemmSm90(kind, rows) => format!("{}_sm90_n{rows}", kind.name()),
         }
     }
@@ -68,8 +79,11 @@ impl Kernel {
         match self {
             Kernel::RouteSmall | Kernel::RouteCount | Kernel::RouteScan | Kernel::RouteScatter => "route/route",
             Kernel::QuantizeRows | Kernel::AmaxRows => "quantize/quantize",
+            Kernel::SwigluRows => "activation/activation",
             Kernel::Combine => "combine/combine",
-            Kernel::PrepareTiles | Kernel::PrepareAlphas | Kernel::PrepareRowAlphas => "prepare/prepare_sm90",
+            Kernel::PrepareSwizzled | Kernel::PrepareAlphas | Kernel::PrepareRowAlphas => "prepare/prepare",
+            Kernel::PrepareTiles => "prepare/prepare_sm90",
+            Kernel::GemmPortableBf16 | Kernel::GemmPortableNvfp4 => "gemm_portable/gemm_portable",
             Kernel::GemmSm90(..) => "gemm_sm90/gemm_sm90",
         }
     }
@@ -85,9 +99,11 @@ impl Kernel {
 
     fn all() -> Vec<Kernel> {
         use Kernel::*;
-        let mut all = vec![RouteSmall, RouteCount, RouteScan, RouteScatter, QuantizeRows, AmaxRows, Combine];
-        all.extend([PrepareTiles, PrepareAlphas, PrepareRowAlphas]);
-        for kind in [GemmKind::Gemm1, GemmKind::Gemm2, GemmKind::Linear] {
+        let mut all =
+            vec![RouteSmall, RouteCount, RouteScan, RouteScatter, QuantizeRows, AmaxRows, SwigluRows, Combine];
+        all.extend([PrepareTiles, PrepareSwizzled, PrepareAlphas, PrepareRowAlphas]);
+        all.extend([GemmPortableBf16, GemmPortableNvfp4]);
+        for kind in [GemmKind::Gemm1, GemmKind::Gemm1Nvfp4, GemmKind::Gemm2, GemmKind::Linear] {
             all.extend(GEMM_ROWS.map(|rows| GemmSm90(kind, rows)));
         }
         all
@@ -104,10 +120,13 @@ unsafe impl Send for Functions {}
 unsafe impl Sync for Functions {}
 
 impl Functions {
-    /// Load all modules into the current context.
-    pub fn load() -> Result<Self> {
+    /// Load all modules that run on this compute capability into the current context.
+    pub fn load(capability: (i32, i32)) -> Result<Self> {
         let mut modules = HashMap::new();
         for module in MODULES {
+            if module.name.ends_with("_sm90") && capability != HOPPER {
+                continue;
+            }
             // SAFETY: the image is a whole fat binary.
             let loaded = unsafe { result::module::load_data(module.image.as_ptr().cast()) };
             modules
@@ -115,7 +134,9 @@ impl Functions {
         }
         let mut functions = HashMap::new();
         for kernel in Kernel::all() {
-            functions.insert(kernel, load_function(modules[kernel.module()], kernel)?);
+            if let Some(module) = modules.get(kernel.module()) {
+                functions.insert(kernel, load_function(*module, kernel)?);
+            }
         }
         Ok(Functions(functions))
     }

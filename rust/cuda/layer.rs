@@ -4,10 +4,12 @@ use super::device::{Buffer, Device};
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::plan::LayerPlan;
-use super::prepare::{check_storage, launch_prepare, prepare_params, refuse_bad_scales, refuse_capture, workspace};
+use super::prepare::{
+    Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
+};
 use super::storage::ExpertSlice;
 use super::{Stream, THREADS};
-use crate::config::LayerConfig;
+use crate::config::{Kernels, LayerConfig, Mode};
 use crate::error::Result;
 use crate::layer::{Calibration, InputScales, LayerArgs, LayerWeights, Storage};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ const FRESH: LayerState = LayerState { x_amax: -1.0, h_amax: -1.0, bad_scales: 0
 /// A layer, with or without weights.
 #[derive(Debug)]
 pub struct CudaLayer {
+    kernels: Kernels,
     pub(super) device: Arc<Device>,
     pub(super) slice: ExpertSlice,
     pub(super) state: Buffer,
@@ -42,11 +45,11 @@ unsafe impl Sync for CudaLayer {}
 
 impl CudaLayer {
     /// Open the device, load its kernels.
-    pub fn new(ordinal: i32, config: &LayerConfig) -> Result<Self> {
-        let device = Device::get(ordinal)?;
+    pub fn new(ordinal: i32, kernels: Kernels, config: &LayerConfig) -> Result<Self> {
+        let device = Device::for_kernels(ordinal, kernels)?;
         let state = device.allocate(size_of::<LayerState>())?;
-        let slice = ExpertSlice::new(config.hidden_size, config.intermediate_size);
-        Ok(CudaLayer { device, slice, state, storage: std::ptr::null_mut() })
+        let slice = ExpertSlice::new(kernels, config.hidden_size, config.intermediate_size);
+        Ok(CudaLayer { kernels, device, slice, state, storage: std::ptr::null_mut() })
     }
 
     /// Bytes that prepare fills: an equal slice for each local expert.
@@ -54,9 +57,11 @@ impl CudaLayer {
         self.slice.stride * config.num_local_experts as u64
     }
 
-    /// Workspace bytes for up to `max_tokens` tokens.
+    /// Workspace bytes for up to `max_tokens` tokens, in the layer's mode and in calibration's.
     pub fn workspace_size(&self, config: &LayerConfig, max_tokens: usize) -> u64 {
-        LayerPlan::new(config, max_tokens).workspace_size
+        let calibrating = LayerConfig { mode: Mode::Bf16, ..config.clone() };
+        let size = |config: &LayerConfig| LayerPlan::new(self.kernels, config, max_tokens).workspace_size;
+        size(config).max(size(&calibrating))
     }
 
     /// Are there weights?
@@ -88,14 +93,16 @@ impl CudaLayer {
                 (self.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false),
             ];
             for (matrix, codes, block_scale, gated) in matrices {
-                let params = params::PrepareParams {
-                    num_local_experts: config.num_local_experts as i32,
+                let source = Source {
+                    codes,
+                    block_scale,
+                    num_experts: config.num_local_experts,
                     expert_stride: self.slice.stride,
-                    gated: gated.into(),
-                    up_first: weights.up_first.into(),
-                    ..prepare_params(&matrix, codes, block_scale, storage, bad_scales)
+                    gated,
+                    up_first: weights.up_first,
+                    bad_scales,
                 };
-                launch_prepare(&self.device, &params, stream)?;
+                prepare_matrix(&self.device, self.kernels, &matrix, &source, storage, stream)?;
             }
             let params = params::PrepareAlphaParams {
                 w13_global_scale: weights.w13_global_scale.pointer,
@@ -105,6 +112,8 @@ impl CudaLayer {
                 bad_scales,
                 num_local_experts: config.num_local_experts as i32,
                 up_first: weights.up_first.into(),
+                factor: missing_factor(self.kernels),
+                reserved: 0,
             };
             let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
             self.device.launch(Kernel::PrepareAlphas, [blocks, 1, 1], THREADS, 0, stream, &params)?;
@@ -158,7 +167,7 @@ impl CudaLayer {
         stream: Stream,
         observe: bool,
     ) -> Result<()> {
-        let plan = LayerPlan::new(config, args.num_tokens);
+        let plan = LayerPlan::new(self.kernels, config, args.num_tokens);
         let _entered = self.device.enter()?;
         let base = workspace(&self.device, args.workspace, args.workspace_size, plan.workspace_size, stream)?;
         let call = Call { layer: self, config, scales, args, stream, plan: &plan, base };

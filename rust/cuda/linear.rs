@@ -3,14 +3,18 @@
 use super::device::{Buffer, Device};
 use super::kernels::{Kernel, params};
 use super::plan::LinearPlan;
-use super::prepare::{check_storage, launch_prepare, prepare_params, refuse_bad_scales, refuse_capture, workspace};
+use super::portable::{GEMM_THREADS, gemm_kernel};
+use super::prepare::{
+    Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
+};
 use super::storage::LinearStorage;
 use super::tiles::GemmKind;
 use super::{BLOCKS_PER_SM, Stream, THREADS};
-use crate::config::{LinearConfig, Mode, ScalePolicy};
+use crate::config::{Kernels, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
 use crate::layer::Storage;
 use crate::linear::{LinearArgs, LinearWeights};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,6 +30,7 @@ const FRESH: LinearState = LinearState { amax: -1.0, reserved: 0.0, bad_scales: 
 /// A linear, with or without a weight.
 #[derive(Debug)]
 pub struct CudaLinear {
+    kernels: Kernels,
     device: Arc<Device>,
     layout: LinearStorage,
     state: Buffer,
@@ -40,11 +45,11 @@ unsafe impl Sync for CudaLinear {}
 
 impl CudaLinear {
     /// Open the device, load its kernels.
-    pub fn new(ordinal: i32, config: &LinearConfig) -> Result<Self> {
-        let device = Device::get(ordinal)?;
+    pub fn new(ordinal: i32, kernels: Kernels, config: &LinearConfig) -> Result<Self> {
+        let device = Device::for_kernels(ordinal, kernels)?;
         let state = device.allocate(size_of::<LinearState>())?;
-        let layout = LinearStorage::new(config.in_features, config.out_features);
-        Ok(CudaLinear { device, layout, state, storage: std::ptr::null_mut(), has_bias: false })
+        let layout = LinearStorage::new(kernels, config.in_features, config.out_features);
+        Ok(CudaLinear { kernels, device, layout, state, storage: std::ptr::null_mut(), has_bias: false })
     }
 
     /// Bytes that prepare fills.
@@ -54,7 +59,7 @@ impl CudaLinear {
 
     /// Workspace bytes for up to `max_tokens` tokens.
     pub fn workspace_size(&self, config: &LinearConfig, max_tokens: usize) -> u64 {
-        LinearPlan::new(config, max_tokens).workspace_size
+        LinearPlan::new(self.kernels, config, max_tokens).workspace_size
     }
 
     /// Is there a weight?
@@ -72,12 +77,19 @@ impl CudaLinear {
         refuse_capture(&self.device, stream)?;
         let state: *mut LinearState = self.state.pointer();
         let bad_scales = state.cast::<u8>().wrapping_add(8).cast::<u64>();
-        let (codes, block_scale) = (weights.weight.pointer, weights.block_scale.pointer);
-        let matrix = prepare_params(&self.layout.weight, codes, block_scale, storage, bad_scales);
+        let source = Source {
+            codes: weights.weight.pointer,
+            block_scale: weights.block_scale.pointer,
+            num_experts: 1,
+            expert_stride: 0,
+            gated: false,
+            up_first: false,
+            bad_scales,
+        };
         // SAFETY: the linear's own state; the tensors by contract.
         unsafe {
             self.device.write(state, FRESH, stream)?;
-            launch_prepare(&self.device, &matrix, stream)?;
+            prepare_matrix(&self.device, self.kernels, &self.layout.weight, &source, storage, stream)?;
             let mut first_row = 0;
             for (part, end) in weights.part_ends.iter().copied().enumerate() {
                 let params = params::PrepareRowAlphaParams {
@@ -87,7 +99,7 @@ impl CudaLinear {
                     part: part as i32,
                     first_row,
                     num_rows: end as i32 - first_row,
-                    reserved: 0,
+                    factor: missing_factor(self.kernels),
                 };
                 first_row = end as i32;
                 let blocks = [params.num_rows.unsigned_abs().div_ceil(THREADS).max(1), 1, 1];
@@ -115,7 +127,7 @@ impl CudaLinear {
         stream: Stream,
         observe: bool,
     ) -> Result<()> {
-        let plan = LinearPlan::new(config, args.num_tokens);
+        let plan = LinearPlan::new(self.kernels, config, args.num_tokens);
         let _entered = self.device.enter()?;
         let quantised = config.mode == Mode::Nvfp4;
         let base = match quantised {
@@ -137,45 +149,110 @@ impl CudaLinear {
             unsafe { self.device.launch(Kernel::AmaxRows, row_blocks, THREADS, 0, stream, &params) }?;
         }
         if quantised {
-            let params = params::QuantizeParams {
+            let mut params = params::QuantizeParams {
                 source,
                 status: self.device.status(),
                 x: args.x.cast(),
                 x_row_stride: args.x_row_stride as i64,
-                decoded: plan.x.pointer(base).cast(),
-                row_scale: plan.x_scale.pointer(base),
+                row_scale: plan.x.global_scale.pointer(base),
                 static_scale: if config.scale_policy == ScalePolicy::Static { input_scale } else { 0.0 },
                 num_cols: config.in_features as i32,
                 ..Default::default()
             };
+            match self.kernels {
+                Kernels::Hopper => params.decoded = plan.x.rows.pointer(base).cast(),
+                Kernels::Portable => {
+                    params.packed = plan.x.rows.pointer(base);
+                    params.block_scale = plan.x.block_scale.pointer(base);
+                }
+            }
             // SAFETY: regions of the workspace; x by contract.
             unsafe { self.device.launch(Kernel::QuantizeRows, row_blocks, THREADS, 0, stream, &params) }?;
         }
-        let matrix = &self.layout.weight;
+        // SAFETY: regions of the workspace, prepared weights; x and out by contract.
+        unsafe {
+            match self.kernels {
+                Kernels::Hopper => self.hopper_gemm(config, &plan, args, base, stream),
+                Kernels::Portable => self.portable_gemm(config, &plan, args, base, stream),
+            }
+        }
+    }
+
+    /// All rows and all weight tiles, and how many tiles that makes.
+    fn tiles(&self, plan: &LinearPlan, args: &LinearArgs) -> (params::TileList, usize) {
+        let m_tiles = self.layout.weight.m_tiles;
+        let list =
+            params::TileList { num_rows: args.num_tokens as i32, end_m_tile: m_tiles as i32, ..Default::default() };
+        (list, args.num_tokens.div_ceil(plan.tile_rows as usize) * m_tiles)
+    }
+
+    fn bias(&self) -> *const c_void {
         let bias = self.layout.bias.pointer(self.storage);
+        if self.has_bias { bias.cast_const().cast() } else { std::ptr::null() }
+    }
+
+    unsafe fn hopper_gemm(
+        &self,
+        config: &LinearConfig,
+        plan: &LinearPlan,
+        args: &LinearArgs,
+        base: *mut u8,
+        stream: Stream,
+    ) -> Result<()> {
+        let (matrix, quantised) = (&self.layout.weight, config.mode == Mode::Nvfp4);
+        let (list, tiles) = self.tiles(plan, args);
         let params = params::GemmParams {
-            tiles: matrix.tiles.pointer(self.storage),
+            list,
+            tiles: matrix.codes.pointer(self.storage),
             alphas: self.layout.row_alphas.pointer(self.storage),
-            x: if quantised { plan.x.pointer(base).cast_const().cast() } else { args.x.cast() },
+            x: if quantised { plan.x.rows.pointer(base).cast_const().cast() } else { args.x.cast() },
             x_row_stride: if quantised { config.in_features } else { args.x_row_stride } as i64,
-            row_scale: if quantised { plan.x_scale.pointer(base) } else { std::ptr::null_mut() },
+            row_scale: if quantised { plan.x.global_scale.pointer(base) } else { std::ptr::null_mut() },
             out: args.out.cast(),
-            bias: if self.has_bias { bias.cast_const().cast() } else { std::ptr::null() },
+            bias: self.bias(),
             out_row_stride: args.out_row_stride as i64,
             top_k: 1,
-            num_rows: args.num_tokens as i32,
             k_valid: matrix.cols as i32,
             num_slabs: matrix.slabs as i32,
-            end_m_tile: matrix.m_tiles as i32,
             features: config.out_features as i32,
             ..Default::default()
         };
-        let tiles = args.num_tokens.div_ceil(plan.tile_rows as usize) * matrix.m_tiles;
-        let blocks = [(tiles.min(u32::MAX as usize) as u32).clamp(1, self.device.num_sms), 1, 1];
+        let blocks = [tiles.clamp(1, self.device.num_sms as usize) as u32, 1, 1];
         let kernel = Kernel::GemmSm90(GemmKind::Linear, plan.tile_rows);
         let (threads, shared) = (params::GEMM_SM90_THREADS, params::GEMM_SM90_SHARED_BYTES);
-        // SAFETY: regions of the workspace, prepared weights; x and out by contract.
+        // SAFETY: by contract of the caller.
         unsafe { self.device.launch(kernel, blocks, threads, shared, stream, &params) }
+    }
+
+    unsafe fn portable_gemm(
+        &self,
+        config: &LinearConfig,
+        plan: &LinearPlan,
+        args: &LinearArgs,
+        base: *mut u8,
+        stream: Stream,
+    ) -> Result<()> {
+        let (list, tiles) = self.tiles(plan, args);
+        let mut input = plan.x.as_input(base, config.mode, config.in_features);
+        if config.mode != Mode::Nvfp4 {
+            input.x = args.x.cast();
+            input.x_row_stride = args.x_row_stride as i64;
+        }
+        let params = params::PortableGemmParams {
+            list,
+            codes: self.layout.weight.codes.pointer(self.storage),
+            block_scale: self.layout.weight.block_scale.pointer(self.storage),
+            alphas: self.layout.row_alphas.pointer(self.storage),
+            out: args.out.cast(),
+            bias: self.bias(),
+            out_row_stride: args.out_row_stride as i64,
+            features: config.out_features as i32,
+            alpha_features: 1,
+            ..input
+        };
+        let blocks = [tiles.clamp(1, (self.device.num_sms * BLOCKS_PER_SM) as usize) as u32, 1, 1];
+        // SAFETY: by contract of the caller.
+        unsafe { self.device.launch(gemm_kernel(config.mode), blocks, GEMM_THREADS, 0, stream, &params) }
     }
 
     /// The largest finite input that calibration saw, negative if none; forgets it. Waits for the device's work.

@@ -3,14 +3,19 @@
 //! After [`Layer::prepare`](layer::CudaLayer::prepare) a forward only launches kernels on the caller's stream: it
 //! allocates nothing, waits for nothing, and reads no device data, so it may be captured in a graph. Launches are sized
 //! by the worst case of the plan, and cut short on the device by what routing found.
+//!
+//! Two families of kernels, [`Kernels`](crate::config::Kernels): Hopper's, and the portable ones, which read Blackwell's
+//! layouts on any GPU.
 
 mod device;
 mod driver;
 mod forward;
+mod hopper;
 mod kernels;
 mod layer;
 mod linear;
 mod plan;
+mod portable;
 mod prepare;
 mod storage;
 mod tiles;

@@ -6,8 +6,9 @@
 
 use super::kernels::ROUTE_SHARED_BYTES;
 use super::storage::TILE;
-use super::tiles::tile_rows;
-use crate::config::{LayerConfig, LinearConfig, Mode};
+use super::tiles::{PORTABLE_ROWS, tile_rows};
+use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
+use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::{Region, Walk};
 
 /// Bytes that rows of h may take before a call is cut in chunks; the worst routing of 8192 tokens of DeepSeek-V4-Pro
@@ -22,12 +23,66 @@ const SLICE_TILES: usize = 4;
 /// Up to this many tokens, one block of threads routes.
 const SMALL_TOKENS: usize = 1024;
 
+/// Rows of an expert are padded to this in Blackwell's layouts, so that its block scales start a tile of their own.
+const ALIGNED_ROWS: usize = 128;
+
+/// How the rows of a GEMM's input lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// bf16.
+    Bf16,
+    /// NVFP4, decoded to bf16 but for its global scale.
+    Decoded,
+    /// NVFP4 for register dequantisation: slabs of 64 columns (kernels/gemm_sm90/layout.cuh).
+    BySlabs,
+    /// NVFP4 with 128x4 swizzled block scales.
+    Swizzled,
+}
+
+impl Form {
+    /// Of what quantising in this mode leaves, where no form of its own is asked for.
+    fn of(mode: Mode, kernels: Kernels) -> Self {
+        match (mode, kernels) {
+            (Mode::Nvfp4, Kernels::Hopper) => Form::Decoded,
+            (Mode::Nvfp4, Kernels::Portable) => Form::Swizzled,
+            _ => Form::Bf16,
+        }
+    }
+}
+
+/// Rows of a GEMM's input: values, block scales and global scales, as far as the form has them.
+#[derive(Debug, Default)]
+pub struct Operand {
+    pub rows: Region<u8>,
+    pub block_scale: Region<u8>,
+    pub global_scale: Region<f32>,
+}
+
+impl Operand {
+    fn new(walk: &mut Walk, form: Form, rows: usize, cols: usize) -> Self {
+        let slabs = cols.div_ceil(TILE);
+        let (row_bytes, scales) = match form {
+            Form::Bf16 | Form::Decoded => (2 * cols, 0),
+            Form::BySlabs => (slabs * TILE / 2, rows * slabs * TILE / BLOCK_SIZE),
+            Form::Swizzled => (cols / 2, sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize),
+        };
+        Operand {
+            rows: walk.region(rows * row_bytes),
+            block_scale: walk.region(scales),
+            global_scale: walk.region(if form == Form::Bf16 { 0 } else { rows }),
+        }
+    }
+}
+
 /// The plan of one MoE forward.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct LayerPlan {
-    /// Rows of a chunk, R.
+    pub kernels: Kernels,
+    /// Rows of a chunk, R, padding included.
     pub rows: usize,
+    /// Each expert's rows are padded to a multiple of this.
+    pub row_alignment: usize,
     pub chunks: usize,
     /// A segment goes to chunk (routed slots before it) / this.
     pub chunk_slots: usize,
@@ -47,19 +102,18 @@ pub struct LayerPlan {
     pub chunk_first_token: Region<i32>,
     pub segment_counts: Region<i32>,
     pub segment_totals: Region<i32>,
-    /// Decoded NVFP4 rows of x and their global scales; empty in mode bf16.
-    pub x: Region<u16>,
-    pub x_scale: Region<f32>,
-    pub h: Region<u16>,
-    pub h_scale: Region<f32>,
-    pub y: Region<f32>,
+    pub h: Operand,
+    /// GEMM1's input where it is not the caller's x, of a chunk: on Hopper by token, else by row.
+    pub x: Operand,
+    /// f32: GEMM2's slice of y; before that, where SwiGLU is a kernel of its own, GEMM1's gate and up.
+    pub sums: Region<f32>,
     pub workspace_size: u64,
 }
 
 impl LayerPlan {
     /// For calls of up to `max_tokens` tokens. Every region grows with `max_tokens`, so a larger plan's workspace serves
     /// smaller calls.
-    pub fn new(config: &LayerConfig, max_tokens: usize) -> Self {
+    pub fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize) -> Self {
         let (hidden, inter, local) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
         let slots = max_tokens * config.top_k;
         // Few tokens: a segment for each of the block's 32 warps. Many: 256 segments, of whole tokens.
@@ -69,29 +123,50 @@ impl LayerPlan {
         };
         let segment_slots = segment_tokens * config.top_k;
         let roomy = (H_BUDGET / (2 * inter)).max(CHUNK_ROWS_PER_EXPERT * local).max(2 * segment_slots);
-        let rows = slots.min(roomy);
+        let slot_rows = slots.min(roomy);
         // A segment that starts below chunk_slots ends within the rows, so it never straddles a border.
-        let chunk_slots = if slots <= rows { slots.max(1) } else { rows - segment_slots + 1 };
+        let chunk_slots = if slots <= slot_rows { slots.max(1) } else { slot_rows - segment_slots + 1 };
         let chunks = slots.saturating_sub(1) / chunk_slots + 1;
         let segment_room = if max_tokens <= SMALL_TOKENS { max_tokens.min(32) } else { 256 };
 
+        // Every expert that has rows may need all but one of them as padding.
+        let (row_alignment, rows) = match kernels {
+            Kernels::Hopper => (1, slot_rows),
+            Kernels::Portable => {
+                let padded = slot_rows + (ALIGNED_ROWS - 1) * local.min(slot_rows);
+                (ALIGNED_ROWS, padded / ALIGNED_ROWS * ALIGNED_ROWS)
+            }
+        };
+
         let slice_bytes = |tiles: usize| 4 * rows * tiles * TILE;
         let hidden_tiles = hidden.div_ceil(TILE);
-        let y_budget = Y_BUDGET.max(2 * rows * inter * 2 / 3);
+        let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
+        let y_budget = Y_BUDGET.max(2 * rows * inter * 2 / 3).max(gate_up_bytes);
         let fitting = y_budget / slice_bytes(1).max(1) / SLICE_TILES * SLICE_TILES;
         let slice_tiles = fitting.max(SLICE_TILES).min(hidden_tiles);
         // Not the slice's own size, which would shrink where one more row narrows the slices.
         let y_bytes = slice_bytes(hidden_tiles).min(y_budget.max(slice_bytes(SLICE_TILES)));
 
-        let quantised = if config.mode == Mode::Nvfp4 { max_tokens } else { 0 };
+        let x_rows = match (config.mode, kernels) {
+            (Mode::Nvfp4, Kernels::Hopper) => max_tokens,
+            (Mode::Nvfp4, Kernels::Portable) => rows,
+            _ => 0,
+        };
+        let form = Form::of(config.mode, kernels);
+        let sums_len = y_bytes.max(gate_up_bytes).div_ceil(4);
         let mut walk = Walk::default();
-        LayerPlan {
+        let mut plan = LayerPlan {
+            kernels,
             rows,
+            row_alignment,
             chunks,
             chunk_slots,
             segments: max_tokens.div_ceil(segment_tokens),
             segment_tokens,
-            tile_rows: tile_rows(max_tokens, config.top_k, config.num_experts),
+            tile_rows: match kernels {
+                Kernels::Hopper => tile_rows(max_tokens, config.top_k, config.num_experts),
+                Kernels::Portable => PORTABLE_ROWS,
+            },
             slice_tiles,
             slot_to_row: walk.region(slots),
             row_to_slot: walk.region(chunks * rows),
@@ -103,13 +178,26 @@ impl LayerPlan {
             chunk_first_token: walk.region(chunks + 1),
             segment_counts: walk.region(segment_room * local),
             segment_totals: walk.region(segment_room),
-            x: walk.region(quantised * hidden),
-            x_scale: walk.region(quantised),
-            h: walk.region(rows * inter),
-            h_scale: walk.region(if quantised > 0 { rows } else { 0 }),
-            y: walk.region(y_bytes.div_ceil(4)),
-            workspace_size: walk.size(),
+            h: Operand::new(&mut walk, form, rows, inter),
+            x: Operand::default(),
+            sums: Region::default(),
+            workspace_size: 0,
+        };
+        match kernels {
+            // GEMM1 has read a chunk's x before GEMM2 writes its y: they share their place.
+            Kernels::Hopper => {
+                let mut x_walk = walk.clone();
+                plan.x = Operand::new(&mut x_walk, Form::BySlabs, x_rows, hidden);
+                plan.sums = walk.region(sums_len);
+                plan.workspace_size = walk.size().max(x_walk.size());
+            }
+            Kernels::Portable => {
+                plan.x = Operand::new(&mut walk, form, x_rows, hidden);
+                plan.sums = walk.region(sums_len);
+                plan.workspace_size = walk.size();
+            }
         }
+        plan
     }
 
     /// Does one block of threads route?
@@ -123,20 +211,22 @@ impl LayerPlan {
 #[allow(missing_docs)]
 pub struct LinearPlan {
     pub tile_rows: u32,
-    pub x: Region<u16>,
-    pub x_scale: Region<f32>,
+    /// The quantised input; empty in mode bf16, which reads the caller's.
+    pub x: Operand,
     pub workspace_size: u64,
 }
 
 impl LinearPlan {
     /// For calls of up to `max_tokens` tokens.
-    pub fn new(config: &LinearConfig, max_tokens: usize) -> Self {
-        let quantised = if config.mode == Mode::Nvfp4 { max_tokens } else { 0 };
+    pub fn new(kernels: Kernels, config: &LinearConfig, max_tokens: usize) -> Self {
         let mut walk = Walk::default();
+        let rows = if config.mode == Mode::Nvfp4 { max_tokens } else { 0 };
         LinearPlan {
-            tile_rows: tile_rows(max_tokens, 1, 1),
-            x: walk.region(quantised * config.in_features),
-            x_scale: walk.region(quantised),
+            tile_rows: match kernels {
+                Kernels::Hopper => tile_rows(max_tokens, 1, 1),
+                Kernels::Portable => PORTABLE_ROWS,
+            },
+            x: Operand::new(&mut walk, Form::of(config.mode, kernels), rows, config.in_features),
             workspace_size: walk.size(),
         }
     }
@@ -147,9 +237,12 @@ mod tests {
     use super::*;
     use crate::config::{Device, ScalePolicy, Swiglu};
 
+    const MODES: [Mode; 2] = [Mode::Bf16, Mode::Nvfp4];
+    const KERNELS: [Kernels; 2] = [Kernels::Hopper, Kernels::Portable];
+
     fn layer(hidden: usize, inter: usize, experts: usize, local: usize, mode: Mode) -> LayerConfig {
         LayerConfig {
-            device: Device::Cuda(0),
+            device: Device::Cuda(0, Kernels::Hopper),
             mode,
             scale_policy: ScalePolicy::Dynamic,
             hidden_size: hidden,
@@ -164,20 +257,25 @@ mod tests {
 
     #[test]
     fn pro_under_ep8_with_8192_tokens_stays_within_150_megabytes() {
-        let plan = LayerPlan::new(&layer(7168, 3072, 384, 48, Mode::Bf16), 8192);
-        assert!(plan.workspace_size <= 150_000_000, "{}", plan.workspace_size);
+        for mode in MODES {
+            let plan = LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, mode), 8192);
+            assert!(plan.workspace_size <= 150_000_000, "{mode:?}: {}", plan.workspace_size);
+        }
+        let plan = LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, Mode::Bf16), 8192);
         assert!(plan.rows >= 2 * 8192 * 6 / 8, "one chunk holds twice a uniform routing's slots: {}", plan.rows);
     }
 
     #[test]
     fn workspace_never_shrinks_with_more_tokens() {
         for (hidden, inter, experts, local) in [(7168, 3072, 384, 48), (4096, 2048, 256, 256), (64, 16, 512, 3)] {
-            for mode in [Mode::Bf16, Mode::Nvfp4] {
+            for (mode, kernels) in
+                MODES.into_iter().flat_map(|mode| KERNELS.into_iter().map(move |kernels| (mode, kernels)))
+            {
                 let config = layer(hidden, inter, experts, local, mode);
                 let mut before = 0;
                 for tokens in (0..3000).chain((3000..140_000).step_by(997)) {
-                    let size = LayerPlan::new(&config, tokens).workspace_size;
-                    assert!(size >= before, "{tokens} tokens: {size} after {before}");
+                    let size = LayerPlan::new(kernels, &config, tokens).workspace_size;
+                    assert!(size >= before, "{kernels:?}, {tokens} tokens: {size} after {before}");
                     before = size;
                 }
             }
@@ -187,13 +285,26 @@ mod tests {
     #[test]
     fn every_slot_fits_whatever_the_routing() {
         for tokens in [1, 7, 1024, 1025, 8192, 131_072] {
-            let plan = LayerPlan::new(&layer(7168, 3072, 384, 48, Mode::Bf16), tokens);
+            let plan = LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, Mode::Bf16), tokens);
             let segment_slots = plan.segment_tokens * 6;
             // A chunk's last segment starts below chunk_slots and adds at most segment_slots.
             assert!(plan.chunks == 1 || plan.chunk_slots - 1 + segment_slots <= plan.rows);
             assert!(plan.chunks * plan.chunk_slots >= tokens * 6);
             assert!(plan.segments * plan.segment_tokens >= tokens);
             assert!((plan.segments - 1) * plan.segment_tokens < tokens);
+        }
+    }
+
+    #[test]
+    fn padding_fits_whatever_the_routing() {
+        for (tokens, local) in [(1, 1), (1, 48), (3, 48), (129, 7), (4096, 384)] {
+            let config = layer(64, 16, 384, local, Mode::Nvfp4);
+            let plan = LayerPlan::new(Kernels::Portable, &config, tokens);
+            assert_eq!((plan.rows % ALIGNED_ROWS, plan.chunks), (0, 1));
+            // The worst: one more row than a multiple for as many experts as there can be, the rest to one of them.
+            let experts = local.min(tokens * 6);
+            let padded = (tokens * 6 - (experts - 1)).next_multiple_of(ALIGNED_ROWS) + (experts - 1) * ALIGNED_ROWS;
+            assert!(padded <= plan.rows && plan.rows < padded + ALIGNED_ROWS, "{padded} in {}", plan.rows);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What preparing a layer and a linear share: the rules for buffers, and the repacking of one matrix.
 
-use super::Stream;
 use super::device::Device;
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
+use super::{Stream, THREADS};
+use crate::config::Kernels;
 use crate::error::{Error, Result};
 use crate::layer::Storage;
 use crate::workspace::{WORKSPACE_ALIGNMENT, check_workspace};
@@ -51,34 +52,84 @@ pub fn refuse_bad_scales(bad_scales: u64) -> Result<()> {
     Err(Error::argument("number of broken weight scales", bad_scales, rule, "Check the checkpoint's tensors."))
 }
 
-/// The parameters that one matrix settles.
-pub fn prepare_params(
-    matrix: &Matrix,
-    codes: *const u8,
-    block_scale: *const u8,
-    storage: *mut u8,
-    bad_scales: *mut u64,
-) -> params::PrepareParams {
-    params::PrepareParams {
-        codes,
-        block_scale,
-        tiles: matrix.tiles.pointer(storage),
-        bad_scales,
-        num_local_experts: 1,
-        rows: matrix.rows as i32,
-        cols: matrix.cols as i32,
-        num_m_tiles: matrix.m_tiles as i32,
-        num_slabs: matrix.slabs as i32,
-        ..Default::default()
+/// What the output factors must hold beside the global scales: Hopper's register dequantisation leaves out 2^8.
+pub fn missing_factor(kernels: Kernels) -> f32 {
+    match kernels {
+        Kernels::Hopper => 256.0,
+        Kernels::Portable => 1.0,
     }
+}
+
+/// One matrix of all experts, as the checkpoint has it, and where it goes.
+#[derive(Debug)]
+pub struct Source {
+    /// e2m1x2 [num_experts, rows, cols / 2]
+    pub codes: *const u8,
+    /// e4m3 [num_experts, rows, cols / 16]
+    pub block_scale: *const u8,
+    /// Slices of the storage.
+    pub num_experts: usize,
+    /// Bytes of a slice.
+    pub expert_stride: u64,
+    /// Rows are gate and up halves.
+    pub gated: bool,
+    /// The first half is up.
+    pub up_first: bool,
+    /// Counts NaN and negative block scales; on the device.
+    pub bad_scales: *mut u64,
 }
 
 /// Enqueue the repacking of one matrix of all experts.
 ///
 /// # Safety
-/// As [`Device::launch`].
-pub unsafe fn launch_prepare(device: &Device, params: &params::PrepareParams, stream: Stream) -> Result<()> {
-    let grid = [params.num_slabs as u32, params.num_m_tiles as u32, params.num_local_experts as u32];
-    // SAFETY: by contract.
-    unsafe { device.launch(Kernel::PrepareTiles, grid, 128, 0, stream, params) }
+/// As [`Device::launch`], with the pointers of `source` and the storage.
+pub unsafe fn prepare_matrix(
+    device: &Device,
+    kernels: Kernels,
+    matrix: &Matrix,
+    source: &Source,
+    storage: *mut u8,
+    stream: Stream,
+) -> Result<()> {
+    let experts = source.num_experts as u32;
+    match kernels {
+        Kernels::Hopper => {
+            let params = params::PrepareParams {
+                codes: source.codes,
+                block_scale: source.block_scale,
+                tiles: matrix.codes.pointer(storage),
+                expert_stride: source.expert_stride,
+                bad_scales: source.bad_scales,
+                num_local_experts: experts as i32,
+                rows: matrix.rows as i32,
+                cols: matrix.cols as i32,
+                num_m_tiles: matrix.m_tiles as i32,
+                num_slabs: matrix.slabs as i32,
+                gated: source.gated.into(),
+                up_first: source.up_first.into(),
+                reserved: 0,
+            };
+            let grid = [matrix.slabs as u32, matrix.m_tiles as u32, experts];
+            // SAFETY: by contract.
+            unsafe { device.launch(Kernel::PrepareTiles, grid, 128, 0, stream, &params) }
+        }
+        Kernels::Portable => {
+            let params = params::PrepareSwizzledParams {
+                codes: source.codes,
+                block_scale: source.block_scale,
+                out_codes: matrix.codes.pointer(storage),
+                out_block_scale: matrix.block_scale.pointer(storage),
+                expert_stride: source.expert_stride,
+                bad_scales: source.bad_scales,
+                num_local_experts: experts as i32,
+                rows: matrix.rows as i32,
+                cols: matrix.cols as i32,
+                first_row: if source.gated && source.up_first { matrix.rows as i32 / 2 } else { 0 },
+            };
+            // A thread for each byte of the swizzled scales, padding included.
+            let grid = [matrix.block_scale.len.div_ceil(THREADS as usize) as u32, experts, 1];
+            // SAFETY: by contract.
+            unsafe { device.launch(Kernel::PrepareSwizzled, grid, THREADS, 0, stream, &params) }
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! The row-tile size of a GEMM: how many token rows one CTA multiplies with its weight rows.
 
-/// What becomes of a GEMM's result.
+/// What becomes of the result of a GEMM of `gemm_sm90`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemmKind {
     /// Clamped SwiGLU of gate and up, to bf16.
     Gemm1,
+    /// The same, of NVFP4 rows by slabs.
+    Gemm1Nvfp4,
     /// f32 for combine.
     Gemm2,
     /// bf16 with bias.
@@ -16,6 +18,7 @@ impl GemmKind {
     pub fn name(self) -> &'static str {
         match self {
             GemmKind::Gemm1 => "gemm1",
+            GemmKind::Gemm1Nvfp4 => "gemm1_nvfp4",
             GemmKind::Gemm2 => "gemm2",
             GemmKind::Linear => "linear",
         }
@@ -24,6 +27,9 @@ impl GemmKind {
 
 /// Row-tile sizes that `gemm_sm90` is compiled for.
 pub const GEMM_ROWS: [u32; 5] = [8, 16, 32, 64, 128];
+
+/// Rows, and features, of a tile of `gemm_portable`.
+pub const PORTABLE_ROWS: u32 = 64;
 
 /// The smallest tile that holds the rows of nearly every expert: the mean of a uniform routing plus two deviations.
 ///

@@ -141,6 +141,8 @@ static void layers() {
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "layer", nvfp4_moe_layer_workspace_size(nullptr, 1, &bytes));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "out", nvfp4_moe_layer_workspace_size(layer, 1, nullptr));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "max_tokens is -1; ", nvfp4_moe_layer_workspace_size(layer, -1, &bytes));
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "max_tokens is 2147483647; with top_k",  // slots are numbered in i32
+              nvfp4_moe_layer_workspace_size(layer, INT32_MAX, &bytes));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "layer", nvfp4_moe_layer_prepare(nullptr, &c.weights, nullptr, 0, nullptr));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "layer", nvfp4_moe_layer_forward(nullptr, &c.args, nullptr));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "layer", nvfp4_moe_layer_calibrate(nullptr, &c.args, nullptr));

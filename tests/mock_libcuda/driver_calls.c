@@ -1,5 +1,5 @@
 /* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and ends.
- * With the stand-in libcuda nothing reads them. Exit status 77: this build has no kernels. */
+ * With the stand-in libcuda nothing reads them. The argument is the device kind. Exit status 77: UNSUPPORTED. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -15,11 +15,11 @@ static void check(int32_t status) {
   exit(status == NVFP4_MOE_UNSUPPORTED ? 77 : 1);
 }
 
-static void run_layer(int32_t mode) {
+static void run_layer(int32_t device_kind, int32_t mode) {
   static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
   struct CUstream_st *stream = ADDRESS(99);
   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
-                               .device_kind = NVFP4_MOE_DEVICE_CUDA,
+                               .device_kind = device_kind,
                                .mode = mode,
                                .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
                                .hidden_size = 4096,
@@ -56,10 +56,10 @@ static void run_layer(int32_t mode) {
   nvfp4_moe_layer_destroy(layer);
 }
 
-static void run_linear(int32_t mode) {
+static void run_linear(int32_t device_kind, int32_t mode) {
   struct CUstream_st *stream = ADDRESS(99);
   nvfp4_moe_linear_desc desc = {.struct_size = sizeof desc,
-                                .device_kind = NVFP4_MOE_DEVICE_CUDA,
+                                .device_kind = device_kind,
                                 .mode = mode,
                                 .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
                                 .in_features = 4096,
@@ -86,10 +86,11 @@ static void run_linear(int32_t mode) {
   nvfp4_moe_linear_destroy(linear);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
   for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
-    run_layer(mode);
-    run_linear(mode);
+    run_layer(device_kind, mode);
+    run_linear(device_kind, mode);
   }
   return 0;
 }

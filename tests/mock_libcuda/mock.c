@@ -1,7 +1,9 @@
 /* A stand-in for libcuda.so.1 that logs every call to stderr and succeeds: shows what a host layer asks of the driver,
- * without a GPU. It plays one H100: compute capability 9.0, 132 multiprocessors. Device memory is never touched. */
+ * without a GPU. It plays one GPU of 132 multiprocessors, an H100 (compute capability 9.0) or what MOCK_CAPABILITY
+ * says, 100 for 10.0. Device memory is never touched. */
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void *current_context;
@@ -21,7 +23,6 @@ PLAIN(cuCtxSynchronize)
 PLAIN(cuModuleUnload)
 PLAIN(cuFuncLoad)
 PLAIN(cuFuncSetAttribute)
-PLAIN(cuLaunchKernel)
 PLAIN(cuStreamSynchronize)
 PLAIN(cuMemFree_v2)
 PLAIN(cuMemcpyHtoDAsync_v2)
@@ -34,7 +35,9 @@ int cuDeviceGet(int *device, int ordinal) {
 
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   (void)device;
-  *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 16 ? 132 : 1; /* major, minor, multiprocessors */
+  const char *capability = getenv("MOCK_CAPABILITY");
+  const int both = capability ? atoi(capability) : 90;
+  *value = attribute == 75 ? both / 10 : attribute == 76 ? both % 10 : attribute == 16 ? 132 : 1; /* 16: processors */
   return ok("cuDeviceGetAttribute");
 }
 
@@ -61,9 +64,14 @@ int cuModuleLoadData(void **module, const void *image) {
 }
 
 int cuModuleGetFunction(void **function, void *module, const char *name) {
-  (void)module, (void)name;
-  *function = (void *)0xF0;
+  (void)module;
+  *function = strdup(name); /* a handle that launches can name; modules are never unloaded */
   return ok("cuModuleGetFunction");
+}
+
+int cuLaunchKernel(void *function) { /* more arguments follow, of which nothing is read */
+  fprintf(stderr, "call cuLaunchKernel %s\n", (const char *)function);
+  return 0;
 }
 
 int cuStreamIsCapturing(void *stream, int *status) {

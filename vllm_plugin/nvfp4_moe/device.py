@@ -20,9 +20,14 @@ class DeviceStatus(NamedTuple):
     """Token, in its call, of the first such event; -1 if there was none."""
 
 
+def is_portable(device: torch.device | str) -> bool:
+    """Does it name a GPU's portable kernels, as "cuda-portable" and "cuda-portable:1" do?"""
+    return str(device).startswith("cuda-portable")
+
+
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The device with its index: "cuda" means torch's current GPU."""
-    device = torch.device(device)
+    """The torch device with its index: "cuda" and "cuda-portable" mean torch's current GPU."""
+    device = torch.device(str(device).replace("cuda-portable", "cuda"))
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import ops
-from .device import resolve_device
+from .device import is_portable, resolve_device
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Layer:
         mode          "default", "bf16" (W4A16), "nvfp4" (W4A4) or "fp8" (W4A8)
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
         swiglu_limit  gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        device        "cpu", "cuda" (Hopper's kernels) or "cuda-portable" (any GPU of compute capability 8.0 or later)
         """
         self.device = resolve_device(device)
         self.hidden_size = hidden_size
@@ -76,6 +77,7 @@ class Layer:
         self._ops = ops.load()
         self.id: int = self._ops.layer_create(
             self.device,
+            is_portable(device),
             mode,
             scale_policy,
             hidden_size,

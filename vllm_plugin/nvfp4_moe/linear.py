@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from . import ops
-from .device import resolve_device
+from .device import is_portable, resolve_device
 
 
 @dataclass
@@ -50,12 +50,14 @@ class Linear:
         scale_policy: str = "static",
         device: torch.device | str = "cpu",
     ):
-        """Make a linear without weights; `mode` and `scale_policy` as in `Layer`."""
+        """Make a linear without weights; `mode`, `scale_policy` and `device` as in `Layer`."""
         self.device = resolve_device(device)
         self.in_features = in_features
         self.out_features = out_features
         self._ops = ops.load()
-        self.id: int = self._ops.linear_create(self.device, mode, scale_policy, in_features, out_features, num_parts)
+        self.id: int = self._ops.linear_create(
+            self.device, is_portable(device), mode, scale_policy, in_features, out_features, num_parts
+        )
         self._destroy = weakref.finalize(self, self._ops.linear_destroy, self.id)
 
     def prepare(self, weights: LinearWeights) -> "Linear":

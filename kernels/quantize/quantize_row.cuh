@@ -1,0 +1,85 @@
+// One row to NVFP4 by a block of threads, one thread a block of 16. Saturates and counts.
+#pragma once
+#include "../common/format.cuh"
+#include "../common/rows.cuh"
+#include "../gemm_sm90/layout.cuh"
+
+namespace nvfp4 {
+
+__device__ inline void report(DeviceStatus* status, const Block& block, int64_t token) {
+  if (!block.saturated && block.nonfinite == 0) return;
+  using ull = unsigned long long;
+  if (block.saturated) atomicAdd(reinterpret_cast<ull*>(&status->saturated_blocks), 1ull);
+  if (block.nonfinite) atomicAdd(reinterpret_cast<ull*>(&status->nonfinite_values), static_cast<ull>(block.nonfinite));
+  const ull calls = *reinterpret_cast<const volatile ull*>(&status->calls);
+  atomicMin(reinterpret_cast<ull*>(&status->first_bad), calls << 32 | static_cast<ull>(token));
+}
+
+// e2m1 * block_scale, exact in bf16; two values to a word.
+__device__ inline void store_decoded(__nv_bfloat16* out, const Block& block) {
+  const float scale = e4m3_decode(block.scale);
+  uint32_t words[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t pair = static_cast<uint32_t>(block.codes >> (8 * i));
+    const __nv_bfloat162 two = __floats2bfloat162_rn(e2m1_decode(pair) * scale, e2m1_decode(pair >> 4) * scale);
+    words[i] = *reinterpret_cast<const uint32_t*>(&two);
+  }
+  reinterpret_cast<uint4*>(out)[0] = make_uint4(words[0], words[1], words[2], words[3]);
+  reinterpret_cast<uint4*>(out)[1] = make_uint4(words[4], words[5], words[6], words[7]);
+}
+
+// Block b of a row in Blackwell's layout.
+__device__ inline void store_swizzled(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
+  reinterpret_cast<uint64_t*>(p.packed)[int64_t{row} * num_blocks + b] = block.codes;
+  p.block_scale[sf_offset_128x4(row, b, num_blocks)] = static_cast<uint8_t>(block.scale);
+}
+
+// Block b of a row, for register dequantisation: two words of four pairs, and a scale whose product misses 2^8.
+__device__ inline void store_slab(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
+  uint32_t words[2] = {};
+#pragma unroll
+  for (int i = 0; i < kBlockSize; ++i) {
+    words[i / 8] |= scatter_code(i % 8 / 2, static_cast<uint32_t>(block.codes >> (4 * i)) & 15) << (i % 2 * 16);
+  }
+  const int64_t at = int64_t{row} * num_slabs(num_blocks) * kSlabSteps + b;
+  reinterpret_cast<uint2*>(p.packed)[at] = make_uint2(words[0], words[1]);
+  p.block_scale[at] = static_cast<uint8_t>(e5m3_of(block.scale));
+}
+
+// Row `row` of the outputs: NVFP4 of the blocks that load(b, values) gives, or zeros where `source` has no row.
+template <class Load>
+__device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& source, Load load, float (&scratch)[32]) {
+  const bool empty = source.source < 0;
+  const int num_blocks = p.num_cols / kBlockSize;
+  float global_scale = p.static_scale;
+  if (global_scale == 0.0f) global_scale = dynamic_global_scale(empty ? 0.0f : row_amax(num_blocks, load, scratch));
+  const QuantScale scale = QuantScale::from_global_scale(global_scale);
+  if (threadIdx.x == 0) p.row_scale[row] = p.by_slabs ? global_scale * kSlabFactor : global_scale;
+  const int64_t token = p.row_to_token_slot ? p.row_to_token_slot[row] / p.source.top_k : source.source;
+  for (int b = threadIdx.x; b < num_blocks; b += blockDim.x) {
+    Block block = {};
+    if (!empty) {
+      float values[kBlockSize];
+      load(b, values);
+      block = quantize_block(values, scale);
+      if (source.counts) report(p.status, block, token);
+    }
+    if (p.decoded) store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
+    if (p.packed && p.by_slabs) {
+      store_slab(p, row, b, num_blocks, block);
+    } else if (p.packed) {
+      store_swizzled(p, row, b, num_blocks, block);
+    }
+  }
+  // A tensor core reads the padding columns of a tile too: a NaN there would spoil the row.
+  for (int b = num_blocks + threadIdx.x; p.packed && b < (num_blocks + 3) / 4 * 4; b += blockDim.x) {
+    if (p.by_slabs) {
+      store_slab(p, row, b, num_blocks, Block{});
+    } else {
+      p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
+    }
+  }
+}
+
+}  // namespace nvfp4

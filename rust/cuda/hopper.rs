@@ -1,0 +1,138 @@
+//! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x is packed, and GEMM1 decodes
+//! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly.
+
+use super::THREADS;
+use super::forward::Call;
+use super::kernels::{Kernel, params};
+use super::storage::Matrix;
+use super::tiles::GemmKind;
+use crate::config::Mode;
+use crate::error::Result;
+use std::ops::Range;
+
+impl Call<'_> {
+    fn quantised(&self) -> bool {
+        self.config.mode == Mode::Nvfp4
+    }
+
+    /// GEMM1 with SwiGLU; in mode nvfp4 before it x is packed, and after it each row of h becomes its own decoded form.
+    ///
+    /// # Safety
+    /// As [`Call::run`].
+    pub(super) unsafe fn hopper_h(&self, chunk: usize) -> Result<()> {
+        let (plan, args, config) = (self.plan, self.args, self.config);
+        let matrix = &self.layer.slice.w13;
+        let mut params = params::GemmParams {
+            list: self.tile_list(chunk, &(0..matrix.m_tiles)),
+            x: args.x.cast(),
+            x_row_stride: args.x_row_stride as i64,
+            row_to_slot: self.row_to_slot(chunk),
+            out: plan.h.rows.pointer(self.base).cast(),
+            out_row_stride: config.intermediate_size as i64,
+            features: config.intermediate_size as i32,
+            swiglu: self.swiglu(),
+            ..self.weights(matrix, 0)
+        };
+        // SAFETY: regions of the workspace, prepared weights; x by contract.
+        unsafe {
+            if !self.quantised() {
+                return self.launch_gemm(GemmKind::Gemm1, &params);
+            }
+            params.x = plan.x.rows.pointer(self.base).cast_const().cast();
+            params.x_block_scale = plan.x.block_scale.pointer(self.base).cast();
+            params.row_scale = plan.x.global_scale.pointer(self.base);
+            self.quantize_x(chunk)?;
+            self.launch_gemm(GemmKind::Gemm1Nvfp4, &params)?;
+            self.quantize_h(chunk)
+        }
+    }
+
+    /// The packed form of a chunk's tokens that are routed here.
+    unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
+        let (plan, args) = (self.plan, self.args);
+        let first_token = plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
+        let params = params::QuantizeParams {
+            source: params::RowSource {
+                slot_to_row: plan.slot_to_row.pointer(self.base),
+                first_row_on_device: first_token,
+                end_row_on_device: first_token.wrapping_add(1),
+                top_k: self.config.top_k as i32,
+                ..Default::default()
+            },
+            status: self.layer.device.status(),
+            x: args.x.cast(),
+            x_row_stride: args.x_row_stride as i64,
+            packed: plan.x.rows.pointer(self.base),
+            block_scale: plan.x.block_scale.pointer(self.base),
+            by_slabs: 1,
+            row_scale: plan.x.global_scale.pointer(self.base),
+            static_scale: self.static_scale(self.scales.w13),
+            num_cols: self.config.hidden_size as i32,
+            ..Default::default()
+        };
+        // SAFETY: by contract of the caller.
+        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(args.num_tokens), THREADS, 0, &params) }
+    }
+
+    unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
+        let inter = self.config.intermediate_size;
+        let h = self.plan.h.rows.pointer(self.base);
+        let params = params::QuantizeParams {
+            source: self.h_rows(chunk),
+            status: self.layer.device.status(),
+            row_to_token_slot: self.row_to_slot(chunk),
+            x: h.cast_const().cast(),
+            x_row_stride: inter as i64,
+            decoded: h.cast(),
+            row_scale: self.plan.h.global_scale.pointer(self.base),
+            static_scale: self.static_scale(self.scales.w2),
+            num_cols: inter as i32,
+            ..Default::default()
+        };
+        // SAFETY: regions of the workspace.
+        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(self.plan.rows), THREADS, 0, &params) }
+    }
+
+    /// GEMM2 for a slice of y.
+    ///
+    /// # Safety
+    /// As [`Call::run`].
+    pub(super) unsafe fn hopper_y(&self, chunk: usize, slice: &Range<usize>) -> Result<()> {
+        let (plan, config) = (self.plan, self.config);
+        let params = params::GemmParams {
+            list: self.tile_list(chunk, slice),
+            x: plan.h.rows.pointer(self.base).cast_const().cast(),
+            x_row_stride: config.intermediate_size as i64,
+            row_scale: if self.quantised() { plan.h.global_scale.pointer(self.base) } else { std::ptr::null() },
+            out: plan.sums.pointer(self.base).cast(),
+            out_row_stride: self.slice_cols(slice).len() as i64,
+            features: config.hidden_size as i32,
+            ..self.weights(&self.layer.slice.w2, 2)
+        };
+        // SAFETY: regions of the workspace, prepared weights.
+        unsafe { self.launch_gemm(GemmKind::Gemm2, &params) }
+    }
+
+    /// A matrix, and the first of its output factors.
+    fn weights(&self, matrix: &Matrix, alpha: usize) -> params::GemmParams {
+        params::GemmParams {
+            tiles: matrix.codes.pointer(self.layer.storage),
+            expert_stride: self.layer.slice.stride,
+            alphas: self.layer.slice.alphas.pointer(self.layer.storage).wrapping_add(alpha),
+            top_k: self.config.top_k as i32,
+            k_valid: matrix.cols as i32,
+            num_slabs: matrix.slabs as i32,
+            ..Default::default()
+        }
+    }
+
+    unsafe fn launch_gemm(&self, kind: GemmKind, params: &params::GemmParams) -> Result<()> {
+        // One CTA takes all of a multiprocessor's shared memory.
+        let blocks = (self.worst_tiles(&params.list) as u32).clamp(1, self.layer.device.num_sms);
+        let kernel = Kernel::GemmSm90(kind, self.plan.tile_rows);
+        // SAFETY: by contract of the caller.
+        unsafe {
+            self.launch(kernel, [blocks, 1, 1], params::GEMM_SM90_THREADS, params::GEMM_SM90_SHARED_BYTES, params)
+        }
+    }
+}
