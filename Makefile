@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BUNDLE ?= .peers
 VENV := .venv
+CUDA_INSTALLED := $(VENV)/.installed-cuda
 VENV_NEW := .venv-torch-new
 VLLM26 := .venv-vllm-0.26
 VLLM32 := .venv-vllm-0.32
@@ -39,7 +40,6 @@ $(VENV)/.installed: tests/requirements.txt
 
 # nvcc, for a machine without CUDA 13. Without its dependencies: pip would mix in an nvvm that nvcc cannot read. cargo does
 # not see it come, so what it built without kernels goes.
-CUDA_INSTALLED := $(VENV)/.installed-cuda
 $(CUDA_INSTALLED): tests/requirements-cuda.txt $(VENV)/.installed
 	@$(STEP) "[setup] pip: nvcc 13.0 (0.1 GB)" sh -c '$(PY) $(PIP_INSTALL) --no-deps -r $< && \
 	  cargo clean --quiet --release -p nvfp4-moe'

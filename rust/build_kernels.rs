@@ -56,7 +56,8 @@ fn compile(nvcc: &Path, source: &str, targets: &[&str], out: &Path) {
 
 /// Does this line of `ptxas -v` report local memory, or wgmma that had to be serialised?
 fn spills(line: &str) -> bool {
-    let stack = line.contains("bytes stack frame") && !line.contains("0 bytes stack frame, 0 bytes spill stores");
+    let stack = line.contains("bytes stack frame")
+        && !line.trim_start().starts_with("0 bytes stack frame, 0 bytes spill stores");
     stack || line.contains("(C75") || line.contains("warning")
 }
 
