@@ -121,10 +121,6 @@ test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
 	@$(STEP) "[test vllm] 0.33: selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
 	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py
 
-# On a machine with a GPU: BUNDLE has a setup.sh that makes vLLM importable, serve_smoke.py and make_tiny_checkpoint.py.
-gpu-serve:
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS'
-
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
 
 MODELOPT_CHECKPOINT := .cache/qwen3-modelopt
@@ -190,6 +186,11 @@ gpu-test: $(OP)
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
 	@echo "make gpu-test: PASS"
+
+# BUNDLE has a setup.sh that makes vLLM importable, serve_smoke.py and make_tiny_checkpoint.py. Under eight minutes; writes a
+# record, tests/bench/record/h100/<date>-serve.csv.
+gpu-serve: $(OP)
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
 
 # BUNDLE has vLLM and bench_peers.py, as for gpu-serve. Writes a record, tests/bench/record/<gpu>/<date>-moe.csv.
 gpu-bench: $(OP)

@@ -2,102 +2,223 @@
 
     make gpu-serve BUNDLE=.peers        on a machine with a GPU and the offline vLLM bundle in BUNDLE
 
-For each model it prints which experts served, graphs captured and replayed, tokens per second, and how many greedy
-tokens equal Marlin's. Ends PASS if our experts served, graphs were captured and replayed, every logit was finite, and a
-prompt served alone gave the same tokens with graphs and without.
+Every run is a process of its own under `cudagraph_mode: FULL_DECODE_ONLY` (the eager one aside), greedy. A run that
+fails prints the end of its log and the others go on. The last line is PASS if, for each model,
+
+- our experts served, the log says so, and Marlin's served where the user asked for them;
+- graphs were captured, by vLLM's own log and by counting, and every decoding step of the generation replayed one;
+- every logit was finite;
+- a prompt served alone gave the same tokens with graphs and without;
+- ours and Marlin agree on the first token of more than half of the prompts, and on the prompt served alone at least on
+  that. Later tokens are counted, not gated: both round to bf16, in another order, and a random model amplifies it.
+
+Writes <date>-serve.csv under --out; logs and reports under --work, and one file of each under $OUT where that is set.
 """
 
 import argparse
+import csv
+import datetime
 import json
 import os
+import re
+import shutil
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-OURS = "Nvfp4MoeExperts"
-MARLIN = {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}
+ROOT = HERE.parent.parent
+OURS, MARLIN = "Nvfp4MoeExperts", "MarlinExperts"
+# name: options of serve_smoke.py, environment, experts that must serve
+RUNS = {
+    "ours": ([], {}, OURS),
+    "marlin": (["--moe-backend", "marlin"], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}, MARLIN),
+    "ours-eager": (["--eager"], {}, OURS),
+}
+# model: more plugins, seconds for one run. vLLM starts DeepSeek-V4 in up to 60 s, Qwen3-MoE in 10, and imports in 20.
+MODELS = {"dsv4": (["dsv4_triton_compressor"], 170), "qwen3": ([], 90)}
+TOTAL_S = 430
+TAIL_LINES = 40
+SIZES = (1, 2, 4, 8)
+COLUMNS = ("model", "run", "experts", "graphs_captured", "graph_replays")
+COLUMNS += ("step_ms_1", "step_ms_8", "tokens_per_s_1", "tokens_per_s_8", "first_tokens_as_marlin", "tokens_as_marlin")
 
 
-def smoke(bundle: Path, model: Path, name: str, out: Path, options: list[str], environment: dict[str, str]) -> dict:
-    """One run of the bundle's serve_smoke.py; its report."""
-    report = out / f"{model.name}-{name}.json"
-    command = [sys.executable, str(bundle / "serve_smoke.py"), str(model), "--plugin", "serve_with_plugin"]
-    if model.name == "dsv4":
-        command += ["--plugin", "dsv4_triton_compressor"]
-    log = out / f"{model.name}-{name}.log"
-    with log.open("w") as stream:
-        status = subprocess.run(
-            [*command, "--out", str(report), *options],
-            env=os.environ | environment,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
-    if status:
-        raise SystemExit(f"{model.name} {name} failed ({status}):\n{log.read_text()[-6000:]}")
-    return json.loads(report.read_text())
+class Runs:
+    """The processes: one after another, within one budget of time."""
+
+    def __init__(self, bundle: Path, work: Path):
+        self.bundle, self.work, self.deadline = bundle, work, time.monotonic() + TOTAL_S
+        self.failed: list[str] = []
+
+    def command(self, name: str, command: list[str], limit_s: float, environment: dict[str, str]) -> bool:
+        """Run it into work/<name>.log; False, with the end of the log on the screen, if it fails."""
+        log = self.work / f"{name}.log"
+        limit_s = min(limit_s, self.deadline - time.monotonic())
+        if limit_s < 10:
+            self.failed.append(f"{name}: not run, {TOTAL_S} s are over")
+            return False
+        with log.open("w") as stream:
+            try:
+                status = subprocess.run(
+                    command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT, timeout=limit_s
+                ).returncode
+                reason = f"exit status {status}" if status else None
+            except subprocess.TimeoutExpired:
+                reason = f"stopped after {limit_s:.0f} s"
+        if reason:
+            self.failed.append(f"{name}: {reason}")
+            tail = "\n".join(text(log).splitlines()[-TAIL_LINES:])
+            print(f"  {name}: FAILED, {reason}; the end of {log}:\n{tail}", flush=True)
+        return reason is None
+
+    def serve(self, model: Path, run: str) -> dict | None:
+        """One run of the bundle's serve_smoke.py: its report, with seconds a decoding step; None if it failed."""
+        plugins, limit_s = MODELS[model.name]
+        options, environment, _ = RUNS[run]
+        name = f"{model.name}-{run}"
+        report, times = self.work / f"{name}.json", self.work / f"{name}-times.json"
+        for stale in (report, times):
+            stale.unlink(missing_ok=True)
+        command = [sys.executable, str(self.bundle / "serve_smoke.py"), str(model), "--out", str(report), *options]
+        for plugin in ("serve_with_plugin", "time_decoding", *plugins):
+            command += ["--plugin", plugin]
+        if not self.command(name, command, limit_s, {"NVFP4_MOE_DECODE_TIMES": str(times)} | environment):
+            return None
+        result = json.loads(text(report))
+        result["log"] = text(self.work / f"{name}.log")
+        timing = json.loads(text(times))
+        result["step_s"] = {int(n): statistics.median(seconds) for n, seconds in timing["seconds"].items()}
+        # A batch, a prompt alone (whose first tokens come from the prompt) and the timing.
+        result["decoding_steps"] = timing["steps"] + sum(len(r[0]) - 1 for r in result["tokens"].values())
+        return result
 
 
-def line(name: str, report: dict) -> str:
-    """One row of the table."""
-    tokens = sum(len(row) for rows in report["tokens"].values() for row in rows)
-    graphs = report["graphs"]
-    return (
-        f"  {name:12} {', '.join(report['built']['moe']):70} {graphs['captured']:3} captured "
-        f"{graphs['replays_in_generation']:3} replayed {tokens / report['seconds']['generate']:8.1f} tokens/s"
-    )
+def text(file: Path) -> str:
+    return file.read_text(errors="replace")
 
 
-def equal_tokens(a: dict, b: dict) -> str:
-    """How many tokens of the batch agree before the first that does not, prompt by prompt."""
-    agree = total = 0
-    for ours, theirs in zip(a["tokens"]["batch"], b["tokens"]["batch"], strict=True):
-        agree += next((i for i, (x, y) in enumerate(zip(ours, theirs, strict=True)) if x != y), len(ours))
-        total += len(ours)
-    return f"{agree} of {total} greedy tokens up to the first difference of each prompt"
+def experts(report: dict) -> str:
+    """What vLLM built for the MoE layers; a text if looking failed."""
+    built = report["built"]
+    return ", ".join(built["moe"]) if isinstance(built, dict) else built
 
 
-def failures(graphs: dict, eager: dict) -> list[str]:
-    """What is wrong with our two runs."""
+def run_failures(run: str, report: dict) -> list[str]:
+    """What is wrong with one run."""
+    wanted = RUNS[run][2]
+    kinds = report["built"]["moe"] if isinstance(report["built"], dict) else {}
+    log, graphs = report["log"], report["graphs"]
     checks = {
-        "our experts did not serve": all(OURS in kind for run in (graphs, eager) for kind in run["built"]["moe"]),
-        "no graph was captured": graphs["graphs"]["captured"] >= 4,
-        "no graph was replayed": graphs["graphs"]["replays_in_generation"] > 0,
-        "a logit is not finite": graphs["logits"]["all_finite"] and eager["logits"]["all_finite"],
-        "graphs and eager differ": graphs["tokens"]["first_alone"] == eager["tokens"]["first_alone"],
+        f"experts are {experts(report)}, not {wanted}": bool(kinds) and all(wanted in kind for kind in kinds),
+        "a logit is not finite": report["logits"]["all_finite"],
     }
-    return [text for text, good in checks.items() if not good]
+    if wanted == OURS:
+        checks["the log does not say that the MoE is ACTIVE"] = "ACTIVE for NVFP4 MoE on cuda" in log
+    if report["eager"]:
+        checks["graphs in an eager run"] = graphs["captured"] == 0 == graphs["replays_in_generation"]
+    else:
+        checks["no 'Graph capturing finished' in the log"] = bool(re.search(r"[Gg]raph capturing finished", log))
+        checks[f"{graphs['captured']} graphs captured, not {len(SIZES)}"] = graphs["captured"] >= len(SIZES)
+        replays, steps = graphs["replays_in_generation"], report["decoding_steps"]
+        checks[f"{replays} replays in {steps} decoding steps"] = replays >= steps
+    return [f"{run}: {text}" for text, good in checks.items() if not good]
+
+
+def same_as(report: dict, marlin: dict) -> tuple[int, int, int]:
+    """(prompts of the batch with an equal first token, tokens equal before each prompt's first difference, tokens)."""
+    pairs = list(zip(report["tokens"]["batch"], marlin["tokens"]["batch"], strict=True))
+    same = [next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a)) for a, b in pairs]
+    return sum(n > 0 for n in same), sum(same), sum(len(a) for a, _ in pairs)
+
+
+def comparisons(reports: dict[str, dict]) -> list[str]:
+    """What is wrong between the runs of one model."""
+    found = []
+    alone = {run: report["tokens"]["first_alone"][0] for run, report in reports.items()}
+    if {"ours", "ours-eager"} <= alone.keys() and alone["ours"] != alone["ours-eager"]:
+        found.append(f"graphs and eager differ: {alone['ours']} and {alone['ours-eager']}")
+    if {"ours", "marlin"} <= alone.keys():
+        first, _, _ = same_as(reports["ours"], reports["marlin"])
+        num_prompts = len(reports["ours"]["tokens"]["batch"])
+        if 2 * first <= num_prompts:
+            found.append(f"only {first} of {num_prompts} first tokens are Marlin's")
+        if alone["ours"][0] != alone["marlin"][0]:
+            found.append(f"the first token alone is {alone['ours'][0]}, Marlin's {alone['marlin'][0]}")
+    return found
+
+
+def row(model: str, run: str, report: dict, marlin: dict | None) -> list:
+    """One line of the record."""
+    step, graphs = report["step_s"], report["graphs"]
+    first, same, total = same_as(report, marlin) if marlin else ("", "", "")
+    return [
+        *(model, run, experts(report), graphs["captured"], graphs["replays_in_generation"]),
+        *(f"{step[n] * 1e3:.3f}" for n in (1, 8)),
+        *(f"{n / step[n]:.1f}" for n in (1, 8)),
+        *((f"{first} of 8", f"{same} of {total}") if marlin else ("", "")),
+    ]
+
+
+def write_record(path: Path, reports: dict[str, dict[str, dict]]) -> None:
+    one = next(report for runs in reports.values() for report in runs.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        file.write(f"# {one['device']}, {datetime.date.today()}, vLLM {one['vllm']}, torch {one['torch']}\n")
+        file.write("# tiny models (bundle's make_tiny_checkpoint.py), FULL_DECODE_ONLY, greedy; medians of 5 rounds.\n")
+        file.write(
+            "# step_ms_N: one decoding step of N prompts, scheduler included; launches cost more than weights\n"
+        )
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(COLUMNS)
+        for model, runs in reports.items():
+            table.writerows(row(model, run, report, runs.get("marlin")) for run, report in runs.items())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="folder of serve_smoke.py and its makers")
-    parser.add_argument("--models", type=Path, default=Path("build/gpu-models"))
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "build/gpu-serve")))
+    parser.add_argument("--out", type=Path, default=ROOT / "tests/bench/record/h100", help="where the record goes")
+    parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve", help="models, logs and reports")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    root = HERE.parent.parent
-    path = [str(root / "vllm_plugin"), str(HERE), str(arguments.bundle), os.environ.get("PYTHONPATH", "")]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    path = [str(ROOT / "vllm_plugin"), str(HERE), str(arguments.bundle), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    maker = [sys.executable, str(arguments.bundle / "make_tiny_checkpoint.py"), str(arguments.models)]
-    subprocess.run(maker, check=True)
-    failed = []
-    for name in ("qwen3", "dsv4"):
-        model = arguments.models / name
-        print(f"{name}:", flush=True)
-        runs = {}
-        for run, options, environment in (
-            ("ours", [], {}),
-            ("ours-eager", ["--eager"], {}),
-            ("marlin", ["--moe-backend", "marlin"], MARLIN),
-        ):
-            runs[run] = smoke(arguments.bundle, model, run, arguments.out, options, environment)
-            print(line(run, runs[run]), flush=True)
-        print(f"  ours and Marlin: {equal_tokens(runs['ours'], runs['marlin'])}")
-        failed += [f"{name}: {reason}" for reason in failures(runs["ours"], runs["ours-eager"])]
-    print("\n".join([*failed, "gpu-serve: " + ("FAIL" if failed else "PASS")]))
-    return 1 if failed else 0
+    runs, reports = Runs(arguments.bundle, arguments.work), {}
+    make = [sys.executable, str(arguments.bundle / "make_tiny_checkpoint.py"), str(arguments.work)]
+    for model in MODELS if runs.command("make-models", make, 120, {}) else ():
+        print(f"{model}:", flush=True)
+        served = {}
+        for run in RUNS:
+            report = runs.serve(arguments.work / model, run)
+            if report is None:
+                continue
+            served[run] = report
+            runs.failed += [f"{model} {failure}" for failure in run_failures(run, report)]
+            print("  " + "  ".join(map(str, row(model, run, report, served.get("marlin"))[1:])), flush=True)
+        runs.failed += [f"{model}: {failure}" for failure in comparisons(served)]
+        if served:
+            reports[model] = served
+    if reports:
+        record = arguments.out / f"{datetime.date.today()}-serve.csv"
+        write_record(record, reports)
+        print(f"{record}:\n{text(record)}")
+        bring_back(arguments.work, record, reports)
+    print("\n".join([*runs.failed, "gpu-serve: " + ("FAIL" if runs.failed else "PASS")]))
+    return 1 if runs.failed else 0
+
+
+def bring_back(work: Path, record: Path, reports: dict) -> None:
+    """Three files under $OUT, where a lent machine takes what it brings back, and only a few files."""
+    if not os.environ.get("OUT"):
+        return
+    out = Path(os.environ["OUT"])
+    shutil.copy(record, out / record.name)
+    (out / "serve.json").write_text(json.dumps(reports, indent=1))
+    logs = sorted(work.glob("*.log"))
+    (out / "serve.log").write_text("".join(f"==== {log.name}\n{text(log)}\n" for log in logs))
 
 
 if __name__ == "__main__":
