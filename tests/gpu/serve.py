@@ -168,9 +168,7 @@ def write_record(path: Path, reports: dict[str, dict[str, dict]]) -> None:
     with path.open("w", newline="") as file:
         file.write(f"# {one['device']}, {datetime.date.today()}, vLLM {one['vllm']}, torch {one['torch']}\n")
         file.write("# tiny models (bundle's make_tiny_checkpoint.py), FULL_DECODE_ONLY, greedy; medians of 5 rounds.\n")
-        file.write(
-            "# step_ms_N: one decoding step of N prompts, scheduler included; launches cost more than weights\n"
-        )
+        file.write("# step_ms_N: one decoding step of N prompts, scheduler included; launches cost more than weights\n")
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
         for model, runs in reports.items():

@@ -59,15 +59,15 @@ def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(tensor.clone(), requires_grad=False)
 
 
-def make_experts(module: Module, num_experts: int = EXPERTS) -> Nvfp4MoeExperts:
+def make_experts(module: Module, activation: MoEActivation = MoEActivation.SILU) -> Nvfp4MoeExperts:
     config = FusedMoEConfig(
-        num_experts=num_experts,
+        num_experts=EXPERTS,
         experts_per_token=TOP_K,
         hidden_dim=HIDDEN,
         intermediate_size=module.w13_weight.shape[1] // 2,
         num_local_experts=len(module.w13_weight),
-        num_logical_experts=num_experts,
-        activation=MoEActivation.SILU,
+        num_logical_experts=EXPERTS,
+        activation=activation,
         device="cpu",
         routing_method=RoutingMethodType.Default,
         moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(),
@@ -102,9 +102,9 @@ def run(experts, x, ids, topk_weights, expert_map=None, weight_on_input=False) -
     return out
 
 
-def reference(weights, x, ids, topk_weights, expert_map=None) -> torch.Tensor:
+def reference(weights, x, ids, topk_weights, expert_map=None, **swiglu: float) -> torch.Tensor:
     local = local_ids(ids, EXPERTS, len(weights.w13), expert_map=expert_map)
-    return ReferenceLayer(weights, Swiglu(limit=LIMIT)).forward(x, local, topk_weights).out
+    return ReferenceLayer(weights, Swiglu(limit=LIMIT, **swiglu)).forward(x, local, topk_weights).out
 
 
 def test_padding_rows_become_zero_and_the_rest_is_right(weights, batch):
@@ -117,6 +117,14 @@ def test_weights_already_on_the_input_are_not_applied_again(weights, batch):
     x, ids, topk_weights = batch
     out = run(make_experts(Module(weights)), x, ids, topk_weights, weight_on_input=True)
     assert relative_l2(out, reference(weights, x, ids, None)) < BOUND
+
+
+def test_alpha_and_beta_of_the_activation_count_only_where_vllm_asks_for_them(weights, batch):
+    module = Module(weights)
+    module.swiglu_alpha, module.swiglu_beta = 1.702, 1.0
+    asked = run(make_experts(module, MoEActivation.SWIGLUOAI_UNINTERLEAVE), *batch)
+    assert relative_l2(asked, reference(weights, *batch, alpha=1.702, beta=1.0)) < BOUND
+    assert relative_l2(run(make_experts(module), *batch), reference(weights, *batch)) < BOUND
 
 
 def test_ranks_of_expert_parallel_add_up(weights, batch):

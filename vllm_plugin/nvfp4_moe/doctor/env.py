@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import sys
-from fnmatch import fnmatchcase
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -98,43 +98,46 @@ def print_model(directory: Path, refusals: list[str], arguments) -> None:
     config = json.loads((directory / "config.json").read_text())
     quantization = config.get("quantization_config", {})
     print(f"\nmodel      {directory}: {config.get('model_type')}, {quantization.get('quant_method', 'not quantised')}")
-    counted = model_files.groups(model_files.tensor_names(directory))
-    if not counted:
+    modules = model_files.modules(model_files.tensor_names(directory))
+    if not modules:
         print("           no safetensors with matrices in this directory")
         return
-    width = max(len(group.name) for group in counted)
-    for group, count in sorted(counted.items()):
-        backend, reason = backend_of(group, refusals, arguments)
-        print(f"{count:5} x  {group.name:{width}}  {group.format:12}  {backend}: {reason}")
+    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    counted = Counter((m.pattern, m.format, *backend_of(m, dtype, refusals, arguments)) for m in modules)
+    width = max(len(pattern) for pattern, *_ in counted)
+    for (pattern, format, backend, reason), count in sorted(counted.items()):
+        print(f"{count:5} x  {pattern:{width}}  {format:12}  {backend}: {reason}")
 
 
-def backend_of(group: model_files.Group, refusals: list[str], arguments) -> tuple[str, str]:
-    """(who serves the layers, why)."""
-    if group.format != "nvfp4":
-        return "vllm", f"{group.format}, which this plugin leaves alone"
+def backend_of(module: model_files.Module, dtype: str, refusals: list[str], arguments) -> tuple[str, str]:
+    """(who serves the module, why)."""
+    if module.format != "nvfp4":
+        return "vllm", f"{module.format}, which this plugin leaves alone"
     if refusals:
         return "vllm", "the plugin is not active"
-    if group.kind == "moe":
+    if module.kind == "moe":
         if arguments.moe_backend != "auto":
             return "vllm", f"--moe-backend {arguments.moe_backend}"
-        return "nvfp4_moe", activations(group)
+        if dtype == "float16":
+            return "vllm", "config.json says float16, and experts take bf16. Serve with --dtype bfloat16"
+        return "nvfp4_moe", activations(module)
     if arguments.linear_backend != "auto":
         return "vllm", f"--linear-backend {arguments.linear_backend}"
     if LINEAR_KERNEL in os.environ.get("VLLM_DISABLED_KERNELS", "").split(","):
         return "vllm", f"VLLM_DISABLED_KERNELS has {LINEAR_KERNEL}"
-    if not group.input_scale:
+    if not module.input_scale:
         return "vllm", "a W4A16 linear, for which vLLM does not ask plugins"
-    if any(fnmatchcase(group.name, glob) for glob in settings.bf16_linears()):
+    if settings.wants_bf16(module.vllm_name):
         return "torch", f"dequantised to bf16 by {settings.BF16_LINEARS}"
-    return "nvfp4_moe", activations(group)
+    return "nvfp4_moe", activations(module)
 
 
-def activations(group: model_files.Group) -> str:
+def activations(module: model_files.Module) -> str:
     """How activations enter, in words."""
     mode = settings.mode()
     if mode == "default":
         return "activations bf16 without FP4 tensor cores, nvfp4 with them"
     if mode != "nvfp4":
         return f"activations {mode}"
-    missing = "" if group.input_scale or settings.scale_policy() != "static" else ", but the files have no input_scale"
+    missing = "" if module.input_scale or settings.scale_policy() != "static" else ", but the files have no input_scale"
     return f"activations nvfp4, input scales {settings.scale_policy()}{missing}"

@@ -3,7 +3,6 @@
 import json
 import re
 import struct
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +20,37 @@ FORMATS = (
 )
 
 
+# Linears that vLLM fuses, by the parts' names in checkpoints. Globs of the override list are over vLLM's names.
+FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "wq_a": "fused_wqa_wkv",
+    "wkv": "fused_wqa_wkv",
+}
+
+
 @dataclass(frozen=True, order=True)
-class Group:
-    """Modules that differ only in their layer number."""
+class Module:
+    """A linear, or all experts of a layer."""
 
     name: str
     kind: str  # "moe" or "linear"
     format: str
     input_scale: bool
+
+    @property
+    def pattern(self) -> str:
+        """The name with a star for every number: modules of all layers have one."""
+        return NUMBER.sub("*", self.name)
+
+    @property
+    def vllm_name(self) -> str:
+        """The name under which vLLM serves it, up to a prefix."""
+        parent, dot, last = self.name.rpartition(".")
+        return f"{parent}{dot}{FUSED.get(last, last)}"
 
 
 def tensor_names(directory: Path) -> list[str]:
@@ -41,13 +63,13 @@ def tensor_names(directory: Path) -> list[str]:
     return names
 
 
-def groups(names: list[str]) -> Counter[Group]:
-    """Every module with a matrix, experts folded into their layer, layers folded into one line, with their number."""
+def modules(names: list[str]) -> list[Module]:
+    """Every module with a matrix, experts folded into their layer."""
     parts: dict[str, set[str]] = {}
     for name in names:
         module, _, part = name.rpartition(".")
         parts.setdefault(module, set()).add(part)
-    modules: dict[str, Group] = {}
+    found: dict[str, Module] = {}
     for module, tensors in parts.items():
         format = next((label for label, needed in FORMATS if needed <= tensors), None)
         if format is None:
@@ -57,5 +79,5 @@ def groups(names: list[str]) -> Counter[Group]:
         if not expert and (format == "unquantised" and not name.endswith(("proj", "head", "embed", "gate"))):
             continue  # norms and the like
         scales = bool({"input_scale", "input_global_scale"} & tensors)
-        modules[name] = Group(NUMBER.sub("*", name), "moe" if expert else "linear", format, scales)
-    return Counter(modules.values())
+        found[name] = Module(name, "moe" if expert else "linear", format, scales)
+    return sorted(found.values())

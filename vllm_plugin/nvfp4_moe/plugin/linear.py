@@ -133,7 +133,7 @@ class Bf16Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """bf16 [..., in_features] to bf16 [..., out_features]."""
-        if not (self.reported or torch.compiler.is_compiling() or get_forward_context().attn_metadata is None):
+        if not self.reported and counts_as_request(x):
             self.reported = True
             self._report(x)
         return torch.nn.functional.linear(x, self.weight)
@@ -152,6 +152,13 @@ class Bf16Linear:
             blocks,
             amax,
         )
+
+
+def counts_as_request(x: torch.Tensor) -> bool:
+    """May the host read x, and is it more than a profile run's? A graph under capture and a compiler forbid reading."""
+    if torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    return get_forward_context().attn_metadata is not None
 
 
 def saturation(x: torch.Tensor, input_scale: float) -> tuple[int, int, float]:
