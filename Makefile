@@ -13,6 +13,8 @@ PY := $(VENV)/bin/python
 STEP := tests/tools/step
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Packages come without bytecode; where none may be written, every process that imports vLLM compiles 14 s of source.
+unexport PYTHONDONTWRITEBYTECODE
 
 OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
@@ -24,7 +26,7 @@ RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernel
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
 	@echo "make layertest  reference against runner: NVIDIA ModelOpt's checkpoint, DeepSeek-V4's, generated layers"
-	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch (test-rust, test-abi, ... for one)"
+	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch, vLLM (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
@@ -64,28 +66,28 @@ build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(shell find vllm_plugin -name '*.
 
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
-test: lint test-rust test-abi test-python test-torch-new
+test: lint test-rust test-abi test-python test-torch-new test-vllm
 	@echo "make test: PASS"
 
 test-rust: setup
-	@$(STEP) "[test 2/5] cargo test" cargo test --release --locked
+	@$(STEP) "[test 2/6] cargo test" cargo test --release --locked
 
 test-abi: build
-	@$(STEP) "[test 3/5] the C ABI: golden files, C and C++ programs, CuTe's layout" $(PY) tests/abi/run.py
+	@$(STEP) "[test 3/6] the C ABI: golden files, C and C++ programs, CuTe's layout" $(PY) tests/abi/run.py
 
 test-python: build
-	@$(STEP) "[test 4/5] pytest, torch 2.11" $(PY) -m pytest -q
+	@$(STEP) "[test 4/6] pytest, torch 2.11" $(PY) -m pytest -q
 
 # The wheel, installed: the tests must not see the development build.
 test-torch-new: $(VENV_NEW)/.installed wheel
-	@$(STEP) "[test 5/5] pytest of the op, newest torch, from the wheel" sh -c '\
+	@$(STEP) "[test 5/6] pytest of the op, newest torch, from the wheel" sh -c '\
 	  $(VENV_NEW)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl && \
 	  $(VENV_NEW)/bin/python -m pytest -q -o pythonpath=tests tests/test_op.py tests/test_op_compile.py'
 
 # ---- vLLM ------------------------------------------------------------------------------------------------------------
 # Real vLLM serving on the CPU, from the wheel and the entry point, as users install it. Each environment is a lock file.
 
-VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 timeout 1500
 VLLM_PACKAGES = $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.
 VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
@@ -110,15 +112,15 @@ $(VLLM33)/.installed: tests/vllm/requirements-0.33.txt | $(VLLM32)/.installed
 	@touch $@
 
 test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
-	@$(VLLM26)/bin/python $(VLLM_PACKAGES)
-	@$(VLLM32)/bin/python $(VLLM_PACKAGES)
-	@$(STEP) "[test vllm] 0.26: Qwen3-MoE by ModelOpt, registration, selection" env $(VLLM_PYTEST) \
+	@$(STEP) "[test 6/6] vLLM: the wheel and the shims, installed" \
+	  sh -c '$(VLLM26)/bin/python $(VLLM_PACKAGES) && $(VLLM32)/bin/python $(VLLM_PACKAGES)'
+	@$(STEP) "[test 6/6] vLLM 0.26: Qwen3-MoE by ModelOpt, registration, selection" env $(VLLM_PYTEST) \
 	  $(VLLM26)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_weights.py tests/vllm/test_qwen3_moe.py
-	@$(STEP) "[test vllm] 0.32: DeepSeek-V4, server, registration, selection" env $(VLLM_PYTEST) \
+	@$(STEP) "[test 6/6] vLLM 0.32: DeepSeek-V4, server, doctor, registration, selection" env $(VLLM_PYTEST) \
 	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
-	  tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
-	@$(STEP) "[test vllm] 0.33: selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
+	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
+	@$(STEP) "[test 6/6] vLLM 0.33: selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
 	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
@@ -203,10 +205,10 @@ gpu-bench: $(OP)
 # ---- Form ------------------------------------------------------------------------------------------------------------
 
 lint: setup
-	@$(STEP) "[test 1/5] lint: rustfmt" cargo fmt --check
-	@$(STEP) "[test 1/5] lint: clippy" cargo clippy --release --locked --all-targets -- -D warnings
-	@$(STEP) "[test 1/5] lint: clang-format" clang-format --dry-run --Werror $(CPP_FILES)
-	@$(STEP) "[test 1/5] lint: ruff" sh -c 'ruff check && ruff format --check'
+	@$(STEP) "[test 1/6] lint: rustfmt" cargo fmt --check
+	@$(STEP) "[test 1/6] lint: clippy" cargo clippy --release --locked --all-targets -- -D warnings
+	@$(STEP) "[test 1/6] lint: clang-format" clang-format --dry-run --Werror $(CPP_FILES)
+	@$(STEP) "[test 1/6] lint: ruff" sh -c 'ruff check && ruff format --check'
 
 fmt: setup
 	cargo fmt

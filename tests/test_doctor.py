@@ -28,6 +28,7 @@ NAMES = [
     *(f"layers.0.ffn.experts.{e}.{name}.{part}" for e in (0, 1) for name in ("w1", "w2", "w3") for part in NVFP4),
     *(f"layers.1.ffn.experts.{e}.{name}.{part}" for e in (0, 1) for name in ("w1", "w2", "w3") for part in COMPRESSED),
 ]
+DIMS = {name: 1 if name == "norm.weight" else 2 for name in NAMES}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def no_settings(monkeypatch):
 
 def backends(question: Namespace = QUESTION, refusals: tuple[str, ...] = (), dtype: str = "bfloat16") -> dict[str, str]:
     """Module name to who serves it."""
-    return {m.name: env.backend_of(m, dtype, list(refusals), question)[0] for m in model.modules(NAMES)}
+    return {m.name: env.backend_of(m, dtype, list(refusals), question)[0] for m in model.modules(DIMS)}
 
 
 def changed(**changes) -> dict[str, str]:
@@ -75,7 +76,7 @@ def test_globs_of_the_override_list_match_names_as_vllm_fuses_them(monkeypatch):
 
 
 def write_model(directory: Path) -> Path:
-    save_file({name: torch.zeros(1) for name in NAMES}, directory / "model.safetensors")
+    save_file({name: torch.zeros([1] * dims) for name, dims in DIMS.items()}, directory / "model.safetensors")
     quantization = {"quant_method": "fp8", "moe_quant_algo": "NVFP4"}
     config = {"model_type": "deepseek_v4", "torch_dtype": "bfloat16", "quantization_config": quantization}
     (directory / "config.json").write_text(json.dumps(config))
@@ -104,4 +105,4 @@ def test_without_vllm_it_says_so_and_exits_1(tmp_path, missing):
     assert "deepseek_v4, fp8" in out
     lines = [line.split() for line in out.splitlines() if " x " in line]
     assert ["2", "x", "layers.*.ffn.experts", "nvfp4", "vllm:", "the", "plugin", "is", "not", "active"] in lines
-    assert sum(int(line[0]) for line in lines) == len(model.modules(NAMES))
+    assert sum(int(line[0]) for line in lines) == len(model.modules(DIMS))

@@ -8,15 +8,22 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import agreement
 import pytest
 
 HERE = Path(__file__).parent
-TIMEOUT_S = 900
+TIMEOUT_S = 600
 # An overlay is another vLLM's Python before the installed one's.
 PYTHONPATH = os.pathsep.join(filter(None, (os.environ.get("VLLM_OVERLAY"), str(HERE.parent))))
 
 # `pytest` over the whole tree, in an environment without vLLM, leaves these tests to `make test-vllm`.
 collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The margins that were measured, whether the tests passed or not."""
+    for line in agreement.measured:
+        terminalreporter.write_line(f"agreement: {line}")
 
 
 def run_python(script: Path, *arguments: str, marker: str, **environment: str):

@@ -25,7 +25,7 @@ def test_flavours_give_identical_tokens(served):
 
 
 def test_tokens_are_those_of_the_float32_reference(served, judge, deepseek_v4):
-    agreement.check(judge(deepseek_v4["float32"], served["mixed"]))
+    agreement.check("DeepSeek-V4", judge(deepseek_v4["float32"], served["mixed"]))
 
 
 def test_without_the_moe_tokens_change(serve, served, deepseek_v4):
@@ -37,8 +37,10 @@ def test_without_the_moe_tokens_change(serve, served, deepseek_v4):
 
 def test_two_ranks_with_expert_parallel_give_the_same_tokens(serve, served, judge, deepseek_v4):
     parallel = serve(deepseek_v4["mixed"], "--options", PARALLEL)
-    agreement.check(judge(deepseek_v4["float32"], parallel))
+    agreement.check("DeepSeek-V4, two ranks", judge(deepseek_v4["float32"], parallel))
     alone = served["mixed"]
-    agreement.check_same(judge(deepseek_v4["float32"], alone), alone["tokens"], parallel["tokens"])
+    agreement.check_same(
+        "DeepSeek-V4, one rank and two", judge(deepseek_v4["float32"], alone), alone["tokens"], parallel["tokens"]
+    )
     # Every rank says so, with half of the experts.
     assert parallel["output"].count("ACTIVE for NVFP4 MoE") == 2

@@ -11,7 +11,7 @@ DEEPSEEK_LAYERS = len(tiny_deepseek_v4.COMPRESS_RATIOS)
 
 def doctor(model, *arguments: str) -> tuple[int, str]:
     """(exit status, report)."""
-    command = [sys.executable, "-m", "nvfp4_moe", "doctor", "env", str(model), *arguments]
+    command = [sys.executable, "-m", "nvfp4_moe", "doctor", "env", *map(str, (model, *arguments))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert not done.stderr, done.stderr
     return done.returncode, done.stdout

@@ -27,7 +27,7 @@ def test_flavours_give_identical_tokens(served):
 
 
 def test_tokens_are_those_of_the_float32_reference(served, judge, qwen3_moe):
-    agreement.check(judge(qwen3_moe["float32"], served["modelopt"]))
+    agreement.check("Qwen3-MoE", judge(qwen3_moe["float32"], served["modelopt"]))
 
 
 def test_concurrent_requests_give_the_tokens_they_give_alone(served):
@@ -47,7 +47,7 @@ def test_chosen_linears_run_in_bf16_and_the_log_has_the_saturation(serve, judge,
     reports = [line for line in served["output"].splitlines() if "is bf16 by NVFP4_MOE_BF16_LINEARS" in line]
     assert len(reports) == 1 + LAYERS
     assert all("would have saturated" in line and "blocks in the first request" in line for line in reports)
-    agreement.check(judge(qwen3_moe["float32"], served))
+    agreement.check("Qwen3-MoE, some linears in bf16", judge(qwen3_moe["float32"], served))
 
 
 def test_calibration_measures_the_first_requests_and_its_file_repeats_it(serve, qwen3_moe, tmp_path):

@@ -1,4 +1,4 @@
-"""A tokenizer of 1,000 entries with a chat template, made here: models under test must not need the network."""
+"""A tokenizer with a chat template, made here: models under test must not need the network."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,23 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% e
 
 
 def save(directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json; byte-level, so that any text encodes."""
+    """Write tokenizer.json and tokenizer_config.json; byte-level, so that any text encodes.
+
+    Every one of the VOCAB_SIZE ids is text, so that answers of a random model differ where their tokens do.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1000,
+        vocab_size=VOCAB_SIZE,
         special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.add_tokens([f" word{number}" for number in range(tokenizer.get_vocab_size(), VOCAB_SIZE)])
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -98,7 +98,7 @@ def print_model(directory: Path, refusals: list[str], arguments) -> None:
     config = json.loads((directory / "config.json").read_text())
     quantization = config.get("quantization_config", {})
     print(f"\nmodel      {directory}: {config.get('model_type')}, {quantization.get('quant_method', 'not quantised')}")
-    modules = model_files.modules(model_files.tensor_names(directory))
+    modules = model_files.modules(model_files.tensor_dims(directory))
     if not modules:
         print("           no safetensors with matrices in this directory")
         return

@@ -1,4 +1,4 @@
-"""What a model directory holds, from tensor names alone: no weights are read."""
+"""What a model directory holds, from the headers of its files: no weights are read."""
 
 import json
 import re
@@ -9,6 +9,8 @@ from pathlib import Path
 EXPERT = re.compile(r"^(?P<layer>.*\.experts)\.\d+\.\w+$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
+UNQUANTISED = "unquantised"
+
 # A module's quantisation by the tensors beside its weight. The first match counts.
 FORMATS = (
     ("nvfp4", {"weight", "weight_scale", "weight_scale_2"}),  # ModelOpt
@@ -16,7 +18,7 @@ FORMATS = (
     ("fp8 or mxfp4", {"weight", "scale"}),
     ("fp8 or mxfp4", {"weight", "weight_scale_inv"}),
     ("other quantisation", {"weight", "weight_scale"}),
-    ("unquantised", {"weight"}),
+    (UNQUANTISED, {"weight"}),
 )
 
 
@@ -53,31 +55,30 @@ class Module:
         return f"{parent}{dot}{FUSED.get(last, last)}"
 
 
-def tensor_names(directory: Path) -> list[str]:
-    """Names in every safetensors file, from the headers."""
-    names: list[str] = []
+def tensor_dims(directory: Path) -> dict[str, int]:
+    """Every tensor's name and number of dimensions, from the headers of all safetensors files."""
+    dims: dict[str, int] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            names += [name for name in json.loads(stream.read(length)) if name != "__metadata__"]
-    return names
+            header = json.loads(stream.read(length))
+        dims |= {name: len(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    return dims
 
 
-def modules(names: list[str]) -> list[Module]:
+def modules(dims: dict[str, int]) -> list[Module]:
     """Every module with a matrix, experts folded into their layer."""
     parts: dict[str, set[str]] = {}
-    for name in names:
+    for name in dims:
         module, _, part = name.rpartition(".")
         parts.setdefault(module, set()).add(part)
     found: dict[str, Module] = {}
     for module, tensors in parts.items():
         format = next((label for label, needed in FORMATS if needed <= tensors), None)
-        if format is None:
+        if format is None or (format == UNQUANTISED and dims[f"{module}.weight"] < 2):  # a norm
             continue
         expert = EXPERT.match(module)
         name = expert["layer"] if expert else module
-        if not expert and (format == "unquantised" and not name.endswith(("proj", "head", "embed", "gate"))):
-            continue  # norms and the like
         scales = bool({"input_scale", "input_global_scale"} & tensors)
         found[name] = Module(name, "moe" if expert else "linear", format, scales)
     return sorted(found.values())
