@@ -105,10 +105,14 @@ $(VLLM32)/.installed: tests/vllm/requirements-0.32.txt
 	  sh -c '$(PYTHON) -m venv $(VLLM32) && $(VLLM32)/bin/python $(VLLM_INSTALL) $<'
 	@touch $@
 
-# The Python files of 0.33's GPU build: its selection code runs over 0.32's environment.
+# The Python files of 0.33's GPU build over 0.32's environment, whose compiled code it gets: 0.33 for the CPU, as its
+# version must say, since vLLM asks that which device it was built for.
 $(VLLM33)/.installed: tests/vllm/requirements-0.33.txt | $(VLLM32)/.installed
-	@$(STEP) "[setup] pip: the Python of vLLM 0.33 (0.3 GB)" \
-	  sh -c '$(VLLM32)/bin/python $(VLLM_INSTALL) $< --target $(VLLM33) && find $(VLLM33) -name "*.so" -delete'
+	@$(STEP) "[setup] pip: the Python of vLLM 0.33 (0.3 GB)" sh -ec 'rm -rf $(VLLM33); \
+	  $(VLLM32)/bin/python $(VLLM_INSTALL) $< --target $(VLLM33); find $(VLLM33) -name "*.so" -delete; \
+	  ln -s $(CURDIR)/$(VLLM32)/lib/python3*/site-packages/vllm/*.so $(VLLM33)/vllm/; \
+	  sed -i "s/^Version: 0.33.0$$/&+cpu/" $(VLLM33)/vllm-0.33.0.dist-info/METADATA; \
+	  grep -q "^Version: 0.33.0+cpu" $(VLLM33)/vllm-0.33.0.dist-info/METADATA'
 	@touch $@
 
 test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
@@ -120,8 +124,8 @@ test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
 	@$(STEP) "[test 6/6] vLLM 0.32: DeepSeek-V4, server, doctor, registration, selection" env $(VLLM_PYTEST) \
 	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
-	@$(STEP) "[test 6/6] vLLM 0.33: selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
-	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py
+	@$(STEP) "[test 6/6] vLLM 0.33: DeepSeek-V4, selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
+	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
 

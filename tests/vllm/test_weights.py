@@ -147,14 +147,17 @@ def pick(weights, experts: list[int]) -> generate.Weights:
 
 
 def test_experts_that_move_need_no_new_layer(weights, batch):
-    """EPLB copies experts over each other in place and changes the map: weights and scales are read where they lie."""
+    """EPLB copies rows of what vLLM lists as expert weights, in place, and changes the map; we read where they lie."""
     x, ids, topk_weights = batch
     module = Module(weights)
     experts = make_experts(module)
     before = run(experts, x, ids, topk_weights)
     order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
-    for moved in module.parameters():
-        moved.data.copy_(moved.data[order].clone())
+    module.local_num_experts = EXPERTS
+    moved = RoutedExperts.get_expert_weights(module)
+    assert len(moved) == 6  # weights, block scales and global scales of both GEMMs
+    for rows in moved:
+        rows.data.copy_(rows.data[order].clone())
     expert_map = torch.empty(EXPERTS, dtype=torch.int32)
     expert_map[order] = torch.arange(EXPERTS, dtype=torch.int32)
     assert torch.equal(run(experts, x, ids, topk_weights, expert_map=expert_map), before)
