@@ -50,6 +50,7 @@ for name in dir(vllm._custom_ops):
 
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.kernels import linear as vllm_linear
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import (
@@ -58,16 +59,17 @@ from vllm.model_executor.layers.fused_moe.config import (
     RoutingMethodType,
 )
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
+from vllm.models.deepseek_v4.quant_config import DeepseekV4FP8Config
 
 from nvfp4_moe import plugin
 from nvfp4_moe.plugin import moe, support
 
-warnings: list[str] = []
+logged: list[str] = []
 
 
-class Warnings(logging.Handler):
+class Logged(logging.Handler):
     def emit(self, record):
-        warnings.append(record.getMessage())
+        logged.append(record.getMessage())
 
 
 def moe_config(**changes) -> FusedMoEConfig:
@@ -105,6 +107,18 @@ def experts(activation_key=kNvfp4Dynamic, **changes) -> str:
     return chosen(ask)
 
 
+def layer(**changes) -> dict:
+    """A layer of DeepSeek-V4's mixed checkpoints, built as vLLM builds it: what serves it, and what the log says."""
+    quantization = DeepseekV4FP8Config(is_checkpoint_fp8_serialized=True, weight_block_size=[128, 128])
+    quantization._resolved_moe_quant_algo, quantization._resolved_expert_dtype = "NVFP4", "fp4"
+    experts_layer = object.__new__(op_registry_oot["RoutedExperts"])
+    torch.nn.Module.__init__(experts_layer)
+    experts_layer.moe_config = moe_config(**changes)
+    logged.clear()
+    method = experts_layer._get_quant_method("model.layers.1.ffn.experts", quantization, experts_layer.moe_config)
+    return {"experts": method.experts_cls.__name__, "method": type(method).__name__, "logged": list(logged)}
+
+
 def linear_kernel(backend: str = "auto", disabled: str = "") -> str:
     def ask():
         config = VllmConfig()
@@ -124,7 +138,7 @@ def eplb() -> FusedMoEParallelConfig:
 
 def main() -> None:
     plugin.register()
-    logging.getLogger("vllm.nvfp4_moe").addHandler(Warnings())
+    logging.getLogger("vllm.nvfp4_moe").addHandler(Logged())
     refused = experts(), linear_kernel()  # what this machine really can do
     support.device_refusal = lambda device_type: None
     cases = {
@@ -136,6 +150,9 @@ def main() -> None:
         "eplb": experts(moe_parallel_config=eplb()),
         "float16": experts(in_dtype=torch.float16),
         "gelu": experts(activation=MoEActivation.GELU),
+        "layer": layer(),
+        "layer_marlin": layer(moe_backend="marlin"),
+        "layer_float16": layer(in_dtype=torch.float16),
         "linear_refused": refused[1],
         "linear": linear_kernel(),
         "linear_marlin": linear_kernel("marlin"),

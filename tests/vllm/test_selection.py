@@ -25,6 +25,26 @@ def test_our_experts_stay_out(chosen, case):
     assert chosen[case] == "MarlinExperts"
 
 
+def test_a_layer_of_deepseek_v4_is_ours_and_the_log_says_so(chosen):
+    assert chosen["layer"]["experts"] == "Nvfp4MoeExperts"
+    assert chosen["layer"]["method"] == "ModelOptMoE"
+    (line,) = chosen["layer"]["logged"]
+    assert "is ACTIVE for NVFP4 MoE on cuda (NVIDIA H100 80GB HBM3): mode bf16, because the device has no FP4" in line
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("layer_marlin", "--moe-backend is marlin, which is the user's choice"),
+        ("layer_float16", "dtype is torch.float16"),
+    ],
+)
+def test_a_layer_that_is_not_ours_says_why(chosen, case, reason):
+    assert chosen[case]["experts"] == "MarlinExperts"
+    (line,) = chosen[case]["logged"]
+    assert line.startswith(f"nvfp4_moe is NOT active for NVFP4 MoE: {reason}")
+
+
 def test_our_linear_kernel_comes_first(chosen):
     assert chosen["linear"] == "Nvfp4MoeLinearKernel"
 
