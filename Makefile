@@ -87,7 +87,7 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 # ---- vLLM ------------------------------------------------------------------------------------------------------------
 # Real vLLM serving on the CPU, from the wheel and the entry point, as users install it. Each environment is a lock file.
 
-VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 timeout 1500
+VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 VLLM_PACKAGES = $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.
 VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
@@ -119,13 +119,13 @@ test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
 	@$(STEP) "[test 6/6] vLLM: the wheel and the shims, installed" \
 	  sh -c '$(VLLM26)/bin/python $(VLLM_PACKAGES) && $(VLLM32)/bin/python $(VLLM_PACKAGES)'
 	@$(STEP) "[test 6/6] vLLM 0.26: Qwen3-MoE by ModelOpt, registration, selection" env $(VLLM_PYTEST) \
-	  $(VLLM26)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
+	  timeout 1500 $(VLLM26)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_weights.py tests/vllm/test_qwen3_moe.py
 	@$(STEP) "[test 6/6] vLLM 0.32: DeepSeek-V4, server, doctor, registration, selection" env $(VLLM_PYTEST) \
-	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
+	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
 	@$(STEP) "[test 6/6] vLLM 0.33: DeepSeek-V4, selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
-	  $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py
+	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
 

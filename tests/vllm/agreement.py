@@ -12,13 +12,15 @@ Against the reference (`check`): decided tokens are equal and at least ENOUGH_DE
 Between two runs (`check_same`: one rank and two): the first token of a prompt that differs is undecided; behind it the
 prompts are no longer the same text, and both runs pass `check` anyway. MOST_SAME of all tokens agree.
 
-What was measured is printed at the end of the tests: how far a served token lay below the reference's best at most
-(`deficit`), and the margin and routing of the tokens that differ, beside the thresholds that excuse them.
+Both thresholds are three to four times what rounding did to the tiny DeepSeek-V4 (2026-11-21, vLLM 0.32, one rank
+and two): each of its 5 tokens of 128 that differed had a margin up to 0.015 or a routing up to 0.007. What a run
+measures is printed at the end of the tests: how far a served token lay below the reference's best at most (`deficit`),
+and the margin and routing of the tokens that differ, beside the thresholds that excuse them.
 """
 
 MARGIN = 0.05
-ROUTING = 0.02
-ENOUGH_DECIDED = 0.25
+ROUTING = 0.03
+ENOUGH_DECIDED = 0.3
 MOST = 0.85
 MOST_SAME = 0.5
 

@@ -49,7 +49,7 @@ def methods(llm) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--alone", action="store_true", help="also generate each prompt by itself")
     parser.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     arguments = parser.parse_args()

@@ -24,7 +24,7 @@ NVFP4_FLAVOURS = ("mixed", "modelopt", "compressed-tensors")
 
 H, INTER, VOCAB, EXPERTS, TOP_K, HEADS, HEAD_DIM = 256, 256, tiny_tokenizer.VOCAB_SIZE, 64, 6, 4, 512
 Q_LORA, O_LORA, O_GROUPS, INDEX_HEADS, INDEX_DIM, HC = 128, 128, 2, 8, 128, 4
-COMPRESS_RATIOS, HASH_LAYERS = [0, 4, 128, 4], 1
+COMPRESS_RATIOS, HASH_LAYERS = [0, 4, 128, 4], 2
 
 CONFIG = {
     "architectures": ["DeepseekV4ForCausalLM"],

@@ -112,6 +112,11 @@ def sparse_attention_schedule(module) -> None:
     builder.build_tile_scheduler = lambda self, num_tokens: defaultdict(lambda: None)
 
 
+def unread_window_indices(module) -> None:
+    """Indices for vLLM's own attention, which `deepseek_v4.patch_attention` replaces: 0.3 s a step when interpreted."""
+    type(module._COMPUTE_SWA_INDICES_AND_LENS_KERNEL).__call__ = lambda *args, **kwargs: None
+
+
 def input_scale_names(module) -> None:
     """vLLM 0.32, 0.33: the CPU model renames `.input_scale`, a rule for another vendor's files that loses NVFP4's."""
     original = module._make_deepseek_v4_weights_mapper
@@ -133,6 +138,7 @@ class PatchOnImport(importlib.abc.MetaPathFinder):
         "vllm.models.deepseek_v4.cpu.cpu_mla": sparse_attention_schedule,
         "vllm.models.deepseek_v4.cpu.cpu_sparse": deepseek_v4.patch_attention,
         "vllm.models.deepseek_v4.cpu.model": input_scale_names,
+        "vllm.v1.attention.backends.mla.sparse_swa": unread_window_indices,
     }
 
     def find_spec(self, name, path, target=None):
