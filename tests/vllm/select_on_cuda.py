@@ -138,7 +138,9 @@ def eplb() -> FusedMoEParallelConfig:
 
 def main() -> None:
     plugin.register()
-    logging.getLogger("vllm.nvfp4_moe").addHandler(Logged())
+    logger = logging.getLogger("vllm.nvfp4_moe")
+    logger.addHandler(Logged())
+    logger.setLevel(logging.INFO)  # 0.33 configures its logging when the engine starts
     refused = experts(), linear_kernel()  # what this machine really can do
     support.device_refusal = lambda device_type: None
     cases = {
