@@ -50,6 +50,16 @@ def test_chosen_linears_run_in_bf16_and_the_log_has_the_saturation(serve, judge,
     agreement.check("Qwen3-MoE, some linears in bf16", judge(qwen3_moe["float32"], served))
 
 
+def test_compiled_as_vllm_compiles_by_default_the_model_stays_the_same(serve, judge, qwen3_moe):
+    """Without enforce_eager, vLLM traces the linears' ops through their fakes and compiles around them, whole."""
+    options = ("--options", '{"enforce_eager": false}')
+    environment = {"TORCHDYNAMO_DISABLE": "0", "VLLM_DISABLE_COMPILE_CACHE": "1"}
+    served = serve(qwen3_moe["modelopt"], *options, **environment)
+    assert "Initial profiling/warmup run took" in served["output"]  # vLLM times only what it compiled
+    assert served["served_by"] == {"moe": ["Nvfp4MoeExperts"], "linear": ["Nvfp4Linear"]}
+    agreement.check("Qwen3-MoE, compiled", judge(qwen3_moe["float32"], served))
+
+
 def test_calibration_measures_the_first_requests_and_its_file_repeats_it(serve, qwen3_moe, tmp_path):
     scales = tmp_path / "scales.json"
     environment = {
