@@ -17,6 +17,7 @@ struct Config {
   static constexpr int kM = kM_;          // warpgroups along the weight rows
   static constexpr int kK = kK_;          // warpgroups along the reduction
   static constexpr int kSlabs = kSlabs_;  // slabs of 64 columns in a pipeline stage
+  static constexpr int kGroupSlabs = kSlabs / kK;  // of these, a warpgroup's; in one run
   static constexpr int kStages = kStages_;
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
@@ -30,11 +31,12 @@ struct Config {
   static_assert(kSlabs % kK == 0, "every warpgroup along K gets as many slabs");
 };
 
-// Chosen so that a stage reads about as many bytes of weights as of rows, and the stages fill shared memory.
-using ConfigN8 = Config<8, 1, 4, 4, 12>;
-using ConfigN16 = Config<16, 1, 4, 4, 10>;
-using ConfigN32 = Config<32, 2, 2, 2, 10>;
-using ConfigN64 = Config<64, 4, 1, 1, 10>;
+// Stages fill shared memory. They are large, because every wait and every arrival costs as many instructions as half a
+// slab of few rows, and instructions are what few rows are short of.
+using ConfigN8 = Config<8, 1, 4, 16, 4>;
+using ConfigN16 = Config<16, 1, 4, 8, 6>;
+using ConfigN32 = Config<32, 2, 2, 4, 6>;
+using ConfigN64 = Config<64, 4, 1, 2, 6>;
 using ConfigN128 = Config<128, 4, 1, 1, 8>;
 
 template <class C>

@@ -20,12 +20,13 @@ struct Ring {
   }
 };
 
-// The rows of a tile that one thread copies: 16 bytes of row first + 16 i in each slab it serves.
+// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + 16 i, in every kSlabStep-th slab. Loops over
+// it unroll to copies with constant offsets: the producer must not need more time for a stage than tensor cores do.
 template <class C>
 struct RowGather {
   static constexpr int kRows = C::kN >= 16 ? C::kN / 16 : 1;
   static constexpr int kSlabStep = C::kN >= 16 ? 1 : 2;  // 8 rows keep half the threads busy: the others take odd slabs
-  const __nv_bfloat16* row[kRows];                       // NULL past the tile's rows
+  const __nv_bfloat16* row[kRows];                       // at first_slab and chunk of the next stage; NULL past the rows
 
   __device__ static int first_row() { return threadIdx.x / 8 % C::kN; }
   __device__ static int first_slab() { return C::kN >= 16 ? 0 : threadIdx.x / 64; }
@@ -39,25 +40,53 @@ struct RowGather {
       if (r >= tile.num_rows) continue;
       int64_t at = tile.first_row + r;
       if (p.row_to_slot) at = p.row_to_slot[at] / p.top_k;
-      row[i] = static_cast<const __nv_bfloat16*>(p.x) + at * p.x_row_stride + chunk() * 8;
+      row[i] = static_cast<const __nv_bfloat16*>(p.x) + at * p.x_row_stride + first_slab() * kSlabCols + chunk() * 8;
     }
   }
 
-  // Columns 64 * slab .. of all rows into `dst`, zeros past the tile's rows and past k_valid.
-  __device__ void copy(const GemmParams& p, uint8_t* dst, int slab, bool aligned) const {
+  // Where the thread writes in a stage; row i is 2048 bytes further. first_row + 16 i has one swizzle for all i.
+  __device__ static uint32_t target(const SharedStorage<C>& shared, uint32_t stage) {
+    return ptx::shared_address(shared.rows[stage][first_slab()]) + first_row() * 128 + (chunk() ^ first_row() % 8) * 16;
+  }
+
+  // A stage that is full of columns. Rows past the tile's keep what the stage held: their results are not stored.
+  __device__ void copy(uint32_t target) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = first_row() + 16 * i;
-      const bool valid = row[i] != nullptr && slab * kSlabCols + chunk() * 8 < p.k_valid;
-      uint8_t* const at = dst + r * 128 + (chunk() ^ r % 8) * 16;
-      const __nv_bfloat16* const src = valid ? row[i] + slab * kSlabCols : static_cast<const __nv_bfloat16*>(p.x);
-      if (aligned) {
-        ptx::cp_async_16(ptx::shared_address(at), src, valid ? 16 : 0);
-      } else {
-        for (int j = 0; j < 8; ++j) {
-          reinterpret_cast<uint16_t*>(at)[j] = valid ? reinterpret_cast<const uint16_t*>(src)[j] : 0;
+      if (row[i] == nullptr) continue;
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; s += kSlabStep) {
+        ptx::cp_async_16(target + s * C::kN * 128 + i * 2048, row[i] + s * kSlabCols);
+      }
+    }
+    advance();
+  }
+
+  // Any stage and any alignment: columns up to k_valid, and zeros to the end of the slab, which weights of 0 do not make up
+  // for where NaN lies there.
+  __device__ void copy_part(const GemmParams& p, uint32_t target, int first, bool aligned) {
+    for (int s = first_slab(); s < C::kSlabs && first + s < p.num_slabs; s += kSlabStep) {
+      const bool valid = (first + s) * kSlabCols + chunk() * 8 < p.k_valid;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (row[i] == nullptr) continue;
+        const uint32_t at = target + (s - first_slab()) * C::kN * 128 + i * 2048;
+        const __nv_bfloat16* const src = row[i] + (s - first_slab()) * kSlabCols;
+        if (aligned) {
+          ptx::cp_async_16_or_zeros(at, valid ? src : row[i], valid);
+        } else {
+          for (int j = 0; j < 8; ++j) ptx::store_shared_u16(at + 2 * j, valid ? reinterpret_cast<const uint16_t*>(src)[j] : 0);
         }
       }
+    }
+    advance();
+  }
+
+ private:
+  __device__ void advance() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (row[i] != nullptr) row[i] += C::kSlabs * kSlabCols;
     }
   }
 };
@@ -91,15 +120,18 @@ template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
+  const int full_slabs = aligned ? p.k_valid / kSlabCols : 0;
   Ring<C> ring;
   for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
-    const RowGather<C> rows(p, tile);
+    RowGather<C> rows(p, tile);
     const WeightTiles weights = WeightTiles::of<C>(p, tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
-      const int num_slabs = min(C::kSlabs, p.num_slabs - slab);
-      weights.load(p, shared, ring, slab, num_slabs);
-      for (int s = rows.first_slab(); s < num_slabs; s += rows.kSlabStep) {
-        rows.copy(p, shared.rows[ring.stage][s], slab + s, aligned);
+      weights.load(p, shared, ring, slab, min(C::kSlabs, p.num_slabs - slab));
+      const uint32_t target = rows.target(shared, ring.stage);
+      if (slab + C::kSlabs <= full_slabs) {
+        rows.copy(target);
+      } else {
+        rows.copy_part(p, target, slab, aligned);
       }
       // cp.async needs no proxy fence before wgmma reads (CUTLASS's CpAsync mainloops have none): the barrier's phase
       // completes when the copies have landed. A fence here would wait for all copies in flight.

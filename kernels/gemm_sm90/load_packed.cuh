@@ -43,7 +43,7 @@ struct PackedSlab {
 template <class C>
 __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
   static_assert(C::kN * C::kSlabs <= C::kProducers, "a thread for each row of each slab");
-  constexpr int kAhead = 4;  // stages whose rows are read at once
+  constexpr int kAhead = C::kN >= 128 ? 3 : 4;  // stages whose rows are read at once
   const int r = threadIdx.x % C::kN, s = threadIdx.x / C::kN;
   Ring<C> ring;
   for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
@@ -62,7 +62,7 @@ __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
         const int slab = first + i * C::kSlabs;
         if (slab >= p.num_slabs) break;
         weights.load(p, shared, ring, slab, min(C::kSlabs, p.num_slabs - slab));
-        if (s < C::kSlabs) ahead[i].decode(shared.rows[ring.stage][s], r);
+        if (has_row) ahead[i].decode(shared.rows[ring.stage][s], r);
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(shared.full[ring.stage]);
         ring.advance();

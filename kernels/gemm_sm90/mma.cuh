@@ -54,7 +54,9 @@ __device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&a
 
 template <class C, class Store>
 __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store store) {
-  const int warpgroup = threadIdx.x / 128 - 1, m = warpgroup % C::kM, k = warpgroup / C::kM;
+  // The shuffle tells the compiler that a warp agrees on it.
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0) - 1;
+  const int m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
   for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
     const int m_tile = tile.first_m_tile + m;
@@ -62,16 +64,17 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store st
     float acc[C::kN / 2];
 #pragma unroll
     for (int i = 0; i < C::kN / 2; ++i) acc[i] = 0.0f;
-    for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
+    for (int first = 0; first < p.num_slabs; first += C::kSlabs) {
+      const int own = has_tile ? p.num_slabs - first - k * C::kGroupSlabs : 0;  // slabs left for this warpgroup
+      const uint8_t* const tiles = shared.tiles[ring.stage][m] + k * C::kGroupSlabs * kTileBytes;
+      const uint32_t rows = ptx::shared_address(shared.rows[ring.stage][k * C::kGroupSlabs]);
       ptx::mbarrier_wait(shared.full[ring.stage], ring.parity);
-      if (has_tile) {
+      if (own >= C::kGroupSlabs) {
 #pragma unroll
-        for (int s = 0; s < C::kSlabs; s += C::kK) {
-          if (slab + s + k < p.num_slabs) {
-            multiply_slab<C>(shared.tiles[ring.stage][m] + (s + k) * kTileBytes,
-                             ptx::shared_address(shared.rows[ring.stage][s + k]), acc);
-          }
-        }
+        for (int s = 0; s < C::kGroupSlabs; ++s) multiply_slab<C>(tiles + s * kTileBytes, rows + s * C::kN * 128, acc);
+      } else {
+#pragma unroll 1
+        for (int s = 0; s < own; ++s) multiply_slab<C>(tiles + s * kTileBytes, rows + s * C::kN * 128, acc);
       }
       __syncwarp();
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty[ring.stage]);

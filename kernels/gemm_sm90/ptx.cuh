@@ -46,10 +46,19 @@ __device__ inline void bulk_copy(void* dst, const void* src, uint32_t bytes, uin
                : "memory");
 }
 
-// 16 bytes, of which the first `valid` are read and the rest is 0.
-__device__ inline void cp_async_16(uint32_t dst, const void* src, uint32_t valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(__cvta_generic_to_global(src)), "r"(valid)
+__device__ inline void cp_async_16(uint32_t dst, const void* src) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(__cvta_generic_to_global(src)) : "memory");
+}
+
+// Zeros where not `valid`; nothing is read then.
+__device__ inline void cp_async_16_or_zeros(uint32_t dst, const void* src, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(__cvta_generic_to_global(src)),
+               "r"(valid ? 16 : 0)
                : "memory");
+}
+
+__device__ inline void store_shared_u16(uint32_t dst, uint16_t value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(dst), "h"(value) : "memory");
 }
 
 // One of the barrier's expected arrivals, made when all cp.async of this thread so far have landed.
