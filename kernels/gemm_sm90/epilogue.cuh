@@ -6,11 +6,12 @@
 namespace nvfp4 {
 
 // Calls visit(row, row_scale, i) for this thread's token rows; acc[i] and acc[i + 2] are its weight rows g and g + 8.
-template <class C, class Visit>
+template <int kValues, class Visit>
 __device__ void for_each_row(const GemmParams& p, const Tile& tile, Visit visit) {
   const int c = threadIdx.x % 4;
 #pragma unroll
-  for (int j = 0; j < C::kN / 8; ++j) {
+  for (int j = 0; j < kValues / 4; ++j) {
+    if (8 * j >= tile.num_rows) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = 8 * j + 2 * c + i;
@@ -30,15 +31,15 @@ __device__ inline const float* expert_alphas(const GemmParams& p, const Tile& ti
   return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride);
 }
 
-template <class C, Epilogue kEpilogue>
-__device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const float (&acc)[C::kN / 2]) {
+template <Epilogue kEpilogue, int kValues>
+__device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const float (&acc)[kValues]) {
   if constexpr (kEpilogue == Epilogue::kGemm1) {
     const int feature = m_tile * (kTileRows / 2) + warp_in_group() * 8 + row_in_warp();
     if (feature >= p.features) return;
     const float* alphas = expert_alphas(p, tile);
     const float gate_alpha = alphas[0], up_alpha = alphas[1];
     auto* h = static_cast<__nv_bfloat16*>(p.out);
-    for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
+    for_each_row<kValues>(p, tile, [&](int64_t row, float row_scale, int i) {
       const float value = swiglu(p.swiglu, acc[i] * (row_scale * gate_alpha), acc[i + 2] * (row_scale * up_alpha));
       h[row * p.out_row_stride + feature] = __float2bfloat16_rn(value);
     });
@@ -49,7 +50,7 @@ __device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const f
       const float alpha = expert_alphas(p, tile)[0];
       // y holds the columns of this launch only.
       float* y = static_cast<float*>(p.out) + (feature - p.list.first_m_tile * kTileRows);
-      for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
+      for_each_row<kValues>(p, tile, [&](int64_t row, float row_scale, int i) {
         if (has_low) y[row * p.out_row_stride] = acc[i] * (row_scale * alpha);
         if (has_high) y[row * p.out_row_stride + 8] = acc[i + 2] * (row_scale * alpha);
       });
@@ -59,7 +60,7 @@ __device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const f
       const float bias_low = bias && has_low ? __bfloat162float(bias[feature]) : 0.0f;
       const float bias_high = bias && has_high ? __bfloat162float(bias[feature + 8]) : 0.0f;
       auto* out = static_cast<__nv_bfloat16*>(p.out) + feature;
-      for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
+      for_each_row<kValues>(p, tile, [&](int64_t row, float row_scale, int i) {
         if (has_low) out[row * p.out_row_stride] = __float2bfloat16_rn(fmaf(acc[i], row_scale * alpha_low, bias_low));
         if (has_high) out[row * p.out_row_stride + 8] = __float2bfloat16_rn(fmaf(acc[i + 2], row_scale * alpha_high, bias_high));
       });

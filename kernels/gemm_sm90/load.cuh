@@ -1,6 +1,7 @@
 // The producer warpgroup: streams weight tiles through the copy engine and gathers token rows by index, several stages
 // ahead of the tensor cores and across tile borders.
 #pragma once
+#include "../common/overlap.cuh"
 #include "../common/tiles.cuh"
 #include "config.cuh"
 #include "ptx.cuh"
@@ -24,11 +25,11 @@ struct Ring {
 // it unroll to copies with constant offsets: the producer must not need more time for a stage than tensor cores do.
 template <class C>
 struct RowGather {
-  static constexpr int kRows = C::kN >= 16 ? C::kN / 16 : 1;
+  static constexpr int kRows = (C::kN + 15) / 16;
   static constexpr int kSlabStep = C::kN >= 16 ? 1 : 2;  // 8 rows keep half the threads busy: the others take odd slabs
   const __nv_bfloat16* row[kRows];                       // at first_slab and chunk of the next stage; NULL past the rows
 
-  __device__ static int first_row() { return threadIdx.x / 8 % C::kN; }
+  __device__ static int first_row() { return C::kN >= 16 ? threadIdx.x / 8 : threadIdx.x / 8 % C::kN; }
   __device__ static int first_slab() { return C::kN >= 16 ? 0 : threadIdx.x / 64; }
   __device__ static int chunk() { return threadIdx.x % 8; }
 
@@ -99,20 +100,37 @@ struct WeightTiles {
   template <class C>
   __device__ static WeightTiles of(const GemmParams& p, const Tile& tile) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kM, p.list.end_m_tile - tile.first_m_tile)};
+            min(C::kTiles, p.list.end_m_tile - tile.first_m_tile)};
   }
 
-  // Waits for a free stage, and starts the copy of its slabs.
+  // Starts the copies of a stage, of slabs `slab` and on. One thread.
   template <class C>
-  __device__ void load(const GemmParams& p, SharedStorage<C>& shared, const Ring<C>& ring, int slab, int num_slabs) const {
-    ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
-    if (threadIdx.x != 0) return;
-    const uint32_t bytes = num_slabs * kTileBytes;
-    ptx::mbarrier_expect_tx(shared.full[ring.stage], num_tiles * bytes);
+  __device__ void start(const GemmParams& p, SharedStorage<C>& shared, uint32_t stage, int slab) const {
+    const uint32_t bytes = min(C::kSlabs, p.num_slabs - slab) * kTileBytes;
+    ptx::mbarrier_expect_tx(shared.full[stage], num_tiles * bytes);
     for (int m = 0; m < num_tiles; ++m) {
-      ptx::bulk_copy(shared.tiles[ring.stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
-                     shared.full[ring.stage]);
+      ptx::bulk_copy(shared.tiles[stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
+                     shared.full[stage]);
     }
+  }
+
+  // Waits until the stage is free, and starts its copies.
+  template <class C>
+  __device__ void load(const GemmParams& p, SharedStorage<C>& shared, const Ring<C>& ring, int slab) const {
+    ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+    if (threadIdx.x == 0) start<C>(p, shared, ring.stage, slab);
+  }
+
+  // Of a CTA's first tile: fills the ring while the kernel before this one still runs, whose results weights do not need,
+  // then waits for it. Returns the slabs that were started.
+  template <class C>
+  __device__ int load_ahead(const GemmParams& p, SharedStorage<C>& shared) const {
+    const int slabs = min(C::kStages * C::kSlabs, p.num_slabs);
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage * C::kSlabs < slabs; ++stage) start<C>(p, shared, stage, stage * C::kSlabs);
+    }
+    follow_previous();
+    return slabs;
   }
 };
 
@@ -122,11 +140,14 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
   const int full_slabs = aligned ? p.k_valid / kSlabCols : 0;
   Ring<C> ring;
-  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
-    RowGather<C> rows(p, tile);
+  bool waits = p.tiles_known;
+  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
     const WeightTiles weights = WeightTiles::of<C>(p, tile);
+    const int ahead = waits ? weights.load_ahead(p, shared) : 0;
+    waits = false;
+    RowGather<C> rows(p, tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
-      weights.load(p, shared, ring, slab, min(C::kSlabs, p.num_slabs - slab));
+      if (slab >= ahead) weights.load(p, shared, ring, slab);
       const uint32_t target = rows.target(shared, ring.stage);
       if (slab + C::kSlabs <= full_slabs) {
         rows.copy(target);
@@ -144,6 +165,7 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       ring.advance();
     }
   });
+  if (waits) follow_previous();
   ptx::cp_async_wait_all();  // a thread must not end with copies in flight
 }
 

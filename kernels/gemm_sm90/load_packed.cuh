@@ -42,33 +42,47 @@ struct PackedSlab {
 
 template <class C>
 __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
-  static_assert(C::kN * C::kSlabs <= C::kProducers, "a thread for each row of each slab");
-  constexpr int kAhead = C::kN >= 128 ? 3 : 4;  // stages whose rows are read at once
-  const int r = threadIdx.x % C::kN, s = threadIdx.x / C::kN;
+  // A thread serves kEach of the rows of the slabs of a stage, and reads kAhead stages of them at once.
+  constexpr int kRows = C::kN * C::kSlabs, kEach = (kRows + C::kProducers - 1) / C::kProducers, kAhead = 4 / kEach;
   Ring<C> ring;
-  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
+  bool waits = p.tiles_known;
+  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
     const WeightTiles weights = WeightTiles::of<C>(p, tile);
-    const bool has_row = s < C::kSlabs && r < tile.num_rows;
-    const int64_t row = has_row ? p.row_to_slot[tile.first_row + r] / p.top_k : 0;
+    const int started = waits ? weights.load_ahead(p, shared) : 0;
+    waits = false;
+    int64_t row[kEach];
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int at = threadIdx.x + j * C::kProducers, r = at % C::kN;
+      row[j] = at < kRows && r < tile.num_rows ? p.row_to_slot[tile.first_row + r] / p.top_k : -1;
+    }
     for (int first = 0; first < p.num_slabs; first += kAhead * C::kSlabs) {
-      PackedSlab ahead[kAhead];
+      PackedSlab ahead[kAhead][kEach];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const int slab = first + i * C::kSlabs + s;
-        ahead[i] = has_row && slab < p.num_slabs ? PackedSlab::read(p, row, slab) : PackedSlab{};
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+          const int slab = first + i * C::kSlabs + (threadIdx.x + j * C::kProducers) / C::kN;
+          ahead[i][j] = row[j] >= 0 && slab < p.num_slabs ? PackedSlab::read(p, row[j], slab) : PackedSlab{};
+        }
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int slab = first + i * C::kSlabs;
         if (slab >= p.num_slabs) break;
-        weights.load(p, shared, ring, slab, min(C::kSlabs, p.num_slabs - slab));
-        if (has_row) ahead[i].decode(shared.rows[ring.stage][s], r);
+        if (slab >= started) weights.load(p, shared, ring, slab);
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+          const int at = threadIdx.x + j * C::kProducers;
+          if (row[j] >= 0) ahead[i][j].decode(shared.rows[ring.stage][at / C::kN], at % C::kN);
+        }
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(shared.full[ring.stage]);
         ring.advance();
       }
     }
   });
+  if (waits) follow_previous();
 }
 
 }  // namespace nvfp4

@@ -7,6 +7,7 @@
 //   route_scan     one block turns counts into chunks, row offsets, and the list of experts that have rows
 //   route_scatter  segments rank their slots and write the maps
 //   route_small    all three in one block, for few tokens
+#include "../common/overlap.cuh"
 #include "../common/scan.cuh"
 #include "../params.h"
 
@@ -208,16 +209,22 @@ __device__ void for_each_segment(const RouteParams& p, Body body) {
 }  // namespace nvfp4
 
 extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_constant__ RouteParams p) {
+  nvfp4::let_next_start();
   nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
 }
 
-extern "C" __global__ void __launch_bounds__(1024) route_scan(const __grid_constant__ RouteParams p) { nvfp4::scan(p); }
+extern "C" __global__ void __launch_bounds__(1024) route_scan(const __grid_constant__ RouteParams p) {
+  nvfp4::follow_previous();
+  nvfp4::scan(p);
+}
 
 extern "C" __global__ void __launch_bounds__(256) route_scatter(const __grid_constant__ RouteParams p) {
+  nvfp4::follow_previous();
   nvfp4::for_each_segment(p, [&](int s) { nvfp4::scatter_segment(p, s, nvfp4::warp_counters(p)); });
 }
 
 extern "C" __global__ void __launch_bounds__(1024) route_small(const __grid_constant__ RouteParams p) {
+  nvfp4::let_next_start();
   nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
   __syncthreads();
   nvfp4::scan(p);
