@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 /* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Tiles of
- * GEMM_SM90_WIDE_ROWS rows or more have fewer threads with more registers. */
+ * GEMM_SM90_WIDE_ROWS rows or more have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
 #define GEMM_SM90_WIDE_ROWS 96
 #define GEMM_SM90_WIDE_THREADS 384

@@ -21,24 +21,25 @@ struct Config {
   static constexpr int kGroupTiles = kTiles / kM;  // weight tiles of a warpgroup
   static constexpr int kSlabs = kSlabs_;           // slabs of 64 columns in a pipeline stage
   static constexpr int kGroupSlabs = kSlabs / kK;  // of these, a warpgroup's; in one run
-  static constexpr int kPartialBytes = (kK - 1) * kM * kN * 256;  // sums of warpgroups along K
-  static constexpr int kStageBytes = kSlabs * (kN * 128 + kTiles * kTileBytes);
-  static constexpr int kStages = (GEMM_SM90_SHARED_BYTES - kPartialBytes - 1024) / (kStageBytes + 16);
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
-  // Registers of a thread where the even share is too few for the accumulators, or 0. setmaxnreg deals out what the CTA was
-  // launched with: 256 * 208 + 128 * 88 = 384 * 168.
-  static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 0;
-  static constexpr int kProducerRegisters = 88;
+  static constexpr int kPartialBytes = (kK - 1) * kM * kN * 256;  // sums of warpgroups along K
+  static constexpr int kStageBytes = kSlabs * (kN * 128 + kTiles * kTileBytes);
+  static constexpr int kScaleBytes = kConsumers / 32 * kN * 4;  // of token rows
+  static constexpr int kStages = (GEMM_SM90_SHARED_BYTES - kPartialBytes - kScaleBytes - 1024) / (kStageBytes + 16);
+  // Registers of a thread. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96, and
+  // 256 * 208 + 128 * 88 = 384 * 168.
+  static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 104;
+  static constexpr int kProducerRegisters = kGroupTiles > 1 ? 88 : 64;
   static_assert(kTiles % kM == 0 && kSlabs % kK == 0, "every warpgroup gets as many tiles and slabs");
-  static_assert(kK == 1 || kGroupTiles == 1, "sums along K are of one tile");
+  static_assert(kGroupTiles == 1 || (kGroupTiles == 2 && kK == 1), "one tile at a time, or two; sums along K are of one");
 };
 
 // Stages are large where rows are few, because every wait and every arrival costs as many instructions as half a slab, and
-// instructions are what few rows are short of.
+// instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles each.
 template <int kN>
-struct ConfigOf;
+struct ConfigOf : Config<kN, 4, 2, 1, 1> {};
 template <>
 struct ConfigOf<8> : Config<8, 1, 1, 4, 16> {};
 template <>
@@ -51,27 +52,19 @@ template <>
 struct ConfigOf<48> : Config<48, 4, 4, 1, 2> {};
 template <>
 struct ConfigOf<64> : Config<64, 4, 4, 1, 2> {};
-template <>
-struct ConfigOf<96> : Config<96, 4, 2, 1, 1> {};
-template <>
-struct ConfigOf<112> : Config<112, 4, 2, 1, 1> {};
-template <>
-struct ConfigOf<128> : Config<128, 4, 2, 1, 1> {};
-template <>
-struct ConfigOf<144> : Config<144, 4, 2, 1, 1> {};
 
 template <class C>
 struct SharedStorage {
   alignas(1024) uint8_t rows[C::kStages][C::kSlabs][C::kN * 128];  // rows_descriptor's layout
   alignas(128) uint8_t tiles[C::kStages][C::kTiles][C::kSlabs * kTileBytes];
   float partial[C::kK > 1 ? C::kK - 1 : 1][C::kM][C::kK > 1 ? C::kN / 2 : 1][C::kK > 1 ? 128 : 1];
+  float row_scale[C::kConsumers / 32][C::kN];  // of a warp's token rows
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
 };
 
 template <class C>
-constexpr bool kFitsLaunch =
-    C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) && C::kStages >= 4 &&
-    sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
+constexpr bool kFitsLaunch = C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) &&
+                             C::kStages >= 4 && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

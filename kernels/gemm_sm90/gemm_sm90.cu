@@ -1,9 +1,9 @@
 // The grouped GEMM of Hopper: out = rows x weights^T with 4-bit weights as the register operand of wgmma (swapAB), so
 // that a few tokens fill the narrow side of the tensor core's tile and weights are read from HBM once.
 //
-//   1 producer warpgroup   load()      weight tiles by bulk copy, token rows by gather, kStages ahead;
-//                          load_packed() decodes NVFP4 rows on the way
-//   kM x kK consumers      multiply()  dequantise in registers, wgmma, sum along K, store()
+//   kM x kK consumer warpgroups  multiply()  dequantise in registers, wgmma, sum along K, store()
+//   1 producer warpgroup          load()      weight tiles by bulk copy, token rows by gather, kStages ahead;
+//                                load_packed() decodes NVFP4 rows on the way
 #include "epilogue.cuh"
 
 namespace nvfp4 {
@@ -23,18 +23,16 @@ __device__ void gemm(const GemmParams& p) {
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (threadIdx.x < C::kProducers) {
-    if constexpr (C::kConsumerRegisters > 0) ptx::lower_registers<C::kProducerRegisters>();
+  if (threadIdx.x < C::kConsumers) {
+    ptx::raise_registers<C::kConsumerRegisters>();
+    multiply<C, Output<C, kEpilogue>>(p, shared);
+  } else {
+    ptx::lower_registers<C::kProducerRegisters>();
     if constexpr (kPackedRows) {
       load_packed<C>(p, shared);
     } else {
       load<C>(p, shared);
     }
-  } else {
-    if constexpr (C::kConsumerRegisters > 0) ptx::raise_registers<C::kConsumerRegisters>();
-    multiply<C>(p, shared, [&](const Tile& tile, int m_tile, const auto& acc) {
-      store<kEpilogue>(p, tile, m_tile, acc);
-    });
   }
 }
 

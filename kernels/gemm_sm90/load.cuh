@@ -21,31 +21,39 @@ struct Ring {
   }
 };
 
-// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + 16 i, in every kSlabStep-th slab. Loops over
-// it unroll to copies with constant offsets: the producer must not need more time for a stage than tensor cores do.
+// Producers come after the consumers, whose warps wgmma groups by fours.
+template <class C>
+__device__ int producer_thread() {
+  return threadIdx.x - C::kConsumers;
+}
+
+// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + kRowStep i, in every kSlabStep-th slab. Loops
+// unroll to copies with constant offsets: the producer must not need more time for a stage than tensor cores do.
 template <class C>
 struct RowGather {
-  static constexpr int kRows = (C::kN + 15) / 16;
-  static constexpr int kSlabStep = C::kN >= 16 ? 1 : 2;  // 8 rows keep half the threads busy: the others take odd slabs
-  const __nv_bfloat16* row[kRows];                       // at first_slab and chunk of the next stage; NULL past the rows
+  static constexpr int kAtOnce = C::kProducers / 8;  // rows of a slab that all threads copy at once
+  // Where a slab has fewer, the other threads take other slabs.
+  static constexpr int kSlabStep = kAtOnce > C::kN ? kAtOnce / C::kN : 1;
+  static constexpr int kRowStep = kAtOnce / kSlabStep, kRows = (C::kN + kRowStep - 1) / kRowStep;
+  static_assert(kRowStep % 8 == 0, "a thread's rows have one swizzle");
+  const __nv_bfloat16* row[kRows];  // at first_slab and chunk of the next stage; past the tile's rows, its last
+  int num_rows;                     // of this thread
 
-  __device__ static int first_row() { return C::kN >= 16 ? threadIdx.x / 8 : threadIdx.x / 8 % C::kN; }
-  __device__ static int first_slab() { return C::kN >= 16 ? 0 : threadIdx.x / 64; }
-  __device__ static int chunk() { return threadIdx.x % 8; }
+  __device__ static int first_row() { return producer_thread<C>() / 8 % kRowStep; }
+  __device__ static int first_slab() { return producer_thread<C>() / 8 / kRowStep; }
+  __device__ static int chunk() { return producer_thread<C>() % 8; }
 
   __device__ RowGather(const GemmParams& p, const Tile& tile) {
+    num_rows = (tile.num_rows - first_row() + kRowStep - 1) / kRowStep;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = first_row() + 16 * i;
-      row[i] = nullptr;
-      if (r >= tile.num_rows) continue;
-      int64_t at = tile.first_row + r;
+      int64_t at = tile.first_row + min(first_row() + kRowStep * i, tile.num_rows - 1);
       if (p.row_to_slot) at = p.row_to_slot[at] / p.top_k;
       row[i] = static_cast<const __nv_bfloat16*>(p.x) + at * p.x_row_stride + first_slab() * kSlabCols + chunk() * 8;
     }
   }
 
-  // Where the thread writes in a stage; row i is 2048 bytes further. first_row + 16 i has one swizzle for all i.
+  // Where the thread writes its first row in a stage.
   __device__ static uint32_t target(const SharedStorage<C>& shared, uint32_t stage) {
     return ptx::shared_address(shared.rows[stage][first_slab()]) + first_row() * 128 + (chunk() ^ first_row() % 8) * 16;
   }
@@ -54,10 +62,10 @@ struct RowGather {
   __device__ void copy(uint32_t target) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      if (row[i] == nullptr) continue;
+      if (i >= num_rows) continue;
 #pragma unroll
       for (int s = 0; s < C::kSlabs; s += kSlabStep) {
-        ptx::cp_async_16(target + s * C::kN * 128 + i * 2048, row[i] + s * kSlabCols);
+        ptx::cp_async_16(target + s * C::kN * 128 + i * kRowStep * 128, row[i] + s * kSlabCols);
       }
     }
     advance();
@@ -70,8 +78,8 @@ struct RowGather {
       const bool valid = (first + s) * kSlabCols + chunk() * 8 < p.k_valid;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        if (row[i] == nullptr) continue;
-        const uint32_t at = target + (s - first_slab()) * C::kN * 128 + i * 2048;
+        if (i >= num_rows) continue;
+        const uint32_t at = target + (s - first_slab()) * C::kN * 128 + i * kRowStep * 128;
         const __nv_bfloat16* const src = row[i] + (s - first_slab()) * kSlabCols;
         if (aligned) {
           ptx::cp_async_16_or_zeros(at, valid ? src : row[i], valid);
@@ -86,9 +94,7 @@ struct RowGather {
  private:
   __device__ void advance() {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (row[i] != nullptr) row[i] += C::kSlabs * kSlabCols;
-    }
+    for (int i = 0; i < kRows; ++i) row[i] += C::kSlabs * kSlabCols;
   }
 };
 
@@ -118,7 +124,7 @@ struct WeightTiles {
   template <class C>
   __device__ void load(const GemmParams& p, SharedStorage<C>& shared, const Ring<C>& ring, int slab) const {
     ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
-    if (threadIdx.x == 0) start<C>(p, shared, ring.stage, slab);
+    if (producer_thread<C>() == 0) start<C>(p, shared, ring.stage, slab);
   }
 
   // Of a CTA's first tile: fills the ring while the kernel before this one still runs, whose results weights do not need,
@@ -126,7 +132,7 @@ struct WeightTiles {
   template <class C>
   __device__ int load_ahead(const GemmParams& p, SharedStorage<C>& shared) const {
     const int slabs = min(C::kStages * C::kSlabs, p.num_slabs);
-    if (threadIdx.x == 0) {
+    if (producer_thread<C>() == 0) {
       for (int stage = 0; stage * C::kSlabs < slabs; ++stage) start<C>(p, shared, stage, stage * C::kSlabs);
     }
     follow_previous();

@@ -5,34 +5,24 @@
 
 namespace nvfp4 {
 
-// A fragments of some slabs of a weight tile.
-template <int kSlabs>
-using Fragments = uint32_t[kSlabs * kSlabSteps][4];
+// What a thread reads of a slab of its weight tile.
+struct SlabWords {
+  uint4 codes;
+  uint2 scales;
 
-__device__ inline void dequantize_slab(const uint8_t* tile, uint32_t (*a)[4]) {
-  const int t = threadIdx.x % 128;
-  const uint4 codes = reinterpret_cast<const uint4*>(tile)[t];
-  const uint2 scales = reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4];
-  dequantize(codes.x, decode_scale<0>(scales.x), decode_scale<1>(scales.x), a[0]);
-  dequantize(codes.y, decode_scale<2>(scales.x), decode_scale<3>(scales.x), a[1]);
-  dequantize(codes.z, decode_scale<0>(scales.y), decode_scale<1>(scales.y), a[2]);
-  dequantize(codes.w, decode_scale<2>(scales.y), decode_scale<3>(scales.y), a[3]);
-}
-
-// Starts acc += tile x rows^T over some slabs. `a` and `acc` are the tensor core's until a wait.
-template <int kN, int kSlabs>
-__device__ void start(const uint8_t* tile, uint32_t rows, Fragments<kSlabs>& a, float (&acc)[kN / 2]) {
-#pragma unroll
-  for (int s = 0; s < kSlabs; ++s) dequantize_slab(tile + s * kTileBytes, a + s * kSlabSteps);
-  const uint64_t descriptor = ptx::rows_descriptor(rows);
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int i = 0; i < kSlabs * kSlabSteps; ++i) {  // 16 bf16 are 2 units of 16 bytes
-    const int offset = i / kSlabSteps * (kN * 128 / 16) + i % kSlabSteps * 2;
-    ptx::Wgmma<kN>::multiply_add(acc, a[i], descriptor + offset);
+  __device__ static SlabWords read(const uint8_t* tile) {
+    const int t = threadIdx.x % 128;
+    return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4]};
   }
-  ptx::wgmma_commit();
-}
+
+  // A fragments of steps 2 i and 2 i + 1.
+  template <int i>
+  __device__ void dequantize_two(uint32_t (&a)[4], uint32_t (&b)[4]) const {
+    const ScalePairs pairs = ScalePairs::decode(i == 0 ? scales.x : scales.y);
+    dequantize<0>(i == 0 ? codes.x : codes.z, pairs.even, pairs.odd, a);
+    dequantize<1>(i == 0 ? codes.y : codes.w, pairs.even, pairs.odd, b);
+  }
+};
 
 // Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the result.
 template <class C>
@@ -54,14 +44,16 @@ __device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&a
   return true;
 }
 
-// The sums of a warpgroup's weight tiles over its share of the slabs. Two sets of fragments, so that one is
-// dequantised while the tensor core reads the other: otherwise all warps dequantise at the same time, and then all wait.
+// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in two halves, of columns or of tiles,
+// with a set of fragments each, so that one set is dequantised while the tensor core reads the other: otherwise all warps
+// dequantise at the same time, and then all wait.
 template <class C>
 __device__ void accumulate(int num_slabs, SharedStorage<C>& shared, Ring<C>& ring, int m, int k,
                            float (&acc)[C::kGroupTiles][C::kN / 2]) {
-  constexpr int kUnitSlabs = C::kGroupTiles > 1 ? C::kGroupSlabs : C::kGroupSlabs / 2;
-  static_assert(C::kGroupSlabs / kUnitSlabs * C::kGroupTiles == 2, "a stage is two units of work, one for each set");
-  Fragments<kUnitSlabs> a[2];
+  constexpr int kSteps = C::kGroupSlabs * kSlabSteps * C::kGroupTiles / 2;  // of half a stage
+  constexpr int kRowBytes = C::kN * 128;                                    // of a slab
+  constexpr int kTileStride = C::kSlabs * kTileBytes;
+  uint32_t a[2][kSteps][4];
   const auto release = [&](uint32_t stage) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty[stage]);
@@ -70,17 +62,34 @@ __device__ void accumulate(int num_slabs, SharedStorage<C>& shared, Ring<C>& rin
   for (int first = 0; first < num_slabs; first += C::kSlabs) {
     const int own = num_slabs - first - k * C::kGroupSlabs;  // slabs left for this warpgroup
     const uint8_t* const tiles = shared.tiles[ring.stage][m * C::kGroupTiles] + k * C::kGroupSlabs * kTileBytes;
-    const uint32_t rows = ptx::shared_address(shared.rows[ring.stage][k * C::kGroupSlabs]);
-    constexpr int kRowBytes = C::kN * 128;
+    const uint64_t rows = ptx::rows_descriptor(ptx::shared_address(shared.rows[ring.stage][k * C::kGroupSlabs]));
     ptx::mbarrier_wait(shared.full[ring.stage], ring.parity);
     if (own >= C::kGroupSlabs) {
+      SlabWords words;
 #pragma unroll
-      for (int unit = 0; unit < 2; ++unit) {
-        const int slab = C::kGroupTiles > 1 ? 0 : unit * kUnitSlabs, tile = C::kGroupTiles > 1 ? unit : 0;
-        start<C::kN, kUnitSlabs>(tiles + (tile * C::kSlabs + slab) * kTileBytes, rows + slab * kRowBytes, a[unit],
-                                         acc[tile]);
+      for (int half = 0; half < 2; ++half) {
+        constexpr bool kByTile = C::kGroupTiles == 2;
+        const int tile = kByTile ? half : 0, first_step = kByTile ? 0 : half * kSteps;
+#pragma unroll
+        for (int i = 0; i < kSteps; i += 2) {
+          const int step = first_step + i;
+          if (step % kSlabSteps == 0) {
+            words = SlabWords::read(tiles + tile * kTileStride + step / kSlabSteps * kTileBytes);
+            words.dequantize_two<0>(a[half][i], a[half][i + 1]);
+          } else {
+            words.dequantize_two<1>(a[half][i], a[half][i + 1]);
+          }
+        }
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {  // 16 bf16 are 2 units of 16 bytes
+          const int step = first_step + i;
+          const int offset = step / kSlabSteps * (kRowBytes / 16) + step % kSlabSteps * 2;
+          ptx::Wgmma<C::kN>::multiply_add(acc[tile], a[half][i], rows + offset);
+        }
+        ptx::wgmma_commit();
         ptx::wgmma_wait<1>();
-        if (unit == 0 && first > 0) release(previous);
+        if (half == 0 && first > 0) release(previous);
       }
     } else {
       ptx::wgmma_wait<0>();
@@ -89,8 +98,16 @@ __device__ void accumulate(int num_slabs, SharedStorage<C>& shared, Ring<C>& rin
       for (int slab = 0; slab < own; ++slab) {
 #pragma unroll
         for (int tile = 0; tile < C::kGroupTiles; ++tile) {
-          Fragments<1> part;
-          start<C::kN, 1>(tiles + (tile * C::kSlabs + slab) * kTileBytes, rows + slab * kRowBytes, part, acc[tile]);
+          const SlabWords words = SlabWords::read(tiles + tile * kTileStride + slab * kTileBytes);
+          uint32_t part[kSlabSteps][4];
+          words.dequantize_two<0>(part[0], part[1]);
+          words.dequantize_two<1>(part[2], part[3]);
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int i = 0; i < kSlabSteps; ++i) {
+            ptx::Wgmma<C::kN>::multiply_add(acc[tile], part[i], rows + slab * (kRowBytes / 16) + i * 2);
+          }
+          ptx::wgmma_commit();
           ptx::wgmma_wait<0>();
         }
       }
@@ -102,13 +119,14 @@ __device__ void accumulate(int num_slabs, SharedStorage<C>& shared, Ring<C>& rin
   release(previous);
 }
 
-template <class C, class Store>
-__device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store store) {
+template <class C, class Output>
+__device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   // The shuffle tells the compiler that a warp agrees on it.
-  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0) - 1;
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0);
   const int m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
   for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
+    const Output output(p, tile, shared);
     float acc[C::kGroupTiles][C::kN / 2];
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
@@ -121,7 +139,7 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared, Store st
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
       const int m_tile = tile.first_m_tile + m * C::kGroupTiles + i;
-      if (m_tile < p.list.end_m_tile) store(tile, m_tile, acc[i]);
+      if (m_tile < p.list.end_m_tile) output.store(m_tile, acc[i], shared);
     }
   });
 }
