@@ -6,8 +6,11 @@
 
 #include <stdint.h>
 
-/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. */
+/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Tiles of
+ * GEMM_SM90_WIDE_ROWS rows or more have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
+#define GEMM_SM90_WIDE_ROWS 96
+#define GEMM_SM90_WIDE_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
 /* Counters of one device; all u64. `calls` numbers the forwards, so that "first" means first in time. */
@@ -209,7 +212,7 @@ typedef struct GemmParams {
   int32_t num_slabs;
   int32_t features; /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
   SwigluParams swiglu;
-  int32_t reserved;
+  int32_t tiles_known; /* the routing tables were complete before the previous kernel began: weights need not wait */
 } GemmParams;
 
 /* out = rows x weights^T over grouped rows, by any GPU, in Blackwell's layouts. */

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "target" / "release" / "libnvfp4_moe.a"
 FOLDER = ROOT / "tests" / "mock_libcuda"
 # The context decides the device of a NULL stream, so it is looked at, and set where it is another one.
-ALLOWED = {"cuLaunchKernel", "cuCtxGetCurrent", "cuCtxSetCurrent"}
+ALLOWED = {"cuLaunchKernelEx", "cuCtxGetCurrent", "cuCtxSetCurrent"}
 HOPPER, PORTABLE = 1, 2  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
 UNSUPPORTED = 77  # exit status of the program
 
@@ -54,7 +54,7 @@ def forwards(lines: list[str]) -> dict[str, list[str]]:
 
 
 def launched(calls: list[str]) -> list[str]:
-    return [call.split()[1] for call in calls if call.startswith("cuLaunchKernel")]
+    return [call.split()[1] for call in calls if call.startswith("cuLaunchKernelEx")]
 
 
 @pytest.mark.parametrize("device_kind", [HOPPER, PORTABLE])
@@ -84,6 +84,18 @@ def test_few_tokens_take_few_launches(run):
     ]  # fmt: skip
     assert launched(portable[linear.format(1)]) == [bf16]
     assert launched(portable[linear.format(2)]) == ["quantize_rows", nvfp4]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_launches_after_the_first_overlap_where_the_gpu_can(run, capability):
+    """What a forward begins with waits for foreign kernels; below 9.0 nothing overlaps."""
+    for title, made in forwards(run(PORTABLE, capability)[1]).items():
+        overlapping = [call.endswith(" overlapping") for call in made if call.startswith("cuLaunchKernelEx")]
+        if title.startswith("forward") and capability >= 90:
+            first = overlapping.index(True)
+            assert first == 1 and all(overlapping[first:]), title
+        else:
+            assert not any(overlapping), title
 
 
 @pytest.mark.parametrize("capability", [80, 89, 100, 103, 120])

@@ -2,6 +2,7 @@
 // expert here become 0.
 #include <cuda_bf16.h>
 
+#include "../common/overlap.cuh"
 #include "../params.h"
 
 namespace nvfp4 {
@@ -35,6 +36,7 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, int col) 
 
 // Grid: x covers the columns, y strides over the chunk's tokens.
 extern "C" __global__ void __launch_bounds__(256) combine(const __grid_constant__ CombineParams p) {
+  nvfp4::follow_previous();
   const int col = (blockIdx.x * blockDim.x + threadIdx.x) * nvfp4::kColumns;
   if (col >= p.num_cols) return;
   for (int token = p.chunk_first_token[0] + blockIdx.y; token < p.chunk_first_token[1]; token += gridDim.y) {

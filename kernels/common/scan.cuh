@@ -1,8 +1,19 @@
-// A block-wide exclusive prefix sum of a few counters at once.
+// Prefix sums over the lanes of a warp, and over the threads of a block for a few counters at once.
 #pragma once
 #include <cstdint>
 
 namespace nvfp4 {
+
+// The sum over this lane and those below it. All lanes take part.
+__device__ inline int32_t warp_inclusive_scan(int32_t value) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int32_t below = __shfl_up_sync(~0u, value, step);
+    if (lane >= step) value += below;
+  }
+  return value;
+}
 
 template <int kCounters>
 struct Counts {
@@ -14,25 +25,19 @@ struct Counts {
 template <int kCounters>
 __device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, Counts<kCounters> (&scratch)[33]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
-  Counts<kCounters> sum = mine;
+  Counts<kCounters> sum;
 #pragma unroll
-  for (int i = 0; i < kCounters; ++i) {
-    for (int step = 1; step < 32; step *= 2) {
-      const int32_t below = __shfl_up_sync(~0u, sum.v[i], step);
-      if (lane >= step) sum.v[i] += below;
-    }
-  }
+  for (int i = 0; i < kCounters; ++i) sum.v[i] = warp_inclusive_scan(mine.v[i]);
   __syncthreads();
   if (lane == 31) scratch[warp] = sum;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    Counts<kCounters> total = {};
-    for (int w = 0; w < num_warps; ++w) {
-      const Counts<kCounters> own = scratch[w];
-      scratch[w] = total;
-      for (int i = 0; i < kCounters; ++i) total.v[i] += own.v[i];
+  if (warp == 0) {
+#pragma unroll
+    for (int i = 0; i < kCounters; ++i) {
+      const int32_t own = lane < num_warps ? scratch[lane].v[i] : 0, end = warp_inclusive_scan(own);
+      scratch[lane].v[i] = end - own;
+      if (lane == 31) scratch[32].v[i] = end;
     }
-    scratch[32] = total;
   }
   __syncthreads();
 #pragma unroll

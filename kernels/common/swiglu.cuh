@@ -4,12 +4,37 @@
 
 namespace nvfp4 {
 
-// gate = min(gate, limit); up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + beta). Comparisons, not
-// fminf: a NaN must stay.
+// min and max that keep a NaN, unlike fminf.
+__device__ inline float min_nan(float a, float b) {
+  float d;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+  return d;
+}
+
+__device__ inline float max_nan(float a, float b) {
+  float d;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+  return d;
+}
+
+__device__ inline float exp2_approx(float x) {
+  float d;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+  return d;
+}
+
+__device__ inline float reciprocal_approx(float x) {
+  float d;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+  return d;
+}
+
+// gate = min(gate, limit); up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + beta), to 2^-21.
 __device__ inline float swiglu(const SwigluParams& p, float gate, float up) {
-  gate = gate > p.limit ? p.limit : gate;
-  up = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
-  return gate / (1.0f + __expf(-p.alpha * gate)) * (up + p.beta);
+  constexpr float kLog2E = 1.44269504f;
+  gate = min_nan(gate, p.limit);
+  up = max_nan(min_nan(up, p.limit), -p.limit);
+  return gate * reciprocal_approx(1.0f + exp2_approx(-kLog2E * p.alpha * gate)) * (up + p.beta);
 }
 
 }  // namespace nvfp4

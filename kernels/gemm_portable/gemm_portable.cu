@@ -5,6 +5,7 @@
 //   for each tile of 64 rows x 64 features:
 //     for each slab of 64 columns:  fill(rows), fill(weights), multiply()
 //     store(): sums * (global scale of the row * alpha of the feature)
+#include "../common/overlap.cuh"
 #include "../common/tiles.cuh"
 #include "operands.cuh"
 
@@ -135,9 +136,11 @@ __device__ void gemm(const PortableGemmParams& p, const Rows& rows) {
 }  // namespace nvfp4
 
 extern "C" __global__ void __launch_bounds__(128) gemm_portable_bf16(const __grid_constant__ PortableGemmParams p) {
+  nvfp4::follow_previous();
   nvfp4::gemm(p, nvfp4::Bf16Rows{static_cast<const __nv_bfloat16*>(p.x), p.x_row_stride, p.row_to_slot, p.top_k});
 }
 
 extern "C" __global__ void __launch_bounds__(128) gemm_portable_nvfp4(const __grid_constant__ PortableGemmParams p) {
+  nvfp4::follow_previous();
   nvfp4::gemm(p, nvfp4::Nvfp4Rows{static_cast<const uint64_t*>(p.x), p.x_block_scale, p.k / nvfp4::kBlockSize});
 }

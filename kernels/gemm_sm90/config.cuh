@@ -9,49 +9,62 @@ namespace nvfp4 {
 
 enum class Epilogue { kGemm1, kGemm2, kLinear };
 
-// A CTA multiplies kM weight tiles of 64 rows with kN token rows. kM x kK warpgroups compute: those along K take slabs in
-// turn and are summed at the end, so that few tokens, which need few CTAs, still have enough warps to dequantise.
-template <int kN_, int kM_, int kK_, int kSlabs_, int kStages_>
+// A CTA multiplies kTiles weight tiles of 64 rows with kN token rows. kM x kK warpgroups compute, each kTiles / kM tiles:
+// those along K take slabs in turn and are summed at the end, so that few tokens, which need few CTAs, still have enough warps
+// to dequantise.
+template <int kN_, int kTiles_, int kM_, int kK_, int kSlabs_>
 struct Config {
-  static constexpr int kN = kN_;          // token rows of a tile
-  static constexpr int kM = kM_;          // warpgroups along the weight rows
-  static constexpr int kK = kK_;          // warpgroups along the reduction
-  static constexpr int kSlabs = kSlabs_;  // slabs of 64 columns in a pipeline stage
-  static constexpr int kStages = kStages_;
+  static constexpr int kN = kN_;                   // token rows of a tile
+  static constexpr int kTiles = kTiles_;           // weight tiles of a CTA
+  static constexpr int kM = kM_;                   // warpgroups along the weight rows
+  static constexpr int kK = kK_;                   // warpgroups along the reduction
+  static constexpr int kGroupTiles = kTiles / kM;  // weight tiles of a warpgroup
+  static constexpr int kSlabs = kSlabs_;           // slabs of 64 columns in a pipeline stage
+  static constexpr int kGroupSlabs = kSlabs / kK;  // of these, a warpgroup's; in one run
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
-  // k16 steps whose A fragments are in registers at once.
-  static constexpr int kStepsAtOnce = kN >= 128 ? 2 : kSlabSteps;
-  // Registers of a thread where the even share is too few for the accumulators; 0 = the even share, which is 96 for 640
-  // threads. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96.
-  static constexpr int kConsumerRegisters = kN >= 128 ? 104 : 0;
-  static constexpr int kProducerRegisters = 64;
-  static_assert(kSlabs % kK == 0, "every warpgroup along K gets as many slabs");
+  static constexpr int kPartialBytes = (kK - 1) * kM * kN * 256;  // sums of warpgroups along K
+  static constexpr int kStageBytes = kSlabs * (kN * 128 + kTiles * kTileBytes);
+  static constexpr int kScaleBytes = kConsumers / 32 * kN * 4;  // of token rows
+  static constexpr int kStages = (GEMM_SM90_SHARED_BYTES - kPartialBytes - kScaleBytes - 1024) / (kStageBytes + 16);
+  // Registers of a thread. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96, and
+  // 256 * 208 + 128 * 88 = 384 * 168.
+  static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 104;
+  static constexpr int kProducerRegisters = kGroupTiles > 1 ? 88 : 64;
+  static_assert(kTiles % kM == 0 && kSlabs % kK == 0, "every warpgroup gets as many tiles and slabs");
+  static_assert(kGroupTiles == 1 || (kGroupTiles == 2 && kK == 1), "one tile at a time, or two; sums along K are of one");
 };
 
-// Chosen so that a stage reads about as many bytes of weights as of rows, and the stages fill shared memory.
-using ConfigN8 = Config<8, 1, 4, 4, 12>;
-using ConfigN16 = Config<16, 1, 4, 4, 10>;
-using ConfigN32 = Config<32, 2, 2, 2, 10>;
-using ConfigN64 = Config<64, 4, 1, 1, 10>;
-using ConfigN128 = Config<128, 4, 1, 1, 8>;
+// Stages are large where rows are few, because every wait and every arrival costs as many instructions as half a slab, and
+// instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles each.
+template <int kN>
+struct ConfigOf : Config<kN, 4, 2, 1, 1> {};
+template <>
+struct ConfigOf<8> : Config<8, 1, 1, 4, 16> {};
+template <>
+struct ConfigOf<16> : Config<16, 1, 1, 4, 8> {};
+template <>
+struct ConfigOf<24> : Config<24, 2, 2, 2, 4> {};
+template <>
+struct ConfigOf<32> : Config<32, 2, 2, 2, 4> {};
+template <>
+struct ConfigOf<48> : Config<48, 4, 4, 1, 2> {};
+template <>
+struct ConfigOf<64> : Config<64, 4, 4, 1, 2> {};
 
 template <class C>
 struct SharedStorage {
   alignas(1024) uint8_t rows[C::kStages][C::kSlabs][C::kN * 128];  // rows_descriptor's layout
-  alignas(128) uint8_t tiles[C::kStages][C::kM][C::kSlabs * kTileBytes];
-  float partial[C::kK - 1 + (C::kK == 1)][C::kM][C::kK == 1 ? 1 : C::kN / 2][128];  // sums of warpgroups along K
+  alignas(128) uint8_t tiles[C::kStages][C::kTiles][C::kSlabs * kTileBytes];
+  float partial[C::kK > 1 ? C::kK - 1 : 1][C::kM][C::kK > 1 ? C::kN / 2 : 1][C::kK > 1 ? 128 : 1];
+  float row_scale[C::kConsumers / 32][C::kN];  // of a warp's token rows
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
 };
 
 template <class C>
-constexpr bool fits_launch() {
-  return C::kThreads == GEMM_SM90_THREADS && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
-}
-static_assert(fits_launch<ConfigN8>() && fits_launch<ConfigN16>() && fits_launch<ConfigN32>() && fits_launch<ConfigN64>() &&
-                  fits_launch<ConfigN128>(),
-              "every instance has the launch shape of params.h");
+constexpr bool kFitsLaunch = C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) &&
+                             C::kStages >= 4 && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

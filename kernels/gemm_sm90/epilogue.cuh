@@ -1,70 +1,139 @@
-// What becomes of the accumulators. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows two.
+// What becomes of the sums. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows 2c and 2c + 1
+// (g = lane / 4, c = lane % 4).
 #pragma once
 #include "../common/swiglu.cuh"
 #include "mma.cuh"
 
 namespace nvfp4 {
 
-// Calls visit(row, row_scale, i) for this thread's token rows; acc[i] and acc[i + 2] are its weight rows g and g + 8.
-template <class C, class Visit>
-__device__ void for_each_row(const GemmParams& p, const Tile& tile, Visit visit) {
-  const int c = threadIdx.x % 4;
-#pragma unroll
-  for (int j = 0; j < C::kN / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = 8 * j + 2 * c + i;
-      if (r >= tile.num_rows) continue;
-      const int64_t row = tile.first_row + r;
-      float row_scale = 1.0f;
-      if (p.row_scale) row_scale = p.row_scale[p.row_to_slot ? p.row_to_slot[row] / p.top_k : row];
-      visit(row, row_scale, 4 * j + i);
-    }
+// Values of two neighbouring weight rows.
+struct Pair {
+  float even, odd;
+
+  // Lanes g and g ^ 1 swap, so that a thread stores two neighbours of one token row, 2c + g % 2, instead of one of two.
+  __device__ static Pair transpose(float row_2c, float row_2c_1) {
+    const bool is_odd = threadIdx.x & 4;
+    const float other = __shfl_xor_sync(~0u, is_odd ? row_2c : row_2c_1, 4);
+    return is_odd ? Pair{other, row_2c_1} : Pair{row_2c, other};
   }
-}
 
-__device__ inline int warp_in_group() { return threadIdx.x % 128 / 32; }
-__device__ inline int row_in_warp() { return threadIdx.x % 32 / 4; }
+  __device__ __nv_bfloat162 round() const { return __floats2bfloat162_rn(even, odd); }
+};
 
-__device__ inline const float* expert_alphas(const GemmParams& p, const Tile& tile) {
-  return reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride);
-}
-
+// Stores the sums of one tile of rows. Made before they are computed, so that what it reads comes meanwhile.
 template <class C, Epilogue kEpilogue>
-__device__ void store(const GemmParams& p, const Tile& tile, int m_tile, const float (&acc)[C::kN / 2]) {
-  if constexpr (kEpilogue == Epilogue::kGemm1) {
-    const int feature = m_tile * (kTileRows / 2) + warp_in_group() * 8 + row_in_warp();
-    if (feature >= p.features) return;
-    const float* alphas = expert_alphas(p, tile);
-    const float gate_alpha = alphas[0], up_alpha = alphas[1];
-    auto* h = static_cast<__nv_bfloat16*>(p.out);
-    for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
-      const float value = swiglu(p.swiglu, acc[i] * (row_scale * gate_alpha), acc[i + 2] * (row_scale * up_alpha));
-      h[row * p.out_row_stride + feature] = __float2bfloat16_rn(value);
-    });
-  } else {
-    const int feature = m_tile * kTileRows + warp_in_group() * 16 + row_in_warp();
-    const bool has_low = feature < p.features, has_high = feature + 8 < p.features;
-    if constexpr (kEpilogue == Epilogue::kGemm2) {
-      const float alpha = expert_alphas(p, tile)[0];
-      // y holds the columns of this launch only.
-      float* y = static_cast<float*>(p.out) + (feature - p.list.first_m_tile * kTileRows);
-      for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
-        if (has_low) y[row * p.out_row_stride] = acc[i] * (row_scale * alpha);
-        if (has_high) y[row * p.out_row_stride + 8] = acc[i + 2] * (row_scale * alpha);
-      });
-    } else {
-      const auto* bias = static_cast<const __nv_bfloat16*>(p.bias);
-      const float alpha_low = has_low ? p.alphas[feature] : 0.0f, alpha_high = has_high ? p.alphas[feature + 8] : 0.0f;
-      const float bias_low = bias && has_low ? __bfloat162float(bias[feature]) : 0.0f;
-      const float bias_high = bias && has_high ? __bfloat162float(bias[feature + 8]) : 0.0f;
-      auto* out = static_cast<__nv_bfloat16*>(p.out) + feature;
-      for_each_row<C>(p, tile, [&](int64_t row, float row_scale, int i) {
-        if (has_low) out[row * p.out_row_stride] = __float2bfloat16_rn(fmaf(acc[i], row_scale * alpha_low, bias_low));
-        if (has_high) out[row * p.out_row_stride + 8] = __float2bfloat16_rn(fmaf(acc[i + 2], row_scale * alpha_high, bias_high));
-      });
+class Output {
+ public:
+  __device__ Output(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared)
+      : p_(p), tile_(tile) {
+    const int lane = threadIdx.x % 32;
+    if (kEpilogue != Epilogue::kLinear && lane < 2) {
+      const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
+      alpha_ = reinterpret_cast<const float*>(alphas)[kEpilogue == Epilogue::kGemm1 ? lane : 0];
+    }
+    if (!p.row_scale) return;
+    __syncwarp();  // the previous tile's have been read
+    for (int r = lane; r < tile.num_rows; r += 32) {
+      const int64_t row = tile.first_row + r;
+      ptx::cp_async_4(ptx::shared_address(&shared.row_scale[threadIdx.x / 32][r]), p.row_scale + (p.row_to_slot ? p.row_to_slot[row] / p.top_k : row));
     }
   }
-}
+
+  template <int kValues>
+  __device__ void store(int m_tile, float (&acc)[kValues], const SharedStorage<C>& shared) const {
+    if (p_.row_scale) scale_rows(acc, shared);
+    if constexpr (kEpilogue == Epilogue::kGemm1) {
+      store_h(m_tile * (kTileRows / 2) + warp() * 8 + first_even(), acc);
+    } else if constexpr (kEpilogue == Epilogue::kGemm2) {
+      store_y(m_tile * kTileRows + warp() * 16 + first_even(), acc);
+    } else {
+      store_linear(m_tile * kTileRows + warp() * 16 + first_even(), acc);
+    }
+  }
+
+ private:
+  __device__ static int warp() { return threadIdx.x % 128 / 32; }
+  __device__ static int first_even() { return threadIdx.x % 32 / 8 * 2; }
+  __device__ static int token() { return threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }  // first that this thread stores
+  template <class T>
+  __device__ T* at(int feature) const {
+    return static_cast<T*>(p_.out) + (tile_.first_row + token()) * p_.out_row_stride + feature;
+  }
+
+  template <int kValues>
+  __device__ void scale_rows(float (&acc)[kValues], const SharedStorage<C>& shared) const {
+    ptx::cp_async_wait_all();
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kValues / 4; ++j) {
+      const float2 scale = *reinterpret_cast<const float2*>(&shared.row_scale[threadIdx.x / 32][8 * j + threadIdx.x % 4 * 2]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[4 * j + i] *= i % 2 == 0 ? scale.x : scale.y;
+    }
+  }
+
+  // Calls put(element offset, acc[4 j ...]) for each 8 token rows; `valid` where this thread has one to store. All lanes call.
+  template <int kValues, class Put>
+  __device__ void for_each_row(const float (&acc)[kValues], Put put) const {
+#pragma unroll
+    for (int j = 0; j < kValues / 4; ++j) {
+      if (8 * j >= tile_.num_rows) return;
+      put(8 * j * p_.out_row_stride, 8 * j + token() < tile_.num_rows, &acc[4 * j]);
+    }
+  }
+
+  template <int kValues>
+  __device__ void store_h(int feature, const float (&acc)[kValues]) const {
+    auto* const h = at<__nv_bfloat16>(feature);
+    const float gate_alpha = __shfl_sync(~0u, alpha_, 0), up_alpha = __shfl_sync(~0u, alpha_, 1);
+    for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
+      const float low = swiglu(p_.swiglu, sum[0] * gate_alpha, sum[2] * up_alpha);
+      const float high = swiglu(p_.swiglu, sum[1] * gate_alpha, sum[3] * up_alpha);
+      const Pair pair = Pair::transpose(low, high);
+      if (valid && feature < p_.features) *reinterpret_cast<__nv_bfloat162*>(h + row) = pair.round();
+    });
+  }
+
+  template <int kValues>
+  __device__ void store_y(int feature, const float (&acc)[kValues]) const {
+    const float alpha = __shfl_sync(~0u, alpha_, 0);
+    // y holds the columns of this launch only.
+    auto* const y = at<float>(feature - p_.list.first_m_tile * kTileRows);
+    for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
+      const Pair low = Pair::transpose(sum[0] * alpha, sum[1] * alpha);
+      const Pair high = Pair::transpose(sum[2] * alpha, sum[3] * alpha);
+      if (valid && feature < p_.features) *reinterpret_cast<float2*>(y + row) = make_float2(low.even, low.odd);
+      if (valid && feature + 8 < p_.features) *reinterpret_cast<float2*>(y + row + 8) = make_float2(high.even, high.odd);
+    });
+  }
+
+  // One bf16 after the other: out is the caller's, and need not be aligned.
+  __device__ void store_two(__nv_bfloat16* out, int feature, const Pair& pair) const {
+    if (feature < p_.features) out[0] = __float2bfloat16_rn(pair.even);
+    if (feature + 1 < p_.features) out[1] = __float2bfloat16_rn(pair.odd);
+  }
+
+  template <int kValues>
+  __device__ void store_linear(int feature, const float (&acc)[kValues]) const {
+    const int own = feature + threadIdx.x / 4 % 2;  // the weight row of this thread's sums
+    const auto* bias = static_cast<const __nv_bfloat16*>(p_.bias);
+    const bool has_low = own < p_.features, has_high = own + 8 < p_.features;
+    const float alpha_low = has_low ? p_.alphas[own] : 0.0f, alpha_high = has_high ? p_.alphas[own + 8] : 0.0f;
+    const float bias_low = bias && has_low ? __bfloat162float(bias[own]) : 0.0f;
+    const float bias_high = bias && has_high ? __bfloat162float(bias[own + 8]) : 0.0f;
+    auto* const out = at<__nv_bfloat16>(feature);
+    for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
+      const Pair low = Pair::transpose(fmaf(sum[0], alpha_low, bias_low), fmaf(sum[1], alpha_low, bias_low));
+      const Pair high = Pair::transpose(fmaf(sum[2], alpha_high, bias_high), fmaf(sum[3], alpha_high, bias_high));
+      if (!valid) return;
+      store_two(out + row, feature, low);
+      store_two(out + row + 8, feature + 8, high);
+    });
+  }
+
+  const GemmParams& p_;
+  const Tile& tile_;
+  float alpha_ = 0.0f;  // of the expert: gemm1 {gate, up}, gemm2 {down}, in lanes 0 and 1
+};
 
 }  // namespace nvfp4

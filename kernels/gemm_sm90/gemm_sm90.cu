@@ -1,9 +1,9 @@
 // The grouped GEMM of Hopper: out = rows x weights^T with 4-bit weights as the register operand of wgmma (swapAB), so
 // that a few tokens fill the narrow side of the tensor core's tile and weights are read from HBM once.
 //
-//   1 producer warpgroup   load()      weight tiles by bulk copy, token rows by gather, kStages ahead;
-//                          load_packed() decodes NVFP4 rows on the way
-//   kM x kK consumers      multiply()  dequantise in registers, wgmma, sum along K, store()
+//   kM x kK consumer warpgroups  multiply()  dequantise in registers, wgmma, sum along K, store()
+//   1 producer warpgroup          load()      weight tiles by bulk copy, token rows by gather, kStages ahead;
+//                                load_packed() decodes NVFP4 rows on the way
 #include "epilogue.cuh"
 
 namespace nvfp4 {
@@ -11,8 +11,10 @@ namespace {
 
 template <class C, Epilogue kEpilogue, bool kPackedRows>
 __device__ void gemm(const GemmParams& p) {
+  static_assert(kFitsLaunch<C>, "every instance has the launch shape of params.h");
   extern __shared__ __align__(1024) uint8_t bytes[];
   auto& shared = *reinterpret_cast<SharedStorage<C>*>(bytes);
+  if (!p.tiles_known) follow_previous();
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       ptx::mbarrier_init(shared.full[s], C::kProducers);
@@ -21,18 +23,16 @@ __device__ void gemm(const GemmParams& p) {
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (threadIdx.x < C::kProducers) {
-    if constexpr (C::kConsumerRegisters > 0) ptx::lower_registers<C::kProducerRegisters>();
+  if (threadIdx.x < C::kConsumers) {
+    ptx::raise_registers<C::kConsumerRegisters>();
+    multiply<C, Output<C, kEpilogue>>(p, shared);
+  } else {
+    ptx::lower_registers<C::kProducerRegisters>();
     if constexpr (kPackedRows) {
       load_packed<C>(p, shared);
     } else {
       load<C>(p, shared);
     }
-  } else {
-    if constexpr (C::kConsumerRegisters > 0) ptx::raise_registers<C::kConsumerRegisters>();
-    multiply<C>(p, shared, [&](const Tile& tile, int m_tile, const float (&acc)[C::kN / 2]) {
-      store<C, kEpilogue>(p, tile, m_tile, acc);
-    });
   }
 }
 
@@ -41,9 +41,9 @@ __device__ void gemm(const GemmParams& p) {
 
 // One kernel for each epilogue and row-tile size.
 #define NVFP4_GEMM(name, n, epilogue, packed_rows)                                                        \
-  extern "C" __global__ void __launch_bounds__(GEMM_SM90_THREADS, 1)                                      \
+  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n>::kThreads, 1)                                      \
       name##_n##n(const __grid_constant__ GemmParams p) {                                                 \
-    nvfp4::gemm<nvfp4::ConfigN##n, nvfp4::Epilogue::epilogue, packed_rows>(p);                            \
+    nvfp4::gemm<nvfp4::ConfigOf<n>, nvfp4::Epilogue::epilogue, packed_rows>(p);                            \
   }
 #define NVFP4_GEMMS(n)                          \
   NVFP4_GEMM(gemm1_sm90, n, kGemm1, false)      \
@@ -53,6 +53,11 @@ __device__ void gemm(const GemmParams& p) {
 
 NVFP4_GEMMS(8)
 NVFP4_GEMMS(16)
+NVFP4_GEMMS(24)
 NVFP4_GEMMS(32)
+NVFP4_GEMMS(48)
 NVFP4_GEMMS(64)
+NVFP4_GEMMS(96)
+NVFP4_GEMMS(112)
 NVFP4_GEMMS(128)
+NVFP4_GEMMS(144)

@@ -11,12 +11,14 @@
 // the first of a pair in the low half of the word. Within a half, sign s and magnitude bits abc of pairs 0 to 3 lie at
 //
 //   bit  15 14 13 12 11 10  9  8  7  6  5  4  3  2  1  0
-//        s0 s3 a3 s1 b3 c3 s2 a0 b0 c0 a1 b1 c1 a2 b2 c2
+//        s0 s2 s3 s1 a3 b3 c3 a0 b0 c0 a1 b1 c1 a2 b2 c2
 //
-// so that a mask leaves pair 0, and shifts by 3 and 6 leave pairs 1 and 2, as bf16 of value * 2^-126 (bit 15, 8, 7, 6).
+// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6), a shift and a mask leave pair 1, and two shifts
+// and masks pairs 2 and 3. Six logical operations a word, one shift to the right: those two kinds share a pipe of half the
+// rate, which is what bounds dequantisation; shifts to the left are multiplications, on another.
 //
 // A block scale is stored as e5m3 without a sign: exponent 21 + log2, so that `0x7000 | byte << 4` is bf16 of
-// scale * 2^118. Every e4m3 scale fits, subnormals included; a block of scale 0 has its codes set to 0 instead.
+// scale * 2^118, in both halves of a register at once. Every e4m3 scale fits, subnormals included; a block of scale 0 has its codes set to 0 instead.
 // The product misses 2^8, which the output factors hold. All 4,064 products are exact in bf16.
 //
 // Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each.
@@ -41,8 +43,8 @@ static_assert(kTileBytes == 2304 && kTileBytes % 16 == 0, "bulk copies move mult
 // One half word of one value of a pair: e2m1 code to its scattered bits.
 __host__ __device__ constexpr uint32_t scatter_code(uint32_t pair, uint32_t code) {
   const uint32_t sign = code >> 3 & 1, magnitude = code & 7;
-  if (pair == 3) return sign << 14 | (magnitude >> 2) << 13 | (magnitude & 3) << 10;
-  return (sign << 15 | magnitude << 6) >> (3 * pair);
+  constexpr uint32_t kSignBit[4] = {15, 12, 14, 13}, kMagnitudeBit[4] = {6, 3, 0, 9};
+  return sign << kSignBit[pair] | magnitude << kMagnitudeBit[pair];
 }
 static_assert((scatter_code(0, 15) | scatter_code(1, 15) | scatter_code(2, 15) | scatter_code(3, 15)) == 0xFFFF,
               "the four pairs share a half word without a gap");

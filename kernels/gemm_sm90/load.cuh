@@ -1,6 +1,7 @@
 // The producer warpgroup: streams weight tiles through the copy engine and gathers token rows by index, several stages
 // ahead of the tensor cores and across tile borders.
 #pragma once
+#include "../common/overlap.cuh"
 #include "../common/tiles.cuh"
 #include "config.cuh"
 #include "ptx.cuh"
@@ -20,45 +21,80 @@ struct Ring {
   }
 };
 
-// The rows of a tile that one thread copies: 16 bytes of row first + 16 i in each slab it serves.
+// Producers come after the consumers, whose warps wgmma groups by fours.
+template <class C>
+__device__ int producer_thread() {
+  return threadIdx.x - C::kConsumers;
+}
+
+// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + kRowStep i, in every kSlabStep-th slab. Loops
+// unroll to copies with constant offsets: the producer must not need more time for a stage than tensor cores do.
 template <class C>
 struct RowGather {
-  static constexpr int kRows = C::kN >= 16 ? C::kN / 16 : 1;
-  static constexpr int kSlabStep = C::kN >= 16 ? 1 : 2;  // 8 rows keep half the threads busy: the others take odd slabs
-  const __nv_bfloat16* row[kRows];                       // NULL past the tile's rows
+  static constexpr int kAtOnce = C::kProducers / 8;  // rows of a slab that all threads copy at once
+  // Where a slab has fewer, the other threads take other slabs.
+  static constexpr int kSlabStep = kAtOnce > C::kN ? kAtOnce / C::kN : 1;
+  static constexpr int kRowStep = kAtOnce / kSlabStep, kRows = (C::kN + kRowStep - 1) / kRowStep;
+  static_assert(kRowStep % 8 == 0, "a thread's rows have one swizzle");
+  const __nv_bfloat16* row[kRows];  // at first_slab and chunk of the next stage; past the tile's rows, its last
+  int num_rows;                     // of this thread
 
-  __device__ static int first_row() { return threadIdx.x / 8 % C::kN; }
-  __device__ static int first_slab() { return C::kN >= 16 ? 0 : threadIdx.x / 64; }
-  __device__ static int chunk() { return threadIdx.x % 8; }
+  __device__ static int first_row() { return producer_thread<C>() / 8 % kRowStep; }
+  __device__ static int first_slab() { return producer_thread<C>() / 8 / kRowStep; }
+  __device__ static int chunk() { return producer_thread<C>() % 8; }
 
   __device__ RowGather(const GemmParams& p, const Tile& tile) {
+    num_rows = (tile.num_rows - first_row() + kRowStep - 1) / kRowStep;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = first_row() + 16 * i;
-      row[i] = nullptr;
-      if (r >= tile.num_rows) continue;
-      int64_t at = tile.first_row + r;
+      int64_t at = tile.first_row + min(first_row() + kRowStep * i, tile.num_rows - 1);
       if (p.row_to_slot) at = p.row_to_slot[at] / p.top_k;
-      row[i] = static_cast<const __nv_bfloat16*>(p.x) + at * p.x_row_stride + chunk() * 8;
+      row[i] = static_cast<const __nv_bfloat16*>(p.x) + at * p.x_row_stride + first_slab() * kSlabCols + chunk() * 8;
     }
   }
 
-  // Columns 64 * slab .. of all rows into `dst`, zeros past the tile's rows and past k_valid.
-  __device__ void copy(const GemmParams& p, uint8_t* dst, int slab, bool aligned) const {
+  // Where the thread writes its first row in a stage.
+  __device__ static uint32_t target(const SharedStorage<C>& shared, uint32_t stage) {
+    return ptx::shared_address(shared.rows[stage][first_slab()]) + first_row() * 128 + (chunk() ^ first_row() % 8) * 16;
+  }
+
+  // A stage that is full of columns. Rows past the tile's keep what the stage held: their results are not stored.
+  __device__ void copy(uint32_t target) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = first_row() + 16 * i;
-      const bool valid = row[i] != nullptr && slab * kSlabCols + chunk() * 8 < p.k_valid;
-      uint8_t* const at = dst + r * 128 + (chunk() ^ r % 8) * 16;
-      const __nv_bfloat16* const src = valid ? row[i] + slab * kSlabCols : static_cast<const __nv_bfloat16*>(p.x);
-      if (aligned) {
-        ptx::cp_async_16(ptx::shared_address(at), src, valid ? 16 : 0);
-      } else {
-        for (int j = 0; j < 8; ++j) {
-          reinterpret_cast<uint16_t*>(at)[j] = valid ? reinterpret_cast<const uint16_t*>(src)[j] : 0;
+      if (i >= num_rows) continue;
+#pragma unroll
+      for (int s = 0; s < C::kSlabs; s += kSlabStep) {
+        ptx::cp_async_16(target + s * C::kN * 128 + i * kRowStep * 128, row[i] + s * kSlabCols);
+      }
+    }
+    advance();
+  }
+
+  // Any stage and any alignment: columns up to k_valid, and zeros to the end of the slab, which weights of 0 do not make up
+  // for where NaN lies there.
+  __device__ void copy_part(const GemmParams& p, uint32_t target, int first, bool aligned) {
+    for (int s = first_slab(); s < C::kSlabs && first + s < p.num_slabs; s += kSlabStep) {
+      const bool valid = (first + s) * kSlabCols + chunk() * 8 < p.k_valid;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= num_rows) continue;
+        const uint32_t at = target + (s - first_slab()) * C::kN * 128 + i * kRowStep * 128;
+        const __nv_bfloat16* const src = row[i] + (s - first_slab()) * kSlabCols;
+        if (aligned) {
+          ptx::cp_async_16_or_zeros(at, valid ? src : row[i], valid);
+        } else {
+          for (int j = 0; j < 8; ++j) ptx::store_shared_u16(at + 2 * j, valid ? reinterpret_cast<const uint16_t*>(src)[j] : 0);
         }
       }
     }
+    advance();
+  }
+
+ private:
+  __device__ void advance() {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) row[i] += C::kSlabs * kSlabCols;
   }
 };
 
@@ -70,20 +106,37 @@ struct WeightTiles {
   template <class C>
   __device__ static WeightTiles of(const GemmParams& p, const Tile& tile) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kM, p.list.end_m_tile - tile.first_m_tile)};
+            min(C::kTiles, p.list.end_m_tile - tile.first_m_tile)};
   }
 
-  // Waits for a free stage, and starts the copy of its slabs.
+  // Starts the copies of a stage, of slabs `slab` and on. One thread.
   template <class C>
-  __device__ void load(const GemmParams& p, SharedStorage<C>& shared, const Ring<C>& ring, int slab, int num_slabs) const {
-    ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
-    if (threadIdx.x != 0) return;
-    const uint32_t bytes = num_slabs * kTileBytes;
-    ptx::mbarrier_expect_tx(shared.full[ring.stage], num_tiles * bytes);
+  __device__ void start(const GemmParams& p, SharedStorage<C>& shared, uint32_t stage, int slab) const {
+    const uint32_t bytes = min(C::kSlabs, p.num_slabs - slab) * kTileBytes;
+    ptx::mbarrier_expect_tx(shared.full[stage], num_tiles * bytes);
     for (int m = 0; m < num_tiles; ++m) {
-      ptx::bulk_copy(shared.tiles[ring.stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
-                     shared.full[ring.stage]);
+      ptx::bulk_copy(shared.tiles[stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
+                     shared.full[stage]);
     }
+  }
+
+  // Waits until the stage is free, and starts its copies.
+  template <class C>
+  __device__ void load(const GemmParams& p, SharedStorage<C>& shared, const Ring<C>& ring, int slab) const {
+    ptx::mbarrier_wait(shared.empty[ring.stage], ring.parity ^ 1);
+    if (producer_thread<C>() == 0) start<C>(p, shared, ring.stage, slab);
+  }
+
+  // Of a CTA's first tile: fills the ring while the kernel before this one still runs, whose results weights do not need,
+  // then waits for it. Returns the slabs that were started.
+  template <class C>
+  __device__ int load_ahead(const GemmParams& p, SharedStorage<C>& shared) const {
+    const int slabs = min(C::kStages * C::kSlabs, p.num_slabs);
+    if (producer_thread<C>() == 0) {
+      for (int stage = 0; stage * C::kSlabs < slabs; ++stage) start<C>(p, shared, stage, stage * C::kSlabs);
+    }
+    follow_previous();
+    return slabs;
   }
 };
 
@@ -91,15 +144,21 @@ template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
+  const int full_slabs = aligned ? p.k_valid / kSlabCols : 0;
   Ring<C> ring;
-  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
-    const RowGather<C> rows(p, tile);
+  bool waits = p.tiles_known;
+  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
     const WeightTiles weights = WeightTiles::of<C>(p, tile);
+    const int ahead = waits ? weights.load_ahead(p, shared) : 0;
+    waits = false;
+    RowGather<C> rows(p, tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
-      const int num_slabs = min(C::kSlabs, p.num_slabs - slab);
-      weights.load(p, shared, ring, slab, num_slabs);
-      for (int s = rows.first_slab(); s < num_slabs; s += rows.kSlabStep) {
-        rows.copy(p, shared.rows[ring.stage][s], slab + s, aligned);
+      if (slab >= ahead) weights.load(p, shared, ring, slab);
+      const uint32_t target = rows.target(shared, ring.stage);
+      if (slab + C::kSlabs <= full_slabs) {
+        rows.copy(target);
+      } else {
+        rows.copy_part(p, target, slab, aligned);
       }
       // cp.async needs no proxy fence before wgmma reads (CUTLASS's CpAsync mainloops have none): the barrier's phase
       // completes when the copies have landed. A fence here would wait for all copies in flight.
@@ -112,6 +171,7 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       ring.advance();
     }
   });
+  if (waits) follow_previous();
   ptx::cp_async_wait_all();  // a thread must not end with copies in flight
 }
 

@@ -18,57 +18,71 @@ struct PackedSlab {
     return {{codes[0], codes[1]}, p.x_block_scale[at]};
   }
 
-  template <int kBlock>
-  __device__ void decode_block(uint8_t* row, int r, uint32_t low, uint32_t high) const {
-    const uint32_t scale = decode_scale<kBlock>(scales);
+  template <int kHalf>
+  __device__ static void decode_block(uint8_t* row, int r, int block, uint32_t low, uint32_t high, uint32_t scales) {
     uint32_t a[2][4];
-    dequantize(low, scale, scale, a[0]);
-    dequantize(high, scale, scale, a[1]);
+    dequantize<kHalf>(low, scales, scales, a[0]);
+    dequantize<kHalf>(high, scales, scales, a[1]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      reinterpret_cast<uint4*>(row)[(2 * kBlock + i) ^ r % 8] = make_uint4(a[i][0], a[i][1], a[i][2], a[i][3]);
+      reinterpret_cast<uint4*>(row)[(2 * block + i) ^ r % 8] = make_uint4(a[i][0], a[i][1], a[i][2], a[i][3]);
     }
   }
 
   // Into row r of a slab (rows_descriptor's layout).
   __device__ void decode(uint8_t* slab, int r) const {
     uint8_t* const row = slab + r * 128;
-    decode_block<0>(row, r, codes[0].x, codes[0].y);
-    decode_block<1>(row, r, codes[0].z, codes[0].w);
-    decode_block<2>(row, r, codes[1].x, codes[1].y);
-    decode_block<3>(row, r, codes[1].z, codes[1].w);
+    const ScalePairs pairs = ScalePairs::decode(scales);
+    decode_block<0>(row, r, 0, codes[0].x, codes[0].y, pairs.even);
+    decode_block<0>(row, r, 1, codes[0].z, codes[0].w, pairs.odd);
+    decode_block<1>(row, r, 2, codes[1].x, codes[1].y, pairs.even);
+    decode_block<1>(row, r, 3, codes[1].z, codes[1].w, pairs.odd);
   }
 };
 
 template <class C>
 __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
-  static_assert(C::kN * C::kSlabs <= C::kProducers, "a thread for each row of each slab");
-  constexpr int kAhead = 4;  // stages whose rows are read at once
-  const int r = threadIdx.x % C::kN, s = threadIdx.x / C::kN;
+  // A thread serves kEach of the rows of the slabs of a stage, and reads kAhead stages of them at once.
+  constexpr int kRows = C::kN * C::kSlabs, kEach = (kRows + C::kProducers - 1) / C::kProducers, kAhead = 4 / kEach;
   Ring<C> ring;
-  for_each_tile<C::kM, C::kN>(p.list, [&](const Tile& tile) {
+  bool waits = p.tiles_known;
+  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
     const WeightTiles weights = WeightTiles::of<C>(p, tile);
-    const bool has_row = s < C::kSlabs && r < tile.num_rows;
-    const int64_t row = has_row ? p.row_to_slot[tile.first_row + r] / p.top_k : 0;
+    const int started = waits ? weights.load_ahead(p, shared) : 0;
+    waits = false;
+    int64_t row[kEach];
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int at = producer_thread<C>() + j * C::kProducers, r = at % C::kN;
+      row[j] = at < kRows && r < tile.num_rows ? p.row_to_slot[tile.first_row + r] / p.top_k : -1;
+    }
     for (int first = 0; first < p.num_slabs; first += kAhead * C::kSlabs) {
-      PackedSlab ahead[kAhead];
+      PackedSlab ahead[kAhead][kEach];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const int slab = first + i * C::kSlabs + s;
-        ahead[i] = has_row && slab < p.num_slabs ? PackedSlab::read(p, row, slab) : PackedSlab{};
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+          const int slab = first + i * C::kSlabs + (producer_thread<C>() + j * C::kProducers) / C::kN;
+          ahead[i][j] = row[j] >= 0 && slab < p.num_slabs ? PackedSlab::read(p, row[j], slab) : PackedSlab{};
+        }
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int slab = first + i * C::kSlabs;
         if (slab >= p.num_slabs) break;
-        weights.load(p, shared, ring, slab, min(C::kSlabs, p.num_slabs - slab));
-        if (s < C::kSlabs) ahead[i].decode(shared.rows[ring.stage][s], r);
+        if (slab >= started) weights.load(p, shared, ring, slab);
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) {
+          const int at = producer_thread<C>() + j * C::kProducers;
+          if (row[j] >= 0) ahead[i][j].decode(shared.rows[ring.stage][at / C::kN], at % C::kN);
+        }
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(shared.full[ring.stage]);
         ring.advance();
       }
     }
   });
+  if (waits) follow_previous();
 }
 
 }  // namespace nvfp4

@@ -46,10 +46,23 @@ __device__ inline void bulk_copy(void* dst, const void* src, uint32_t bytes, uin
                : "memory");
 }
 
-// 16 bytes, of which the first `valid` are read and the rest is 0.
-__device__ inline void cp_async_16(uint32_t dst, const void* src, uint32_t valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(__cvta_generic_to_global(src)), "r"(valid)
+__device__ inline void cp_async_16(uint32_t dst, const void* src) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(__cvta_generic_to_global(src)) : "memory");
+}
+
+__device__ inline void cp_async_4(uint32_t dst, const void* src) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(__cvta_generic_to_global(src)) : "memory");
+}
+
+// Zeros where not `valid`; nothing is read then.
+__device__ inline void cp_async_16_or_zeros(uint32_t dst, const void* src, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(__cvta_generic_to_global(src)),
+               "r"(valid ? 16 : 0)
                : "memory");
+}
+
+__device__ inline void store_shared_u16(uint32_t dst, uint16_t value) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(dst), "h"(value) : "memory");
 }
 
 // One of the barrier's expected arrivals, made when all cp.async of this thread so far have landed.
@@ -78,9 +91,37 @@ __device__ inline void lower_registers() {
 
 // ---- Integer and bf16 arithmetic
 
-__device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+// Both halves of a times half kHalf of b. The broadcast costs nothing: it becomes an operand's modifier.
+template <int kHalf>
+__device__ uint32_t mul_bf16x2_half(uint32_t a, uint32_t b);
+
+template <>
+__device__ inline uint32_t mul_bf16x2_half<0>(uint32_t a, uint32_t b) {
   uint32_t d;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      ".reg .b32 both;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "mov.b32 both, {low, low};\n"
+      "mul.rn.bf16x2 %0, %1, both;\n"
+      "}\n"
+      : "=r"(d)
+      : "r"(a), "r"(b));
+  return d;
+}
+
+template <>
+__device__ inline uint32_t mul_bf16x2_half<1>(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      ".reg .b32 both;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "mov.b32 both, {high, high};\n"
+      "mul.rn.bf16x2 %0, %1, both;\n"
+      "}\n"
+      : "=r"(d)
+      : "r"(a), "r"(b));
   return d;
 }
 

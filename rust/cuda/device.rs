@@ -36,6 +36,22 @@ unsafe impl Send for Device {}
 // SAFETY: as above; what changes is behind a lock.
 unsafe impl Sync for Device {}
 
+/// Blocks of a launch, threads of a block, dynamic shared memory of a block.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Shape {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub shared_bytes: u32,
+}
+
+impl Shape {
+    /// All three.
+    pub fn new(grid: [u32; 3], threads: u32, shared_bytes: u32) -> Self {
+        Shape { grid, threads, shared_bytes }
+    }
+}
+
 /// The workspace of calls that bring none.
 #[derive(Debug, Default)]
 struct SharedWorkspace {
@@ -124,26 +140,60 @@ impl Device {
     ///
     /// # Safety
     /// The pointers in `params` must be what the kernel's parameters say, until the stream has passed it.
-    pub unsafe fn launch<P>(
+    pub unsafe fn launch<P>(&self, kernel: Kernel, shape: Shape, stream: Stream, params: &P) -> Result<()> {
+        // SAFETY: by contract.
+        unsafe { self.enqueue(kernel, shape, stream, &mut [], params) }
+    }
+
+    /// Enqueue a kernel that waits for the one before it by itself (kernels/common/overlap.cuh), so that its start may
+    /// overlap the other's end.
+    ///
+    /// # Safety
+    /// As [`Device::launch`]; the kernel must wait as stated.
+    pub unsafe fn launch_overlapping<P>(&self, kernel: Kernel, shape: Shape, stream: Stream, params: &P) -> Result<()> {
+        let mut overlaps = [sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        }];
+        let attributes = if self.capability >= HOPPER { &mut overlaps[..] } else { &mut [] };
+        // SAFETY: by contract.
+        unsafe { self.enqueue(kernel, shape, stream, attributes, params) }
+    }
+
+    unsafe fn enqueue<P>(
         &self,
         kernel: Kernel,
-        grid: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
+        shape: Shape,
         stream: Stream,
+        attributes: &mut [sys::CUlaunchAttribute],
         params: &P,
     ) -> Result<()> {
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let config = sys::CUlaunchConfig {
+            gridDimX: shape.grid[0],
+            gridDimY: shape.grid[1],
+            gridDimZ: shape.grid[2],
+            blockDimX: shape.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shape.shared_bytes,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
         let function = self.functions.get(kernel);
-        let grid = (grid[0], grid[1], grid[2]);
         // SAFETY: the kernel takes one struct by value, P; its pointers are the caller's promise.
         let outcome =
-            unsafe { result::launch_kernel(function, grid, (threads, 1, 1), shared_bytes, stream, &mut arguments) };
-        check("cuLaunchKernel", outcome, || {
+            unsafe { sys::cuLaunchKernelEx(&config, function, arguments.as_mut_ptr(), std::ptr::null_mut()) }.result();
+        check("cuLaunchKernelEx", outcome, || {
             format!(
-                "Launching {} with {grid:?} blocks of {threads} threads and {shared_bytes} bytes of shared memory on \
-                 CUDA device {}; an earlier kernel may be the cause",
+                "Launching {} with {:?} blocks of {} threads and {} bytes of shared memory on CUDA device {}; an \
+                 earlier kernel may be the cause",
                 kernel.name(),
+                shape.grid,
+                shape.threads,
+                shape.shared_bytes,
                 self.ordinal
             )
         })

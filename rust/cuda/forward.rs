@@ -2,6 +2,7 @@
 //! kernels share is here; [`super::hopper`] and [`super::portable`] have the rest.
 
 use super::Stream;
+use super::device::Shape;
 use super::kernels::{Kernel, ROUTE_SHARED_BYTES, params};
 use super::layer::CudaLayer;
 use super::plan::LayerPlan;
@@ -66,8 +67,14 @@ impl Call<'_> {
         shared: u32,
         params: &P,
     ) -> Result<()> {
-        // SAFETY: by contract of the caller.
-        unsafe { self.layer.device.launch(kernel, grid, threads, shared, self.stream, params) }
+        let shape = Shape::new(grid, threads, shared);
+        // SAFETY: by contract of the caller; what follows routing waits by itself.
+        unsafe {
+            match kernel {
+                Kernel::RouteSmall | Kernel::RouteCount => self.layer.device.launch(kernel, shape, self.stream, params),
+                _ => self.layer.device.launch_overlapping(kernel, shape, self.stream, params),
+            }
+        }
     }
 
     /// Blocks that stride over up to `rows` rows.

@@ -5,7 +5,7 @@ use super::THREADS;
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
-use super::tiles::GemmKind;
+use super::tiles::{GemmKind, gemm_threads};
 use crate::config::Mode;
 use crate::error::Result;
 use std::ops::Range;
@@ -31,6 +31,7 @@ impl Call<'_> {
             out_row_stride: config.intermediate_size as i64,
             features: config.intermediate_size as i32,
             swiglu: self.swiglu(),
+            tiles_known: (chunk > 0 || self.quantised()).into(),
             ..self.weights(matrix, 0)
         };
         // SAFETY: regions of the workspace, prepared weights; x by contract.
@@ -107,6 +108,7 @@ impl Call<'_> {
             out: plan.sums.pointer(self.base).cast(),
             out_row_stride: self.slice_cols(slice).len() as i64,
             features: config.hidden_size as i32,
+            tiles_known: 1,
             ..self.weights(&self.layer.slice.w2, 2)
         };
         // SAFETY: regions of the workspace, prepared weights.
@@ -130,9 +132,8 @@ impl Call<'_> {
         // One CTA takes all of a multiprocessor's shared memory.
         let blocks = (self.worst_tiles(&params.list) as u32).clamp(1, self.layer.device.num_sms);
         let kernel = Kernel::GemmSm90(kind, self.plan.tile_rows);
+        let threads = gemm_threads(self.plan.tile_rows);
         // SAFETY: by contract of the caller.
-        unsafe {
-            self.launch(kernel, [blocks, 1, 1], params::GEMM_SM90_THREADS, params::GEMM_SM90_SHARED_BYTES, params)
-        }
+        unsafe { self.launch(kernel, [blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES, params) }
     }
 }

@@ -1,6 +1,6 @@
 //! One MoE layer on a CUDA device.
 
-use super::device::{Buffer, Device};
+use super::device::{Buffer, Device, Shape};
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::plan::LayerPlan;
@@ -116,7 +116,7 @@ impl CudaLayer {
                 reserved: 0,
             };
             let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
-            self.device.launch(Kernel::PrepareAlphas, [blocks, 1, 1], THREADS, 0, stream, &params)?;
+            self.device.launch(Kernel::PrepareAlphas, Shape::new([blocks, 1, 1], THREADS, 0), stream, &params)?;
             refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
         }
         self.storage = storage;

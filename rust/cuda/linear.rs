@@ -1,6 +1,6 @@
 //! One NVFP4 linear on a CUDA device.
 
-use super::device::{Buffer, Device};
+use super::device::{Buffer, Device, Shape};
 use super::kernels::{Kernel, params};
 use super::plan::LinearPlan;
 use super::portable::{GEMM_THREADS, gemm_kernel};
@@ -8,7 +8,7 @@ use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
 };
 use super::storage::LinearStorage;
-use super::tiles::GemmKind;
+use super::tiles::{GemmKind, gemm_threads};
 use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::{Kernels, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
@@ -103,7 +103,7 @@ impl CudaLinear {
                 };
                 first_row = end as i32;
                 let blocks = [params.num_rows.unsigned_abs().div_ceil(THREADS).max(1), 1, 1];
-                self.device.launch(Kernel::PrepareRowAlphas, blocks, THREADS, 0, stream, &params)?;
+                self.device.launch(Kernel::PrepareRowAlphas, Shape::new(blocks, THREADS, 0), stream, &params)?;
             }
             if let Some(bias) = weights.bias {
                 self.device.copy(self.layout.bias.pointer(storage), bias.pointer, bias.len, stream)?;
@@ -146,7 +146,7 @@ impl CudaLinear {
                 reserved: 0,
             };
             // SAFETY: the linear's own state; x by contract.
-            unsafe { self.device.launch(Kernel::AmaxRows, row_blocks, THREADS, 0, stream, &params) }?;
+            unsafe { self.device.launch(Kernel::AmaxRows, Shape::new(row_blocks, THREADS, 0), stream, &params) }?;
         }
         if quantised {
             let mut params = params::QuantizeParams {
@@ -167,7 +167,7 @@ impl CudaLinear {
                 }
             }
             // SAFETY: regions of the workspace; x by contract.
-            unsafe { self.device.launch(Kernel::QuantizeRows, row_blocks, THREADS, 0, stream, &params) }?;
+            unsafe { self.device.launch(Kernel::QuantizeRows, Shape::new(row_blocks, THREADS, 0), stream, &params) }?;
         }
         // SAFETY: regions of the workspace, prepared weights; x and out by contract.
         unsafe {
@@ -219,9 +219,9 @@ impl CudaLinear {
         };
         let blocks = [tiles.clamp(1, self.device.num_sms as usize) as u32, 1, 1];
         let kernel = Kernel::GemmSm90(GemmKind::Linear, plan.tile_rows);
-        let (threads, shared) = (params::GEMM_SM90_THREADS, params::GEMM_SM90_SHARED_BYTES);
+        let (threads, shared) = (gemm_threads(plan.tile_rows), params::GEMM_SM90_SHARED_BYTES);
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(kernel, blocks, threads, shared, stream, &params) }
+        unsafe { self.device.launch(kernel, Shape::new(blocks, threads, shared), stream, &params) }
     }
 
     unsafe fn portable_gemm(
@@ -252,7 +252,7 @@ impl CudaLinear {
         };
         let blocks = [tiles.clamp(1, (self.device.num_sms * BLOCKS_PER_SM) as usize) as u32, 1, 1];
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(gemm_kernel(config.mode), blocks, GEMM_THREADS, 0, stream, &params) }
+        unsafe { self.device.launch(gemm_kernel(config.mode), Shape::new(blocks, GEMM_THREADS, 0), stream, &params) }
     }
 
     /// The largest finite input that calibration saw, negative if none; forgets it. Waits for the device's work.

@@ -11,13 +11,13 @@ use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::{Region, Walk};
 
-/// Bytes that rows of h may take before a call is cut in chunks; the worst routing of 8192 tokens of DeepSeek-V4-Pro
-/// then has 5, and a uniform one under EP8 fills one by half.
-const H_BUDGET: usize = 72 << 20;
-/// Rows of a local expert that a chunk has room for at least: with that many, reading weights again costs nothing.
-const CHUNK_ROWS_PER_EXPERT: usize = 256;
-/// Bytes of GEMM2's result before its columns are cut in slices.
-const Y_BUDGET: usize = 48 << 20;
+/// Bytes that rows of h may take before a call is cut in chunks.
+const H_BUDGET: usize = 48 << 20;
+/// Rows of a local expert that a chunk has room for at least: with that many, reading weights again costs nothing. The worst
+/// routing of 8192 tokens of DeepSeek-V4-Pro then has 6 chunks, and a uniform one under EP8 fills two thirds of one.
+const CHUNK_ROWS_PER_EXPERT: usize = 192;
+/// Bytes of GEMM2's result before its columns are cut in slices. More than h: each slice ends with multiprocessors that idle.
+const Y_BUDGET: usize = 84 << 20;
 /// A slice is whole blocks of this many weight tiles, those of one CTA.
 const SLICE_TILES: usize = 4;
 /// Up to this many tokens, one block of threads routes.
@@ -143,7 +143,9 @@ impl LayerPlan {
         let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
         let y_budget = Y_BUDGET.max(2 * rows * inter * 2 / 3).max(gate_up_bytes);
         let fitting = y_budget / slice_bytes(1).max(1) / SLICE_TILES * SLICE_TILES;
-        let slice_tiles = fitting.max(SLICE_TILES).min(hidden_tiles);
+        // As many slices as are needed, of equal size.
+        let slices = hidden_tiles.div_ceil(fitting.max(SLICE_TILES));
+        let slice_tiles = hidden_tiles.div_ceil(slices).next_multiple_of(SLICE_TILES).min(hidden_tiles);
         // Not the slice's own size, which would shrink where one more row narrows the slices.
         let y_bytes = slice_bytes(hidden_tiles).min(y_budget.max(slice_bytes(SLICE_TILES)));
 
@@ -262,7 +264,8 @@ mod tests {
             assert!(plan.workspace_size <= 150_000_000, "{mode:?}: {}", plan.workspace_size);
         }
         let plan = LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, Mode::Bf16), 8192);
-        assert!(plan.rows >= 2 * 8192 * 6 / 8, "one chunk holds twice a uniform routing's slots: {}", plan.rows);
+        assert!(plan.rows >= 3 * 8192 * 6 / 16, "one chunk holds 1.5 times a uniform routing's slots: {}", plan.rows);
+        assert_eq!(plan.slice_tiles, 28, "four slices");
     }
 
     #[test]

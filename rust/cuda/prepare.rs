@@ -1,6 +1,6 @@
 //! What preparing a layer and a linear share: the rules for buffers, and the repacking of one matrix.
 
-use super::device::Device;
+use super::device::{Device, Shape};
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
 use super::{Stream, THREADS};
@@ -111,7 +111,7 @@ pub unsafe fn prepare_matrix(
             };
             let grid = [matrix.slabs as u32, matrix.m_tiles as u32, experts];
             // SAFETY: by contract.
-            unsafe { device.launch(Kernel::PrepareTiles, grid, 128, 0, stream, &params) }
+            unsafe { device.launch(Kernel::PrepareTiles, Shape::new(grid, 128, 0), stream, &params) }
         }
         Kernels::Portable => {
             let params = params::PrepareSwizzledParams {
@@ -129,7 +129,7 @@ pub unsafe fn prepare_matrix(
             // A thread for each byte of the swizzled scales, padding included.
             let grid = [matrix.block_scale.len.div_ceil(THREADS as usize) as u32, experts, 1];
             // SAFETY: by contract.
-            unsafe { device.launch(Kernel::PrepareSwizzled, grid, THREADS, 0, stream, &params) }
+            unsafe { device.launch(Kernel::PrepareSwizzled, Shape::new(grid, THREADS, 0), stream, &params) }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The row-tile size of a GEMM: how many token rows one CTA multiplies with its weight rows.
 
+use super::kernels::params;
+
 /// What becomes of the result of a GEMM of `gemm_sm90`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemmKind {
@@ -26,19 +28,35 @@ impl GemmKind {
 }
 
 /// Row-tile sizes that `gemm_sm90` is compiled for.
-pub const GEMM_ROWS: [u32; 5] = [8, 16, 32, 64, 128];
+pub const GEMM_ROWS: [u32; 10] = [8, 16, 24, 32, 48, 64, 96, 112, 128, 144];
+
+/// What a tile costs beside its rows, in rows: dequantising weights, filling the pipeline, storing results.
+const TILE_OVERHEAD: f64 = 16.0;
+
+/// Threads of a GEMM with this row-tile size.
+pub fn gemm_threads(rows: u32) -> u32 {
+    if rows >= params::GEMM_SM90_WIDE_ROWS { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS }
+}
 
 /// Rows, and features, of a tile of `gemm_portable`.
 pub const PORTABLE_ROWS: u32 = 64;
 
-/// The smallest tile that holds the rows of nearly every expert: the mean of a uniform routing plus two deviations.
+/// The tile whose rows, times the tiles that an expert needs under uniform routing, cost least.
 ///
-/// A busier expert takes several tiles, which read its weights again, through L2. One tile never needs more than
-/// `num_tokens` rows.
+/// An expert's rows are binomial; one tile never needs more than `num_tokens`. Sizes in between are worth having: with tiles of
+/// 128 rows, half of the experts with 128 rows on average need a second tile.
 pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
-    let mean = num_tokens as f64 * top_k as f64 / num_experts as f64;
-    let wanted = (mean + 2.0 * mean.sqrt()).min(num_tokens as f64);
-    GEMM_ROWS.into_iter().find(|rows| f64::from(*rows) >= wanted).unwrap_or(GEMM_ROWS[GEMM_ROWS.len() - 1])
+    let share = top_k as f64 / num_experts as f64;
+    let mean = num_tokens as f64 * share;
+    let deviation = (mean * (1.0 - share)).sqrt().max(1e-3);
+    let cost = |rows: u32| {
+        let rows = f64::from(rows);
+        let borders = (1..).map(|i| f64::from(i) * rows).take_while(|border| *border < num_tokens as f64);
+        // The chance of more rows than lie before each border; a logistic curve is near enough to the normal one.
+        let chances = borders.map(|border| 1.0 / (1.0 + (1.702 * (border + 0.5 - mean) / deviation).exp()));
+        (1.0 + chances.take_while(|chance| *chance > 1e-6).sum::<f64>()) * (rows + TILE_OVERHEAD)
+    };
+    GEMM_ROWS.into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(GEMM_ROWS[0])
 }
 
 #[cfg(test)]
@@ -49,8 +67,16 @@ mod tests {
     fn tiles_grow_with_rows_per_expert() {
         assert_eq!(tile_rows(1, 6, 256), 8, "one token has at most one row of each expert");
         assert_eq!(tile_rows(8, 6, 6), 8, "8 tokens have at most 8");
-        assert_eq!(tile_rows(512, 6, 256), 32, "12 rows, up to 19 in nearly all experts");
-        assert_eq!(tile_rows(8192, 6, 384), 128);
-        assert_eq!(tile_rows(1 << 17, 6, 8), 128, "no larger tile exists");
+        assert_eq!(tile_rows(512, 6, 256), 16, "12 rows, up to 19 in nearly all experts");
+        assert_eq!(tile_rows(2048, 6, 384), 48, "32 rows, up to 44");
+        assert_eq!(tile_rows(8192, 6, 384), 144, "128 rows, up to 150");
+        assert_eq!(tile_rows(8192, 6, 256), 112, "192 rows in two tiles, up to 220");
+    }
+
+    #[test]
+    fn a_known_number_of_rows_is_divided_without_waste() {
+        for (rows, tile) in [(16, 16), (24, 24), (100, 112), (144, 144), (288, 144), (224, 112)] {
+            assert_eq!(tile_rows(rows, 1, 1), tile, "{rows} rows");
+        }
     }
 }

@@ -69,8 +69,10 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   return ok("cuModuleGetFunction");
 }
 
-int cuLaunchKernel(void *function) { /* more arguments follow, of which nothing is read */
-  fprintf(stderr, "call cuLaunchKernel %s\n", (const char *)function);
+/* More arguments follow, of which nothing is read. The last member of the configuration counts its attributes. */
+int cuLaunchKernelEx(const void *config, void *function) {
+  const int overlaps = *(const uint32_t *)((const char *)config + 48) > 0;
+  fprintf(stderr, "call cuLaunchKernelEx %s%s\n", (const char *)function, overlaps ? " overlapping" : "");
   return 0;
 }
 
