@@ -18,6 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
+KERNEL_FILES := $(wildcard kernels/*/*.cu kernels/*/*.cuh)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
 .PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new test-vllm wheel fmt lint fuzz bench \
@@ -211,12 +212,12 @@ gpu-bench: $(OP)
 lint: setup
 	@$(STEP) "[test 1/6] lint: rustfmt" cargo fmt --check
 	@$(STEP) "[test 1/6] lint: clippy" cargo clippy --release --locked --all-targets -- -D warnings
-	@$(STEP) "[test 1/6] lint: clang-format" clang-format --dry-run --Werror $(CPP_FILES)
+	@$(STEP) "[test 1/6] lint: clang-format" clang-format --dry-run --Werror $(CPP_FILES) $(KERNEL_FILES)
 	@$(STEP) "[test 1/6] lint: ruff" sh -c 'ruff check && ruff format --check'
 
 fmt: setup
 	cargo fmt
-	clang-format -i $(CPP_FILES)
+	clang-format -i $(CPP_FILES) $(KERNEL_FILES)
 	ruff check --fix
 	ruff format
 

@@ -1,5 +1,5 @@
-// out[t] = sum over k of topk_weights[t, k] * y[row of (t, k)]: f32, in order of k, rounded once to bf16. Tokens with no
-// expert here become 0.
+// out[t] = sum over k of topk_weights[t, k] * y[row of (t, k)]: f32, in order of k, rounded once to bf16. Tokens with
+// no expert here become 0.
 #include <cuda_bf16.h>
 
 #include "../common/overlap.cuh"

@@ -5,7 +5,7 @@
 
 namespace nvfp4 {
 
-constexpr int kBlockSize = 16;       // values that share one block scale
+constexpr int kBlockSize = 16;  // values that share one block scale
 constexpr float kE2m1Max = 6.0f;
 constexpr float kE4m3Max = 448.0f;
 constexpr float kMinGlobalScale = 0x1p-110f;  // its reciprocal over the smallest block scale is still finite
@@ -34,7 +34,8 @@ __device__ inline float e2m1_decode(uint32_t code) {
 __device__ inline uint32_t e2m1_encode(float x) {
   if (isnan(x)) return 7;
   const float a = fabsf(x);
-  const uint32_t magnitude = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
+  const uint32_t magnitude =
+      (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
   return magnitude | __float_as_uint(x) >> 31 << 3;
 }
 

@@ -18,7 +18,8 @@ __device__ void for_each_tile(const TileList& p, Body body) {
   const int32_t m_blocks = (p.end_m_tile - p.first_m_tile + kMTiles - 1) / kMTiles;
   const bool grouped = p.row_offsets != nullptr;
   const int32_t num_active = grouped ? *p.num_active : 1;
-  int32_t active = 0, start = 0, end = grouped ? (num_active > 0 ? p.tile_starts[1] : 0) : (p.num_rows + kRows - 1) / kRows;
+  int32_t active = 0, start = 0,
+          end = grouped ? (num_active > 0 ? p.tile_starts[1] : 0) : (p.num_rows + kRows - 1) / kRows;
   for (int32_t tile = blockIdx.x;; tile += gridDim.x) {
     while (active < num_active && tile >= end * m_blocks) {
       if (++active == num_active) return;

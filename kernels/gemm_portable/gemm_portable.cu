@@ -12,9 +12,9 @@
 namespace nvfp4 {
 namespace {
 
-constexpr int kTile = 64;           // rows, and features, of a CTA's tile
-constexpr int kSlabBlocks = 4;      // blocks of 16 columns held at a time
-constexpr int kThreads = 128;       // four warps, 32 rows x 32 features each
+constexpr int kTile = 64;                             // rows, and features, of a CTA's tile
+constexpr int kSlabBlocks = 4;                        // blocks of 16 columns held at a time
+constexpr int kThreads = 128;                         // four warps, 32 rows x 32 features each
 constexpr int kPitch = kSlabBlocks * kBlockSize + 8;  // the 8 rows x 4 words of a fragment fall on 32 banks
 
 struct SharedTile {
@@ -25,7 +25,8 @@ struct SharedTile {
 
 // kSlabBlocks blocks of up to 64 rows; zeros past num_rows and past the last block.
 template <class Rows>
-__device__ void fill(SharedTile& shared, const Rows& rows, int64_t first_row, int num_rows, int first_block, int num_blocks) {
+__device__ void fill(SharedTile& shared, const Rows& rows, int64_t first_row, int num_rows, int first_block,
+                     int num_blocks) {
   for (int i = threadIdx.x; i < kTile * kSlabBlocks; i += kThreads) {
     const int r = i / kSlabBlocks, b = i % kSlabBlocks;
     float x[kBlockSize] = {};
@@ -38,7 +39,8 @@ __device__ void fill(SharedTile& shared, const Rows& rows, int64_t first_row, in
 
 // acc += a x b^T for 16 rows, 8 features, 16 columns. Source: PTX ISA, mma.m16n8k16 with .bf16.
 __device__ void mma(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

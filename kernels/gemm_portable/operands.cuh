@@ -7,9 +7,9 @@ namespace nvfp4 {
 
 // What Blackwell's tensor cores read: codes row-major, block scales in tiles of 128 rows x 4.
 struct Nvfp4Rows {
-  const uint64_t* codes;       // 16 a word
+  const uint64_t* codes;  // 16 a word
   const uint8_t* block_scale;
-  int num_blocks;              // of a row
+  int num_blocks;  // of a row
 
   __device__ void load(int64_t row, int b, float (&x)[kBlockSize]) const {
     const uint64_t word = codes[row * num_blocks + b];

@@ -9,9 +9,9 @@ namespace nvfp4 {
 
 enum class Epilogue { kGemm1, kGemm2, kLinear };
 
-// A CTA multiplies kTiles weight tiles of 64 rows with kN token rows. kM x kK warpgroups compute, each kTiles / kM tiles:
-// those along K take slabs in turn and are summed at the end, so that few tokens, which need few CTAs, still have enough warps
-// to dequantise.
+// A CTA multiplies kTiles weight tiles of 64 rows with kN token rows. kM x kK warpgroups compute, each kTiles / kM
+// tiles: those along K take slabs in turn and are summed at the end, so that few tokens, which need few CTAs, still
+// have enough warps to dequantise.
 template <int kN_, int kTiles_, int kM_, int kK_, int kSlabs_>
 struct Config {
   static constexpr int kN = kN_;                   // token rows of a tile
@@ -33,11 +33,13 @@ struct Config {
   static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 104;
   static constexpr int kProducerRegisters = kGroupTiles > 1 ? 88 : 64;
   static_assert(kTiles % kM == 0 && kSlabs % kK == 0, "every warpgroup gets as many tiles and slabs");
-  static_assert(kGroupTiles == 1 || (kGroupTiles == 2 && kK == 1), "one tile at a time, or two; sums along K are of one");
+  static_assert(kGroupTiles == 1 || (kGroupTiles == 2 && kK == 1),
+                "one tile at a time, or two; sums along K are of one");
 };
 
-// Stages are large where rows are few, because every wait and every arrival costs as many instructions as half a slab, and
-// instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles each.
+// Stages are large where rows are few, because every wait and every arrival costs as many instructions as half a slab,
+// and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
+// each.
 template <int kN>
 struct ConfigOf : Config<kN, 4, 2, 1, 1> {};
 template <>
@@ -64,7 +66,8 @@ struct SharedStorage {
 };
 
 template <class C>
-constexpr bool kFitsLaunch = C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) &&
-                             C::kStages >= 4 && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
+constexpr bool kFitsLaunch =
+    C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) && C::kStages >= 4 &&
+    sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

@@ -1,5 +1,5 @@
-// What becomes of the sums. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows 2c and 2c + 1
-// (g = lane / 4, c = lane % 4).
+// What becomes of the sums. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows 2c and 2c
+// + 1 (g = lane / 4, c = lane % 4).
 #pragma once
 #include "../common/swiglu.cuh"
 #include "mma.cuh"
@@ -24,8 +24,7 @@ struct Pair {
 template <class C, Epilogue kEpilogue>
 class Output {
  public:
-  __device__ Output(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared)
-      : p_(p), tile_(tile) {
+  __device__ Output(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared) : p_(p), tile_(tile) {
     const int lane = threadIdx.x % 32;
     if (kEpilogue != Epilogue::kLinear && lane < 2) {
       const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
@@ -35,7 +34,8 @@ class Output {
     __syncwarp();  // the previous tile's have been read
     for (int r = lane; r < tile.num_rows; r += 32) {
       const int64_t row = tile.first_row + r;
-      ptx::cp_async_4(ptx::shared_address(&shared.row_scale[threadIdx.x / 32][r]), p.row_scale + (p.row_to_slot ? p.row_to_slot[row] / p.top_k : row));
+      ptx::cp_async_4(ptx::shared_address(&shared.row_scale[threadIdx.x / 32][r]),
+                      p.row_scale + (p.row_to_slot ? p.row_to_slot[row] / p.top_k : row));
     }
   }
 
@@ -66,13 +66,15 @@ class Output {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < kValues / 4; ++j) {
-      const float2 scale = *reinterpret_cast<const float2*>(&shared.row_scale[threadIdx.x / 32][8 * j + threadIdx.x % 4 * 2]);
+      const float2 scale =
+          *reinterpret_cast<const float2*>(&shared.row_scale[threadIdx.x / 32][8 * j + threadIdx.x % 4 * 2]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[4 * j + i] *= i % 2 == 0 ? scale.x : scale.y;
     }
   }
 
-  // Calls put(element offset, acc[4 j ...]) for each 8 token rows; `valid` where this thread has one to store. All lanes call.
+  // Calls put(element offset, acc[4 j ...]) for each 8 token rows; `valid` where this thread has one to store. All
+  // lanes call.
   template <int kValues, class Put>
   __device__ void for_each_row(const float (&acc)[kValues], Put put) const {
 #pragma unroll
@@ -103,7 +105,8 @@ class Output {
       const Pair low = Pair::transpose(sum[0] * alpha, sum[1] * alpha);
       const Pair high = Pair::transpose(sum[2] * alpha, sum[3] * alpha);
       if (valid && feature < p_.features) *reinterpret_cast<float2*>(y + row) = make_float2(low.even, low.odd);
-      if (valid && feature + 8 < p_.features) *reinterpret_cast<float2*>(y + row + 8) = make_float2(high.even, high.odd);
+      if (valid && feature + 8 < p_.features)
+        *reinterpret_cast<float2*>(y + row + 8) = make_float2(high.even, high.odd);
     });
   }
 

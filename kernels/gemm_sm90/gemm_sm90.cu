@@ -40,10 +40,10 @@ __device__ void gemm(const GemmParams& p) {
 }  // namespace nvfp4
 
 // One kernel for each epilogue and row-tile size.
-#define NVFP4_GEMM(name, n, epilogue, packed_rows)                                                        \
-  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n>::kThreads, 1)                                      \
-      name##_n##n(const __grid_constant__ GemmParams p) {                                                 \
-    nvfp4::gemm<nvfp4::ConfigOf<n>, nvfp4::Epilogue::epilogue, packed_rows>(p);                            \
+#define NVFP4_GEMM(name, n, epilogue, packed_rows)                              \
+  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n>::kThreads, 1) \
+      name##_n##n(const __grid_constant__ GemmParams p) {                       \
+    nvfp4::gemm<nvfp4::ConfigOf<n>, nvfp4::Epilogue::epilogue, packed_rows>(p); \
   }
 #define NVFP4_GEMMS(n)                          \
   NVFP4_GEMM(gemm1_sm90, n, kGemm1, false)      \

@@ -13,21 +13,22 @@
 //   bit  15 14 13 12 11 10  9  8  7  6  5  4  3  2  1  0
 //        s0 s2 s3 s1 a3 b3 c3 a0 b0 c0 a1 b1 c1 a2 b2 c2
 //
-// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6), a shift and a mask leave pair 1, and two shifts
-// and masks pairs 2 and 3. Six logical operations a word, one shift to the right: those two kinds share a pipe of half the
-// rate, which is what bounds dequantisation; shifts to the left are multiplications, on another.
+// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6), a shift and a mask leave pair 1, and two
+// shifts and masks pairs 2 and 3. Six logical operations a word, one shift to the right: those two kinds share a pipe
+// of half the rate, which is what bounds dequantisation; shifts to the left are multiplications, on another.
 //
 // A block scale is stored as e5m3 without a sign: exponent 21 + log2, so that `0x7000 | byte << 4` is bf16 of
-// scale * 2^118, in both halves of a register at once. Every e4m3 scale fits, subnormals included; a block of scale 0 has its codes set to 0 instead.
-// The product misses 2^8, which the output factors hold. All 4,064 products are exact in bf16.
+// scale * 2^118, in both halves of a register at once. Every e4m3 scale fits, subnormals included; a block of scale 0
+// has its codes set to 0 instead. The product misses 2^8, which the output factors hold. All 4,064 products are exact
+// in bf16.
 //
 // Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each.
 //
-// Rows of activations in packed form use the same words: a slab of a row is 8 words, word j holding columns 8j .. 8j+7 as
-// pairs 0 to 3, and 4 scales.
+// Rows of activations in packed form use the same words: a slab of a row is 8 words, word j holding columns 8j .. 8j+7
+// as pairs 0 to 3, and 4 scales.
 //
-// Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are up
-// of the same features. So the thread that accumulates a gate value accumulates its up value too.
+// Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are
+// up of the same features. So the thread that accumulates a gate value accumulates its up value too.
 #pragma once
 #include <cstdint>
 

@@ -27,8 +27,9 @@ __device__ int producer_thread() {
   return threadIdx.x - C::kConsumers;
 }
 
-// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + kRowStep i, in every kSlabStep-th slab. Loops
-// unroll to copies with constant offsets: the producer must not need more time for a stage than tensor cores do.
+// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + kRowStep i, in every kSlabStep-th
+// slab. Loops unroll to copies with constant offsets: the producer must not need more time for a stage than tensor
+// cores do.
 template <class C>
 struct RowGather {
   static constexpr int kAtOnce = C::kProducers / 8;  // rows of a slab that all threads copy at once
@@ -71,8 +72,8 @@ struct RowGather {
     advance();
   }
 
-  // Any stage and any alignment: columns up to k_valid, and zeros to the end of the slab, which weights of 0 do not make up
-  // for where NaN lies there.
+  // Any stage and any alignment: columns up to k_valid, and zeros to the end of the slab, which weights of 0 do not
+  // make up for where NaN lies there.
   __device__ void copy_part(const GemmParams& p, uint32_t target, int first, bool aligned) {
     for (int s = first_slab(); s < C::kSlabs && first + s < p.num_slabs; s += kSlabStep) {
       const bool valid = (first + s) * kSlabCols + chunk() * 8 < p.k_valid;
@@ -84,7 +85,8 @@ struct RowGather {
         if (aligned) {
           ptx::cp_async_16_or_zeros(at, valid ? src : row[i], valid);
         } else {
-          for (int j = 0; j < 8; ++j) ptx::store_shared_u16(at + 2 * j, valid ? reinterpret_cast<const uint16_t*>(src)[j] : 0);
+          for (int j = 0; j < 8; ++j)
+            ptx::store_shared_u16(at + 2 * j, valid ? reinterpret_cast<const uint16_t*>(src)[j] : 0);
         }
       }
     }
@@ -127,8 +129,8 @@ struct WeightTiles {
     if (producer_thread<C>() == 0) start<C>(p, shared, ring.stage, slab);
   }
 
-  // Of a CTA's first tile: fills the ring while the kernel before this one still runs, whose results weights do not need,
-  // then waits for it. Returns the slabs that were started.
+  // Of a CTA's first tile: fills the ring while the kernel before this one still runs, whose results weights do not
+  // need, then waits for it. Returns the slabs that were started.
   template <class C>
   __device__ int load_ahead(const GemmParams& p, SharedStorage<C>& shared) const {
     const int slabs = min(C::kStages * C::kSlabs, p.num_slabs);

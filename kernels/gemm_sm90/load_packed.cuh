@@ -1,6 +1,6 @@
-// The producer warpgroup where rows are NVFP4: it streams weights as load() does, and decodes rows on their way to shared
-// memory. A thread serves one row of one slab of each stage, and holds what it reads of several stages in registers, so
-// that their latencies pass together.
+// The producer warpgroup where rows are NVFP4: it streams weights as load() does, and decodes rows on their way to
+// shared memory. A thread serves one row of one slab of each stage, and holds what it reads of several stages in
+// registers, so that their latencies pass together.
 #pragma once
 #include "dequantize.cuh"
 #include "load.cuh"

@@ -1,4 +1,5 @@
-// A consumer warpgroup: dequantises 64 weight rows in registers and multiplies them with the token rows in shared memory.
+// A consumer warpgroup: dequantises 64 weight rows in registers and multiplies them with the token rows in shared
+// memory.
 #pragma once
 #include "load_packed.cuh"
 #include "wgmma.cuh"
@@ -24,7 +25,8 @@ struct SlabWords {
   }
 };
 
-// Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the result.
+// Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the
+// result.
 template <class C>
 __device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&acc)[C::kN / 2]) {
   if constexpr (C::kK == 1) return true;
@@ -44,9 +46,9 @@ __device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&a
   return true;
 }
 
-// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in two halves, of columns or of tiles,
-// with a set of fragments each, so that one set is dequantised while the tensor core reads the other: otherwise all warps
-// dequantise at the same time, and then all wait.
+// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in two halves, of columns or of
+// tiles, with a set of fragments each, so that one set is dequantised while the tensor core reads the other: otherwise
+// all warps dequantise at the same time, and then all wait.
 template <class C>
 __device__ void accumulate(int num_slabs, SharedStorage<C>& shared, Ring<C>& ring, int m, int k,
                            float (&acc)[C::kGroupTiles][C::kN / 2]) {

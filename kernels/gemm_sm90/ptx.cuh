@@ -21,7 +21,8 @@ __device__ inline void mbarrier_arrive(uint64_t& bar) {
 
 // Raises the bytes that the current phase waits for; arrives not.
 __device__ inline void mbarrier_expect_tx(uint64_t& bar, uint32_t bytes) {
-  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bar)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&bar)), "r"(bytes)
+               : "memory");
 }
 
 __device__ inline void mbarrier_wait(uint64_t& bar, uint32_t parity) {
@@ -77,7 +78,9 @@ __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.sha
 
 // ---- Barriers and registers
 
-__device__ inline void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ inline void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 template <int kRegisters>
 __device__ inline void raise_registers() {

@@ -1,4 +1,5 @@
-// Checkpoint weights into the register-dequant layout, once at load. The checkpoint's block scales are checked on the way.
+// Checkpoint weights into the register-dequant layout, once at load. The checkpoint's block scales are checked on the
+// way.
 #include "../gemm_sm90/layout.cuh"
 #include "checks.cuh"
 
@@ -11,8 +12,8 @@ __device__ uint32_t block_scale(const PrepareParams& p, const uint8_t* scales, i
 }
 
 // The word of step j: see layout.cuh. Blocks of scale 0 and padding become 0.
-__device__ uint32_t fragment(const PrepareParams& p, const uint8_t* codes, const uint8_t* scales, int row_lo, int row_hi,
-                             int block, int c) {
+__device__ uint32_t fragment(const PrepareParams& p, const uint8_t* codes, const uint8_t* scales, int row_lo,
+                             int row_hi, int block, int c) {
   uint32_t word = 0;
 #pragma unroll
   for (int pair = 0; pair < 4; ++pair) {
@@ -50,7 +51,8 @@ extern "C" __global__ void __launch_bounds__(128) prepare_tiles(const __grid_con
   for (int i = 0; i < 2; ++i) {
     const int at = 2 * t + i, group = at / 8, j = at % 8 / 2, half = at % 2;
     const int tile_row = group / 8 * 16 + group % 8 + half * 8;
-    const uint32_t scale = block_scale(p, scales, checkpoint_row(m, tile_row, p.rows, p.gated, p.up_first), slab * kSlabSteps + j);
+    const uint32_t scale =
+        block_scale(p, scales, checkpoint_row(m, tile_row, p.rows, p.gated, p.up_first), slab * kSlabSteps + j);
     check_block_scale(scale, p.bad_scales);
     pair |= e5m3_scale(scale & 0x7F) << (8 * i);
   }

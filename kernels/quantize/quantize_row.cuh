@@ -65,7 +65,8 @@ __device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& so
       block = quantize_block(values, scale);
       if (source.counts) report(p.status, block, token);
     }
-    if (p.decoded) store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
+    if (p.decoded)
+      store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
     if (p.packed && p.by_slabs) {
       store_slab(p, row, b, num_blocks, block);
     } else if (p.packed) {

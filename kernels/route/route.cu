@@ -21,8 +21,9 @@ __device__ int64_t topk_id(const RouteParams& p, uint32_t slot) {
   return p.topk_ids_are_i64 ? static_cast<const int64_t*>(p.topk_ids)[at] : static_cast<const int32_t*>(p.topk_ids)[at];
 }
 
-// The local expert that serves an id, or kNotRouted. Ids are data: padding tokens carry -1, and a buggy router may carry
-// anything, so both ends are bounded before expert_map is read. `bad` is set where id or map entry is out of range.
+// The local expert that serves an id, or kNotRouted. Ids are data: padding tokens carry -1, and a buggy router may
+// carry anything, so both ends are bounded before expert_map is read. `bad` is set where id or map entry is out of
+// range.
 __device__ int32_t local_expert(const RouteParams& p, int64_t id, bool& bad) {
   bad = id < -1 || id >= p.num_experts;
   if (bad || id == -1) return kNotRouted;
