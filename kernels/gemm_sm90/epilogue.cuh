@@ -31,7 +31,8 @@ class Output {
       alpha_ = reinterpret_cast<const float*>(alphas)[kEpilogue == Epilogue::kGemm1 ? lane : 0];
     }
     if (!p.row_scale) return;
-    __syncwarp();  // the previous tile's have been read
+    wait_for_previous();  // which may have written them
+    __syncwarp();         // the previous tile's have been read
     for (int r = lane; r < tile.num_rows; r += 32) {
       const int64_t row = tile.first_row + r;
       ptx::cp_async_4(ptx::shared_address(&shared.row_scale[threadIdx.x / 32][r]),

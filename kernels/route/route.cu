@@ -97,37 +97,33 @@ __device__ void place_segments(const RouteParams& p, Counts<1> (&scratch)[33]) {
   }
 }
 
-// Turns segment_counts of one expert into rows before the segment within its chunk, and sums each chunk. One warp.
+// Turns segment_counts of one expert into rows before the segment within its chunk, and sums each chunk.
 __device__ void sum_expert(const RouteParams& p, int expert) {
-  constexpr int kBatches = 4;  // of 32 segments, whose loads are in flight together
-  const int lane = threadIdx.x % 32;
+  constexpr int kBatch = 16;  // loads in flight
   const int64_t num_local = p.num_local_experts;
-  for (int c = lane; c < p.num_chunks; c += 32) p.tables.row_counts[c * num_local + expert] = 0;
-  __syncwarp();
-  int32_t sum = 0, last_chunk = -1, last_start = 0;  // rows so far; the chunk of the last segment, and rows before it
-  for (int base = 0; base < p.num_segments; base += 32 * kBatches) {
-    int32_t own[kBatches], chunks[kBatches];
+  for (int c = 0; c < p.num_chunks; ++c) p.tables.row_counts[c * num_local + expert] = 0;
+  int32_t sum = 0, chunk = 0;
+  for (int base = 0; base < p.num_segments; base += kBatch) {
+    int32_t own[kBatch], chunks[kBatch];
 #pragma unroll
-    for (int i = 0; i < kBatches; ++i) {
-      const int segment = base + i * 32 + lane;
-      own[i] = segment < p.num_segments ? p.segment_counts[segment * num_local + expert] : 0;
-      // Lanes past the end stay in the last segment's chunk, and add nothing.
-      chunks[i] = p.segment_totals[min(segment, p.num_segments - 1)];
+    for (int i = 0; i < kBatch; ++i) {
+      const bool valid = base + i < p.num_segments;
+      own[i] = valid ? p.segment_counts[(base + i) * num_local + expert] : 0;
+      chunks[i] = valid ? p.segment_totals[base + i] : chunk;
     }
 #pragma unroll
-    for (int i = 0; i < kBatches; ++i) {
-      const int segment = base + i * 32 + lane;
-      const int32_t end = sum + warp_inclusive_scan(own[i]), before = end - own[i];
-      const uint32_t peers = __match_any_sync(~0u, chunks[i]);
-      int32_t start = __shfl_sync(~0u, before, __ffs(peers) - 1);
-      if (chunks[i] == last_chunk) start = last_start;
-      if (segment < p.num_segments) p.segment_counts[segment * num_local + expert] = before - start;
-      if (lane == 31 - __clz(peers)) p.tables.row_counts[chunks[i] * num_local + expert] = end - start;
-      sum = __shfl_sync(~0u, end, 31);
-      last_chunk = __shfl_sync(~0u, chunks[i], 31);
-      last_start = __shfl_sync(~0u, start, 31);
+    for (int i = 0; i < kBatch; ++i) {
+      if (base + i >= p.num_segments) break;
+      if (chunks[i] != chunk) {
+        p.tables.row_counts[chunk * num_local + expert] = sum;
+        chunk = chunks[i];
+        sum = 0;
+      }
+      p.segment_counts[(base + i) * num_local + expert] = sum;
+      sum += own[i];
     }
   }
+  p.tables.row_counts[chunk * num_local + expert] = sum;
 }
 
 // Row offsets, active experts and row tiles of one chunk.
@@ -168,7 +164,7 @@ __device__ void scan(const RouteParams& p) {
   if (threadIdx.x == 0) p.status->calls += 1;
   place_segments(p, one);
   __syncthreads();
-  for (int e = threadIdx.x / 32; e < p.num_local_experts; e += blockDim.x / 32) sum_expert(p, e);
+  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
   __syncthreads();
   for (int c = 0; c < p.num_chunks; ++c) lay_out_chunk(p, c, three);
 }
@@ -218,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_const
   nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1) route_scan(const __grid_constant__ RouteParams p) {
+extern "C" __global__ void __launch_bounds__(512, 1) route_scan(const __grid_constant__ RouteParams p) {
   nvfp4::follow_previous();
   nvfp4::scan(p);
 }

@@ -127,7 +127,7 @@ impl Call<'_> {
             let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];
             self.launch(Kernel::RouteCount, blocks, warps * 32, warps * warp_bytes, &params)?;
-            self.launch(Kernel::RouteScan, [1, 1, 1], 1024, 0, &params)?;
+            self.launch(Kernel::RouteScan, [1, 1, 1], 512, 0, &params)?;
             self.launch(Kernel::RouteScatter, blocks, warps * 32, warps * warp_bytes, &params)
         }
     }
