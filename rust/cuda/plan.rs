@@ -16,7 +16,8 @@ const H_BUDGET: usize = 48 << 20;
 /// Rows of a local expert that a chunk has room for at least: with that many, reading weights again costs nothing. The worst
 /// routing of 8192 tokens of DeepSeek-V4-Pro then has 6 chunks, and a uniform one under EP8 fills two thirds of one.
 const CHUNK_ROWS_PER_EXPERT: usize = 192;
-/// Bytes of GEMM2's result before its columns are cut in slices. More than h: each slice ends with multiprocessors that idle.
+/// Bytes of GEMM2's result before its columns are cut in slices. More than h, or as much where h is
+/// larger: each slice ends with multiprocessors that idle.
 const Y_BUDGET: usize = 84 << 20;
 /// A slice is whole blocks of this many weight tiles, those of one CTA.
 const SLICE_TILES: usize = 4;
@@ -141,7 +142,7 @@ impl LayerPlan {
         let slice_bytes = |tiles: usize| 4 * rows * tiles * TILE;
         let hidden_tiles = hidden.div_ceil(TILE);
         let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
-        let y_budget = Y_BUDGET.max(2 * rows * inter * 2 / 3).max(gate_up_bytes);
+        let y_budget = Y_BUDGET.max(2 * rows * inter).max(gate_up_bytes);
         let fitting = y_budget / slice_bytes(1).max(1) / SLICE_TILES * SLICE_TILES;
         // As many slices as are needed, of equal size.
         let slices = hidden_tiles.div_ceil(fitting.max(SLICE_TILES));

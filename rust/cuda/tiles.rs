@@ -51,10 +51,13 @@ pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
     let deviation = (mean * (1.0 - share)).sqrt().max(1e-3);
     let cost = |rows: u32| {
         let rows = f64::from(rows);
-        let borders = (1..).map(|i| f64::from(i) * rows).take_while(|border| *border < num_tokens as f64);
-        // The chance of more rows than lie before each border; a logistic curve is near enough to the normal one.
+        // Tiles that are full for certain; then the chance of more rows than lie before each border, by a logistic curve,
+        // which is near enough to the normal one.
+        let certain = ((mean - 8.0 * deviation) / rows).floor().max(0.0);
+        let borders = (1..).map(|i| (certain + f64::from(i)) * rows).take_while(|border| *border < num_tokens as f64);
         let chances = borders.map(|border| 1.0 / (1.0 + (1.702 * (border + 0.5 - mean) / deviation).exp()));
-        (1.0 + chances.take_while(|chance| *chance > 1e-6).sum::<f64>()) * (rows + TILE_OVERHEAD)
+        let tiles = 1.0 + certain + chances.take_while(|chance| *chance > 1e-6).sum::<f64>();
+        tiles * (rows + TILE_OVERHEAD)
     };
     GEMM_ROWS.into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(GEMM_ROWS[0])
 }
