@@ -213,7 +213,8 @@ def bring_back(work: Path, record: Path, reports: dict) -> None:
     if not os.environ.get("OUT"):
         return
     out = Path(os.environ["OUT"])
-    shutil.copy(record, out / record.name)
+    if record.parent.resolve() != out.resolve():
+        shutil.copy(record, out / record.name)
     (out / "serve.json").write_text(json.dumps(reports, indent=1))
     logs = sorted(work.glob("*.log"))
     (out / "serve.log").write_text("".join(f"==== {log.name}\n{text(log)}\n" for log in logs))
