@@ -11,18 +11,33 @@ __device__ uint32_t block_scale(const PrepareParams& p, const uint8_t* scales, i
   return row >= 0 && block < p.cols / 16 ? scales[int64_t{row} * (p.cols / 16) + block] : 0;
 }
 
-// The word of step j: see layout.cuh. Blocks of scale 0 and padding become 0.
-__device__ uint32_t fragment(const PrepareParams& p, const uint8_t* codes, const uint8_t* scales, int row_lo,
-                             int row_hi, int block, int c) {
-  uint32_t word = 0;
-#pragma unroll
-  for (int pair = 0; pair < 4; ++pair) {
-    const int row = pair % 2 ? row_hi : row_lo;
-    if (block_scale(p, scales, row, block) == 0) continue;
-    const uint32_t two = codes[int64_t{row} * (p.cols / 2) + block * 8 + pair / 2 * 4 + c];
-    word |= scatter_code(pair, two & 15) | scatter_code(pair, two >> 4) << 16;
+// The 16 codes of a block, 8 in each word; 0 where its scale is 0, and in the padding. Read whatever the scale: loads
+// in flight together cost one latency.
+__device__ uint2 block_codes(const PrepareParams& p, const uint8_t* codes, const uint8_t* scales, int row, int block) {
+  if (row < 0 || block >= p.cols / 16) return make_uint2(0, 0);
+  const uint8_t* const at = codes + int64_t{row} * (p.cols / 2) + block * 8;
+  uint2 both = {};
+  if (reinterpret_cast<uintptr_t>(codes) % 8 == 0) {  // as rows are
+    both = *reinterpret_cast<const uint2*>(at);
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      both.x |= uint32_t{at[i]} << 8 * i;
+      both.y |= uint32_t{at[i + 4]} << 8 * i;
+    }
   }
-  return word;
+  return block_scale(p, scales, row, block) == 0 ? make_uint2(0, 0) : both;
+}
+
+// Two codes, one for each half word, as the pair that layout.cuh says.
+template <int kPair>
+__device__ uint32_t scatter_two(uint32_t two) {
+  return scatter_code(kPair, two & 15) | scatter_code(kPair, two >> 4 & 15) << 16;
+}
+
+// The word of one step: see layout.cuh.
+__device__ uint32_t fragment(uint2 low, uint2 high, int c) {
+  return scatter_two<0>(low.x >> 8 * c) | scatter_two<1>(high.x >> 8 * c) | scatter_two<2>(low.y >> 8 * c) |
+         scatter_two<3>(high.y >> 8 * c);
 }
 
 }  // namespace
@@ -39,11 +54,15 @@ extern "C" __global__ void __launch_bounds__(128) prepare_tiles(const __grid_con
   const int row = t / 32 * 16 + t % 32 / 4;
   const int row_lo = checkpoint_row(m, row, p.rows, p.gated, p.up_first);
   const int row_hi = checkpoint_row(m, row + 8, p.rows, p.gated, p.up_first);
-  uint32_t words[kSlabSteps];
+  uint2 low[kSlabSteps], high[kSlabSteps];
 #pragma unroll
   for (int j = 0; j < kSlabSteps; ++j) {
-    words[j] = fragment(p, codes, scales, row_lo, row_hi, slab * kSlabSteps + j, t % 4);
+    low[j] = block_codes(p, codes, scales, row_lo, slab * kSlabSteps + j);
+    high[j] = block_codes(p, codes, scales, row_hi, slab * kSlabSteps + j);
   }
+  uint32_t words[kSlabSteps];
+#pragma unroll
+  for (int j = 0; j < kSlabSteps; ++j) words[j] = fragment(low[j], high[j], t % 4);
   reinterpret_cast<uint4*>(tile)[t] = make_uint4(words[0], words[1], words[2], words[3]);
 
   // 256 scales, two a thread: byte (warp * 8 + g) * 8 + j * 2 + half.
