@@ -12,6 +12,8 @@ VLLM33 := .venv-vllm-0.33
 PY := $(VENV)/bin/python
 STEP := tests/tools/step
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# With DISCARD=1 `make test` removes each further environment (1 to 6 GB) after its tests: 18 GB are enough, not 26.
+discard = $(if $(DISCARD),@rm -rf $(1))
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Packages come without bytecode; where none may be written, every process that imports vLLM compiles 14 s of source.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,7 +23,8 @@ CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
 KERNEL_FILES := $(wildcard kernels/*/*.cu kernels/*/*.cuh)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
-.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new test-vllm wheel fmt lint fuzz bench \
+.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new test-vllm \
+        test-vllm-0.26 test-vllm-0.32 wheel fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
 
 help:
@@ -84,12 +87,13 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 	@$(STEP) "[test 5/6] pytest of the op, newest torch, from the wheel" sh -c '\
 	  $(VENV_NEW)/bin/python $(PIP_INSTALL) --no-deps --force-reinstall dist/*.whl && \
 	  $(VENV_NEW)/bin/python -m pytest -q -o pythonpath=tests tests/test_op.py tests/test_op_compile.py'
+	$(call discard,$(VENV_NEW))
 
 # ---- vLLM ------------------------------------------------------------------------------------------------------------
 # Real vLLM serving on the CPU, from the wheel and the entry point, as users install it. Each environment is a lock file.
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-VLLM_PACKAGES = $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
+VLLM_PACKAGES := $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.
 VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
 
@@ -116,17 +120,24 @@ $(VLLM33)/.installed: tests/vllm/requirements-0.33.txt | $(VLLM32)/.installed
 	  grep -q "^Version: 0.33.0+cpu" $(VLLM33)/vllm-0.33.0.dist-info/METADATA'
 	@touch $@
 
-test-vllm: $(VLLM26)/.installed $(VLLM32)/.installed $(VLLM33)/.installed wheel
-	@$(STEP) "[test 6/6] vLLM: the wheel and the shims, installed" \
-	  sh -c '$(VLLM26)/bin/python $(VLLM_PACKAGES) && $(VLLM32)/bin/python $(VLLM_PACKAGES)'
+test-vllm: test-vllm-0.26 test-vllm-0.32
+
+test-vllm-0.26: $(VLLM26)/.installed wheel
+	@$(STEP) "[test 6/6] vLLM 0.26: the wheel and the shims, installed" $(VLLM26)/bin/python $(VLLM_PACKAGES)
 	@$(STEP) "[test 6/6] vLLM 0.26: Qwen3-MoE by ModelOpt, registration, selection" env $(VLLM_PYTEST) \
 	  timeout 1500 $(VLLM26)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_weights.py tests/vllm/test_qwen3_moe.py
+	$(call discard,$(VLLM26))
+
+# 0.33 too, whose environment lies over 0.32's.
+test-vllm-0.32: $(VLLM32)/.installed $(VLLM33)/.installed wheel
+	@$(STEP) "[test 6/6] vLLM 0.32: the wheel and the shims, installed" $(VLLM32)/bin/python $(VLLM_PACKAGES)
 	@$(STEP) "[test 6/6] vLLM 0.32: DeepSeek-V4, server, doctor, registration, selection" env $(VLLM_PYTEST) \
 	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
 	@$(STEP) "[test 6/6] vLLM 0.33: DeepSeek-V4, selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
 	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py
+	$(call discard,$(VLLM33) $(VLLM32))
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ void layer_destroy(int64_t layer) { layers().remove(layer); }
 
 void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale, const Tensor& w2,
                    const Tensor& w2_block_scale, const Tensor& w2_global_scale, double w13_input_scale,
-                   double w2_input_scale, bool up_first, int64_t layer_id) {
+                   double w2_input_scale, bool up_first, const std::optional<Tensor>& storage, int64_t layer_id) {
   const std::shared_ptr<Layer> layer = layers().find(layer_id);
   const int64_t hidden = layer->desc.hidden_size, inter = layer->desc.intermediate_size;
   const Dim L{"L", layer->desc.num_local_experts}, H{"H", hidden}, two_i{"2I", 2 * inter};
@@ -148,17 +148,27 @@ void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tenso
   const StreamGuard guard(layer->device);
   std::unique_lock alone(layer->use);
   uint64_t storage_size = 0;
-  check_status(nvfp4_moe_layer_storage_size(layer->handle.get(), &storage_size));
   std::vector<Tensor> keep;
-  void* storage = nullptr;
-  if (storage_size == 0) {
-    for (const auto& [name, tensor] : all) keep.push_back(*tensor);
+  if (storage) {
+    check_device(*storage, "storage", layer->device, "layer");
+    check_contiguous(*storage, "storage");
+    check_dtype(*storage, "storage", {ScalarType::Byte});
+    storage_size = storage->numel();
+    keep.push_back(*storage);
   } else {
-    keep.push_back(torch::stable::new_empty(w13, {static_cast<int64_t>(storage_size)}, ScalarType::Byte));
-    storage = mutable_data<void>(keep.back());
+    for (const auto& [name, tensor] : all) keep.push_back(*tensor);
   }
-  check_status(nvfp4_moe_layer_prepare(layer->handle.get(), &weights, storage, storage_size, guard.stream()));
+  void* const bytes = storage ? mutable_data<void>(*storage) : nullptr;
+  check_status(nvfp4_moe_layer_prepare(layer->handle.get(), &weights, bytes, storage_size, guard.stream()));
   layer->kept = std::move(keep);
+}
+
+int64_t layer_storage_size(int64_t layer_id) {
+  const std::shared_ptr<Layer> layer = layers().find(layer_id);
+  std::shared_lock shared(layer->use);
+  uint64_t size = 0;
+  check_status(nvfp4_moe_layer_storage_size(layer->handle.get(), &size));
+  return static_cast<int64_t>(size);
 }
 
 int64_t layer_workspace_size(int64_t layer_id, int64_t max_tokens) {

@@ -15,10 +15,12 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
                      double swiglu_beta);
 void layer_destroy(int64_t layer);
 
-// The layer keeps what its handle points into: the weights on the CPU, its own storage (allocated here) on CUDA.
+// The layer keeps what its handle points into: the weights on the CPU, where there is no storage, the storage on CUDA.
 void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale, const Tensor& w2,
                    const Tensor& w2_block_scale, const Tensor& w2_global_scale, double w13_input_scale,
-                   double w2_input_scale, bool up_first, int64_t layer);
+                   double w2_input_scale, bool up_first, const std::optional<Tensor>& storage, int64_t layer);
+
+int64_t layer_storage_size(int64_t layer);
 
 // Bytes of a workspace tensor for up to max_tokens tokens, room for its alignment included.
 int64_t layer_workspace_size(int64_t layer, int64_t max_tokens);

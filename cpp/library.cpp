@@ -18,7 +18,9 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("layer_destroy(int layer) -> ()");
   m.def(
       "layer_prepare(Tensor w13, Tensor w13_block_scale, Tensor w13_global_scale, Tensor w2, Tensor w2_block_scale, "
-      "Tensor w2_global_scale, float w13_input_scale, float w2_input_scale, bool up_first, int layer) -> ()");
+      "Tensor w2_global_scale, float w13_input_scale, float w2_input_scale, bool up_first, Tensor(a!)? storage, "
+      "int layer) -> ()");
+  m.def("layer_storage_size(int layer) -> int");
   m.def("layer_workspace_size(int layer, int max_tokens) -> int");
   m.def(
       "moe_forward(Tensor x, Tensor topk_ids, Tensor? topk_weights, Tensor? expert_map, Tensor(b!)? workspace, "
@@ -76,6 +78,7 @@ using namespace nvfp4_moe_op;
 STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("layer_create", TORCH_BOX(&layer_create));
   m.impl("layer_destroy", TORCH_BOX(&layer_destroy));
+  m.impl("layer_storage_size", TORCH_BOX(&layer_storage_size));
   m.impl("layer_workspace_size", TORCH_BOX(&layer_workspace_size));
   m.impl("layer_calibrated_scales", TORCH_BOX(&layer_calibrated_scales));
   m.impl("layer_set_input_scales", TORCH_BOX(&layer_set_input_scales));

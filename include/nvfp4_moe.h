@@ -164,7 +164,8 @@ void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
 
 /* Bytes of device storage that prepare fills with the kernels' own weight layout.
  * 0 (the CPU): the weights are used in place and must outlive the layer. Otherwise: the storage must outlive
- * the layer, and the checkpoint's tensors may be freed once `stream` has passed prepare. */
+ * the layer, and the checkpoint's tensors may be freed once `stream` has passed prepare. It is num_local_experts slices
+ * of equal size, one an expert: a slice may be moved to another place, or to another rank's equal layer, by a copy. */
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
 
 /* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. */

@@ -131,6 +131,23 @@ def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode,
     assert relative_l2(out, parts.double()) < 3e-3 if skew != "none" else not out.any()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+def test_experts_that_move_need_no_new_layer(mode, device):
+    """What EPLB does: slices change places, and the map says so."""
+    layer = random_layer(8, 256, 128, num_experts=8, top_k=3, mode=mode, device=device)
+    generator = torch.Generator().manual_seed(9)
+    x = generate.tokens(50, 256, generator).cuda()
+    ids = generate.random_ids(50, 8, 3, generator).cuda()
+    before = layer(x, ids)
+    order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4], device="cuda")
+    layer.expert_slices.copy_(layer.expert_slices[order].clone())
+    assert not torch.equal(bits(layer(x, ids)), bits(before))
+    expert_map = torch.empty(8, dtype=torch.int32, device="cuda")
+    expert_map[order] = torch.arange(8, dtype=torch.int32, device="cuda")
+    assert torch.equal(bits(layer(x, ids, expert_map=expert_map)), bits(before))
+
+
 @pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
 def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes(mode):
     layer = random_layer(48, 7168, 3072, num_experts=384, top_k=6, mode=mode)

@@ -14,12 +14,12 @@ def chosen():
     return run_python(HERE / "select_on_cuda.py", marker="CHOSEN ")
 
 
-@pytest.mark.parametrize("case", ["clamp", "no_clamp", "w4a16"])
+@pytest.mark.parametrize("case", ["clamp", "no_clamp", "w4a16", "eplb"])
 def test_our_experts_come_first(chosen, case):
     assert chosen[case] == "Nvfp4MoeExperts"
 
 
-@pytest.mark.parametrize("case", ["marlin", "eplb", "float16", "gelu", "refused"])
+@pytest.mark.parametrize("case", ["marlin", "float16", "gelu", "refused"])
 def test_our_experts_stay_out(chosen, case):
     """The user's --moe-backend, what the library cannot do, and a device it refuses: vLLM's own choice stands."""
     assert chosen[case] == "MarlinExperts"

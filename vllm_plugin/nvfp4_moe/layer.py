@@ -91,9 +91,15 @@ class Layer:
             swiglu_beta,
         )
         self._destroy = weakref.finalize(self, self._ops.layer_destroy, self.id)
+        self.expert_slices: torch.Tensor | None = None
+        """u8 [L, bytes]: each local expert in kernel layout. None before `prepare`, and on the CPU, where weights are
+        used where they lie. Rows may be moved, and exchanged with those of another rank's equal layer."""
 
     def prepare(self, weights: LayerWeights) -> "Layer":
         """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
+        if self.expert_slices is None and (size := self._ops.layer_storage_size(self.id)):
+            shape = (self.num_local_experts, size // self.num_local_experts)
+            self.expert_slices = torch.empty(shape, dtype=torch.uint8, device=self.device)
         self._ops.layer_prepare(
             weights.w13,
             weights.w13_block_scale,
@@ -104,6 +110,7 @@ class Layer:
             weights.w13_input_scale,
             weights.w2_input_scale,
             weights.up_first,
+            self.expert_slices,
             self.id,
         )
         return self

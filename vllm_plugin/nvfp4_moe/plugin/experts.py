@@ -186,6 +186,4 @@ def config_refusal(moe_config) -> str | None:
         return "the experts have biases, which the library does not add"
     if moe_config.is_lora_enabled:
         return "LoRA is enabled, which needs the experts' intermediate values"
-    if not current_platform.is_cpu() and moe_config.moe_parallel_config.enable_eplb:
-        return "EPLB moves experts, and on this device the library keeps them repacked, out of its reach"
     return support.device_refusal(current_platform.device_type)

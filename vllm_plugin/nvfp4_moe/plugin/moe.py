@@ -74,8 +74,8 @@ def library_method(base: type) -> type:
 
         @property
         def supports_eplb(self):
-            """On the CPU weights and scales are used where they lie, expert by expert, so moving them is enough."""
-            return current_platform.is_cpu()
+            """Experts lie one after the other, as vLLM's parameters or the library's slices: moving them is enough."""
+            return True
 
         def make_kernel(self, layer):
             """vLLM's kernel (data- and expert-parallel exchange) around our experts, and the weights handed over."""
@@ -89,7 +89,7 @@ def library_method(base: type) -> type:
             )
             self.moe_kernel.fused_experts.process_weights_after_loading(layer)
             if not current_platform.is_cpu():
-                free_originals(layer)
+                free_originals(layer, self.moe_kernel.fused_experts.layer.expert_slices)
 
     return LibraryMethod
 
@@ -129,11 +129,17 @@ def plain(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.data.as_subclass(torch.Tensor).float().contiguous()
 
 
-def free_originals(layer) -> None:
-    """Drop what prepare has repacked; shapes stay readable, because vLLM takes the problem's size from them."""
+def free_originals(layer, expert_slices: torch.Tensor) -> None:
+    """Drop what prepare has repacked, and register what it became.
+
+    Shapes stay readable, because vLLM takes the problem's size from them, but as buffers: EPLB moves the rows of every
+    parameter, and these are empty.
+    """
     for name in ("w13_weight", "w2_weight", "w13_weight_scale", "w2_weight_scale"):
         original = getattr(layer, name)
-        replace_parameter(layer, name, original.data.new_empty((*original.shape[:-1], 0)))
+        delattr(layer, name)
+        layer.register_buffer(name, original.data.new_empty((*original.shape[:-1], 0)), persistent=False)
+    layer.register_parameter("expert_slices", torch.nn.Parameter(expert_slices, requires_grad=False))
 
 
 @contextlib.contextmanager
