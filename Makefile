@@ -211,14 +211,16 @@ gpu-serve: $(OP)
 	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
 
 # BUNDLE has vLLM and bench_peers.py, as for gpu-serve. Prints the table beside the peers; writes it and a plot to
-# tests/bench/record/<gpu>/<date>-peers.*.
+# tests/bench/record/<gpu>/<date>-peers.*. The other tables go to build/.
 GPU_BENCH_TOKENS := 1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192
 gpu-bench: $(OP)
 	@bash -c '. $(BUNDLE)/setup.sh && export PYTHONPATH=$(CURDIR)/vllm_plugin:$(CURDIR)/tests/bench:$$PYTHONPATH && \
 	  mkdir -p build && python3 $$PEERS/bench_peers.py --peers marlin,humming --tokens $(GPU_BENCH_TOKENS) \
 	    --candidate ours=peers_candidate:build --out build/bench_peers.json && \
-	  python3 tests/bench/peers_record.py build/bench_peers.json'
-	$(GPU_PY) tests/bench/gpu_layer.py
+	  python3 tests/bench/peers_record.py build/bench_peers.json && \
+	  python3 tests/bench/gpu_linear.py --out build/linear.csv'
+	$(GPU_PY) tests/bench/gpu_layer.py --out build/layer.csv
+	$(GPU_PY) tests/bench/gpu_tiles.py --out build/tiles.csv
 
 # ---- Form ------------------------------------------------------------------------------------------------------------
 

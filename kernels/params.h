@@ -13,6 +13,10 @@
 #define GEMM_SM90_WIDE_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
+/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four. */
+#define GEMM_SM90_TWO_TILES_ROWS 24
+#define GEMM_SM90_FOUR_TILES_ROWS 48
+
 /* Counters of one device; all u64. `calls` numbers the forwards, so that "first" means first in time. */
 typedef struct DeviceStatus {
   uint64_t saturated_blocks;
@@ -33,6 +37,11 @@ typedef struct RoutingTables {
   int32_t *num_active;        /* [C] */
   int32_t *chunk_first_token; /* [C + 1] */
 } RoutingTables;
+
+/* Shared memory of a routing warp for each local expert. */
+#define ROUTE_EXPERT_BYTES 8
+/* Slots of a segment that route_small can hold. */
+#define ROUTE_SMALL_SLOTS 256
 
 typedef struct RouteParams {
   RoutingTables tables;
@@ -124,6 +133,10 @@ typedef struct CombineParams {
   int32_t num_cols;
   int32_t top_k;
 } CombineParams;
+
+/* prepare_tiles: slabs that a block of threads repacks. */
+#define PREPARE_RUN_SLABS 4
+#define PREPARE_THREADS 128
 
 /* One matrix of checkpoint weights into the register-dequant layout (gemm_sm90/layout.cuh). */
 typedef struct PrepareParams {

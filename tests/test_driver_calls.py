@@ -76,7 +76,8 @@ def test_few_tokens_take_few_launches(run):
     assert launched(hopper[forward.format(2)]) == [
         "route_small", "quantize_rows", "gemm1_nvfp4_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
     ]  # fmt: skip
-    assert launched(hopper[linear.format(1)]) == ["linear_sm90_n64"]
+    # 64 tokens: few weight rows are spread over the multiprocessors by small row tiles.
+    assert launched(hopper[linear.format(1)]) == ["linear_sm90_n8"]
     bf16, nvfp4 = "gemm_portable_bf16", "gemm_portable_nvfp4"
     assert launched(portable[forward.format(1)]) == ["route_small", bf16, "swiglu_rows", bf16, "combine"]
     assert launched(portable[forward.format(2)]) == [

@@ -68,8 +68,11 @@ def test_every_product_of_e2m1_and_e4m3_is_exact(num_tokens, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("num_tokens", [1, 31, 33, 512, 1024, 1025, 4097, 32768, 131072])
-@pytest.mark.parametrize("shard", [(16, 4, 0, 8), (256, 8, 64, 64), (96, 8, 32, 32), (384, 6, 336, 48)])
+@pytest.mark.parametrize("num_tokens", [1, 31, 33, 200, 512, 1024, 1025, 4097, 32768, 131072])
+@pytest.mark.parametrize(
+    "shard",
+    [(16, 4, 0, 8), (256, 8, 64, 64), (96, 8, 32, 32), (384, 6, 336, 48), (512, 12, 0, 512), (1024, 1, 0, 1024)],
+)
 def test_routing_is_a_stable_sort(num_tokens, shard, device):
     """slot_to_row and row_to_slot are the workspace's first regions; one chunk holds all rows where they fit."""
     experts, top_k, first, local = shard
@@ -146,6 +149,18 @@ def test_experts_that_move_need_no_new_layer(mode, device):
     expert_map = torch.empty(8, dtype=torch.int32, device="cuda")
     expert_map[order] = torch.arange(8, dtype=torch.int32, device="cuda")
     assert torch.equal(bits(layer(x, ids, expert_map=expert_map)), bits(before))
+
+
+def test_a_row_tile_size_can_be_forced(monkeypatch):
+    x = generate.tokens(50, 256, torch.Generator().manual_seed(1)).cuda()
+    ids = generate.random_ids(50, 8, 3, torch.Generator().manual_seed(2)).cuda()
+    chosen = random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu().double()
+    for rows in (8, 24, 144):
+        monkeypatch.setenv("NVFP4_MOE_TILE_ROWS", str(rows))
+        assert relative_l2(random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu(), chosen) < 3e-3
+    monkeypatch.setenv("NVFP4_MOE_TILE_ROWS", "13")
+    with pytest.raises(RuntimeError, match=r"NVFP4_MOE_TILE_ROWS is 13; it must be one of .8, 16, .* Unset it"):
+        random_layer(8, 256, 128, num_experts=8, top_k=3)
 
 
 @pytest.mark.parametrize("mode", ["bf16", "nvfp4"])

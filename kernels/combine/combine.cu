@@ -8,38 +8,76 @@
 namespace nvfp4 {
 namespace {
 
-constexpr int kColumns = 4;  // of one thread
+constexpr int kColumns = 4;  // of one thread at a time
+constexpr int kBatch = 4;    // rows whose loads are in flight together
+
+// Calls add(rows, weights, valid) for a token's routed slots in order, kBatch at a time, the first `valid` of which
+// count. The whole warp takes part, a lane for each slot: reading them costs instructions, which this kernel is short
+// of.
+template <class Add>
+__device__ void for_each_batch(const CombineParams& p, int64_t token, Add add) {
+  const int lane = threadIdx.x % 32;
+  for (int first = 0; first < p.top_k; first += 32) {
+    const int k = first + lane;
+    const int32_t own_row = k < p.top_k ? p.slot_to_row[token * p.top_k + k] : -1;
+    const bool weighted = own_row >= 0 && p.topk_weights;
+    const float own_weight = weighted ? p.topk_weights[token * p.topk_weights_row_stride + k] : 1.0f;
+    uint32_t routed = __ballot_sync(~0u, own_row >= 0);
+    while (routed) {
+      int32_t row[kBatch];
+      float weight[kBatch];
+      const int valid = __popc(routed);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int from = __ffs(routed) - 1;  // -1 past the last: any lane's
+        row[i] = __shfl_sync(~0u, own_row, from);
+        weight[i] = __shfl_sync(~0u, own_weight, from);
+        routed &= routed - 1;
+      }
+      add(row, weight, valid);
+    }
+  }
+}
 
 __device__ void combine_columns(const CombineParams& p, int64_t token, int col) {
-  float sum[kColumns] = {};
-  for (int k = 0; k < p.top_k; ++k) {
-    const int64_t row = p.slot_to_row[token * p.top_k + k];
-    if (row < 0) continue;
-    const float weight = p.topk_weights ? p.topk_weights[token * p.topk_weights_row_stride + k] : 1.0f;
-    const float4 y = *reinterpret_cast<const float4*>(p.y + row * p.y_row_stride + col);
-    sum[0] = fmaf(weight, y.x, sum[0]);
-    sum[1] = fmaf(weight, y.y, sum[1]);
-    sum[2] = fmaf(weight, y.z, sum[2]);
-    sum[3] = fmaf(weight, y.w, sum[3]);
-  }
+  const bool inside = col < p.num_cols;
+  float4 sum = {};
+  for_each_batch(p, token, [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
+    float4 y[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (i < valid && inside) y[i] = *reinterpret_cast<const float4*>(p.y + int64_t{row[i]} * p.y_row_stride + col);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (i >= valid) break;
+      sum.x = fmaf(weight[i], y[i].x, sum.x);
+      sum.y = fmaf(weight[i], y[i].y, sum.y);
+      sum.z = fmaf(weight[i], y[i].z, sum.z);
+      sum.w = fmaf(weight[i], y[i].w, sum.w);
+    }
+  });
+  if (!inside) return;
   auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + p.first_col + col;
-  __nv_bfloat162 two[2] = {__floats2bfloat162_rn(sum[0], sum[1]), __floats2bfloat162_rn(sum[2], sum[3])};
+  __nv_bfloat162 two[2] = {__floats2bfloat162_rn(sum.x, sum.y), __floats2bfloat162_rn(sum.z, sum.w)};
   if (reinterpret_cast<uintptr_t>(out) % 8 == 0) {
     *reinterpret_cast<uint2*>(out) = *reinterpret_cast<const uint2*>(two);
   } else {
-    for (int i = 0; i < kColumns; ++i) out[i] = __float2bfloat16_rn(sum[i]);
+    const auto* each = reinterpret_cast<const __nv_bfloat16*>(two);
+    for (int i = 0; i < kColumns; ++i) out[i] = each[i];
   }
 }
 
 }  // namespace
 }  // namespace nvfp4
 
-// Grid: x covers the columns, y strides over the chunk's tokens.
+// Grid: x strides over the columns, y over the chunk's tokens.
 extern "C" __global__ void __launch_bounds__(256) combine(const __grid_constant__ CombineParams p) {
   nvfp4::follow_previous();
-  const int col = (blockIdx.x * blockDim.x + threadIdx.x) * nvfp4::kColumns;
-  if (col >= p.num_cols) return;
+  const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   for (int token = p.chunk_first_token[0] + blockIdx.y; token < p.chunk_first_token[1]; token += gridDim.y) {
-    nvfp4::combine_columns(p, token, col);
+    for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < p.num_cols; first += step) {
+      nvfp4::combine_columns(p, token, first + threadIdx.x * nvfp4::kColumns);
+    }
   }
 }

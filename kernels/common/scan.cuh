@@ -20,17 +20,21 @@ struct Counts {
   int32_t v[kCounters];
 };
 
-// Replaces each thread's counts by the sums over the threads before it; returns the sums over all threads. The whole
-// block takes part, blockDim.x a multiple of 32. `scratch` is shared memory and may be reused right after.
+// Waits for the first `num_threads` threads of the block, a multiple of 32.
+__device__ inline void sync_first(int num_threads) { asm volatile("bar.sync 1, %0;" ::"r"(num_threads) : "memory"); }
+
+// Replaces each thread's counts by the sums over the threads before it; returns the sums over all. The first
+// `num_threads` threads of the block take part. `scratch` is shared memory and may be reused right after.
 template <int kCounters>
-__device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, Counts<kCounters> (&scratch)[33]) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+__device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, int num_threads,
+                                                  Counts<kCounters> (&scratch)[33]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = num_threads / 32;
   Counts<kCounters> sum;
 #pragma unroll
   for (int i = 0; i < kCounters; ++i) sum.v[i] = warp_inclusive_scan(mine.v[i]);
-  __syncthreads();
+  sync_first(num_threads);
   if (lane == 31) scratch[warp] = sum;
-  __syncthreads();
+  sync_first(num_threads);
   if (warp == 0) {
 #pragma unroll
     for (int i = 0; i < kCounters; ++i) {
@@ -39,7 +43,7 @@ __device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, Count
       if (lane == 31) scratch[32].v[i] = end;
     }
   }
-  __syncthreads();
+  sync_first(num_threads);
 #pragma unroll
   for (int i = 0; i < kCounters; ++i) mine.v[i] = sum.v[i] - mine.v[i] + scratch[warp].v[i];
   return scratch[32];

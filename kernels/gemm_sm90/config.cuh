@@ -65,8 +65,14 @@ struct SharedStorage {
   uint64_t empty[C::kStages];
 };
 
+// What Rust counts tiles by.
+constexpr int tiles_of_cta(int rows) {
+  return rows >= GEMM_SM90_FOUR_TILES_ROWS ? 4 : rows >= GEMM_SM90_TWO_TILES_ROWS ? 2 : 1;
+}
+
 template <class C>
 constexpr bool kFitsLaunch =
+    C::kTiles == tiles_of_cta(C::kN) &&
     C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) && C::kStages >= 4 &&
     sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 

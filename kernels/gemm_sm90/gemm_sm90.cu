@@ -14,7 +14,6 @@ __device__ void gemm(const GemmParams& p) {
   static_assert(kFitsLaunch<C>, "every instance has the launch shape of params.h");
   extern __shared__ __align__(1024) uint8_t bytes[];
   auto& shared = *reinterpret_cast<SharedStorage<C>*>(bytes);
-  if (!p.tiles_known) follow_previous();
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       ptx::mbarrier_init(shared.full[s], C::kProducers);
@@ -23,6 +22,7 @@ __device__ void gemm(const GemmParams& p) {
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  if (!p.tiles_known) follow_previous();
   if (threadIdx.x < C::kConsumers) {
     ptx::raise_registers<C::kConsumerRegisters>();
     multiply<C, Output<C, kEpilogue>>(p, shared);

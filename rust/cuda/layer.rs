@@ -8,6 +8,7 @@ use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
 };
 use super::storage::ExpertSlice;
+use super::tiles::forced_rows;
 use super::{Stream, THREADS};
 use crate::config::{Kernels, LayerConfig, Mode};
 use crate::error::Result;
@@ -31,6 +32,7 @@ const FRESH: LayerState = LayerState { x_amax: -1.0, h_amax: -1.0, bad_scales: 0
 #[derive(Debug)]
 pub struct CudaLayer {
     kernels: Kernels,
+    forced_rows: Option<u32>,
     pub(super) device: Arc<Device>,
     pub(super) slice: ExpertSlice,
     pub(super) state: Buffer,
@@ -46,10 +48,11 @@ unsafe impl Sync for CudaLayer {}
 impl CudaLayer {
     /// Open the device, load its kernels.
     pub fn new(ordinal: i32, kernels: Kernels, config: &LayerConfig) -> Result<Self> {
+        let forced_rows = if kernels == Kernels::Hopper { forced_rows()? } else { None };
         let device = Device::for_kernels(ordinal, kernels)?;
         let state = device.allocate(size_of::<LayerState>())?;
         let slice = ExpertSlice::new(kernels, config.hidden_size, config.intermediate_size);
-        Ok(CudaLayer { kernels, device, slice, state, storage: std::ptr::null_mut() })
+        Ok(CudaLayer { kernels, forced_rows, device, slice, state, storage: std::ptr::null_mut() })
     }
 
     /// Bytes that prepare fills: an equal slice for each local expert.
@@ -167,7 +170,8 @@ impl CudaLayer {
         stream: Stream,
         observe: bool,
     ) -> Result<()> {
-        let plan = LayerPlan::new(self.kernels, config, args.num_tokens);
+        let mut plan = LayerPlan::new(self.kernels, config, args.num_tokens);
+        plan.tile_rows = self.forced_rows.unwrap_or(plan.tile_rows);
         let _entered = self.device.enter()?;
         let base = workspace(&self.device, args.workspace, args.workspace_size, plan.workspace_size, stream)?;
         let call = Call { layer: self, config, scales, args, stream, plan: &plan, base };

@@ -8,7 +8,7 @@ use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
 };
 use super::storage::LinearStorage;
-use super::tiles::{GemmKind, gemm_threads};
+use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_threads, linear_tile_rows};
 use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::{Kernels, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
@@ -31,6 +31,7 @@ const FRESH: LinearState = LinearState { amax: -1.0, reserved: 0.0, bad_scales: 
 #[derive(Debug)]
 pub struct CudaLinear {
     kernels: Kernels,
+    forced_rows: Option<u32>,
     device: Arc<Device>,
     layout: LinearStorage,
     state: Buffer,
@@ -46,10 +47,11 @@ unsafe impl Sync for CudaLinear {}
 impl CudaLinear {
     /// Open the device, load its kernels.
     pub fn new(ordinal: i32, kernels: Kernels, config: &LinearConfig) -> Result<Self> {
+        let forced_rows = if kernels == Kernels::Hopper { forced_rows()? } else { None };
         let device = Device::for_kernels(ordinal, kernels)?;
         let state = device.allocate(size_of::<LinearState>())?;
         let layout = LinearStorage::new(kernels, config.in_features, config.out_features);
-        Ok(CudaLinear { kernels, device, layout, state, storage: std::ptr::null_mut(), has_bias: false })
+        Ok(CudaLinear { kernels, forced_rows, device, layout, state, storage: std::ptr::null_mut(), has_bias: false })
     }
 
     /// Bytes that prepare fills.
@@ -178,12 +180,12 @@ impl CudaLinear {
         }
     }
 
-    /// All rows and all weight tiles, and how many tiles that makes.
-    fn tiles(&self, plan: &LinearPlan, args: &LinearArgs) -> (params::TileList, usize) {
+    /// All rows and all weight tiles, and how many tiles of `rows` rows that makes at most.
+    fn tiles(&self, rows: u32, args: &LinearArgs) -> (params::TileList, usize) {
         let m_tiles = self.layout.weight.m_tiles;
         let list =
             params::TileList { num_rows: args.num_tokens as i32, end_m_tile: m_tiles as i32, ..Default::default() };
-        (list, args.num_tokens.div_ceil(plan.tile_rows as usize) * m_tiles)
+        (list, args.num_tokens.div_ceil(rows as usize) * m_tiles)
     }
 
     fn bias(&self) -> *const c_void {
@@ -200,7 +202,9 @@ impl CudaLinear {
         stream: Stream,
     ) -> Result<()> {
         let (matrix, quantised) = (&self.layout.weight, config.mode == Mode::Nvfp4);
-        let (list, tiles) = self.tiles(plan, args);
+        let num_sms = self.device.num_sms as usize;
+        let rows = self.forced_rows.unwrap_or_else(|| linear_tile_rows(args.num_tokens, matrix.m_tiles, num_sms));
+        let (list, tiles) = self.tiles(rows, args);
         let params = params::GemmParams {
             list,
             tiles: matrix.codes.pointer(self.storage),
@@ -217,9 +221,9 @@ impl CudaLinear {
             features: config.out_features as i32,
             ..Default::default()
         };
-        let blocks = [tiles.clamp(1, self.device.num_sms as usize) as u32, 1, 1];
-        let kernel = Kernel::GemmSm90(GemmKind::Linear, plan.tile_rows);
-        let (threads, shared) = (gemm_threads(plan.tile_rows), params::GEMM_SM90_SHARED_BYTES);
+        let blocks = [tiles.clamp(1, num_sms) as u32, 1, 1];
+        let kernel = Kernel::GemmSm90(GemmKind::Linear, rows);
+        let (threads, shared) = (gemm_threads(rows), params::GEMM_SM90_SHARED_BYTES);
         // SAFETY: by contract of the caller.
         unsafe { self.device.launch(kernel, Shape::new(blocks, threads, shared), stream, &params) }
     }
@@ -232,7 +236,7 @@ impl CudaLinear {
         base: *mut u8,
         stream: Stream,
     ) -> Result<()> {
-        let (list, tiles) = self.tiles(plan, args);
+        let (list, tiles) = self.tiles(PORTABLE_ROWS, args);
         let mut input = plan.x.as_input(base, config.mode, config.in_features);
         if config.mode != Mode::Nvfp4 {
             input.x = args.x.cast();

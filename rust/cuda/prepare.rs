@@ -109,9 +109,10 @@ pub unsafe fn prepare_matrix(
                 up_first: source.up_first.into(),
                 reserved: 0,
             };
-            let grid = [matrix.slabs as u32, matrix.m_tiles as u32, experts];
+            let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
+            let shape = Shape::new([runs, matrix.m_tiles as u32, experts], params::PREPARE_THREADS, 0);
             // SAFETY: by contract.
-            unsafe { device.launch(Kernel::PrepareTiles, Shape::new(grid, 128, 0), stream, &params) }
+            unsafe { device.launch(Kernel::PrepareTiles, shape, stream, &params) }
         }
         Kernels::Portable => {
             let params = params::PrepareSwizzledParams {

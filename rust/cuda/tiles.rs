@@ -1,6 +1,7 @@
 //! The row-tile size of a GEMM: how many token rows one CTA multiplies with its weight rows.
 
 use super::kernels::params;
+use crate::error::{Error, Result};
 
 /// What becomes of the result of a GEMM of `gemm_sm90`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,6 +63,41 @@ pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
     GEMM_ROWS.into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(GEMM_ROWS[0])
 }
 
+/// What a CTA's tile costs beside its rows, in rows, where one matrix has to fill all multiprocessors: mostly dequantising.
+const LINEAR_OVERHEAD: usize = 48;
+
+/// Weight tiles of a CTA.
+fn tiles_of_cta(rows: u32) -> usize {
+    match rows {
+        params::GEMM_SM90_FOUR_TILES_ROWS.. => 4,
+        params::GEMM_SM90_TWO_TILES_ROWS.. => 2,
+        _ => 1,
+    }
+}
+
+/// The tile of a linear: the one whose rounds over all multiprocessors, each as long as its tile, take least. Few weight rows
+/// are spread by more and smaller row tiles, which read the weights again from L2.
+pub fn linear_tile_rows(num_tokens: usize, m_tiles: usize, num_sms: usize) -> u32 {
+    let cost = |rows: u32| {
+        let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(tiles_of_cta(rows));
+        tiles.div_ceil(num_sms) * tiles_of_cta(rows) * (rows as usize + LINEAR_OVERHEAD)
+    };
+    GEMM_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(GEMM_ROWS[0])
+}
+
+/// The row-tile size that the environment asks all Hopper GEMMs to use, so that a benchmark can sweep it.
+pub fn forced_rows() -> Result<Option<u32>> {
+    const NAME: &str = "NVFP4_MOE_TILE_ROWS";
+    let Ok(value) = std::env::var(NAME) else { return Ok(None) };
+    match GEMM_ROWS.into_iter().find(|rows| rows.to_string() == value) {
+        Some(rows) => Ok(Some(rows)),
+        None => {
+            let rule = format!("it must be one of {GEMM_ROWS:?}");
+            Err(Error::argument(NAME, value, rule, "Unset it: the library chooses."))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,9 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn a_known_number_of_rows_is_divided_without_waste() {
-        for (rows, tile) in [(16, 16), (24, 24), (100, 112), (144, 144), (288, 144), (224, 112)] {
-            assert_eq!(tile_rows(rows, 1, 1), tile, "{rows} rows");
-        }
+    fn a_linear_fills_the_multiprocessors() {
+        // 2048 weight rows are 32 tiles: 64 tokens in tiles of 16 make 128 CTAs, in one tile of 64 only 8.
+        assert_eq!(linear_tile_rows(64, 32, 132), 16);
+        assert_eq!(linear_tile_rows(1, 32, 132), 8);
+        assert_eq!(linear_tile_rows(4096, 256, 132), 128, "2048 CTAs in 16 rounds, the last all but full");
     }
 }

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""The row-tile sizes that the library chooses, against a sweep over all it has: part of `make gpu-bench`.
+
+Each size is forced by NVFP4_MOE_TILE_ROWS when the layer or linear is made; the first column is the library's choice.
+Fails where a forced size is faster than the choice by more than --slack.
+"""
+
+import argparse
+import csv
+import datetime
+import os
+import sys
+from pathlib import Path
+
+import gpu_layer
+import gpu_linear
+import torch
+
+from nvfp4_moe import Layer, Linear
+from reference import generate
+
+ROWS = [8, 16, 24, 32, 48, 64, 96, 112, 128, 144]
+CHOICE = "choice"
+
+
+def made(rows: int | str, make):
+    """What make() gives, under a forced size or none."""
+    if rows == CHOICE:
+        return make()
+    os.environ["NVFP4_MOE_TILE_ROWS"] = str(rows)
+    try:
+        return make()
+    finally:
+        del os.environ["NVFP4_MOE_TILE_ROWS"]
+
+
+def worth_trying(num_rows: float) -> list:
+    """Sizes around a number of rows; one far too small or too large would cost time and tell nothing."""
+    return [CHOICE, *(rows for rows in ROWS if num_rows / 8 <= rows <= max(16, 6 * num_rows))]
+
+
+def sweep_layers(shape: str, num_tokens: int) -> dict:
+    """Median us of a layer by size."""
+    hidden, inter, experts, local, top_k = gpu_layer.SHAPES[shape]
+    weights = gpu_layer.make_weights(hidden, inter, local)
+    generator = torch.Generator().manual_seed(0)
+    calls = 8 if num_tokens <= 64 else 2
+    batches = [
+        (
+            generate.tokens(num_tokens, hidden, generator).cuda(),
+            generate.random_ids(num_tokens, experts, top_k, generator).cuda(),
+        )
+        for _ in range(calls)
+    ]
+    graphs, workspace = {}, None
+    for rows in worth_trying(num_tokens * top_k / experts):
+        layer = made(
+            rows,
+            lambda: Layer(
+                hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local,
+                top_k=top_k, mode="bf16", swiglu_limit=10.0, device="cuda",
+            ),
+        )  # fmt: skip
+        layer.prepare(weights)
+        if workspace is None:
+            workspace = torch.empty(layer.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
+        graphs[rows] = gpu_layer.captured(
+            [lambda b=batch, run=layer: run(*b, workspace=workspace) for batch in batches]
+        )
+    return gpu_linear.time_graphs(graphs, calls)
+
+
+def sweep_linear(k: int, n: int, num_tokens: int) -> dict:
+    """Median us of a linear by size."""
+    weights = [gpu_linear.make_weights(k, n, seed) for seed in range(gpu_linear.num_copies(k, n))]
+    x = torch.randn(num_tokens, k, device="cuda").bfloat16()
+    graphs = {}
+    for rows in worth_trying(num_tokens):
+        linears = [
+            made(rows, lambda: Linear(in_features=k, out_features=n, mode="bf16", device="cuda")) for _ in weights
+        ]
+        for linear, weight in zip(linears, weights, strict=True):
+            linear.prepare(weight)
+        graphs[rows] = gpu_layer.captured([lambda f=linear: f(x) for linear in linears])
+    return gpu_linear.time_graphs(graphs, len(weights))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="pro8,flash8")
+    parser.add_argument("--tokens", default="8,64,256,512,1024,2048,4096,8192")
+    parser.add_argument("--linear-tokens", default="1,16,64,256,512,4096")
+    parser.add_argument("--slack", type=float, default=0.1, help="a share of the best time")
+    parser.add_argument("--out", type=Path, help="write the table as CSV, too")
+    args = parser.parse_args()
+    lines = [["what", "tokens", CHOICE, *ROWS]]
+    print(*lines[0])
+    slow = []
+    sweeps = [
+        (shape, tokens, lambda shape=shape, tokens=tokens: sweep_layers(shape, tokens))
+        for shape in args.shapes.split(",")
+        for tokens in map(int, args.tokens.split(","))
+    ] + [
+        (f"linear {k}x{n}", tokens, lambda k=k, n=n, tokens=tokens: sweep_linear(k, n, tokens))
+        for k, n in gpu_linear.SHAPES
+        for tokens in map(int, args.linear_tokens.split(","))
+    ]
+    for what, tokens, sweep in sweeps:
+        us = sweep()
+        best = min(us, key=us.get)
+        lines.append([what, tokens, *(f"{us[rows]:.1f}" if rows in us else "" for rows in (CHOICE, *ROWS))])
+        print(*(cell or "-" for cell in map(str, lines[-1])), f"| best {best}", flush=True)
+        if us[CHOICE] > us[best] * (1 + args.slack):
+            slow.append(f"{what}, {tokens} tokens: {us[CHOICE]:.1f} us, with tiles of {best} {us[best]:.1f}")
+    if args.out:
+        with args.out.open("w", newline="") as file:
+            file.write(f"# {torch.cuda.get_device_name()}, {datetime.date.today()}, us by row-tile size\n")
+            csv.writer(file, lineterminator="\n").writerows(lines)
+    print("\n".join(slow) or f"every choice is within {args.slack:.0%} of the best")
+    sys.exit(bool(slow))
+
+
+if __name__ == "__main__":
+    main()
