@@ -38,11 +38,6 @@ typedef struct RoutingTables {
   int32_t *chunk_first_token; /* [C + 1] */
 } RoutingTables;
 
-/* Shared memory of a routing warp for each local expert. */
-#define ROUTE_EXPERT_BYTES 8
-/* Slots of a segment that route_small can hold. */
-#define ROUTE_SMALL_SLOTS 256
-
 typedef struct RouteParams {
   RoutingTables tables;
   int32_t *segment_counts; /* [S, L] then the rows of earlier segments of the same chunk and expert */

@@ -20,21 +20,17 @@ struct Counts {
   int32_t v[kCounters];
 };
 
-// Waits for the first `num_threads` threads of the block, a multiple of 32.
-__device__ inline void sync_first(int num_threads) { asm volatile("bar.sync 1, %0;" ::"r"(num_threads) : "memory"); }
-
-// Replaces each thread's counts by the sums over the threads before it; returns the sums over all. The first
-// `num_threads` threads of the block take part. `scratch` is shared memory and may be reused right after.
+// Replaces each thread's counts by the sums over the threads before it; returns the sums over all threads. The whole
+// block takes part, blockDim.x a multiple of 32. `scratch` is shared memory and may be reused right after.
 template <int kCounters>
-__device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, int num_threads,
-                                                  Counts<kCounters> (&scratch)[33]) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = num_threads / 32;
+__device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, Counts<kCounters> (&scratch)[33]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
   Counts<kCounters> sum;
 #pragma unroll
   for (int i = 0; i < kCounters; ++i) sum.v[i] = warp_inclusive_scan(mine.v[i]);
-  sync_first(num_threads);
+  __syncthreads();
   if (lane == 31) scratch[warp] = sum;
-  sync_first(num_threads);
+  __syncthreads();
   if (warp == 0) {
 #pragma unroll
     for (int i = 0; i < kCounters; ++i) {
@@ -43,7 +39,7 @@ __device__ Counts<kCounters> block_exclusive_scan(Counts<kCounters>& mine, int n
       if (lane == 31) scratch[32].v[i] = end;
     }
   }
-  sync_first(num_threads);
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kCounters; ++i) mine.v[i] = sum.v[i] - mine.v[i] + scratch[warp].v[i];
   return scratch[32];

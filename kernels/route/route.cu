@@ -6,7 +6,7 @@
 //   route_count    segments count their slots by expert
 //   route_scan     one block turns counts into chunks, row offsets, and the list of experts that have rows
 //   route_scatter  segments rank their slots and write the maps
-//   route_small    all three in one block, for few tokens of one chunk
+//   route_small    all three in one block, for few tokens
 #include "../common/overlap.cuh"
 #include "../common/scan.cuh"
 #include "../params.h"
@@ -14,117 +14,75 @@
 namespace nvfp4 {
 namespace {
 
-constexpr int32_t kNotRouted = -1, kBad = -2;
+constexpr int32_t kNotRouted = -1;
 
-// A slot's global expert: kNotRouted for padding, kBad where the id is out of range. Ids are data: padding tokens carry
-// -1, and a buggy router may carry anything.
-__device__ int32_t global_expert(const RouteParams& p, uint32_t slot) {
-  int64_t at = slot;
-  if (p.topk_ids_row_stride != p.top_k) at = slot / p.top_k * p.topk_ids_row_stride + slot % p.top_k;
-  const int64_t id =
-      p.topk_ids_are_i64 ? static_cast<const int64_t*>(p.topk_ids)[at] : static_cast<const int32_t*>(p.topk_ids)[at];
-  return id < -1 || id >= p.num_experts ? kBad : static_cast<int32_t>(id);
+__device__ int64_t topk_id(const RouteParams& p, uint32_t slot) {
+  const int64_t at = slot / p.top_k * p.topk_ids_row_stride + slot % p.top_k;
+  return p.topk_ids_are_i64 ? static_cast<const int64_t*>(p.topk_ids)[at] : static_cast<const int32_t*>(p.topk_ids)[at];
 }
 
-// The local expert that serves a global one; kNotRouted where it is not here, kBad where expert_map is out of range.
-__device__ int32_t local_expert(const RouteParams& p, int32_t expert) {
-  if (expert < 0) return expert;
-  const int32_t local = p.expert_map ? p.expert_map[expert] : expert - p.first_local_expert;
+// The local expert that serves an id, or kNotRouted. Ids are data: padding tokens carry -1, and a buggy router may
+// carry anything, so both ends are bounded before expert_map is read. `bad` is set where id or map entry is out of
+// range.
+__device__ int32_t local_expert(const RouteParams& p, int64_t id, bool& bad) {
+  bad = id < -1 || id >= p.num_experts;
+  if (bad || id == -1) return kNotRouted;
+  const int32_t local = p.expert_map ? p.expert_map[id] : static_cast<int32_t>(id) - p.first_local_expert;
   if (local >= 0 && local < p.num_local_experts) return local;
-  return p.expert_map && local != -1 ? kBad : kNotRouted;
+  bad = p.expert_map && local != -1;
+  return kNotRouted;
 }
 
-// The slots of a segment.
-struct SlotRange {
-  // Slots number less than 2^31; unsigned, so that rounding up to a warp or a segment cannot overflow.
-  uint32_t first, end;
-
-  __device__ SlotRange(const RouteParams& p, int segment) {
-    const uint32_t first_token = static_cast<uint32_t>(segment) * p.segment_tokens;
-    first = first_token * p.top_k;
-    end = min(first_token + p.segment_tokens, static_cast<uint32_t>(p.num_tokens)) * p.top_k;
-  }
-};
-
-__device__ void report_bad_ids(const RouteParams& p, uint32_t slot, bool bad) {
-  const uint32_t lanes = __ballot_sync(~0u, bad);
-  if (!bad || (lanes & ((1u << threadIdx.x % 32) - 1)) != 0) return;
-  using ull = unsigned long long;
-  atomicAdd(reinterpret_cast<ull*>(&p.status->out_of_range_ids), static_cast<ull>(__popc(lanes)));
-  const ull calls = *reinterpret_cast<const volatile ull*>(&p.status->calls);
-  atomicMin(reinterpret_cast<ull*>(&p.status->first_bad), calls << 32 | static_cast<ull>(slot / p.top_k));
-}
-
-// A warp's counters, in shared memory. __match_any_sync would do without `lanes`, but takes time for every distinct
-// expert.
-struct Counters {
-  int32_t* next;    // [L]
-  uint32_t* lanes;  // [L] of the slots at hand, those that have this expert; 0 in between
-
-  // Of a segment's warp in a block.
-  __device__ static Counters of(const RouteParams& p, int warp) {
-    extern __shared__ int32_t all[];
-    int32_t* const own = all + 2 * warp * p.num_local_experts;
-    return {own, reinterpret_cast<uint32_t*>(own + p.num_local_experts)};
-  }
-};
-
-// Hands each routed slot its expert's `next`, in order, and calls visit(i, slot, expert, place) for all
-// slots of a segment; those not routed have a negative expert. `i` counts the lane's slots, of kBatch that are loaded
-// together.
-template <int kBatch, bool kReport, class Visit>
-__device__ void for_each_slot(const RouteParams& p, int segment, const Counters& counters, Visit visit) {
+// Calls visit(slot, expert, rank, peers) for each slot of a segment, 32 in step: `peers` are the lanes with the same
+// expert, `rank` the number of them below this lane. Lanes without a routed slot have expert kNotRouted.
+template <class Visit>
+__device__ void for_each_slot(const RouteParams& p, int segment, Visit visit) {
   const int lane = threadIdx.x % 32;
-  const SlotRange slots(p, segment);
-  for (uint32_t base = slots.first; base < slots.end; base += kBatch * 32) {
-    int32_t expert[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (base + i * 32 >= slots.end) break;
-      const uint32_t slot = base + i * 32 + lane;
-      expert[i] = slot < slots.end ? global_expert(p, slot) : kNotRouted;
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (base + i * 32 >= slots.end) break;
-      expert[i] = local_expert(p, expert[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (base + i * 32 >= slots.end) break;
-      const uint32_t slot = base + i * 32 + lane;
-      const bool routed = expert[i] >= 0;
-      if (routed) atomicOr(&counters.lanes[expert[i]], 1u << lane);
-      __syncwarp();
-      const uint32_t peers = routed ? counters.lanes[expert[i]] : 0;
-      const int32_t first = routed ? counters.next[expert[i]] : 0, rank = __popc(peers & ((1u << lane) - 1));
-      __syncwarp();
-      if (routed && rank == 0) {
-        counters.lanes[expert[i]] = 0;
-        counters.next[expert[i]] = first + __popc(peers);
-      }
-      __syncwarp();
-      if (kReport) report_bad_ids(p, slot, expert[i] == kBad);
-      if (slot < slots.end) visit(i, slot, expert[i], first + rank);
-    }
+  // Slots number less than 2^31; unsigned, so that rounding up to a warp or a segment cannot overflow.
+  const uint32_t first_token = static_cast<uint32_t>(segment) * p.segment_tokens;
+  const uint32_t end_token = min(first_token + p.segment_tokens, static_cast<uint32_t>(p.num_tokens));
+  const uint32_t end = end_token * p.top_k;
+  for (uint32_t base = first_token * p.top_k; base < end; base += 32) {
+    const uint32_t slot = base + lane;
+    bool bad = false;
+    const int32_t expert = slot < end ? local_expert(p, topk_id(p, slot), bad) : kNotRouted;
+    const uint32_t peers = __match_any_sync(~0u, expert);
+    visit(slot, slot < end, expert, __popc(peers & ((1u << lane) - 1)), peers, bad);
   }
 }
 
-__device__ void write_slot(const RouteParams& p, int64_t chunk, uint32_t slot, int32_t row) {
-  if (row != kNotRouted) p.tables.row_to_slot[chunk * p.chunk_rows + row] = static_cast<int32_t>(slot);
-  p.tables.slot_to_row[slot] = row;
+// `counts` is this warp's shared memory, L counters.
+__device__ void count_segment(const RouteParams& p, int segment, int32_t* counts) {
+  const int lane = threadIdx.x % 32;
+  for (int e = lane; e < p.num_local_experts; e += 32) counts[e] = 0;
+  __syncwarp();
+  int32_t routed = 0;
+  for_each_slot(p, segment, [&](uint32_t slot, bool valid, int32_t expert, int rank, uint32_t peers, bool bad) {
+    if (expert != kNotRouted && rank == 0) counts[expert] += __popc(peers);
+    routed += __popc(__ballot_sync(~0u, expert != kNotRouted));
+    const uint32_t bad_lanes = __ballot_sync(~0u, bad);
+    if (bad && (bad_lanes & ((1u << lane) - 1)) == 0) {
+      using ull = unsigned long long;
+      atomicAdd(reinterpret_cast<ull*>(&p.status->out_of_range_ids), static_cast<ull>(__popc(bad_lanes)));
+      const ull calls = *reinterpret_cast<const volatile ull*>(&p.status->calls);
+      atomicMin(reinterpret_cast<ull*>(&p.status->first_bad), calls << 32 | static_cast<ull>(slot / p.top_k));
+    }
+    __syncwarp();
+  });
+  int32_t* out = p.segment_counts + int64_t{segment} * p.num_local_experts;
+  for (int e = lane; e < p.num_local_experts; e += 32) out[e] = counts[e];
+  if (lane == 0) p.segment_totals[segment] = routed;
 }
 
 // Chunk of each segment, and the first token of each chunk.
-__device__ void place_segments(const RouteParams& p) {
-  __shared__ Counts<1> scratch[33];
+__device__ void place_segments(const RouteParams& p, Counts<1> (&scratch)[33]) {
   const RoutingTables& t = p.tables;
   int32_t slots_before = 0;
   for (int base = 0; base < p.num_segments; base += blockDim.x) {
     const int s = base + threadIdx.x;
     Counts<1> count = {s < p.num_segments ? p.segment_totals[s] : 0};
     const int32_t own = count.v[0];
-    const Counts<1> all = block_exclusive_scan(count, blockDim.x, scratch);
+    const Counts<1> all = block_exclusive_scan(count, scratch);
     const int32_t before = slots_before + count.v[0];
     const int32_t chunk = before / p.chunk_slots;
     if (s < p.num_segments) {
@@ -168,26 +126,22 @@ __device__ void sum_expert(const RouteParams& p, int expert) {
   p.tables.row_counts[chunk * num_local + expert] = sum;
 }
 
-// Row offsets, active experts and row tiles of one chunk, by the first `num_threads` threads. rows_of(e) gives an
-// expert's rows; place(e, row) learns the first.
-template <class RowsOf, class Place>
-__device__ void lay_out_chunk(const RouteParams& p, int chunk, int num_threads, RowsOf rows_of, Place place) {
-  __shared__ Counts<3> scratch[33];
+// Row offsets, active experts and row tiles of one chunk.
+__device__ void lay_out_chunk(const RouteParams& p, int chunk, Counts<3> (&scratch)[33]) {
   const RoutingTables& t = p.tables;
   const int64_t num_local = p.num_local_experts;
   int32_t* const offsets = t.row_offsets + chunk * (num_local + 1);
   int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
   Counts<3> before = {};
-  for (int base = 0; base < p.num_local_experts; base += num_threads) {
+  for (int base = 0; base < p.num_local_experts; base += blockDim.x) {
     const int e = base + threadIdx.x;
-    const int32_t rows = e < p.num_local_experts ? rows_of(e) : 0;
+    const int32_t rows = e < p.num_local_experts ? t.row_counts[chunk * num_local + e] : 0;
     const int32_t aligned = (rows + p.row_alignment - 1) / p.row_alignment * p.row_alignment;
     Counts<3> at = {aligned, rows > 0, (rows + p.tile_rows - 1) / p.tile_rows};
-    const Counts<3> all = block_exclusive_scan(at, num_threads, scratch);
+    const Counts<3> all = block_exclusive_scan(at, scratch);
     if (e < p.num_local_experts) {
       const int32_t first = before.v[0] + at.v[0];
       offsets[e] = first;
-      place(e, first);
       if (rows > 0) {
         t.active_experts[chunk * num_local + before.v[1] + at.v[1]] = e;
         starts[before.v[1] + at.v[1]] = before.v[2] + at.v[2];
@@ -204,125 +158,77 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, int num_threads, 
   }
 }
 
-__device__ void count_call(const RouteParams& p) {
-  // Without a result, so that nothing waits for it.
-  if (threadIdx.x == 0) atomicAdd(reinterpret_cast<unsigned long long*>(&p.status->calls), 1ull);
+__device__ void scan(const RouteParams& p) {
+  __shared__ Counts<1> one[33];
+  __shared__ Counts<3> three[33];
+  if (threadIdx.x == 0) p.status->calls += 1;
+  place_segments(p, one);
+  __syncthreads();
+  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
+  __syncthreads();
+  for (int c = 0; c < p.num_chunks; ++c) lay_out_chunk(p, c, three);
 }
 
-// Adds the counters of one expert up, warp by warp, from `sum` on; with `replace` each becomes the sum before it.
-__device__ int32_t add_segments(const RouteParams& p, int expert, int32_t sum, bool replace) {
-  constexpr int kBatch = 8;  // loads in flight
-  for (int base = 0; base < p.num_segments; base += kBatch) {
-    int32_t own[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      own[i] = base + i < p.num_segments ? Counters::of(p, base + i).next[expert] : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (replace && base + i < p.num_segments) Counters::of(p, base + i).next[expert] = sum;
-      sum += own[i];
-    }
+// `ranks` is this warp's shared memory, L counters.
+__device__ void scatter_segment(const RouteParams& p, int segment, int32_t* ranks) {
+  const int lane = threadIdx.x % 32;
+  const RoutingTables& t = p.tables;
+  const int64_t chunk = p.segment_totals[segment], num_local = p.num_local_experts;
+  for (int e = lane; e < num_local; e += 32) {
+    ranks[e] = t.row_offsets[chunk * (num_local + 1) + e] + p.segment_counts[segment * num_local + e];
   }
-  return sum;
+  __syncwarp();
+  for_each_slot(p, segment, [&](uint32_t slot, bool valid, int32_t expert, int rank, uint32_t peers, bool) {
+    int32_t row = kNotRouted;
+    if (expert != kNotRouted) {
+      row = ranks[expert] + rank;
+      t.row_to_slot[chunk * p.chunk_rows + row] = static_cast<int32_t>(slot);
+    }
+    __syncwarp();
+    if (expert != kNotRouted && rank == 0) ranks[expert] += __popc(peers);
+    if (valid) t.slot_to_row[slot] = row;
+    __syncwarp();
+  });
 }
 
-// Calls body(segment, counters) for this block's segments, with counters of the warp that start as initial(e).
-template <class Initial, class Body>
-__device__ void for_each_segment(const RouteParams& p, Initial initial, Body body) {
+// This warp's counters.
+__device__ int32_t* warp_counters(const RouteParams& p) {
+  extern __shared__ int32_t counters[];
+  return counters + threadIdx.x / 32 * p.num_local_experts;
+}
+
+template <class Body>
+__device__ void for_each_segment(const RouteParams& p, Body body) {
   const int warps = blockDim.x / 32;
-  const Counters own = Counters::of(p, threadIdx.x / 32);
   for (int s = blockIdx.x * warps + threadIdx.x / 32; s < p.num_segments; s += gridDim.x * warps) {
-    for (int e = threadIdx.x % 32; e < p.num_local_experts; e += 32) {
-      own.next[e] = initial(s, e);
-      own.lanes[e] = 0;
-    }
-    __syncwarp();
-    body(s, own);
+    body(s);
     __syncwarp();
   }
 }
-
-struct Zero {
-  __device__ int32_t operator()(int, int) const { return 0; }
-};
 
 }  // namespace
 }  // namespace nvfp4
 
 extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_constant__ RouteParams p) {
-  using namespace nvfp4;
-  let_next_start();
-  for_each_segment(p, Zero{}, [&](int segment, const Counters& counts) {
-    int32_t routed = 0;
-    for_each_slot<4, true>(p, segment, counts, [&](int, uint32_t, int32_t expert, int32_t) { routed += expert >= 0; });
-    routed = __reduce_add_sync(~0u, routed);
-    int32_t* const out = p.segment_counts + int64_t{segment} * p.num_local_experts;
-    for (int e = threadIdx.x % 32; e < p.num_local_experts; e += 32) out[e] = counts.next[e];
-    if (threadIdx.x % 32 == 0) p.segment_totals[segment] = routed;
-  });
+  nvfp4::let_next_start();
+  nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1) route_scan(const __grid_constant__ RouteParams p) {
-  using namespace nvfp4;
-  follow_previous();
-  count_call(p);
-  place_segments(p);
-  __syncthreads();
-  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
-  __syncthreads();
-  for (int c = 0; c < p.num_chunks; ++c) {
-    const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
-    lay_out_chunk(p, c, blockDim.x, [&](int e) { return rows[e]; }, [](int, int32_t) {});
-  }
+  nvfp4::follow_previous();
+  nvfp4::scan(p);
 }
 
 extern "C" __global__ void __launch_bounds__(256) route_scatter(const __grid_constant__ RouteParams p) {
-  using namespace nvfp4;
-  follow_previous();
-  const auto first_row = [&](int segment, int e) {
-    const int64_t chunk = p.segment_totals[segment], num_local = p.num_local_experts;
-    return p.tables.row_offsets[chunk * (num_local + 1) + e] + p.segment_counts[segment * num_local + e];
-  };
-  for_each_segment(p, first_row, [&](int segment, const Counters& rows) {
-    const int64_t chunk = p.segment_totals[segment];
-    for_each_slot<4, false>(p, segment, rows, [&](int, uint32_t slot, int32_t expert, int32_t row) {
-      write_slot(p, chunk, slot, expert < 0 ? kNotRouted : row);
-    });
-  });
+  nvfp4::follow_previous();
+  nvfp4::for_each_segment(p, [&](int s) { nvfp4::scatter_segment(p, s, nvfp4::warp_counters(p)); });
 }
 
-// One chunk, a warp for each segment: counters in shared memory, slots in registers. Cold and short, so instructions
-// are what it costs.
 extern "C" __global__ void __launch_bounds__(1024, 1) route_small(const __grid_constant__ RouteParams p) {
-  using namespace nvfp4;
-  constexpr int kBatch = ROUTE_SMALL_SLOTS / 32;
-  let_next_start();
-  int32_t expert_of[kBatch], rank_of[kBatch];
-  for_each_segment(p, Zero{}, [&](int segment, const Counters& counts) {
-    for_each_slot<kBatch, true>(p, segment, counts, [&](int i, uint32_t, int32_t expert, int32_t rank) {
-      expert_of[i] = expert;
-      rank_of[i] = rank;
-    });
-  });
-  if (threadIdx.x < 2) p.tables.chunk_first_token[threadIdx.x] = threadIdx.x * p.num_tokens;
+  nvfp4::let_next_start();
+  nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
   __syncthreads();
-  const int scanning = min(blockDim.x, (p.num_local_experts + 31) / 32 * 32);
-  if (threadIdx.x < scanning) {
-    const auto rows_of = [&](int e) { return p.tables.row_counts[e] = add_segments(p, e, 0, false); };
-    lay_out_chunk(p, 0, scanning, rows_of, [&](int e, int32_t row) { add_segments(p, e, row, true); });
-  }
+  nvfp4::scan(p);
   __syncthreads();
-  count_call(p);
-  const int segment = threadIdx.x / 32;
-  if (segment >= p.num_segments) return;
-  const SlotRange slots(p, segment);
-  const int32_t* const first_row = Counters::of(p, segment).next;
-#pragma unroll
-  for (int i = 0; i < kBatch; ++i) {
-    const uint32_t slot = slots.first + i * 32 + threadIdx.x % 32;
-    if (slots.first + i * 32 >= slots.end) return;
-    if (slot >= slots.end) continue;
-    write_slot(p, 0, slot, expert_of[i] < 0 ? kNotRouted : first_row[expert_of[i]] + rank_of[i]);
-  }
+  nvfp4::for_each_segment(p, [&](int s) { nvfp4::scatter_segment(p, s, nvfp4::warp_counters(p)); });
 }

@@ -3,7 +3,6 @@
 
 use super::Stream;
 use super::device::Shape;
-use super::kernels::params::ROUTE_EXPERT_BYTES;
 use super::kernels::{Kernel, ROUTE_SHARED_BYTES, params};
 use super::layer::CudaLayer;
 use super::plan::LayerPlan;
@@ -117,14 +116,13 @@ impl Call<'_> {
             tile_rows: plan.tile_rows as i32,
             reserved: 0,
         };
-        let local = config.num_local_experts as u32;
-        let warp_bytes = local * ROUTE_EXPERT_BYTES;
+        let warp_bytes = config.num_local_experts as u32 * 4;
         // SAFETY: the tables are regions of the workspace; ids and map by contract.
         unsafe {
-            if plan.routes_in_one_block(config) {
-                // A warp for each segment, and a thread for each expert.
-                let threads = (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(1024));
-                return self.launch(Kernel::RouteSmall, [1, 1, 1], threads, plan.segments as u32 * warp_bytes, &params);
+            if plan.routes_in_one_block(config.num_local_experts) {
+                // The scan wants threads even where segments are few.
+                let threads = (plan.segments as u32 * 32).max(THREADS);
+                return self.launch(Kernel::RouteSmall, [1, 1, 1], threads, threads / 32 * warp_bytes, &params);
             }
             let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];

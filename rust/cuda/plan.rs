@@ -5,7 +5,6 @@
 //! GEMM2 and combine go over the hidden columns in *slices*, so that its f32 result need not be held whole.
 
 use super::kernels::ROUTE_SHARED_BYTES;
-use super::kernels::params::{ROUTE_EXPERT_BYTES, ROUTE_SMALL_SLOTS};
 use super::storage::TILE;
 use super::tiles::{PORTABLE_ROWS, tile_rows};
 use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
@@ -118,10 +117,9 @@ impl LayerPlan {
     pub fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize) -> Self {
         let (hidden, inter, local) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
         let slots = max_tokens * config.top_k;
-        // Few tokens: a segment for each of the block's warps, 32 at most, of slots for most of its lanes. Many: 256
-        // segments, of whole tokens.
+        // Few tokens: a segment for each of the block's 32 warps. Many: 256 segments, of whole tokens.
         let segment_tokens = match max_tokens <= SMALL_TOKENS {
-            true => max_tokens.div_ceil(32).max(32 / config.top_k).max(1),
+            true => max_tokens.div_ceil(32).max(1),
             false => max_tokens.div_ceil(256).max(SMALL_TOKENS / 32),
         };
         let segment_slots = segment_tokens * config.top_k;
@@ -206,11 +204,8 @@ impl LayerPlan {
     }
 
     /// Does one block of threads route?
-    pub fn routes_in_one_block(&self, config: &LayerConfig) -> bool {
-        self.chunks == 1
-            && self.segments <= 32
-            && self.segment_tokens * config.top_k <= ROUTE_SMALL_SLOTS as usize
-            && self.segments * config.num_local_experts * ROUTE_EXPERT_BYTES as usize <= ROUTE_SHARED_BYTES as usize
+    pub fn routes_in_one_block(&self, local: usize) -> bool {
+        self.segments <= 32 && self.segments * local * 4 <= ROUTE_SHARED_BYTES as usize
     }
 }
 
