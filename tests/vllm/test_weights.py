@@ -163,6 +163,20 @@ def test_experts_that_move_need_no_new_layer(weights, batch):
     assert torch.equal(run(experts, x, ids, topk_weights, expert_map=expert_map), before)
 
 
+def test_prepared_experts_are_what_eplb_moves(weights):
+    """Where the library keeps experts repacked, vLLM lists their slices instead of the originals, which are gone."""
+    module = Module(weights)
+    module.local_num_experts = EXPERTS
+    slices = torch.arange(EXPERTS * 64, dtype=torch.uint8).view(EXPERTS, 64)
+    moe.free_originals(module, slices)
+    moved = list(RoutedExperts.get_expert_weights(module))
+    assert len(moved) == 3  # the slices, and the global scales of both GEMMs
+    assert next(rows for rows in moved if rows.data_ptr() == slices.data_ptr()).shape == slices.shape
+    assert all(rows.shape[0] == EXPERTS and rows.numel() for rows in moved)
+    assert module.w13_weight.shape[:2] == weights.w13.shape[:2]
+    assert not module.w13_weight.numel()
+
+
 def test_weights_are_used_in_place(weights):
     """The layer reads vLLM's own storage: a weight changed there changes the output."""
     module = Module(weights)
