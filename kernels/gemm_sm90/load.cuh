@@ -142,20 +142,30 @@ struct WeightTiles {
   }
 };
 
+// Calls body(tile, weights, started) for this CTA's tiles, when the kernel before this one has been waited for. Of the
+// first tile, `started` slabs of weights may be under way by then.
+template <class C, class Body>
+__device__ void for_each_tile_to_load(const GemmParams& p, SharedStorage<C>& shared, Body body) {
+  bool waits = p.tiles_known;
+  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
+    const WeightTiles weights = WeightTiles::of<C>(p, tile);
+    const int started = waits ? weights.load_ahead(p, shared) : 0;
+    waits = false;
+    body(tile, weights, started);
+  });
+  if (waits) follow_previous();
+}
+
 template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
   const int full_slabs = aligned ? p.k_valid / kSlabCols : 0;
   Ring<C> ring;
-  bool waits = p.tiles_known;
-  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
-    const WeightTiles weights = WeightTiles::of<C>(p, tile);
-    const int ahead = waits ? weights.load_ahead(p, shared) : 0;
-    waits = false;
+  for_each_tile_to_load(p, shared, [&](const Tile& tile, const WeightTiles& weights, int started) {
     RowGather<C> rows(p, tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
-      if (slab >= ahead) weights.load(p, shared, ring, slab);
+      if (slab >= started) weights.load(p, shared, ring, slab);
       const uint32_t target = rows.target(shared, ring.stage);
       if (slab + C::kSlabs <= full_slabs) {
         rows.copy(target);
@@ -173,7 +183,6 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       ring.advance();
     }
   });
-  if (waits) follow_previous();
   ptx::cp_async_wait_all();  // a thread must not end with copies in flight
 }
 

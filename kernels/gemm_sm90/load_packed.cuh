@@ -45,11 +45,7 @@ __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
   // A thread serves kEach of the rows of the slabs of a stage, and reads kAhead stages of them at once.
   constexpr int kRows = C::kN * C::kSlabs, kEach = (kRows + C::kProducers - 1) / C::kProducers, kAhead = 4 / kEach;
   Ring<C> ring;
-  bool waits = p.tiles_known;
-  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
-    const WeightTiles weights = WeightTiles::of<C>(p, tile);
-    const int started = waits ? weights.load_ahead(p, shared) : 0;
-    waits = false;
+  for_each_tile_to_load(p, shared, [&](const Tile& tile, const WeightTiles& weights, int started) {
     int64_t row[kEach];
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
@@ -82,7 +78,6 @@ __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
       }
     }
   });
-  if (waits) follow_previous();
 }
 
 }  // namespace nvfp4
