@@ -1,8 +1,8 @@
 //! One CUDA device of this process: its context, kernels, counters and shared workspace.
 
-use super::Stream;
 use super::driver::{Entered, check};
 use super::kernels::{Functions, HOPPER, Kernel, MODULES, params};
+use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::Kernels;
 use crate::error::{Error, Result};
 use crate::status;
@@ -143,6 +143,11 @@ impl Device {
     pub unsafe fn launch<P>(&self, kernel: Kernel, shape: Shape, stream: Stream, params: &P) -> Result<()> {
         // SAFETY: by contract.
         unsafe { self.enqueue(kernel, shape, stream, &mut [], params) }
+    }
+
+    /// A launch whose blocks stride over up to `rows` rows.
+    pub fn by_rows(&self, rows: usize) -> Shape {
+        Shape::new([(rows as u32).min(self.num_sms * BLOCKS_PER_SM), 1, 1], THREADS, 0)
     }
 
     /// Enqueue a kernel that waits for the one before it by itself (kernels/common/overlap.cuh), so that its start may

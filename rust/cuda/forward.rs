@@ -59,15 +59,7 @@ impl Call<'_> {
         Ok(())
     }
 
-    pub(super) unsafe fn launch<P>(
-        &self,
-        kernel: Kernel,
-        grid: [u32; 3],
-        threads: u32,
-        shared: u32,
-        params: &P,
-    ) -> Result<()> {
-        let shape = Shape::new(grid, threads, shared);
+    pub(super) unsafe fn launch<P>(&self, kernel: Kernel, shape: Shape, params: &P) -> Result<()> {
         // SAFETY: by contract of the caller; what follows routing waits by itself.
         unsafe {
             match kernel {
@@ -75,11 +67,6 @@ impl Call<'_> {
                 _ => self.layer.device.launch_overlapping(kernel, shape, self.stream, params),
             }
         }
-    }
-
-    /// Blocks that stride over up to `rows` rows.
-    pub(super) fn row_blocks(&self, rows: usize) -> [u32; 3] {
-        [(rows as u32).min(self.layer.device.num_sms * BLOCKS_PER_SM), 1, 1]
     }
 
     unsafe fn route(&self) -> Result<()> {
@@ -122,13 +109,15 @@ impl Call<'_> {
             if plan.routes_in_one_block(config.num_local_experts) {
                 // The scan wants threads even where segments are few.
                 let threads = (plan.segments as u32 * 32).max(THREADS);
-                return self.launch(Kernel::RouteSmall, [1, 1, 1], threads, threads / 32 * warp_bytes, &params);
+                let shape = Shape::new([1, 1, 1], threads, threads / 32 * warp_bytes);
+                return self.launch(Kernel::RouteSmall, shape, &params);
             }
             let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];
-            self.launch(Kernel::RouteCount, blocks, warps * 32, warps * warp_bytes, &params)?;
-            self.launch(Kernel::RouteScan, [1, 1, 1], 512, 0, &params)?;
-            self.launch(Kernel::RouteScatter, blocks, warps * 32, warps * warp_bytes, &params)
+            let by_segments = Shape::new(blocks, warps * 32, warps * warp_bytes);
+            self.launch(Kernel::RouteCount, by_segments, &params)?;
+            self.launch(Kernel::RouteScan, Shape::new([1, 1, 1], 512, 0), &params)?;
+            self.launch(Kernel::RouteScatter, by_segments, &params)
         }
     }
 
@@ -175,11 +164,11 @@ impl Call<'_> {
             num_cols: self.config.intermediate_size as i32,
             reserved: 0,
         };
-        let blocks = self.row_blocks(self.plan.rows);
+        let by_rows = self.layer.device.by_rows(self.plan.rows);
         // SAFETY: regions of the workspace, the layer's own state; x by contract.
         unsafe {
-            self.launch(Kernel::AmaxRows, blocks, THREADS, 0, &x)?;
-            self.launch(Kernel::AmaxRows, blocks, THREADS, 0, &h)
+            self.launch(Kernel::AmaxRows, by_rows, &x)?;
+            self.launch(Kernel::AmaxRows, by_rows, &h)
         }
     }
 
@@ -232,6 +221,6 @@ impl Call<'_> {
         let col_blocks = blocks.div_ceil(tokens).min((cols.len() as u32 / 4).div_ceil(THREADS));
         let token_blocks = tokens.min(blocks / col_blocks);
         // SAFETY: regions of the workspace; weights and out by contract.
-        unsafe { self.launch(Kernel::Combine, [col_blocks, token_blocks, 1], THREADS, 0, &params) }
+        unsafe { self.launch(Kernel::Combine, Shape::new([col_blocks, token_blocks, 1], THREADS, 0), &params) }
     }
 }

@@ -1,11 +1,10 @@
 //! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x is packed, and GEMM1 decodes
 //! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly.
 
-use super::THREADS;
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
-use super::tiles::{GemmKind, gemm_threads};
+use super::tiles::{GemmKind, gemm_shape};
 use crate::config::Mode;
 use crate::error::Result;
 use std::ops::Range;
@@ -72,7 +71,7 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(args.num_tokens), THREADS, 0, &params) }
+        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(args.num_tokens), &params) }
     }
 
     unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
@@ -91,7 +90,7 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: regions of the workspace.
-        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(self.plan.rows), THREADS, 0, &params) }
+        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(self.plan.rows), &params) }
     }
 
     /// GEMM2 for a slice of y.
@@ -129,11 +128,9 @@ impl Call<'_> {
     }
 
     unsafe fn launch_gemm(&self, kind: GemmKind, params: &params::GemmParams) -> Result<()> {
-        // One CTA takes all of a multiprocessor's shared memory.
-        let blocks = (self.worst_tiles(&params.list) as u32).clamp(1, self.layer.device.num_sms);
-        let kernel = Kernel::GemmSm90(kind, self.plan.tile_rows);
-        let threads = gemm_threads(self.plan.tile_rows);
+        let rows = self.plan.tile_rows;
+        let shape = gemm_shape(rows, self.worst_tiles(&params.list), self.layer.device.num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(kernel, [blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES, params) }
+        unsafe { self.launch(Kernel::GemmSm90(kind, rows), shape, params) }
     }
 }

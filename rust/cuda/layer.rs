@@ -48,7 +48,7 @@ unsafe impl Sync for CudaLayer {}
 impl CudaLayer {
     /// Open the device, load its kernels.
     pub fn new(ordinal: i32, kernels: Kernels, config: &LayerConfig) -> Result<Self> {
-        let forced_rows = if kernels == Kernels::Hopper { forced_rows()? } else { None };
+        let forced_rows = forced_rows(kernels)?;
         let device = Device::for_kernels(ordinal, kernels)?;
         let state = device.allocate(size_of::<LayerState>())?;
         let slice = ExpertSlice::new(kernels, config.hidden_size, config.intermediate_size);

@@ -8,7 +8,7 @@ use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
 };
 use super::storage::LinearStorage;
-use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_threads, linear_tile_rows};
+use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_shape, linear_tile_rows};
 use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::{Kernels, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
@@ -47,7 +47,7 @@ unsafe impl Sync for CudaLinear {}
 impl CudaLinear {
     /// Open the device, load its kernels.
     pub fn new(ordinal: i32, kernels: Kernels, config: &LinearConfig) -> Result<Self> {
-        let forced_rows = if kernels == Kernels::Hopper { forced_rows()? } else { None };
+        let forced_rows = forced_rows(kernels)?;
         let device = Device::for_kernels(ordinal, kernels)?;
         let state = device.allocate(size_of::<LinearState>())?;
         let layout = LinearStorage::new(kernels, config.in_features, config.out_features);
@@ -137,7 +137,7 @@ impl CudaLinear {
             false => std::ptr::null_mut(), // needs none
         };
         let source = params::RowSource { num_rows: args.num_tokens as i32, top_k: 1, ..Default::default() };
-        let row_blocks = [(args.num_tokens as u32).min(self.device.num_sms * BLOCKS_PER_SM), 1, 1];
+        let by_rows = self.device.by_rows(args.num_tokens);
         if observe {
             let params = params::AmaxParams {
                 source,
@@ -148,7 +148,7 @@ impl CudaLinear {
                 reserved: 0,
             };
             // SAFETY: the linear's own state; x by contract.
-            unsafe { self.device.launch(Kernel::AmaxRows, Shape::new(row_blocks, THREADS, 0), stream, &params) }?;
+            unsafe { self.device.launch(Kernel::AmaxRows, by_rows, stream, &params) }?;
         }
         if quantised {
             let mut params = params::QuantizeParams {
@@ -169,7 +169,7 @@ impl CudaLinear {
                 }
             }
             // SAFETY: regions of the workspace; x by contract.
-            unsafe { self.device.launch(Kernel::QuantizeRows, Shape::new(row_blocks, THREADS, 0), stream, &params) }?;
+            unsafe { self.device.launch(Kernel::QuantizeRows, by_rows, stream, &params) }?;
         }
         // SAFETY: regions of the workspace, prepared weights; x and out by contract.
         unsafe {
@@ -202,7 +202,7 @@ impl CudaLinear {
         stream: Stream,
     ) -> Result<()> {
         let (matrix, quantised) = (&self.layout.weight, config.mode == Mode::Nvfp4);
-        let num_sms = self.device.num_sms as usize;
+        let num_sms = self.device.num_sms;
         let rows = self.forced_rows.unwrap_or_else(|| linear_tile_rows(args.num_tokens, matrix.m_tiles, num_sms));
         let (list, tiles) = self.tiles(rows, args);
         let params = params::GemmParams {
@@ -221,11 +221,9 @@ impl CudaLinear {
             features: config.out_features as i32,
             ..Default::default()
         };
-        let blocks = [tiles.clamp(1, num_sms) as u32, 1, 1];
-        let kernel = Kernel::GemmSm90(GemmKind::Linear, rows);
-        let (threads, shared) = (gemm_threads(rows), params::GEMM_SM90_SHARED_BYTES);
+        let shape = gemm_shape(rows, tiles, num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(kernel, Shape::new(blocks, threads, shared), stream, &params) }
+        unsafe { self.device.launch(Kernel::GemmSm90(GemmKind::Linear, rows), shape, stream, &params) }
     }
 
     unsafe fn portable_gemm(

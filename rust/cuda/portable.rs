@@ -1,11 +1,12 @@
 //! The portable steps of a forward, those of Blackwell's pipeline: in mode nvfp4 rows are gathered and packed, each
 //! expert's padded to 128, block scales swizzled; GEMM1, then SwiGLU and requantising by a kernel of their own; GEMM2.
 
+use super::BLOCKS_PER_SM;
+use super::device::Shape;
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::plan::Operand;
 use super::storage::Matrix;
-use super::{BLOCKS_PER_SM, THREADS};
 use crate::config::Mode;
 use crate::error::Result;
 use std::ops::Range;
@@ -90,7 +91,7 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.row_blocks(plan.rows), THREADS, 0, &params) }
+        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(plan.rows), &params) }
     }
 
     /// SwiGLU, and in mode nvfp4 requantise.
@@ -116,7 +117,7 @@ impl Call<'_> {
             params.h = plan.h.rows.pointer(self.base).cast();
         }
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::SwigluRows, self.row_blocks(plan.rows), THREADS, 0, &params) }
+        unsafe { self.launch(Kernel::SwigluRows, self.layer.device.by_rows(plan.rows), &params) }
     }
 
     /// GEMM2 for a slice of y.
@@ -160,6 +161,6 @@ impl Call<'_> {
         let blocks = self.worst_tiles(&params.list).clamp(1, most as usize) as u32;
         let kernel = gemm_kernel(self.config.mode);
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(kernel, [blocks, 1, 1], GEMM_THREADS, 0, params) }
+        unsafe { self.launch(kernel, Shape::new([blocks, 1, 1], GEMM_THREADS, 0), params) }
     }
 }

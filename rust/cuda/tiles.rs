@@ -1,6 +1,8 @@
 //! The row-tile size of a GEMM: how many token rows one CTA multiplies with its weight rows.
 
+use super::device::Shape;
 use super::kernels::params;
+use crate::config::Kernels;
 use crate::error::{Error, Result};
 
 /// What becomes of the result of a GEMM of `gemm_sm90`.
@@ -34,9 +36,12 @@ pub const GEMM_ROWS: [u32; 10] = [8, 16, 24, 32, 48, 64, 96, 112, 128, 144];
 /// What a tile costs beside its rows, in rows: dequantising weights, filling the pipeline, storing results.
 const TILE_OVERHEAD: f64 = 16.0;
 
-/// Threads of a GEMM with this row-tile size.
-pub fn gemm_threads(rows: u32) -> u32 {
-    if rows >= params::GEMM_SM90_WIDE_ROWS { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS }
+/// Launch of a GEMM with this row-tile size, for up to `tiles` tiles. A CTA takes all of a multiprocessor's shared memory.
+pub fn gemm_shape(rows: u32, tiles: usize, num_sms: u32) -> Shape {
+    let wide = rows >= params::GEMM_SM90_WIDE_ROWS;
+    let threads = if wide { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS };
+    let blocks = tiles.clamp(1, num_sms as usize) as u32;
+    Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES)
 }
 
 /// Rows, and features, of a tile of `gemm_portable`.
@@ -77,18 +82,18 @@ fn tiles_of_cta(rows: u32) -> usize {
 
 /// The tile of a linear: the one whose rounds over all multiprocessors, each as long as its tile, take least. Few weight rows
 /// are spread by more and smaller row tiles, which read the weights again from L2.
-pub fn linear_tile_rows(num_tokens: usize, m_tiles: usize, num_sms: usize) -> u32 {
+pub fn linear_tile_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
     let cost = |rows: u32| {
         let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(tiles_of_cta(rows));
-        tiles.div_ceil(num_sms) * tiles_of_cta(rows) * (rows as usize + LINEAR_OVERHEAD)
+        tiles.div_ceil(num_sms as usize) * tiles_of_cta(rows) * (rows as usize + LINEAR_OVERHEAD)
     };
     GEMM_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(GEMM_ROWS[0])
 }
 
 /// The row-tile size that the environment asks all Hopper GEMMs to use, so that a benchmark can sweep it.
-pub fn forced_rows() -> Result<Option<u32>> {
+pub fn forced_rows(kernels: Kernels) -> Result<Option<u32>> {
     const NAME: &str = "NVFP4_MOE_TILE_ROWS";
-    let Ok(value) = std::env::var(NAME) else { return Ok(None) };
+    let (Kernels::Hopper, Ok(value)) = (kernels, std::env::var(NAME)) else { return Ok(None) };
     match GEMM_ROWS.into_iter().find(|rows| rows.to_string() == value) {
         Some(rows) => Ok(Some(rows)),
         None => {
