@@ -11,15 +11,12 @@ bf16 operands of the other family of kernels.
 """
 
 import argparse
-import csv
 import datetime
 import statistics
-import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "vllm_plugin")]
-
 import torch
+from gpu_timing import captured, seconds, write_table
 
 from nvfp4_moe import Layer, LayerWeights
 from reference import generate
@@ -27,41 +24,18 @@ from reference.layer import relative_l2
 
 # hidden, intermediate, experts, local experts, top_k: one of 8 expert-parallel ranks
 SHAPES = {"pro8": (7168, 3072, 384, 48, 6), "flash8": (4096, 2048, 256, 32, 6)}
-ROUNDS = 15
-
-
-def seconds(graph: torch.cuda.CUDAGraph, calls: int) -> list[float]:
-    """Seconds of a call, of each round, ascending."""
-    times = []
-    for _ in range(ROUNDS + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / calls)
-    return sorted(times[2:])
-
-
-def captured(calls) -> torch.cuda.CUDAGraph:
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return graph
 
 
 def copy_bandwidth() -> float:
     """Bytes a second of a large copy, read and written."""
     source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
-    return 2 * source.numel() / statistics.median(seconds(captured([lambda: target.copy_(source)]), 1))
+    copy = captured([lambda: target.copy_(source)])
+    return 2 * source.numel() / statistics.median(seconds({"copy": copy}, 1)["copy"])
 
 
-def make_weights(hidden: int, inter: int, local: int) -> LayerWeights:
+def make_weights(shape: str) -> LayerWeights:
+    hidden, inter, _, local, _ = SHAPES[shape]
     generator = torch.Generator(device="cuda").manual_seed(0)
 
     def codes(*shape, low=0, high=256):
@@ -98,6 +72,27 @@ def route(skew: str, num_tokens: int, experts: int, local: int, top_k: int, gene
     return generate.random_ids(num_tokens, local if skew == "local" else experts, top_k, generator)
 
 
+def make_layer(shape: str, device: str, mode: str) -> Layer:
+    hidden, inter, experts, local, top_k = SHAPES[shape]
+    return Layer(
+        hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local, top_k=top_k,
+        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device,
+    )  # fmt: skip
+
+
+def make_batches(shape: str, num_tokens: int, skew: str, generator) -> list[tuple]:
+    """x, ids and weights for each call of a graph."""
+    hidden, _, experts, local, top_k = SHAPES[shape]
+    return [
+        (
+            generate.tokens(num_tokens, hidden, generator).cuda(),
+            route(skew, num_tokens, experts, local, top_k, generator).cuda(),
+            generate.random_topk_weights(num_tokens, top_k, generator).cuda(),
+        )
+        for _ in range(8 if num_tokens <= 64 else 2)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="pro8,flash8")
@@ -108,20 +103,15 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     bandwidth = copy_bandwidth()
     gpu = torch.cuda.get_device_name()
-    lines = [f"# {gpu}, {datetime.date.today()}, torch {torch.__version__}; copy {bandwidth / 1e12:.3f} TB/s"]
-    print(lines[0])
+    head = f"# {gpu}, {datetime.date.today()}, torch {torch.__version__}; copy {bandwidth / 1e12:.3f} TB/s"
+    print(head)
     rows = [["what", "shape", "device", "mode", "skew", "tokens", "median", "quartile1", "quartile3", "unit"]]
     for shape in args.shapes.split(","):
-        hidden, inter, experts, local, top_k = SHAPES[shape]
-        weights = make_weights(hidden, inter, local)
+        weights = make_weights(shape)
         layers = {}
         for device in args.devices.split(","):
             for mode in ("bf16", "nvfp4"):
-                layer = Layer(
-                    hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local,
-                    top_k=top_k, mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device,
-                ).prepare(weights)  # fmt: skip
-                layers[device, mode] = layer
+                layers[device, mode] = layer = make_layer(shape, device, mode).prepare(weights)
             rate = prepare_rate(layer, weights)
             rows.append(["prepare", shape, device, "", "", "", f"{rate / 1e9:.0f}", "", "", "GB/s"])
             print(*rows[-1], f"= {rate / bandwidth:.0%} of a copy")
@@ -130,15 +120,7 @@ def main() -> None:
                 max(layer.workspace_size(num_tokens) for layer in layers.values()), dtype=torch.uint8, device="cuda"
             )
             for skew in ("uniform", "local", "six") if num_tokens == 8192 else ("uniform",):
-                calls = 8 if num_tokens <= 64 else 2
-                batches = [
-                    (
-                        generate.tokens(num_tokens, hidden, generator).cuda(),
-                        route(skew, num_tokens, experts, local, top_k, generator).cuda(),
-                        generate.random_topk_weights(num_tokens, top_k, generator).cuda(),
-                    )
-                    for _ in range(calls)
-                ]
+                batches = make_batches(shape, num_tokens, skew, generator)
                 out = torch.empty_like(batches[0][0])
                 for mode in ("bf16", "nvfp4"):
                     results = [
@@ -153,15 +135,13 @@ def main() -> None:
                     graph = captured(
                         [lambda b=batch, run=layer: run(*b, workspace=workspace, out=out) for batch in batches]
                     )
-                    us = [1e6 * t for t in seconds(graph, calls)]
+                    us = [1e6 * t for t in seconds({"layer": graph}, len(batches))["layer"]]
                     quartiles = [f"{q:.2f}" for q in statistics.quantiles(us)]
                     row = ["layer", shape, device, mode, skew, num_tokens, quartiles[1], quartiles[0], quartiles[2]]
                     rows.append([*row, "us"])
                     print(*rows[-1], flush=True)
     if args.out:
-        with args.out.open("w", newline="") as file:
-            file.write("\n".join(lines) + "\n")
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        write_table(args.out, head, rows)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ of cuBLAS, both measured in this run.
 """
 
 import argparse
-import csv
 import datetime
 import statistics
-import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "vllm_plugin")]
-
 import torch
+from gpu_timing import captured, seconds, write_table
 
 from nvfp4_moe import Linear, LinearWeights, dequantize
 from reference.layer import relative_l2
@@ -25,40 +22,14 @@ from reference.layer import relative_l2
 # in_features, out_features: of DeepSeek-V4-Pro's attention
 SHAPES = [(7168, 16384), (7168, 2048), (2048, 7168)]
 TOKENS = [1, 8, 64, 512, 4096]
-ROUNDS = 15
-
-
-def time_graphs(graphs: dict, calls: int) -> dict:
-    """Median us of a call of each, replayed in turn."""
-    times = {name: [] for name in graphs}
-    for _ in range(ROUNDS + 2):
-        for name, graph in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times[name].append(1e3 * start.elapsed_time(end) / calls)
-    return {name: statistics.median(t[2:]) for name, t in times.items()}
-
-
-def capture(calls) -> tuple[torch.cuda.CUDAGraph, list]:
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outs = [call() for call in calls]
-    return graph, outs
 
 
 def ceilings() -> tuple[float, float]:
     """Bytes a second read, bf16 operations a second."""
     bytes_ = torch.zeros(4 << 30, dtype=torch.uint8, device="cuda").view(torch.float32)
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    graphs = {"read": capture([lambda: bytes_.sum()])[0], "mm": capture([lambda: a @ a.t()])[0]}
-    us = time_graphs(graphs, 1)
-    return bytes_.numel() * 4 / us["read"] * 1e6, 2 * 8192**3 / us["mm"] * 1e6
+    times = seconds({"read": captured([lambda: bytes_.sum()]), "mm": captured([lambda: a @ a.t()])}, 1)
+    return bytes_.numel() * 4 / statistics.median(times["read"]), 2 * 8192**3 / statistics.median(times["mm"])
 
 
 def num_copies(k: int, n: int) -> int:
@@ -126,8 +97,8 @@ def main() -> None:
             want = (x.double() @ exact.cuda().double().t()).cpu()
             errors = {name: relative_l2(of[0]().cpu(), want) for name, of in calls.items()}
             assert errors["ours"] < 5e-3, errors
-            captured = {name: capture(of) for name, of in calls.items()}
-            us = time_graphs({name: graph for name, (graph, _) in captured.items()}, copies)
+            times = seconds({name: captured(of) for name, of in calls.items()}, copies)
+            us = {name: 1e6 * statistics.median(of) for name, of in times.items()}
             bytes_ = k * n * 9 / 16 + 2 * tokens * (k + n)
             floor = max(bytes_ / read, 2 * tokens * k * n / products) * 1e6
             marlin_us = f"{us['marlin']:.2f}" if "marlin" in us else ""
@@ -136,9 +107,7 @@ def main() -> None:
             print(*rows[-1], {name: f"{e:.1e}" for name, e in errors.items()}, flush=True)
         del weights, dense, ours, peers
     if args.out:
-        with args.out.open("w", newline="") as file:
-            file.write(head + "\n")
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        write_table(args.out, head, rows)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,18 @@ Fails where a forced size is faster than the choice by more than --slack.
 """
 
 import argparse
-import csv
 import datetime
 import os
+import statistics
 import sys
 from pathlib import Path
 
 import gpu_layer
 import gpu_linear
 import torch
+from gpu_timing import captured, seconds, write_table
 
-from nvfp4_moe import Layer, Linear
-from reference import generate
+from nvfp4_moe import Linear
 
 ROWS = [8, 16, 24, 32, 48, 64, 96, 112, 128, 144]
 CHOICE = "choice"
@@ -40,49 +40,35 @@ def worth_trying(num_rows: float) -> list:
 
 
 def sweep_layers(shape: str, num_tokens: int) -> dict:
-    """Median us of a layer by size."""
-    hidden, inter, experts, local, top_k = gpu_layer.SHAPES[shape]
-    weights = gpu_layer.make_weights(hidden, inter, local)
-    generator = torch.Generator().manual_seed(0)
-    calls = 8 if num_tokens <= 64 else 2
-    batches = [
-        (
-            generate.tokens(num_tokens, hidden, generator).cuda(),
-            generate.random_ids(num_tokens, experts, top_k, generator).cuda(),
-        )
-        for _ in range(calls)
-    ]
+    """Median seconds of a layer by size."""
+    _, _, experts, _, top_k = gpu_layer.SHAPES[shape]
+    weights = gpu_layer.make_weights(shape)
+    batches = gpu_layer.make_batches(shape, num_tokens, "uniform", torch.Generator().manual_seed(0))
     graphs, workspace = {}, None
     for rows in worth_trying(num_tokens * top_k / experts):
-        layer = made(
-            rows,
-            lambda: Layer(
-                hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local,
-                top_k=top_k, mode="bf16", swiglu_limit=10.0, device="cuda",
-            ),
-        )  # fmt: skip
-        layer.prepare(weights)
+        layer = made(rows, lambda: gpu_layer.make_layer(shape, "cuda", "bf16")).prepare(weights)
         if workspace is None:
             workspace = torch.empty(layer.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
-        graphs[rows] = gpu_layer.captured(
-            [lambda b=batch, run=layer: run(*b, workspace=workspace) for batch in batches]
-        )
-    return gpu_linear.time_graphs(graphs, calls)
+        graphs[rows] = captured([lambda b=batch, run=layer: run(*b, workspace=workspace) for batch in batches])
+    return medians(graphs, len(batches))
 
 
 def sweep_linear(k: int, n: int, num_tokens: int) -> dict:
-    """Median us of a linear by size."""
+    """Median seconds of a linear by size."""
     weights = [gpu_linear.make_weights(k, n, seed) for seed in range(gpu_linear.num_copies(k, n))]
     x = torch.randn(num_tokens, k, device="cuda").bfloat16()
     graphs = {}
     for rows in worth_trying(num_tokens):
         linears = [
-            made(rows, lambda: Linear(in_features=k, out_features=n, mode="bf16", device="cuda")) for _ in weights
+            made(rows, lambda: Linear(in_features=k, out_features=n, mode="bf16", device="cuda")).prepare(weight)
+            for weight in weights
         ]
-        for linear, weight in zip(linears, weights, strict=True):
-            linear.prepare(weight)
-        graphs[rows] = gpu_layer.captured([lambda f=linear: f(x) for linear in linears])
-    return gpu_linear.time_graphs(graphs, len(weights))
+        graphs[rows] = captured([lambda f=linear: f(x) for linear in linears])
+    return medians(graphs, len(weights))
+
+
+def medians(graphs: dict, calls: int) -> dict:
+    return {rows: statistics.median(times) for rows, times in seconds(graphs, calls).items()}
 
 
 def main() -> None:
@@ -106,16 +92,15 @@ def main() -> None:
         for tokens in map(int, args.linear_tokens.split(","))
     ]
     for what, tokens, sweep in sweeps:
-        us = sweep()
+        us = {rows: 1e6 * median for rows, median in sweep().items()}
         best = min(us, key=us.get)
         lines.append([what, tokens, *(f"{us[rows]:.1f}" if rows in us else "" for rows in (CHOICE, *ROWS))])
         print(*(cell or "-" for cell in map(str, lines[-1])), f"| best {best}", flush=True)
         if us[CHOICE] > us[best] * (1 + args.slack):
             slow.append(f"{what}, {tokens} tokens: {us[CHOICE]:.1f} us, with tiles of {best} {us[best]:.1f}")
     if args.out:
-        with args.out.open("w", newline="") as file:
-            file.write(f"# {torch.cuda.get_device_name()}, {datetime.date.today()}, us by row-tile size\n")
-            csv.writer(file, lineterminator="\n").writerows(lines)
+        head = f"# {torch.cuda.get_device_name()}, {datetime.date.today()}, us by row-tile size"
+        write_table(args.out, head, lines)
     print("\n".join(slow) or f"every choice is within {args.slack:.0%} of the best")
     sys.exit(bool(slow))
 
