@@ -12,7 +12,7 @@ from openai import APIConnectionError, OpenAI
 from serve import ENVIRONMENT
 
 START_S = 600
-QUESTIONS = ["hello world", "the quick brown fox", "the capital of france is", "dog dog dog lazy"]
+QUESTIONS = ["france", "the quick brown fox", "the capital of france is", "dog dog dog lazy"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_concurrent_requests_get_the_answers_they_get_alone(client):
     with ThreadPoolExecutor(len(QUESTIONS)) as pool:
         together = [answer for answer, _ in pool.map(lambda question: ask(client, question), QUESTIONS)]
     assert together == alone
-    assert len(set(alone)) > 1  # else a mix-up would not show
+    assert len(set(alone)) == len(QUESTIONS)  # answers that read alike would not show a mix-up
 
 
 def test_the_server_says_that_the_plugin_is_active(client):
