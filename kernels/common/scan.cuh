@@ -20,6 +20,19 @@ struct Counts {
   int32_t v[kCounters];
 };
 
+// Replaces each lane's counts by the sums over the lanes before it; returns the sums over the warp.
+template <int kCounters>
+__device__ Counts<kCounters> warp_exclusive_scan(Counts<kCounters>& mine) {
+  Counts<kCounters> all;
+#pragma unroll
+  for (int i = 0; i < kCounters; ++i) {
+    const int32_t end = warp_inclusive_scan(mine.v[i]);
+    mine.v[i] = end - mine.v[i];
+    all.v[i] = __shfl_sync(~0u, end, 31);
+  }
+  return all;
+}
+
 // Replaces each thread's counts by the sums over the threads before it; returns the sums over all threads. The whole
 // block takes part, blockDim.x a multiple of 32. `scratch` is shared memory and may be reused right after.
 template <int kCounters>

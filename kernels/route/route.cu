@@ -6,7 +6,7 @@
 //   route_count    segments count their slots by expert
 //   route_scan     one block turns counts into chunks, row offsets, and the list of experts that have rows
 //   route_scatter  segments rank their slots and write the maps
-//   route_small    all three in one block, for few tokens
+//   route_small    all three in one block, for few tokens of one chunk
 #include "../common/overlap.cuh"
 #include "../common/scan.cuh"
 #include "../params.h"
@@ -14,68 +14,92 @@
 namespace nvfp4 {
 namespace {
 
-constexpr int32_t kNotRouted = -1;
+constexpr int32_t kNotRouted = -1, kBad = -2;
 
-__device__ int64_t topk_id(const RouteParams& p, uint32_t slot) {
-  const int64_t at = slot / p.top_k * p.topk_ids_row_stride + slot % p.top_k;
-  return p.topk_ids_are_i64 ? static_cast<const int64_t*>(p.topk_ids)[at] : static_cast<const int32_t*>(p.topk_ids)[at];
+// A slot's global expert: kNotRouted for padding, kBad where the id is out of range. Ids are data: padding tokens carry
+// -1, and a buggy router may carry anything.
+__device__ int32_t global_expert(const RouteParams& p, uint32_t slot) {
+  int64_t at = slot;
+  if (p.topk_ids_row_stride != p.top_k) at = slot / p.top_k * p.topk_ids_row_stride + slot % p.top_k;
+  const int64_t id =
+      p.topk_ids_are_i64 ? static_cast<const int64_t*>(p.topk_ids)[at] : static_cast<const int32_t*>(p.topk_ids)[at];
+  return id < -1 || id >= p.num_experts ? kBad : static_cast<int32_t>(id);
 }
 
-// The local expert that serves an id, or kNotRouted. Ids are data: padding tokens carry -1, and a buggy router may
-// carry anything, so both ends are bounded before expert_map is read. `bad` is set where id or map entry is out of
-// range.
-__device__ int32_t local_expert(const RouteParams& p, int64_t id, bool& bad) {
-  bad = id < -1 || id >= p.num_experts;
-  if (bad || id == -1) return kNotRouted;
-  const int32_t local = p.expert_map ? p.expert_map[id] : static_cast<int32_t>(id) - p.first_local_expert;
+// The local expert that serves a global one; kNotRouted where it is not here, kBad where expert_map is out of range.
+__device__ int32_t local_expert(const RouteParams& p, int32_t expert) {
+  if (expert < 0) return expert;
+  const int32_t local = p.expert_map ? p.expert_map[expert] : expert - p.first_local_expert;
   if (local >= 0 && local < p.num_local_experts) return local;
-  bad = p.expert_map && local != -1;
-  return kNotRouted;
+  return p.expert_map && local != -1 ? kBad : kNotRouted;
 }
 
-// Calls visit(slot, expert, rank, peers) for each slot of a segment, 32 in step: `peers` are the lanes with the same
-// expert, `rank` the number of them below this lane. Lanes without a routed slot have expert kNotRouted.
-template <class Visit>
-__device__ void for_each_slot(const RouteParams& p, int segment, Visit visit) {
-  const int lane = threadIdx.x % 32;
+// The slots of a segment.
+struct SlotRange {
   // Slots number less than 2^31; unsigned, so that rounding up to a warp or a segment cannot overflow.
-  const uint32_t first_token = static_cast<uint32_t>(segment) * p.segment_tokens;
-  const uint32_t end_token = min(first_token + p.segment_tokens, static_cast<uint32_t>(p.num_tokens));
-  const uint32_t end = end_token * p.top_k;
-  for (uint32_t base = first_token * p.top_k; base < end; base += 32) {
-    const uint32_t slot = base + lane;
-    bool bad = false;
-    const int32_t expert = slot < end ? local_expert(p, topk_id(p, slot), bad) : kNotRouted;
-    const uint32_t peers = __match_any_sync(~0u, expert);
-    visit(slot, slot < end, expert, __popc(peers & ((1u << lane) - 1)), peers, bad);
+  uint32_t first, end;
+
+  __device__ SlotRange(const RouteParams& p, int segment) {
+    const uint32_t first_token = static_cast<uint32_t>(segment) * p.segment_tokens;
+    first = first_token * p.top_k;
+    end = min(first_token + p.segment_tokens, static_cast<uint32_t>(p.num_tokens)) * p.top_k;
+  }
+};
+
+__device__ void report_bad_ids(const RouteParams& p, uint32_t slot, bool bad) {
+  const uint32_t lanes = __ballot_sync(~0u, bad);
+  if (!bad || (lanes & ((1u << threadIdx.x % 32) - 1)) != 0) return;
+  using ull = unsigned long long;
+  atomicAdd(reinterpret_cast<ull*>(&p.status->out_of_range_ids), static_cast<ull>(__popc(lanes)));
+  const ull calls = *reinterpret_cast<const volatile ull*>(&p.status->calls);
+  atomicMin(reinterpret_cast<ull*>(&p.status->first_bad), calls << 32 | static_cast<ull>(slot / p.top_k));
+}
+
+// Hands each routed slot the next of its expert's `next`, in order, and calls visit(slot, expert, place) for all slots
+// of a segment; those not routed have a negative expert. `next` is this warp's shared memory, L counters.
+template <bool kReport, class Visit>
+__device__ void for_each_slot(const RouteParams& p, int segment, int32_t* next, Visit visit) {
+  constexpr int kBatch = 4;  // loads in flight
+  const int lane = threadIdx.x % 32;
+  const SlotRange slots(p, segment);
+  for (uint32_t base = slots.first; base < slots.end; base += kBatch * 32) {
+    int32_t expert[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (base + i * 32 >= slots.end) break;
+      const uint32_t slot = base + i * 32 + lane;
+      expert[i] = slot < slots.end ? global_expert(p, slot) : kNotRouted;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (base + i * 32 >= slots.end) break;
+      expert[i] = local_expert(p, expert[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (base + i * 32 >= slots.end) break;
+      const uint32_t slot = base + i * 32 + lane;
+      const uint32_t peers = __match_any_sync(~0u, expert[i]);  // lanes with the same expert
+      const int rank = __popc(peers & ((1u << lane) - 1));
+      const bool routed = expert[i] >= 0;
+      const int32_t first = routed ? next[expert[i]] : 0;
+      __syncwarp();
+      if (routed && rank == 0) next[expert[i]] = first + __popc(peers);
+      __syncwarp();
+      if (kReport) report_bad_ids(p, slot, expert[i] == kBad);
+      if (slot < slots.end) visit(slot, expert[i], first + rank);
+    }
   }
 }
 
-// `counts` is this warp's shared memory, L counters.
-__device__ void count_segment(const RouteParams& p, int segment, int32_t* counts) {
-  const int lane = threadIdx.x % 32;
-  for (int e = lane; e < p.num_local_experts; e += 32) counts[e] = 0;
-  __syncwarp();
-  int32_t routed = 0;
-  for_each_slot(p, segment, [&](uint32_t slot, bool valid, int32_t expert, int rank, uint32_t peers, bool bad) {
-    if (expert != kNotRouted && rank == 0) counts[expert] += __popc(peers);
-    routed += __popc(__ballot_sync(~0u, expert != kNotRouted));
-    const uint32_t bad_lanes = __ballot_sync(~0u, bad);
-    if (bad && (bad_lanes & ((1u << lane) - 1)) == 0) {
-      using ull = unsigned long long;
-      atomicAdd(reinterpret_cast<ull*>(&p.status->out_of_range_ids), static_cast<ull>(__popc(bad_lanes)));
-      const ull calls = *reinterpret_cast<const volatile ull*>(&p.status->calls);
-      atomicMin(reinterpret_cast<ull*>(&p.status->first_bad), calls << 32 | static_cast<ull>(slot / p.top_k));
-    }
-    __syncwarp();
-  });
-  int32_t* out = p.segment_counts + int64_t{segment} * p.num_local_experts;
-  for (int e = lane; e < p.num_local_experts; e += 32) out[e] = counts[e];
-  if (lane == 0) p.segment_totals[segment] = routed;
+__device__ void write_slot(const RouteParams& p, int64_t chunk, uint32_t slot, int32_t row) {
+  if (row != kNotRouted) p.tables.row_to_slot[chunk * p.chunk_rows + row] = static_cast<int32_t>(slot);
+  p.tables.slot_to_row[slot] = row;
 }
 
 // Chunk of each segment, and the first token of each chunk.
-__device__ void place_segments(const RouteParams& p, Counts<1> (&scratch)[33]) {
+__device__ void place_segments(const RouteParams& p) {
+  __shared__ Counts<1> scratch[33];
   const RoutingTables& t = p.tables;
   int32_t slots_before = 0;
   for (int base = 0; base < p.num_segments; base += blockDim.x) {
@@ -126,22 +150,25 @@ __device__ void sum_expert(const RouteParams& p, int expert) {
   p.tables.row_counts[chunk * num_local + expert] = sum;
 }
 
-// Row offsets, active experts and row tiles of one chunk.
-__device__ void lay_out_chunk(const RouteParams& p, int chunk, Counts<3> (&scratch)[33]) {
+// Row offsets, active experts and row tiles of one chunk, by the first `width` threads, whose counts scan() sums up.
+// rows_of(e) gives an expert's rows; place(e, row) learns the first.
+template <class Scan, class RowsOf, class Place>
+__device__ void lay_out_chunk(const RouteParams& p, int chunk, int width, Scan scan, RowsOf rows_of, Place place) {
   const RoutingTables& t = p.tables;
   const int64_t num_local = p.num_local_experts;
   int32_t* const offsets = t.row_offsets + chunk * (num_local + 1);
   int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
   Counts<3> before = {};
-  for (int base = 0; base < p.num_local_experts; base += blockDim.x) {
+  for (int base = 0; base < p.num_local_experts; base += width) {
     const int e = base + threadIdx.x;
-    const int32_t rows = e < p.num_local_experts ? t.row_counts[chunk * num_local + e] : 0;
+    const int32_t rows = e < p.num_local_experts ? rows_of(e) : 0;
     const int32_t aligned = (rows + p.row_alignment - 1) / p.row_alignment * p.row_alignment;
     Counts<3> at = {aligned, rows > 0, (rows + p.tile_rows - 1) / p.tile_rows};
-    const Counts<3> all = block_exclusive_scan(at, scratch);
+    const Counts<3> all = scan(at);
     if (e < p.num_local_experts) {
       const int32_t first = before.v[0] + at.v[0];
       offsets[e] = first;
+      place(e, first);
       if (rows > 0) {
         t.active_experts[chunk * num_local + before.v[1] + at.v[1]] = e;
         starts[before.v[1] + at.v[1]] = before.v[2] + at.v[2];
@@ -158,77 +185,140 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, Counts<3> (&scrat
   }
 }
 
-__device__ void scan(const RouteParams& p) {
-  __shared__ Counts<1> one[33];
-  __shared__ Counts<3> three[33];
-  if (threadIdx.x == 0) p.status->calls += 1;
-  place_segments(p, one);
-  __syncthreads();
-  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
-  __syncthreads();
-  for (int c = 0; c < p.num_chunks; ++c) lay_out_chunk(p, c, three);
+__device__ void count_call(const RouteParams& p) {
+  // Without a result, so that nothing waits for it.
+  if (threadIdx.x == 0) atomicAdd(reinterpret_cast<unsigned long long*>(&p.status->calls), 1ull);
 }
 
-// `ranks` is this warp's shared memory, L counters.
-__device__ void scatter_segment(const RouteParams& p, int segment, int32_t* ranks) {
-  const int lane = threadIdx.x % 32;
-  const RoutingTables& t = p.tables;
-  const int64_t chunk = p.segment_totals[segment], num_local = p.num_local_experts;
-  for (int e = lane; e < num_local; e += 32) {
-    ranks[e] = t.row_offsets[chunk * (num_local + 1) + e] + p.segment_counts[segment * num_local + e];
-  }
-  __syncwarp();
-  for_each_slot(p, segment, [&](uint32_t slot, bool valid, int32_t expert, int rank, uint32_t peers, bool) {
-    int32_t row = kNotRouted;
-    if (expert != kNotRouted) {
-      row = ranks[expert] + rank;
-      t.row_to_slot[chunk * p.chunk_rows + row] = static_cast<int32_t>(slot);
-    }
-    __syncwarp();
-    if (expert != kNotRouted && rank == 0) ranks[expert] += __popc(peers);
-    if (valid) t.slot_to_row[slot] = row;
-    __syncwarp();
-  });
-}
-
-// This warp's counters.
-__device__ int32_t* warp_counters(const RouteParams& p) {
+// Calls body(segment, next) for this block's segments; `next` are counters of the warp, which start as initial(e).
+template <class Initial, class Body>
+__device__ void for_each_segment(const RouteParams& p, Initial initial, Body body) {
   extern __shared__ int32_t counters[];
-  return counters + threadIdx.x / 32 * p.num_local_experts;
-}
-
-template <class Body>
-__device__ void for_each_segment(const RouteParams& p, Body body) {
-  const int warps = blockDim.x / 32;
-  for (int s = blockIdx.x * warps + threadIdx.x / 32; s < p.num_segments; s += gridDim.x * warps) {
-    body(s);
+  const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  int32_t* const next = counters + warp * p.num_local_experts;
+  for (int s = blockIdx.x * warps + warp; s < p.num_segments; s += gridDim.x * warps) {
+    for (int e = threadIdx.x % 32; e < p.num_local_experts; e += 32) next[e] = initial(s, e);
+    __syncwarp();
+    body(s, next);
     __syncwarp();
   }
 }
+
+struct Zero {
+  __device__ int32_t operator()(int, int) const { return 0; }
+};
+
+// What route_small keeps in shared memory; `LayerPlan::one_block_routing` counts it.
+struct SmallRouting {
+  int32_t* before;  // [S, L] an expert's rows in a segment, then those in the segments before it
+  int32_t* rows;    // [L] an expert's rows, then the first of them
+  int2* slots;      // [S, segment_slots] local expert or negative; rank among its segment's
+  int segment_slots;
+
+  __device__ explicit SmallRouting(const RouteParams& p) {
+    extern __shared__ int32_t counters[];
+    before = counters;
+    rows = before + p.num_segments * p.num_local_experts;
+    const int odd = (p.num_segments + 1) * p.num_local_experts % 2;
+    slots = reinterpret_cast<int2*>(rows + p.num_local_experts + odd);
+    segment_slots = p.segment_tokens * p.top_k;
+  }
+
+  __device__ void sum_segments(const RouteParams& p, int expert) const {
+    constexpr int kBatch = 8;  // loads in flight
+    int32_t sum = 0;
+    for (int base = 0; base < p.num_segments; base += kBatch) {
+      int32_t* const at = before + base * p.num_local_experts + expert;
+      int32_t own[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) own[i] = base + i < p.num_segments ? at[i * p.num_local_experts] : 0;
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (base + i < p.num_segments) at[i * p.num_local_experts] = sum;
+        sum += own[i];
+      }
+    }
+    p.tables.row_counts[expert] = rows[expert] = sum;
+  }
+};
 
 }  // namespace
 }  // namespace nvfp4
 
 extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_constant__ RouteParams p) {
-  nvfp4::let_next_start();
-  nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
+  using namespace nvfp4;
+  let_next_start();
+  for_each_segment(p, Zero{}, [&](int segment, int32_t* counts) {
+    int32_t routed = 0;
+    for_each_slot<true>(p, segment, counts, [&](uint32_t, int32_t expert, int32_t) { routed += expert >= 0; });
+    routed = __reduce_add_sync(~0u, routed);
+    int32_t* const out = p.segment_counts + int64_t{segment} * p.num_local_experts;
+    for (int e = threadIdx.x % 32; e < p.num_local_experts; e += 32) out[e] = counts[e];
+    if (threadIdx.x % 32 == 0) p.segment_totals[segment] = routed;
+  });
 }
 
 extern "C" __global__ void __launch_bounds__(512, 1) route_scan(const __grid_constant__ RouteParams p) {
-  nvfp4::follow_previous();
-  nvfp4::scan(p);
+  using namespace nvfp4;
+  __shared__ Counts<3> scratch[33];
+  follow_previous();
+  count_call(p);
+  place_segments(p);
+  __syncthreads();
+  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
+  __syncthreads();
+  const auto scan = [&](Counts<3>& mine) { return block_exclusive_scan(mine, scratch); };
+  for (int c = 0; c < p.num_chunks; ++c) {
+    const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
+    lay_out_chunk(p, c, blockDim.x, scan, [&](int e) { return rows[e]; }, [](int, int32_t) {});
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(256) route_scatter(const __grid_constant__ RouteParams p) {
-  nvfp4::follow_previous();
-  nvfp4::for_each_segment(p, [&](int s) { nvfp4::scatter_segment(p, s, nvfp4::warp_counters(p)); });
+  using namespace nvfp4;
+  follow_previous();
+  const auto first_row = [&](int segment, int e) {
+    const int64_t chunk = p.segment_totals[segment], num_local = p.num_local_experts;
+    return p.tables.row_offsets[chunk * (num_local + 1) + e] + p.segment_counts[segment * num_local + e];
+  };
+  for_each_segment(p, first_row, [&](int segment, int32_t* rows) {
+    const int64_t chunk = p.segment_totals[segment];
+    for_each_slot<false>(p, segment, rows, [&](uint32_t slot, int32_t expert, int32_t row) {
+      write_slot(p, chunk, slot, expert < 0 ? kNotRouted : row);
+    });
+  });
 }
 
+// One chunk, a warp for each segment. Its instructions come from L2 at every call and pass 32 warps: short code, no
+// more warps than slots ask for, and one warp to lay out.
 extern "C" __global__ void __launch_bounds__(1024, 1) route_small(const __grid_constant__ RouteParams p) {
-  nvfp4::let_next_start();
-  nvfp4::for_each_segment(p, [&](int s) { nvfp4::count_segment(p, s, nvfp4::warp_counters(p)); });
+  using namespace nvfp4;
+  let_next_start();
+  const SmallRouting small(p);
+  for_each_segment(p, Zero{}, [&](int segment, int32_t* counts) {
+    int2* const kept = small.slots + segment * small.segment_slots;
+    const uint32_t first = SlotRange(p, segment).first;
+    for_each_slot<true>(p, segment, counts, [&](uint32_t slot, int32_t expert, int32_t rank) {
+      kept[slot - first] = make_int2(expert, rank);
+    });
+  });
   __syncthreads();
-  nvfp4::scan(p);
+  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) small.sum_segments(p, e);
   __syncthreads();
-  nvfp4::for_each_segment(p, [&](int s) { nvfp4::scatter_segment(p, s, nvfp4::warp_counters(p)); });
+  if (threadIdx.x < 32) {
+    const auto scan = [](Counts<3>& mine) { return warp_exclusive_scan(mine); };
+    lay_out_chunk(
+        p, 0, 32, scan, [&](int e) { return small.rows[e]; }, [&](int e, int32_t row) { small.rows[e] = row; });
+    if (threadIdx.x < 2) p.tables.chunk_first_token[threadIdx.x] = threadIdx.x * p.num_tokens;
+    count_call(p);
+  }
+  __syncthreads();
+  const int num_slots = p.num_tokens * p.top_k;
+  for (int slot = threadIdx.x; slot < num_slots; slot += blockDim.x) {
+    const int2 kept = small.slots[slot];  // segments follow each other without a gap
+    const int segment = slot / small.segment_slots;
+    const int32_t row =
+        kept.x < 0 ? kNotRouted : small.rows[kept.x] + small.before[segment * p.num_local_experts + kept.x] + kept.y;
+    write_slot(p, 0, slot, row);
+  }
 }

@@ -103,14 +103,14 @@ impl Call<'_> {
             tile_rows: plan.tile_rows as i32,
             reserved: 0,
         };
-        let warp_bytes = config.num_local_experts as u32 * 4;
+        let local = config.num_local_experts as u32;
+        let warp_bytes = local * 4;
         // SAFETY: the tables are regions of the workspace; ids and map by contract.
         unsafe {
-            if plan.routes_in_one_block(config.num_local_experts) {
-                // The scan wants threads even where segments are few.
-                let threads = (plan.segments as u32 * 32).max(THREADS);
-                let shape = Shape::new([1, 1, 1], threads, threads / 32 * warp_bytes);
-                return self.launch(Kernel::RouteSmall, shape, &params);
+            if let Some(shared) = plan.one_block_routing(config) {
+                // A warp for each segment, and a thread for each expert.
+                let threads = (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(1024));
+                return self.launch(Kernel::RouteSmall, Shape::new([1, 1, 1], threads, shared), &params);
             }
             let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];

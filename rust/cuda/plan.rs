@@ -117,9 +117,10 @@ impl LayerPlan {
     pub fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize) -> Self {
         let (hidden, inter, local) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
         let slots = max_tokens * config.top_k;
-        // Few tokens: a segment for each of the block's 32 warps. Many: 256 segments, of whole tokens.
+        // Few tokens: a segment for each of the block's warps, 32 at most, of slots for most of its lanes. Many: 256
+        // segments, of whole tokens.
         let segment_tokens = match max_tokens <= SMALL_TOKENS {
-            true => max_tokens.div_ceil(32).max(1),
+            true => max_tokens.div_ceil(32).max(32 / config.top_k).max(1),
             false => max_tokens.div_ceil(256).max(SMALL_TOKENS / 32),
         };
         let segment_slots = segment_tokens * config.top_k;
@@ -203,9 +204,14 @@ impl LayerPlan {
         plan
     }
 
-    /// Does one block of threads route?
-    pub fn routes_in_one_block(&self, local: usize) -> bool {
-        self.segments <= 32 && self.segments * local * 4 <= ROUTE_SHARED_BYTES as usize
+    /// Shared memory with which one block of threads routes; `None` where it takes more kernels.
+    pub fn one_block_routing(&self, config: &LayerConfig) -> Option<u32> {
+        let (segments, local) = (self.segments, config.num_local_experts);
+        // Counters of each segment and of all; then expert and rank of each slot, 8-byte aligned.
+        let counters = ((segments + 1) * local).next_multiple_of(2) * 4;
+        let bytes = counters + segments * self.segment_tokens * config.top_k * 8;
+        let fits = self.chunks == 1 && segments <= 32 && bytes <= ROUTE_SHARED_BYTES as usize;
+        fits.then_some(bytes as u32)
     }
 }
 
