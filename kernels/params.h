@@ -9,9 +9,12 @@
 /* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Tiles of
  * GEMM_SM90_WIDE_ROWS rows or more have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
-#define GEMM_SM90_WIDE_ROWS 96
+#define GEMM_SM90_WIDE_ROWS 144
 #define GEMM_SM90_WIDE_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
+
+/* The wide kernel multiplies as many token rows as a tile has, in sixteens, and no fewer than these. */
+#define GEMM_SM90_FEWEST_COLUMNS 80
 
 /* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four. */
 #define GEMM_SM90_TWO_TILES_ROWS 24
@@ -198,7 +201,7 @@ typedef struct TileList {
   int32_t num_rows;
   int32_t first_m_tile; /* tiles of 64 weight rows */
   int32_t end_m_tile;
-  int32_t reserved;
+  int32_t tile_rows; /* of a tile, at most: what tile_starts counts by; the kernel's size or less */
 } TileList;
 
 /* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */

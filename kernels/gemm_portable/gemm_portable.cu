@@ -118,7 +118,7 @@ __device__ void gemm(const PortableGemmParams& p, const Rows& rows) {
   __shared__ SharedTile shared_rows, shared_weights;
   const Lane lane;
   const int num_blocks = p.k / kBlockSize;
-  for_each_tile<1, kTile>(p.list, [&](const Tile& tile) {
+  for_each_tile<1>(p.list, [&](const Tile& tile) {
     const uint64_t expert = tile.expert * p.expert_stride;
     const Nvfp4Rows weights{reinterpret_cast<const uint64_t*>(p.codes + expert), p.block_scale + expert, num_blocks};
     const int first_feature = tile.first_m_tile * kTile;

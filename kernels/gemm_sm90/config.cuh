@@ -41,7 +41,7 @@ struct Config {
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
 template <int kN>
-struct ConfigOf : Config<kN, 4, 2, 1, 1> {};
+struct ConfigOf;
 template <>
 struct ConfigOf<8> : Config<8, 1, 1, 4, 16> {};
 template <>
@@ -54,6 +54,8 @@ template <>
 struct ConfigOf<48> : Config<48, 4, 4, 1, 2> {};
 template <>
 struct ConfigOf<64> : Config<64, 4, 4, 1, 2> {};
+template <>
+struct ConfigOf<144> : Config<144, 4, 2, 1, 2> {};
 
 template <class C>
 struct SharedStorage {

@@ -147,7 +147,7 @@ struct WeightTiles {
 template <class C, class Body>
 __device__ void for_each_tile_to_load(const GemmParams& p, SharedStorage<C>& shared, Body body) {
   bool waits = p.tiles_known;
-  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
+  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
     const WeightTiles weights = WeightTiles::of<C>(p, tile);
     const int started = waits ? weights.load_ahead(p, shared) : 0;
     waits = false;

@@ -43,7 +43,7 @@ struct PackedSlab {
 template <class C>
 __device__ void load_packed(const GemmParams& p, SharedStorage<C>& shared) {
   // A thread serves kEach of the rows of the slabs of a stage, and reads kAhead stages of them at once.
-  constexpr int kRows = C::kN * C::kSlabs, kEach = (kRows + C::kProducers - 1) / C::kProducers, kAhead = 4 / kEach;
+  constexpr int kRows = C::kN * C::kSlabs, kEach = (kRows + C::kProducers - 1) / C::kProducers, kAhead = 3 / kEach;
   Ring<C> ring;
   for_each_tile_to_load(p, shared, [&](const Tile& tile, const WeightTiles& weights, int started) {
     int64_t row[kEach];

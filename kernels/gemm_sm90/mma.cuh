@@ -46,80 +46,148 @@ __device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&a
   return true;
 }
 
-// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in two halves, of columns or of
-// tiles, with a set of fragments each, so that one set is dequantised while the tensor core reads the other: otherwise
-// all warps dequantise at the same time, and then all wait.
+template <int kCount_>
+struct Columns {
+  static constexpr int kCount = kCount_;
+};
+
+// Calls body(columns): how many token rows the tensor core multiplies. Where its time is what is short, in the widest
+// kernel, a tile costs what its rows cost, in eights.
+template <class C, int kColumns = C::kN, class Body>
+__device__ void with_columns(int num_rows, Body body) {
+  if constexpr (C::kGroupTiles > 1 && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
+    if (num_rows <= kColumns - 16) return with_columns<C, kColumns - 16>(num_rows, body);
+  }
+  body(Columns<kColumns>{});
+}
+
+// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in parts, each of one tile, with
+// two sets of fragments in turn, so that one is dequantised while the tensor core reads the other. Warpgroups of two
+// tiles are few, and have registers: they ask for what a part reads a part ahead.
 template <class C>
-__device__ void accumulate(int num_slabs, SharedStorage<C>& shared, Ring<C>& ring, int m, int k,
-                           float (&acc)[C::kGroupTiles][C::kN / 2]) {
-  constexpr int kSteps = C::kGroupSlabs * kSlabSteps * C::kGroupTiles / 2;  // of half a stage
-  constexpr int kRowBytes = C::kN * 128;                                    // of a slab
-  constexpr int kTileStride = C::kSlabs * kTileBytes;
-  uint32_t a[2][kSteps][4];
-  const auto release = [&](uint32_t stage) {
+class Accumulation {
+ public:
+  float acc[C::kGroupTiles][C::kN / 2];
+
+  __device__ Accumulation(SharedStorage<C>& shared, Ring<C>& ring, int m, int k)
+      : shared_(shared), ring_(ring), m_(m), k_(k) {
+#pragma unroll
+    for (int i = 0; i < C::kGroupTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < C::kN / 2; ++j) acc[i][j] = 0.0f;
+    }
+  }
+
+  // Token rows past num_rows may be left out.
+  __device__ void run(int num_slabs, int num_rows) {
+    int left = num_slabs - k_ * C::kGroupSlabs;  // from this warpgroup's first one on
+    if (kReadsAhead && left >= C::kGroupSlabs) begin_stage();
+    for (; left >= C::kGroupSlabs; left -= C::kSlabs) stage(num_rows, left - C::kSlabs >= C::kGroupSlabs);
+    if (left + k_ * C::kGroupSlabs > 0) part_of_stage(left);
+    ptx::wgmma_wait<0>();
+    release_previous();
+  }
+
+ private:
+  static constexpr bool kByTile = C::kGroupTiles == 2;  // else by columns
+  static constexpr bool kReadsAhead = kByTile;
+  static constexpr int kParts = kByTile ? 2 * C::kGroupSlabs : 2;
+  static constexpr int kPartSlabs = kByTile ? 1 : C::kGroupSlabs / 2;
+  static constexpr int kPartSteps = kPartSlabs * kSlabSteps;
+  static constexpr int kSlabRows = C::kN * 128 / 16;  // of a slab, in the descriptor's units of 16 bytes
+  static constexpr int kTileStride = C::kSlabs * kTileBytes;
+  static __device__ constexpr int tile_of(int part) { return kByTile ? part % 2 : 0; }
+  static __device__ constexpr int slab_of(int part) { return kByTile ? part / 2 : part * kPartSlabs; }
+
+  // The tensor core has read it.
+  __device__ void release_previous() {
+    if (previous_ < 0) return;
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty[stage]);
-  };
-  uint32_t previous = 0;
-  for (int first = 0; first < num_slabs; first += C::kSlabs) {
-    const int own = num_slabs - first - k * C::kGroupSlabs;  // slabs left for this warpgroup
-    const uint8_t* const tiles = shared.tiles[ring.stage][m * C::kGroupTiles] + k * C::kGroupSlabs * kTileBytes;
-    const uint64_t rows = ptx::rows_descriptor(ptx::shared_address(shared.rows[ring.stage][k * C::kGroupSlabs]));
-    ptx::mbarrier_wait(shared.full[ring.stage], ring.parity);
-    if (own >= C::kGroupSlabs) {
-      SlabWords words;
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.empty[previous_]);
+  }
+
+  __device__ void read(int part) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        constexpr bool kByTile = C::kGroupTiles == 2;
-        const int tile = kByTile ? half : 0, first_step = kByTile ? 0 : half * kSteps;
+    for (int i = 0; i < kPartSlabs; ++i) {
+      words_[i] = SlabWords::read(tiles_ + tile_of(part) * kTileStride + (slab_of(part) + i) * kTileBytes);
+    }
+  }
+
+  __device__ void open_stage() {
+    ptx::mbarrier_wait(shared_.full[ring_.stage], ring_.parity);
+    tiles_ = shared_.tiles[ring_.stage][m_ * C::kGroupTiles] + k_ * C::kGroupSlabs * kTileBytes;
+  }
+
+  __device__ void begin_stage() {
+    open_stage();
+    read(0);
+  }
+
+  __device__ void stage(int num_rows, bool has_next) {
+    if (!kReadsAhead) open_stage();
+    const int own = ring_.stage;
+    const ptx::RowsDescriptor rows(shared_.rows[own][k_ * C::kGroupSlabs]);
+    ring_.advance();
+    uint32_t a[2][kPartSteps][4];
 #pragma unroll
-        for (int i = 0; i < kSteps; i += 2) {
-          const int step = first_step + i;
-          if (step % kSlabSteps == 0) {
-            words = SlabWords::read(tiles + tile * kTileStride + step / kSlabSteps * kTileBytes);
-            words.dequantize_two<0>(a[half][i], a[half][i + 1]);
-          } else {
-            words.dequantize_two<1>(a[half][i], a[half][i + 1]);
-          }
-        }
+    for (int part = 0; part < kParts; ++part) {
+      if (!kReadsAhead) read(part);
+#pragma unroll
+      for (int i = 0; i < kPartSteps; i += 4) {
+        words_[i / 4].template dequantize_two<0>(a[part % 2][i], a[part % 2][i + 1]);
+        words_[i / 4].template dequantize_two<1>(a[part % 2][i + 2], a[part % 2][i + 3]);
+      }
+      if (kReadsAhead && part + 1 < kParts) read(part + 1);
+      with_columns<C>(num_rows, [&](auto columns) {
         ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < kSteps; ++i) {  // 16 bf16 are 2 units of 16 bytes
-          const int step = first_step + i;
-          const int offset = step / kSlabSteps * (kRowBytes / 16) + step % kSlabSteps * 2;
-          ptx::Wgmma<C::kN>::multiply_add(acc[tile], a[half][i], rows + offset);
+        for (int i = 0; i < kPartSteps; ++i) {  // 16 bf16 are 2 units of 16 bytes
+          const int offset = (slab_of(part) + i / kSlabSteps) * kSlabRows + i % kSlabSteps * 2;
+          ptx::Wgmma<decltype(columns)::kCount>::multiply_add(acc[tile_of(part)], a[part % 2][i], rows.at(offset));
         }
         ptx::wgmma_commit();
-        ptx::wgmma_wait<1>();
-        if (half == 0 && first > 0) release(previous);
-      }
-    } else {
-      ptx::wgmma_wait<0>();
-      if (first > 0) release(previous);
+      });
+      if (kReadsAhead && part + 1 == kParts && has_next) begin_stage();
+      ptx::wgmma_wait<1>();
+      if (part == 0) release_previous();
+    }
+    previous_ = own;
+  }
+
+  // A last stage of fewer slabs than the warpgroup's share, or of none.
+  __device__ void part_of_stage(int slabs) {
+    open_stage();
+    ptx::wgmma_wait<0>();
+    release_previous();
+    const ptx::RowsDescriptor rows(shared_.rows[ring_.stage][k_ * C::kGroupSlabs]);
 #pragma unroll 1
-      for (int slab = 0; slab < own; ++slab) {
+    for (int slab = 0; slab < slabs; ++slab) {
 #pragma unroll
-        for (int tile = 0; tile < C::kGroupTiles; ++tile) {
-          const SlabWords words = SlabWords::read(tiles + tile * kTileStride + slab * kTileBytes);
-          uint32_t part[kSlabSteps][4];
-          words.dequantize_two<0>(part[0], part[1]);
-          words.dequantize_two<1>(part[2], part[3]);
-          ptx::wgmma_fence();
+      for (int tile = 0; tile < C::kGroupTiles; ++tile) {
+        const SlabWords words = SlabWords::read(tiles_ + tile * kTileStride + slab * kTileBytes);
+        uint32_t a[kSlabSteps][4];
+        words.dequantize_two<0>(a[0], a[1]);
+        words.dequantize_two<1>(a[2], a[3]);
+        ptx::wgmma_fence();
 #pragma unroll
-          for (int i = 0; i < kSlabSteps; ++i) {
-            ptx::Wgmma<C::kN>::multiply_add(acc[tile], part[i], rows + slab * (kRowBytes / 16) + i * 2);
-          }
-          ptx::wgmma_commit();
-          ptx::wgmma_wait<0>();
+        for (int i = 0; i < kSlabSteps; ++i) {
+          ptx::Wgmma<C::kN>::multiply_add(acc[tile], a[i], rows.at(slab * kSlabRows + i * 2));
         }
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();
       }
     }
-    previous = ring.stage;
-    ring.advance();
+    previous_ = ring_.stage;
+    ring_.advance();
   }
-  ptx::wgmma_wait<0>();
-  release(previous);
-}
+
+  SharedStorage<C>& shared_;
+  Ring<C>& ring_;
+  const int m_, k_;                 // of this warpgroup
+  int previous_ = -1;               // stage
+  const uint8_t* tiles_ = nullptr;  // this warpgroup's, of the stage that is being read
+  SlabWords words_[kPartSlabs];     // of the next part
+};
 
 template <class C, class Output>
 __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
@@ -127,21 +195,16 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0);
   const int m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
-  for_each_tile<C::kTiles, C::kN>(p.list, [&](const Tile& tile) {
+  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
     const Output output(p, tile, shared);
-    float acc[C::kGroupTiles][C::kN / 2];
-#pragma unroll
-    for (int i = 0; i < C::kGroupTiles; ++i) {
-#pragma unroll
-      for (int j = 0; j < C::kN / 2; ++j) acc[i][j] = 0.0f;
-    }
+    Accumulation<C> sums(shared, ring, m, k);
     // Past the last weight tile this multiplies what the stage held before, and stores nothing.
-    accumulate<C>(p.num_slabs, shared, ring, m, k, acc);
-    if (!reduce_along_k<C>(shared, m, k, acc[0])) return;
+    sums.run(p.num_slabs, tile.num_rows);
+    if (!reduce_along_k<C>(shared, m, k, sums.acc[0])) return;
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
       const int m_tile = tile.first_m_tile + m * C::kGroupTiles + i;
-      if (m_tile < p.list.end_m_tile) output.store(m_tile, acc[i], shared);
+      if (m_tile < p.list.end_m_tile) output.store(m_tile, sums.acc[i], shared);
     }
   });
 }

@@ -17,55 +17,79 @@ __device__ inline void wgmma_wait() {
 }
 
 // B as N rows of 64 bf16 in shared memory, 128 bytes a row, its 16-byte chunks XORed by row % 8; 1024-byte aligned.
-// Bits: address / 16, 1 (leading offset, unused with swizzle), 1024 / 16 (stride between groups of 8 rows), 128-byte
+// Bits: address / 16, 1 (leading offset, unused with swizzle); 1024 / 16 (stride between groups of 8 rows), 128-byte
 // swizzle.
-__device__ inline uint64_t rows_descriptor(uint32_t address) {
-  return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | 1ull << 16 | static_cast<uint64_t>(1024 >> 4) << 32 |
-         1ull << 62;
-}
+class RowsDescriptor {
+ public:
+  __device__ explicit RowsDescriptor(const void* rows) : low_((shared_address(rows) & 0x3FFFF) >> 4 | 1u << 16) {}
+
+  // So many units of 16 bytes further.
+  __device__ uint64_t at(uint32_t units) const {
+    uint64_t both;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(low_ + units), "n"(1024 >> 4 | 1u << 30));
+    return both;
+  }
+
+ private:
+  uint32_t low_;
+};
 
 template <int kN>
-struct Wgmma;  // multiply_add(d, a, b): D += A * B^T
+struct Wgmma;  // multiply_add(d, a, b): D += A * B^T, D the first kN / 2 registers of d
 
 // An asm statement names each of its registers. Names and operands of the first 4, 8, 12, ... of D, each list on top of
 // the one before; the four registers of A and the descriptor of B come after D's.
 #define NVFP4_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define NVFP4_D8(i) NVFP4_D4(i), NVFP4_D4(i + 4)
 
 #define NVFP4_NAMES_4 "%0, %1, %2, %3"
 #define NVFP4_NAMES_8 NVFP4_NAMES_4 ", %4, %5, %6, %7"
 #define NVFP4_NAMES_12 NVFP4_NAMES_8 ", %8, %9, %10, %11"
 #define NVFP4_NAMES_16 NVFP4_NAMES_12 ", %12, %13, %14, %15"
-#define NVFP4_NAMES_24 NVFP4_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
-#define NVFP4_NAMES_32 NVFP4_NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define NVFP4_NAMES_40 NVFP4_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
-#define NVFP4_NAMES_48 NVFP4_NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
-#define NVFP4_NAMES_56 NVFP4_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
-#define NVFP4_NAMES_64 NVFP4_NAMES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define NVFP4_NAMES_72 NVFP4_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define NVFP4_NAMES_20 NVFP4_NAMES_16 ", %16, %17, %18, %19"
+#define NVFP4_NAMES_24 NVFP4_NAMES_20 ", %20, %21, %22, %23"
+#define NVFP4_NAMES_28 NVFP4_NAMES_24 ", %24, %25, %26, %27"
+#define NVFP4_NAMES_32 NVFP4_NAMES_28 ", %28, %29, %30, %31"
+#define NVFP4_NAMES_36 NVFP4_NAMES_32 ", %32, %33, %34, %35"
+#define NVFP4_NAMES_40 NVFP4_NAMES_36 ", %36, %37, %38, %39"
+#define NVFP4_NAMES_44 NVFP4_NAMES_40 ", %40, %41, %42, %43"
+#define NVFP4_NAMES_48 NVFP4_NAMES_44 ", %44, %45, %46, %47"
+#define NVFP4_NAMES_52 NVFP4_NAMES_48 ", %48, %49, %50, %51"
+#define NVFP4_NAMES_56 NVFP4_NAMES_52 ", %52, %53, %54, %55"
+#define NVFP4_NAMES_60 NVFP4_NAMES_56 ", %56, %57, %58, %59"
+#define NVFP4_NAMES_64 NVFP4_NAMES_60 ", %60, %61, %62, %63"
+#define NVFP4_NAMES_68 NVFP4_NAMES_64 ", %64, %65, %66, %67"
+#define NVFP4_NAMES_72 NVFP4_NAMES_68 ", %68, %69, %70, %71"
 
 #define NVFP4_OPERANDS_4 NVFP4_D4(0)
 #define NVFP4_OPERANDS_8 NVFP4_OPERANDS_4, NVFP4_D4(4)
 #define NVFP4_OPERANDS_12 NVFP4_OPERANDS_8, NVFP4_D4(8)
 #define NVFP4_OPERANDS_16 NVFP4_OPERANDS_12, NVFP4_D4(12)
-#define NVFP4_OPERANDS_24 NVFP4_OPERANDS_16, NVFP4_D8(16)
-#define NVFP4_OPERANDS_32 NVFP4_OPERANDS_24, NVFP4_D8(24)
-#define NVFP4_OPERANDS_40 NVFP4_OPERANDS_32, NVFP4_D8(32)
-#define NVFP4_OPERANDS_48 NVFP4_OPERANDS_40, NVFP4_D8(40)
-#define NVFP4_OPERANDS_56 NVFP4_OPERANDS_48, NVFP4_D8(48)
-#define NVFP4_OPERANDS_64 NVFP4_OPERANDS_56, NVFP4_D8(56)
-#define NVFP4_OPERANDS_72 NVFP4_OPERANDS_64, NVFP4_D8(64)
+#define NVFP4_OPERANDS_20 NVFP4_OPERANDS_16, NVFP4_D4(16)
+#define NVFP4_OPERANDS_24 NVFP4_OPERANDS_20, NVFP4_D4(20)
+#define NVFP4_OPERANDS_28 NVFP4_OPERANDS_24, NVFP4_D4(24)
+#define NVFP4_OPERANDS_32 NVFP4_OPERANDS_28, NVFP4_D4(28)
+#define NVFP4_OPERANDS_36 NVFP4_OPERANDS_32, NVFP4_D4(32)
+#define NVFP4_OPERANDS_40 NVFP4_OPERANDS_36, NVFP4_D4(36)
+#define NVFP4_OPERANDS_44 NVFP4_OPERANDS_40, NVFP4_D4(40)
+#define NVFP4_OPERANDS_48 NVFP4_OPERANDS_44, NVFP4_D4(44)
+#define NVFP4_OPERANDS_52 NVFP4_OPERANDS_48, NVFP4_D4(48)
+#define NVFP4_OPERANDS_56 NVFP4_OPERANDS_52, NVFP4_D4(52)
+#define NVFP4_OPERANDS_60 NVFP4_OPERANDS_56, NVFP4_D4(56)
+#define NVFP4_OPERANDS_64 NVFP4_OPERANDS_60, NVFP4_D4(60)
+#define NVFP4_OPERANDS_68 NVFP4_OPERANDS_64, NVFP4_D4(64)
+#define NVFP4_OPERANDS_72 NVFP4_OPERANDS_68, NVFP4_D4(68)
 
 // `n` columns in `num_d` registers; a0 to a3 and b are num_d, num_d + 1, ...
-#define NVFP4_WGMMA(n, num_d, a0, a1, a2, a3, b_)                                                   \
-  template <>                                                                                       \
-  struct Wgmma<n> {                                                                                 \
-    __device__ static void multiply_add(float (&d)[num_d], const uint32_t (&a)[4], uint64_t b) {    \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" NVFP4_NAMES_##num_d \
-                   "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_ ", 1, 1, 1, 0;"             \
-                   : NVFP4_OPERANDS_##num_d                                                         \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                           \
-    }                                                                                               \
+#define NVFP4_WGMMA(n, num_d, a0, a1, a2, a3, b_)                                                     \
+  template <>                                                                                         \
+  struct Wgmma<n> {                                                                                   \
+    template <int kRegisters>                                                                         \
+    __device__ static void multiply_add(float (&d)[kRegisters], const uint32_t (&a)[4], uint64_t b) { \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" NVFP4_NAMES_##num_d   \
+                   "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_ ", 1, 1, 1, 0;"               \
+                   : NVFP4_OPERANDS_##num_d                                                           \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
+    }                                                                                                 \
   };
 
 NVFP4_WGMMA(8, 4, 4, 5, 6, 7, 8)
@@ -73,10 +97,17 @@ NVFP4_WGMMA(16, 8, 8, 9, 10, 11, 12)
 NVFP4_WGMMA(24, 12, 12, 13, 14, 15, 16)
 NVFP4_WGMMA(32, 16, 16, 17, 18, 19, 20)
 NVFP4_WGMMA(48, 24, 24, 25, 26, 27, 28)
+NVFP4_WGMMA(56, 28, 28, 29, 30, 31, 32)
 NVFP4_WGMMA(64, 32, 32, 33, 34, 35, 36)
+NVFP4_WGMMA(72, 36, 36, 37, 38, 39, 40)
+NVFP4_WGMMA(80, 40, 40, 41, 42, 43, 44)
+NVFP4_WGMMA(88, 44, 44, 45, 46, 47, 48)
 NVFP4_WGMMA(96, 48, 48, 49, 50, 51, 52)
+NVFP4_WGMMA(104, 52, 52, 53, 54, 55, 56)
 NVFP4_WGMMA(112, 56, 56, 57, 58, 59, 60)
+NVFP4_WGMMA(120, 60, 60, 61, 62, 63, 64)
 NVFP4_WGMMA(128, 64, 64, 65, 66, 67, 68)
+NVFP4_WGMMA(136, 68, 68, 69, 70, 71, 72)
 NVFP4_WGMMA(144, 72, 72, 73, 74, 75, 76)
 
 }  // namespace nvfp4::ptx

@@ -183,6 +183,7 @@ impl Call<'_> {
             num_active: plan.num_active.pointer(base).wrapping_add(chunk),
             first_m_tile: tiles.start as i32,
             end_m_tile: tiles.end as i32,
+            tile_rows: plan.tile_rows as i32,
             ..Default::default()
         }
     }

@@ -4,7 +4,7 @@
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
-use super::tiles::{GemmKind, gemm_shape};
+use super::tiles::{GemmKind, gemm_shape, kernel_rows};
 use crate::config::Mode;
 use crate::error::Result;
 use std::ops::Range;
@@ -131,6 +131,6 @@ impl Call<'_> {
         let rows = self.plan.tile_rows;
         let shape = gemm_shape(rows, self.worst_tiles(&params.list), self.layer.device.num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::GemmSm90(kind, rows), shape, params) }
+        unsafe { self.launch(Kernel::GemmSm90(kind, kernel_rows(rows)), shape, params) }
     }
 }

@@ -8,7 +8,7 @@ use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
 };
 use super::storage::LinearStorage;
-use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_shape, linear_tile_rows};
+use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_shape, kernel_rows, linear_tile_rows};
 use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::{Kernels, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
@@ -183,8 +183,12 @@ impl CudaLinear {
     /// All rows and all weight tiles, and how many tiles of `rows` rows that makes at most.
     fn tiles(&self, rows: u32, args: &LinearArgs) -> (params::TileList, usize) {
         let m_tiles = self.layout.weight.m_tiles;
-        let list =
-            params::TileList { num_rows: args.num_tokens as i32, end_m_tile: m_tiles as i32, ..Default::default() };
+        let list = params::TileList {
+            num_rows: args.num_tokens as i32,
+            end_m_tile: m_tiles as i32,
+            tile_rows: rows as i32,
+            ..Default::default()
+        };
         (list, args.num_tokens.div_ceil(rows as usize) * m_tiles)
     }
 
@@ -223,7 +227,7 @@ impl CudaLinear {
         };
         let shape = gemm_shape(rows, tiles, num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(Kernel::GemmSm90(GemmKind::Linear, rows), shape, stream, &params) }
+        unsafe { self.device.launch(Kernel::GemmSm90(GemmKind::Linear, kernel_rows(rows)), shape, stream, &params) }
     }
 
     unsafe fn portable_gemm(

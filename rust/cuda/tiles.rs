@@ -31,14 +31,22 @@ impl GemmKind {
 }
 
 /// Row-tile sizes that `gemm_sm90` is compiled for.
-pub const GEMM_ROWS: [u32; 10] = [8, 16, 24, 32, 48, 64, 96, 112, 128, 144];
+pub const GEMM_ROWS: [u32; 7] = [8, 16, 24, 32, 48, 64, 144];
+
+/// Row-tile sizes to choose from. The largest kernel does tiles of fewer rows in less time.
+const TILE_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
+
+/// The kernel for tiles of so many rows.
+pub fn kernel_rows(tile_rows: u32) -> u32 {
+    GEMM_ROWS.into_iter().find(|rows| *rows >= tile_rows).unwrap_or(params::GEMM_SM90_WIDE_ROWS)
+}
 
 /// What a tile costs beside its rows, in rows: dequantising weights, filling the pipeline, storing results.
 const TILE_OVERHEAD: f64 = 16.0;
 
 /// Launch of a GEMM with this row-tile size, for up to `tiles` tiles. A CTA takes all of a multiprocessor's shared memory.
 pub fn gemm_shape(rows: u32, tiles: usize, num_sms: u32) -> Shape {
-    let wide = rows >= params::GEMM_SM90_WIDE_ROWS;
+    let wide = kernel_rows(rows) >= params::GEMM_SM90_WIDE_ROWS;
     let threads = if wide { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS };
     let blocks = tiles.clamp(1, num_sms as usize) as u32;
     Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES)
@@ -47,23 +55,32 @@ pub fn gemm_shape(rows: u32, tiles: usize, num_sms: u32) -> Shape {
 /// Rows, and features, of a tile of `gemm_portable`.
 pub const PORTABLE_ROWS: u32 = 64;
 
-/// The tile whose rows, times the tiles that an expert needs under uniform routing, cost least.
+/// What an expert's rows cost in tiles of a kernel, in rows: they are spread evenly over as few tiles as hold them, and the
+/// widest kernel multiplies as many columns as a tile has, in steps.
+fn expert_cost(rows: f64, kernel: u32) -> f64 {
+    let tiles = (rows / f64::from(kernel)).ceil();
+    let columns = match kernel {
+        params::GEMM_SM90_WIDE_ROWS => {
+            ((rows / tiles / 16.0).ceil() * 16.0).max(f64::from(params::GEMM_SM90_FEWEST_COLUMNS))
+        }
+        _ => f64::from(kernel),
+    };
+    tiles * (columns + TILE_OVERHEAD)
+}
+
+/// The tile in which an expert's rows under uniform routing cost least.
 ///
-/// An expert's rows are binomial; one tile never needs more than `num_tokens`. Sizes in between are worth having: with tiles of
-/// 128 rows, half of the experts with 128 rows on average need a second tile.
+/// They are binomial, near enough to normal; a token has at most one row of each expert.
 pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
     let share = top_k as f64 / num_experts as f64;
     let mean = num_tokens as f64 * share;
-    let deviation = (mean * (1.0 - share)).sqrt().max(1e-3);
-    let cost = |rows: u32| {
-        let rows = f64::from(rows);
-        // Tiles that are full for certain; then the chance of more rows than lie before each border, by a logistic curve,
-        // which is near enough to the normal one.
-        let certain = ((mean - 8.0 * deviation) / rows).floor().max(0.0);
-        let borders = (1..).map(|i| (certain + f64::from(i)) * rows).take_while(|border| *border < num_tokens as f64);
-        let chances = borders.map(|border| 1.0 / (1.0 + (1.702 * (border + 0.5 - mean) / deviation).exp()));
-        let tiles = 1.0 + certain + chances.take_while(|chance| *chance > 1e-6).sum::<f64>();
-        tiles * (rows + TILE_OVERHEAD)
+    let deviation = (mean * (1.0 - share)).sqrt();
+    let cost = |kernel: u32| -> f64 {
+        let likely = (-32..=32).map(|eighth| f64::from(eighth) / 8.0).map(|z: f64| {
+            let rows = (mean + z * deviation).round().clamp(1.0, num_tokens.max(1) as f64);
+            (-z * z / 2.0).exp() * expert_cost(rows, kernel)
+        });
+        likely.sum()
     };
     GEMM_ROWS.into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(GEMM_ROWS[0])
 }
@@ -87,17 +104,17 @@ pub fn linear_tile_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 
         let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(tiles_of_cta(rows));
         tiles.div_ceil(num_sms as usize) * tiles_of_cta(rows) * (rows as usize + LINEAR_OVERHEAD)
     };
-    GEMM_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(GEMM_ROWS[0])
+    TILE_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(TILE_ROWS[0])
 }
 
 /// The row-tile size that the environment asks all Hopper GEMMs to use, so that a benchmark can sweep it.
 pub fn forced_rows(kernels: Kernels) -> Result<Option<u32>> {
     const NAME: &str = "NVFP4_MOE_TILE_ROWS";
     let (Kernels::Hopper, Ok(value)) = (kernels, std::env::var(NAME)) else { return Ok(None) };
-    match GEMM_ROWS.into_iter().find(|rows| rows.to_string() == value) {
+    match TILE_ROWS.into_iter().find(|rows| rows.to_string() == value) {
         Some(rows) => Ok(Some(rows)),
         None => {
-            let rule = format!("it must be one of {GEMM_ROWS:?}");
+            let rule = format!("it must be one of {TILE_ROWS:?}");
             Err(Error::argument(NAME, value, rule, "Unset it: the library chooses."))
         }
     }
@@ -114,7 +131,7 @@ mod tests {
         assert_eq!(tile_rows(512, 6, 256), 16, "12 rows, up to 19 in nearly all experts");
         assert_eq!(tile_rows(2048, 6, 384), 48, "32 rows, up to 44");
         assert_eq!(tile_rows(8192, 6, 384), 144, "128 rows, up to 150");
-        assert_eq!(tile_rows(8192, 6, 256), 112, "192 rows in two tiles, up to 220");
+        assert_eq!(tile_rows(8192, 6, 256), 144, "192 rows are two tiles of 96");
     }
 
     #[test]

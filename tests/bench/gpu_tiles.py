@@ -19,7 +19,7 @@ from gpu_timing import captured, seconds, write_table
 
 from nvfp4_moe import Linear
 
-ROWS = [8, 16, 24, 32, 48, 64, 96, 112, 128, 144]
+ROWS = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144]
 CHOICE = "choice"
 
 
