@@ -223,7 +223,7 @@ def fp8_row_case(name: str, rows: list[list[int]]) -> list[str]:
         nonfinite += sum(not math.isfinite(v) for v in x)
     lines = [f"case {name}", f"rows {len(rows)}", f"cols {len(rows[0])}"]
     lines += words([bits for row in rows for bits in row], 4, 16, "x")
-    lines += [f"row_scale {' '.join(f32_hex(scale) for scale in scales)}"] + words(codes, 2, 32, "codes")
+    lines += [f"row_scale {' '.join(f32_hex(scale) for scale in scales)}", *words(codes, 2, 32, "codes")]
     return [*lines, f"nonfinite {nonfinite}", "end"]
 
 
