@@ -208,7 +208,7 @@ typedef struct nvfp4_moe_linear_desc {
   uint32_t struct_size;
   int32_t device_kind;    /* as in nvfp4_moe_layer_desc */
   int32_t device_ordinal;
-  int32_t mode;
+  int32_t mode;           /* not FP8, which is UNSUPPORTED */
   int32_t scale_policy;
   int32_t in_features;  /* a multiple of 16 */
   int32_t out_features; /* any */
