@@ -54,10 +54,14 @@ impl ScaleSpan {
         let mut span = ScaleSpan { num_scales: block_scales.len() as u64, ..ScaleSpan::default() };
         // Bytes order as their values do, so that exponents are taken only once. 0 wraps round to the largest byte.
         let (mut smallest, mut largest) = (u8::MAX, 0);
-        for bits in block_scales {
-            span.not_powers += u64::from(*bits != 0 && !is_power_of_two(*bits));
-            smallest = smallest.min(bits.wrapping_sub(1));
-            largest = largest.max(*bits);
+        for piece in block_scales.chunks(255) {
+            let mut not_powers = 0u8; // of a piece, so that all runs in vectors of bytes
+            for bits in piece {
+                not_powers += u8::from((*bits != 0) & !is_power_of_two(*bits));
+                smallest = smallest.min(bits.wrapping_sub(1));
+                largest = largest.max(*bits);
+            }
+            span.not_powers += u64::from(not_powers);
         }
         if largest > 0 {
             (span.smallest, span.largest) = (exponent(smallest + 1), exponent(largest));
@@ -140,6 +144,11 @@ mod tests {
                 assert_eq!(allowed, exact(small, small) && exact(small, large), "{small:#x} {large:#x}");
             }
         }
+    }
+
+    #[test]
+    fn more_than_a_byte_counts_are_counted() {
+        assert_eq!(ScaleSpan::of(&[0x39; 1000]).not_powers, 1000);
     }
 
     #[test]
