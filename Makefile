@@ -150,6 +150,7 @@ layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0 --ep-rank 1 --ep-size 4 --tokens 8,64
 	$(LAYERTEST) --shape tiny
+	$(LAYERTEST) --shape tiny --mode bf16,fp8
 	$(LAYERTEST) --shape flash
 	$(LAYERTEST) --shape pro
 	@echo "make layertest: PASS"
@@ -194,10 +195,12 @@ $(OP):
 
 gpu-test: $(OP)
 	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
-	  tests/test_gpu.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_linear.py
+	  tests/test_gpu.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_fp8.py \
+	  tests/test_linear.py
 	$(GPU_PY) tests/cudagraph_test.py
 	$(GPU_LAYERTEST) --device cuda --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape pro
+	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,fp8
 	$(GPU_LAYERTEST) --device cuda-portable --shape flash
 	@for tool in memcheck racecheck initcheck synccheck; do \
 	  echo "compute-sanitizer $$tool"; \

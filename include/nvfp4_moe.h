@@ -85,7 +85,13 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_MODE_DEFAULT 0 /* BF16; on Blackwell's own kernels: NVFP4. */
 #define NVFP4_MOE_MODE_BF16 1    /* W4A16: weights exact, activations bf16, input scales unused */
 #define NVFP4_MOE_MODE_NVFP4 2   /* W4A4: activations quantised to e2m1 blocks of 16 */
-#define NVFP4_MOE_MODE_FP8 3     /* W4A8: only for lossless-cast weights; not on the CPU */
+#define NVFP4_MOE_MODE_FP8 3     /* W4A8: activations e4m3, one dynamic scale a row. MoE layers, not CUDA_PORTABLE */
+
+/* Mode FP8 quantises a row (of x, and of h rounded to bf16) by its largest finite |value|:
+ *   scale = max(amax / 448, 2^-110), or 1 for a row of zeros;  code = e4m3(x * (1 / scale)), ties to even, saturating;
+ * every operation rounded once to f32; NaN stays NaN; NaN and infinities are counted. It ignores the scale policy and
+ * input scales. Weights must be exact in e4m3 with a power of two taken out: prepare refuses those whose nonzero block
+ * scales, in the gate, the up or the down matrix of an expert, are not all powers of two within a factor of 2^11. */
 
 /* Where mode NVFP4 takes the global scale of the activations from. */
 #define NVFP4_MOE_SCALE_STATIC 0  /* the checkpoint's input_scale, or one set by nvfp4_moe_*_set_input_scale(s) */
@@ -202,7 +208,7 @@ typedef struct nvfp4_moe_linear_desc {
   uint32_t struct_size;
   int32_t device_kind;    /* as in nvfp4_moe_layer_desc */
   int32_t device_ordinal;
-  int32_t mode;
+  int32_t mode;           /* not FP8, which is UNSUPPORTED */
   int32_t scale_policy;
   int32_t in_features;  /* a multiple of 16 */
   int32_t out_features; /* any */

@@ -28,7 +28,8 @@ pub enum Mode {
     Bf16,
     /// Activations quantised to NVFP4.
     Nvfp4,
-    /// Activations quantised to e4m3, one dynamic scale for each token; needs lossless-cast weights.
+    /// Activations quantised to e4m3, one dynamic scale for each row; needs weights that are exact in e4m3
+    /// ([`crate::format::ScaleSpan`]). MoE layers only.
     Fp8,
 }
 

@@ -1,10 +1,10 @@
 //! The MoE layer: a configuration, weights, and the state around them. Backends compute.
 
-use crate::config::{Device, LayerConfig, Mode, ScalePolicy};
+use crate::config::{Device, Kernels, LayerConfig, Mode, ScalePolicy};
 use crate::cpu;
 use crate::cuda::{CudaLayer, Stream};
 use crate::error::{Error, Result};
-use crate::format::{check_global_scale, e4m3_decode, input_scale_from_amax};
+use crate::format::{Part, ScaleSpan, check_global_scale, e4m3_decode, input_scale_from_amax};
 
 /// A tensor that the caller keeps alive, on the layer's device. A slice only for the length of a call, because between
 /// calls its owner may move experts (EPLB).
@@ -172,6 +172,9 @@ impl Layer {
                     check_block_scales("w2_block_scale", weights.w2_block_scale.slice())?;
                     check_weight_global_scales("w13_global_scale", weights.w13_global_scale.slice())?;
                     check_weight_global_scales("w2_global_scale", weights.w2_global_scale.slice())?;
+                    if self.config.mode == Mode::Fp8 {
+                        check_exact_in_e4m3(&weights, self.config.num_local_experts)?;
+                    }
                 }
                 *own = Some(weights);
             }
@@ -266,17 +269,13 @@ impl Backend {
 }
 
 /// Is there a backend for this device and mode?
-pub fn check_device(device: Device, mode: Mode) -> Result<()> {
+fn check_device(device: Device, mode: Mode) -> Result<()> {
     match (device, mode) {
-        (Device::Cpu, Mode::Fp8) => Err(Error::Unsupported(
-            "mode is 3 (fp8); the CPU has modes 1 (bf16) and 2 (nvfp4). Use bf16, which is exact for the weights."
-                .to_owned(),
-        )),
-        (Device::Cpu, _) => Ok(()),
-        (Device::Cuda(ordinal, _), Mode::Fp8) => Err(Error::Unsupported(format!(
-            "mode is 3 (fp8); CUDA device {ordinal} has modes 1 (bf16) and 2 (nvfp4). Use bf16, which is exact for the weights."
+        (Device::Cuda(ordinal, Kernels::Portable), Mode::Fp8) => Err(Error::Unsupported(format!(
+            "mode is 3 (fp8) for the portable kernels of CUDA device {ordinal}; mode fp8 runs on the CPU and on Hopper's \
+             own kernels. Use bf16, which is exact for the weights."
         ))),
-        (Device::Cuda(..), _) => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -294,6 +293,24 @@ fn check_slots(name: &str, tokens: usize, top_k: usize) -> Result<()> {
     if tokens > most {
         let rule = format!("with top_k {top_k} it must be at most {most}");
         return Err(Error::argument(name, tokens, rule, "Split the batch."));
+    }
+    Ok(())
+}
+
+/// Mode fp8 refuses weights that are not exact in e4m3, part by part.
+///
+/// # Safety
+/// The block scales live in host memory.
+unsafe fn check_exact_in_e4m3(weights: &LayerWeights, num_local_experts: usize) -> Result<()> {
+    // SAFETY: by contract.
+    let (w13, w2) = unsafe { (weights.w13_block_scale.slice(), weights.w2_block_scale.slice()) };
+    let down_len = w2.len() / num_local_experts;
+    let halves = if weights.up_first { [Part::Up, Part::Gate] } else { [Part::Gate, Part::Up] };
+    for (expert, (w13, w2)) in w13.chunks(2 * down_len).zip(w2.chunks(down_len)).enumerate() {
+        let (first, second) = w13.split_at(down_len);
+        for (part, block_scales) in [(halves[0], first), (halves[1], second), (Part::Down, w2)] {
+            ScaleSpan::of(block_scales).check(expert, part)?;
+        }
     }
     Ok(())
 }

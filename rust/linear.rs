@@ -5,9 +5,7 @@ use crate::cpu;
 use crate::cuda::{CudaLinear, Stream};
 use crate::error::{Error, Result};
 use crate::format::{check_global_scale, input_scale_from_amax};
-use crate::layer::{
-    Storage, Tensor, check_block_scales, check_device, check_weight_global_scales, missing_input_scale,
-};
+use crate::layer::{Storage, Tensor, check_block_scales, check_weight_global_scales, missing_input_scale};
 
 /// The weight of a linear; fields as in `nvfp4_moe_linear_weights`.
 #[derive(Debug, Clone)]
@@ -69,7 +67,7 @@ impl Linear {
     /// A linear without a weight.
     pub fn new(config: LinearConfig) -> Result<Self> {
         config.validate()?;
-        check_device(config.device, config.mode)?;
+        check_mode(config.mode)?;
         let backend = match config.device {
             Device::Cpu => Backend::Cpu { weights: None, amax: -1.0 },
             Device::Cuda(ordinal, kernels) => Backend::Cuda(CudaLinear::new(ordinal, kernels, &config)?),
@@ -186,6 +184,18 @@ impl Linear {
         check_global_scale("input_scale", input_scale)?;
         self.input_scale = input_scale;
         Ok(())
+    }
+}
+
+/// Mode fp8 is for MoE layers: a linear has no kernels for it, on any device.
+fn check_mode(mode: Mode) -> Result<()> {
+    match mode {
+        Mode::Bf16 | Mode::Nvfp4 => Ok(()),
+        Mode::Fp8 => Err(Error::Unsupported(
+            "mode is 3 (fp8); it is for MoE layers, and linears have modes 1 (bf16) and 2 (nvfp4). \
+             Use bf16, which is exact for the weights."
+                .to_owned(),
+        )),
     }
 }
 

@@ -22,8 +22,9 @@ TOKENS = (1, 8, 20, 60, 150, 400, 1100)
 
 
 def run_layers(device: str, generator: torch.Generator) -> None:
-    weights = generate.random_code_weights(EXPERTS, HIDDEN, INTER, generator).with_input_scales(4.0, 4.0)
-    for mode, policy in (("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
+    weights = generate.random_code_weights(EXPERTS, HIDDEN, INTER, generator, lossless=True).with_input_scales(4.0, 4.0)
+    fp8 = [("fp8", "static")] if device == "cuda" else []
+    for mode, policy in (*fp8, ("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
         layer = runner.make_layer(
             weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device=device
         )

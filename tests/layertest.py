@@ -4,8 +4,9 @@
     layertest.py --shape flash                      a generated layer of DeepSeek-V4 Flash's size, 3 experts
     layertest.py --checkpoint DIR --layer 3         a layer of a real checkpoint
     layertest.py --shape pro --tokens 1,8 --mode nvfp4 --experts 16 --ep-rank 1 --ep-size 4
+    layertest.py --shape flash --mode bf16,fp8      weights with power-of-two block scales, which mode fp8 needs
 
-Columns: `rel-L2` and `cosine` against float64 on the dequantised weights (in mode nvfp4 on the quantised
+Columns: `rel-L2` and `cosine` against float64 on the dequantised weights (in modes nvfp4 and fp8 on the quantised
 activations, too); `exact x` the cosine against float64 on exact activations; `unquantised` the cosine against the
 layer before its weights were quantised, where that is known; NaN and Inf in the output; activation blocks whose scale
 saturated; the part of gate and up values that the clamp changed; the time of one call. Gates: reference/gates.py.
@@ -65,7 +66,12 @@ class Outputs:
         to_exact = cosine(out, exact)
         ok = to_exact >= gates.COSINE_ACTIVATIONS
         gate = gates.COSINE_ACTIVATIONS
-        print(f"{mode}, {len(out)} tokens: cosine to exact activations {to_exact:.5f} (gate {gate})")
+        print(f"{mode}, {len(out)} tokens: cosine to exact activations {to_exact:.5f} (gate {gate})", end="")
+        if mode == "fp8":
+            loss = relative_l2(out, exact)
+            ok = ok and loss <= gates.REL_L2_FP8
+            print(f", rel-L2 {loss:.2e} (gate {gates.REL_L2_FP8:.0e})", end="")
+        print()
         if self.unquantized:
             original = torch.cat(self.unquantized)
             ours, formats = cosine(out, original), cosine(torch.cat(self.oracle), original)
@@ -86,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--experts", type=int, default=3, help="experts of a generated layer")
     parser.add_argument("--top-k", type=int, help="default: the model's, but less than all experts")
     parser.add_argument("--tokens", default="1,8,64,512", help="numbers of tokens, with commas")
-    parser.add_argument("--mode", default="bf16,nvfp4", help="activation modes, with commas")
+    parser.add_argument("--mode", default="bf16,nvfp4", help="activation modes, with commas: bf16, nvfp4, fp8")
     parser.add_argument("--scale-policy", default="static", choices=("static", "dynamic"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ep-rank", type=int, default=0)
@@ -125,7 +131,13 @@ def generated(args: argparse.Namespace) -> Subject:
     shape = args.shape or "tiny"
     hidden, intermediate, model_top_k, limit = SHAPES[shape]
     first, count = rank_of(args, args.experts)
-    weights = generate.normal_weights(args.experts, hidden, intermediate, torch.Generator().manual_seed(args.seed))
+    weights = generate.normal_weights(
+        args.experts,
+        hidden,
+        intermediate,
+        torch.Generator().manual_seed(args.seed),
+        lossless="fp8" in args.mode.split(","),
+    )
     top_k = top_k_of(args, model_top_k, args.experts)
     return Subject(f"generated {shape}", weights.experts(first, count), args.experts, top_k, first, Swiglu(limit))
 
@@ -238,7 +250,7 @@ def main() -> int:
         exact = reference.forward(x, local, topk_weights)
         unquantized = original.forward(x, local, topk_weights).out if original else None
         for mode, (out, saturated, seconds) in outputs.items():
-            result = reference.forward(x, local, topk_weights, mode, scales) if mode == "nvfp4" else exact
+            result = reference.forward(x, local, topk_weights, mode, scales) if mode != "bf16" else exact
             verdict = judge(mode, out, result, x, scales[0])
             passed = passed and verdict == "ok"
             before = "not known" if unquantized is None else f"{cosine(out, unquantized):.5f}"

@@ -10,7 +10,7 @@ import torch
 from reference import generate
 from reference.layer import Swiglu
 
-MODES = ("bf16", "nvfp4")
+MODES = ("bf16", "nvfp4", "fp8")
 DEEPSEEK_CLAMP = 10.0
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from nvfp4_moe.doctor import env, model
-from nvfp4_moe.plugin import settings
+from nvfp4_moe.plugin import settings, support
 
 ROOT = Path(__file__).parents[1]
 QUESTION = Namespace(model=None, device="cpu", moe_backend="auto", linear_backend="auto")
@@ -73,6 +73,20 @@ def test_globs_of_the_override_list_match_names_as_vllm_fuses_them(monkeypatch):
     plain = backends()
     monkeypatch.setenv("NVFP4_MOE_BF16_LINEARS", "*.1.attn.fused_wqa_wkv")
     assert backends() == plain | {"layers.1.attn.wq_a": "torch", "layers.1.attn.wkv": "torch"}
+
+
+def test_mode_fp8_is_for_experts_and_linears_are_bf16(monkeypatch):
+    monkeypatch.setenv("NVFP4_MOE_MODE", "fp8")
+    answers = {m.name: env.backend_of(m, "bfloat16", [], QUESTION) for m in model.modules(DIMS)}
+    for name in EXPERTS:
+        assert answers[name][0] == "nvfp4_moe"
+        assert answers[name][1].startswith("activations fp8; loading refuses block scales that are no powers of two")
+    for name in LINEARS:
+        assert answers[name] == ("nvfp4_moe", "activations bf16, because mode fp8 is for MoE layers")
+    assert support.resolved_mode("fp8") == ("fp8", "NVFP4_MOE_MODE asks for it")
+    mode, reason = support.resolved_linear_mode("fp8")
+    assert (mode, "fp8, which is for MoE layers" in reason) == ("bf16", True)
+    assert support.resolved_linear_mode("nvfp4") == support.resolved_mode("nvfp4")
 
 
 def write_model(directory: Path) -> Path:

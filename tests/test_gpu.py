@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import matrix as cases
 import nvfp4_moe
 import runner
 from nvfp4_moe import Layer, LayerWeights, Linear, LinearWeights
@@ -19,13 +20,13 @@ def bits(tensor):
 
 
 def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=0, device="cuda"):
-    """A layer whose weights are made on the GPU: any codes, block scales from 2^-4 to 15."""
+    """A layer whose weights are made on the GPU: any codes, block scales from 2^-4 to 15, in mode fp8 powers of two."""
     g = torch.Generator(device="cuda").manual_seed(seed)
 
     def matrix(rows, cols):
         codes = torch.randint(0, 256, (local, rows, cols // 2), dtype=torch.uint8, device="cuda", generator=g)
         scales = torch.randint(0x18, 0x58, (local, rows, cols // 16), dtype=torch.uint8, device="cuda", generator=g)
-        return codes, scales
+        return codes, scales & 0x78 if mode == "fp8" else scales
 
     w13, w2 = matrix(2 * inter, hidden), matrix(hidden, inter)
     layer = Layer(
@@ -107,7 +108,7 @@ def test_routing_is_a_stable_sort(num_tokens, shard, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("skew", ["uniform", "one expert", "all local", "none"])
-@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode, device):
     """20000 tokens of this shape need chunks; the layer of halves is the same layer."""
     hidden, inter, experts, top_k, num_tokens = 256, 4096, 16, 6, 20000
@@ -135,7 +136,7 @@ def test_no_token_is_dropped_when_the_workspace_takes_several_chunks(skew, mode,
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_experts_that_move_need_no_new_layer(mode, device):
     """What EPLB does: slices change places, and the map says so."""
     layer = random_layer(8, 256, 128, num_experts=8, top_k=3, mode=mode, device=device)
@@ -163,7 +164,7 @@ def test_a_row_tile_size_can_be_forced(monkeypatch):
         random_layer(8, 256, 128, num_experts=8, top_k=3)
 
 
-@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes(mode):
     layer = random_layer(48, 7168, 3072, num_experts=384, top_k=6, mode=mode)
     assert layer.workspace_size(8192) <= 150e6
@@ -203,7 +204,7 @@ def test_rows_past_2_to_the_31_bytes(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_a_hundred_runs_and_two_streams_give_the_same_bits(mode, device):
     layer = random_layer(16, 1024, 512, num_experts=16, top_k=4, mode=mode, device=device)
     generator = torch.Generator().manual_seed(2)

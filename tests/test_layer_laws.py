@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import matrix
 import nvfp4_moe
 import runner
 from reference import gates, generate
 from reference.layer import ReferenceLayer, Swiglu, local_ids, relative_l2
 
 E, K, H, INTER = 8, 3, 256, 192
-MODES = ("bf16", "nvfp4")
+MODES = matrix.MODES
 DEVICES = runner.DEVICES
 
 
@@ -22,8 +23,11 @@ def generator():
 
 
 @pytest.fixture
-def weights(generator):
-    return generate.random_code_weights(E, H, INTER, generator).with_input_scales(4.0, 4.0)
+def weights(request, generator):
+    """Such as the test's mode takes."""
+    mode = getattr(request.node, "callspec", None) and request.node.callspec.params.get("mode")
+    made = generate.random_code_weights(E, H, INTER, generator, lossless=mode == "fp8")
+    return made.with_input_scales(4.0, 4.0)
 
 
 def batch(num_tokens, generator):

@@ -23,13 +23,15 @@ class Problem(NamedTuple):
     bf16: Result
 
 
-@lru_cache(maxsize=1)  # the modes and devices of a case follow one another
-def problem(case: Case) -> Problem:
+@lru_cache(maxsize=1)  # the modes and devices of a case follow one another, fp8 last
+def problem(case: Case, lossless: bool = False) -> Problem:
     generator = torch.Generator().manual_seed(case.num_tokens + case.hidden)
     ids = matrix.route(case, generator)
     local = local_ids(ids, case.num_experts, case.local_count, case.first_local)
     touched = [e for e in local.unique().tolist() if e >= 0]
-    weights = generate.random_code_weights(case.local_count, case.hidden, case.intermediate, generator, touched)
+    weights = generate.random_code_weights(
+        case.local_count, case.hidden, case.intermediate, generator, touched, lossless=lossless
+    )
     x = generate.tokens(case.num_tokens, case.hidden, generator)
     topk_weights = generate.random_topk_weights(case.num_tokens, case.top_k, generator)
     reference = ReferenceLayer(weights, case.swiglu)
@@ -43,7 +45,7 @@ def problem(case: Case) -> Problem:
 @pytest.mark.parametrize("mode", matrix.MODES)
 @pytest.mark.parametrize("case", matrix.CASES, ids=str)
 def test_layer_matches_float64(case: Case, mode: str, device: str):
-    p = problem(case)
+    p = problem(case, lossless=mode == "fp8")
     layer = runner.make_layer(
         p.weights,
         num_experts=case.num_experts,
@@ -55,7 +57,7 @@ def test_layer_matches_float64(case: Case, mode: str, device: str):
     )
     out = runner.run(layer, p.x, p.topk_ids, p.topk_weights)
     result = p.bf16
-    if mode == "nvfp4":
+    if mode != "bf16":
         scales = (p.weights.w13_input_scale, p.weights.w2_input_scale)
         result = p.reference.forward(p.x, p.local_ids, p.topk_weights, mode, scales)
     assert out.isfinite().all()
@@ -63,6 +65,21 @@ def test_layer_matches_float64(case: Case, mode: str, device: str):
     assert relative_l2(out, result.out) <= gates.REL_L2 + result.slack
     if mode == "bf16":
         assert cosine(out, result.out) >= gates.COSINE
+    if mode == "fp8":
+        loss = relative_l2(out, p.bf16.out)
+        print(f"fp8 against bf16: rel-L2 {loss:.2e}")
+        assert loss <= gates.REL_L2_FP8 or not is_typical(case, p)
+
+
+def is_typical(case: Case, p: Problem) -> bool:
+    """Does what quantising costs here say something about the format? Not where few values of h make the output, nor
+    where the clamp leaves little but the signs of up: one near 0 that turns costs as much as any."""
+    return int((p.local_ids >= 0).sum()) * case.intermediate >= 1024 and p.bf16.clamped < 0.5
+
+
+def test_mode_fp8_is_judged_by_its_loss_in_most_cases():
+    small = [case for case in matrix.CASES if case.hidden <= 512]
+    assert sum(is_typical(case, problem(case)) for case in small) >= 0.8 * len(small)
 
 
 def test_matrix_reaches_the_clamp_and_the_full_models():

@@ -175,7 +175,6 @@ CREATE_REFUSALS = {
     "policy": (dict(scale_policy="auto"), r'scale_policy is "auto"; it must be "static" or "dynamic"'),
     "local": (dict(first_local_expert=2), r"first_local_expert"),
     "device": (dict(device="meta"), r"device is .*; it must be cpu or cuda"),
-    "fp8 on the CPU": (dict(mode="fp8"), r"mode .*"),
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference import nvfp4
+from reference import fp8, nvfp4
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,17 +43,17 @@ def test_decode_is_golden():
             assert nvfp4.decode_e4m3(torch.tensor([code], dtype=torch.uint8)) == f32([words[2]]).double(), words
 
 
-def golden_quantize_cases() -> list:
+def golden_cases(name: str) -> list:
     """Blocks of `case`, then `field values...`, a field going on over lines."""
     cases: list[dict[str, list[str]]] = []
-    for field, *words in golden_lines("quantize.txt"):
+    for field, *words in golden_lines(name):
         if field == "case":
             cases.append({})
         cases[-1].setdefault(field, []).extend(words)
     return [pytest.param(case, id=case["case"][0]) for case in cases]
 
 
-@pytest.mark.parametrize("case", golden_quantize_cases())
+@pytest.mark.parametrize("case", golden_cases("quantize.txt"))
 def test_quantize_is_golden(case):
     rows, cols = int(case["rows"][0]), int(case["cols"][0])
     x = f32([word + "0000" for word in case["x"]]).view(rows, cols)
@@ -67,6 +67,14 @@ def test_quantize_is_golden(case):
     assert torch.equal(q.block_scale.flatten(), as_bytes["block_scale"])
     if not static:
         assert torch.equal(q.global_scale.flatten(), f32(case["global_scale"]))
+
+
+@pytest.mark.parametrize("case", golden_cases("fp8_rows.txt"))
+def test_fp8_rows_are_golden(case):
+    rows, cols = int(case["rows"][0]), int(case["cols"][0])
+    q = fp8.quantize(f32([word + "0000" for word in case["x"]]).view(rows, cols))
+    assert bytes(q.codes.flatten().tolist()) == bytes.fromhex("".join(case["codes"]))
+    assert torch.equal(q.row_scale.flatten(), f32(case["row_scale"]))
 
 
 def test_swizzle_is_golden():

@@ -4,7 +4,8 @@ use super::isa::Isa;
 use super::shared::Shared;
 use crate::config::{Mode, ScalePolicy};
 use crate::format::{
-    BLOCK_SIZE, BlockReport, QuantScale, dequantize_row, dynamic_global_scale, finite_amax, quantize_row,
+    BLOCK_SIZE, BlockReport, QuantScale, dequantize_row, dynamic_global_scale, e4m3_decode, finite_amax, quantize_row,
+    quantize_row_fp8,
 };
 use crate::status;
 use half::{bf16, slice::HalfFloatSliceExt};
@@ -23,6 +24,8 @@ pub enum RowTransform {
     Static(f32),
     /// Mode nvfp4 with a global scale from each row's amax.
     Dynamic,
+    /// Mode fp8: e4m3, a scale from each row's amax.
+    Fp8,
 }
 
 impl RowTransform {
@@ -31,7 +34,8 @@ impl RowTransform {
         match (mode, policy) {
             (Mode::Nvfp4, ScalePolicy::Static) => RowTransform::Static(input_scale),
             (Mode::Nvfp4, ScalePolicy::Dynamic) => RowTransform::Dynamic,
-            (Mode::Bf16 | Mode::Fp8, _) => RowTransform::Keep,
+            (Mode::Fp8, _) => RowTransform::Fp8,
+            (Mode::Bf16, _) => RowTransform::Keep,
         }
     }
 }
@@ -117,7 +121,8 @@ struct RowBuffers {
 
 /// Turn one bf16 row into an operand row of `isa`.
 ///
-/// `observe` asks for the row's amax. An operand holds `e2m1 * block_scale` where quantised: exact, in bf16 too.
+/// `observe` asks for the row's amax. A quantised operand holds `e2m1 * block_scale`, or e4m3 values in mode fp8: exact,
+/// in bf16 too.
 fn write_operand(
     isa: &Isa,
     row: &[bf16],
@@ -129,23 +134,40 @@ fn write_operand(
     buffers.values.resize(row.len(), 0.0);
     row.convert_to_f32_slice(&mut buffers.values);
     let amax = if observe { finite_amax(&buffers.values) } else { 0.0 };
-    let global_scale = match transform {
-        RowTransform::Keep => None,
-        RowTransform::Static(scale) => Some(scale),
-        RowTransform::Dynamic => Some(dynamic_global_scale(&buffers.values)),
+    let (global_scale, report) = match transform {
+        RowTransform::Keep => (1.0, BlockReport::default()),
+        RowTransform::Static(scale) => (scale, buffers.quantize(scale)),
+        RowTransform::Dynamic => {
+            let scale = dynamic_global_scale(&buffers.values);
+            (scale, buffers.quantize(scale))
+        }
+        RowTransform::Fp8 => buffers.quantize_fp8(),
     };
-    let mut seen = RowSeen { global_scale: 1.0, report: BlockReport::default(), amax };
-    if let Some(global_scale) = global_scale {
-        seen.global_scale = global_scale;
-        let RowBuffers { values, codes, block_scales } = buffers;
-        codes.resize(row.len() / 2, 0);
-        block_scales.resize(row.len() / BLOCK_SIZE, 0);
-        let scale = QuantScale::from_global_scale(global_scale);
-        seen.report = quantize_row(values, scale, codes, |i, block_scale| block_scales[i] = block_scale);
-        dequantize_row(codes, block_scales, 1.0, values);
-    }
     write_groups(isa, &buffers.values, out);
-    seen
+    RowSeen { global_scale, report, amax }
+}
+
+impl RowBuffers {
+    /// Replace the values by `e2m1 * block_scale`, which `global_scale` decodes.
+    fn quantize(&mut self, global_scale: f32) -> BlockReport {
+        let RowBuffers { values, codes, block_scales } = self;
+        codes.resize(values.len() / 2, 0);
+        block_scales.resize(values.len() / BLOCK_SIZE, 0);
+        let scale = QuantScale::from_global_scale(global_scale);
+        let report = quantize_row(values, scale, codes, |i, block_scale| block_scales[i] = block_scale);
+        dequantize_row(codes, block_scales, 1.0, values);
+        report
+    }
+
+    /// Replace the values by e4m3 ones; returns the scale that decodes them.
+    fn quantize_fp8(&mut self) -> (f32, BlockReport) {
+        self.codes.resize(self.values.len(), 0);
+        let quantized = quantize_row_fp8(&self.values, &mut self.codes);
+        for (value, code) in self.values.iter_mut().zip(&self.codes) {
+            *value = e4m3_decode(*code);
+        }
+        quantized
+    }
 }
 
 /// An operand row from a row of values.

@@ -109,7 +109,14 @@ static void errors_name_numbers_and_remedy(void) {
   c.desc.mode = 77;
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "mode is 77; ", nvfp4_moe_layer_create(&c.desc, &layer));
   c.desc.mode = NVFP4_MOE_MODE_FP8;
-  CHECK_FAILS(NVFP4_MOE_UNSUPPORTED, "mode", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.device_kind = NVFP4_MOE_DEVICE_CUDA_PORTABLE;
+  CHECK_FAILS(NVFP4_MOE_UNSUPPORTED, "mode is 3 (fp8) for the portable", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.device_kind = NVFP4_MOE_DEVICE_CPU;
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w13_block_scale[0] (gate) is no power of two in ",
+              nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  nvfp4_moe_layer_destroy(layer);
+  layer = NULL;
   c.desc.mode = NVFP4_MOE_MODE_BF16;
 
   CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));

@@ -208,6 +208,58 @@ def quantize_lines() -> list[str]:
     return lines
 
 
+# --- The row quantiser of mode fp8 ------------------------------------------------------------------------------
+
+
+def fp8_row_case(name: str, rows: list[list[int]]) -> list[str]:
+    scales, codes, nonfinite = [], [], 0
+    for row in rows:
+        x = [bf16_value(bits) for bits in row]
+        amax = max((abs(v) for v in x if math.isfinite(v)), default=0.0)
+        scale = 1.0 if amax == 0 else max(f32(amax / 448.0), MIN_GLOBAL_SCALE)
+        encode = f32(1.0 / scale)
+        scales.append(scale)
+        codes += [e4m3_encode(f32(v * encode)) for v in x]
+        nonfinite += sum(not math.isfinite(v) for v in x)
+    lines = [f"case {name}", f"rows {len(rows)}", f"cols {len(rows[0])}"]
+    lines += words([bits for row in rows for bits in row], 4, 16, "x")
+    lines += [f"row_scale {' '.join(f32_hex(scale) for scale in scales)}", *words(codes, 2, 32, "codes")]
+    return [*lines, f"nonfinite {nonfinite}", "end"]
+
+
+def fp8_row_lines() -> list[str]:
+    rng = random.Random("fp8_rows")
+
+    def normal(count: int, sigma: float) -> list[int]:
+        return [bf16_bits(rng.gauss(0, sigma)) for _ in range(count)]
+
+    def scaled(values, scale: float) -> list[int]:
+        return [bf16_bits(v * scale) for v in values] + [0] * (-len(values) % BLOCK_SIZE)
+
+    inf, nan, minus = 0x7F80, 0x7FC0, 0x8000
+    codes = [float(value) for value in E4M3] + [-float(value) for value in E4M3]
+    ties = [448.0] + [float((low + high) / 2) for low, high in itertools.pairwise(E4M3)]
+    specials = normal(32, 1.0)
+    specials[3], specials[9], specials[20], specials[31] = nan, nan | minus, inf, inf | minus
+    lines = ["# fp8_rows: x bf16 [rows, cols], row_scale [rows] decodes, codes e4m3 [rows, cols]; both outputs."]
+    lines += fp8_row_case("normal", [normal(64, 1.0) for _ in range(3)])
+    lines += fp8_row_case("one_value", [normal(1, 3.0) + [0] * 15])
+    lines += fp8_row_case("zeros_and_minus_zeros", [[0] * 16 + [minus] * 16, normal(32, 1.0)])
+    lines += fp8_row_case("every_code", [scaled(codes, 1.0), scaled(codes, 2.0**-9), scaled(codes, 2.0**90)])
+    lines += fp8_row_case("ties", [scaled(ties, 1.0), scaled([-v for v in ties], 2.0**-20)])
+    lines += fp8_row_case("subnormals", [[0x0001, 0x8001, 0x007F, 0x807F] * 4, [0x0080, 0x0001] * 8])
+    lines += fp8_row_case(
+        "smallest_scale", [[bf16_bits(v * 2.0**e) for v in (1.0, -1.5)] * 8 for e in (-101, -102, -112)]
+    )
+    lines += fp8_row_case("largest", [[0x7F7F, 0xFF7F] * 8])
+    lines += fp8_row_case("nan_and_infinity", [specials, normal(32, 1.0), [nan] * 32, [inf, inf | minus] * 16])
+    lines += fp8_row_case("wide_range_in_a_row", [normal(16, 1e-3) + normal(16, 1.0) + normal(16, 1e3)])
+    lines += fp8_row_case("any_bits", [[rng.getrandbits(16) for _ in range(48)] for _ in range(6)])
+    # Every mantissa an amax can have: some lift it above 448 by rounding, some leave it below.
+    lines += fp8_row_case("every_mantissa", [[0x3F80 + m, 0xBF80 + m, 0x3F80, *normal(13, 0.3)] for m in range(128)])
+    return lines
+
+
 # --- Layouts ----------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +375,7 @@ def files() -> dict[str, list[str]]:
         "e2m1.txt": codec_lines("e2m1", 16, E2M1, e2m1_decode, e2m1_encode, range(-4, 4)),
         "e4m3.txt": codec_lines("e4m3", 256, E4M3, e4m3_decode, e4m3_encode, range(-12, 10)),
         "quantize.txt": quantize_lines(),
+        "fp8_rows.txt": fp8_row_lines(),
         "sf_layout.txt": sf_layout_lines(),
         "routing.txt": routing_lines(),
     }

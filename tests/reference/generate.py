@@ -43,16 +43,19 @@ class Weights:
         )
 
 
-def normal_weights(num_experts: int, hidden: int, intermediate: int, generator: torch.Generator) -> Weights:
-    """Normal bf16 weights, quantised; gate and up with their own global scales."""
+def normal_weights(
+    num_experts: int, hidden: int, intermediate: int, generator: torch.Generator, *, lossless: bool = False
+) -> Weights:
+    """Normal bf16 weights, quantised (lossless: by powers of two); gate and up with their own global scales."""
     w13 = torch.empty(num_experts, 2 * intermediate, hidden, dtype=torch.bfloat16)
     w2 = torch.empty(num_experts, hidden, intermediate, dtype=torch.bfloat16)
     gate_up, down = [], []
+    quantize = cast_matrix if lossless else quantize_matrix
     for e in range(num_experts):
         w13[e].normal_(generator=generator).mul_(hidden**-0.5 * 5)  # a few percent pass the clamp of 10
         w2[e].normal_(generator=generator).mul_(intermediate**-0.5)
-        gate_up.append([quantize_matrix(half) for half in w13[e].chunk(2)])
-        down.append(quantize_matrix(w2[e]))
+        gate_up.append([quantize(half) for half in w13[e].chunk(2)])
+        down.append(quantize(w2[e]))
     return Weights(
         w13=torch.stack([torch.cat([half[0] for half in halves]) for halves in gate_up]),
         w13_block_scale=torch.stack([torch.cat([half[1] for half in halves]) for halves in gate_up]),
@@ -71,10 +74,26 @@ def quantize_matrix(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, f
     return nvfp4.pack(q.codes), q.block_scale, float(q.global_scale[0])
 
 
+def cast_matrix(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The same with scales that are powers of two, as MXFP4 casts have them; the largest block scale is 2^8."""
+    blocks = matrix.float().unflatten(-1, (-1, nvfp4.BLOCK_SIZE))
+    exponents = torch.log2(blocks.abs().amax(dim=-1, keepdim=True)).floor() - 2  # amax in e2m1's last binade
+    top = float(exponents.max())
+    exponents = exponents.clamp(min=top - 11)  # what mode fp8 takes
+    codes = nvfp4.encode_e2m1(blocks * torch.exp2(-exponents)).flatten(-2)
+    return nvfp4.pack(codes), nvfp4.encode_e4m3(torch.exp2(exponents[..., 0] - top + 8)), 2.0 ** (top - 8)
+
+
 def random_code_weights(
-    num_experts: int, hidden: int, intermediate: int, generator: torch.Generator, touched: list[int] | None = None
+    num_experts: int,
+    hidden: int,
+    intermediate: int,
+    generator: torch.Generator,
+    touched: list[int] | None = None,
+    *,
+    lossless: bool = False,
 ) -> Weights:
-    """Any codes, any block scale from 2^-4 to 15: quick to make at any size.
+    """Any codes, any block scale from 2^-4 to 15 (lossless: powers of two only): quick to make at any size.
 
     Only the `touched` experts (None: all) are filled. The others stay zero pages that nothing has written, so that a
     layer of hundreds of large experts fits in memory.
@@ -87,7 +106,8 @@ def random_code_weights(
         block_scale = torch.zeros(num_experts, rows, cols // 16, dtype=torch.uint8)
         for e in range(num_experts) if touched is None else touched:
             packed[e] = torch.from_numpy(numbers.integers(0, 256, packed[e].shape, np.uint8))
-            block_scale[e] = torch.from_numpy(numbers.integers(0x18, 0x58, block_scale[e].shape, np.uint8))
+            scales = numbers.integers(0x18, 0x58, block_scale[e].shape, np.uint8)
+            block_scale[e] = torch.from_numpy(scales & 0x78 if lossless else scales)  # without mantissa, or with
         return packed, block_scale
 
     w13, w13_block_scale = matrices(2 * intermediate, hidden)

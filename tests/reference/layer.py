@@ -3,7 +3,7 @@
     out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t])
     expert(x) = w2 @ swiglu(gate @ x, up @ x)
 
-In mode "nvfp4" what enters a GEMM is quantised first, as the format's law says: x, and h rounded to bf16.
+In modes "nvfp4" and "fp8" what enters a GEMM is quantised first, as the law says: x, and h rounded to bf16.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import nvfp4
+from . import fp8, nvfp4
 
 F32_SUM = 2.0**-20  # relative error that h may have from sums of thousands of products in f32
 
@@ -106,7 +106,7 @@ class ReferenceLayer:
         mode: str = "bf16",
         input_scales: tuple[float | None, float | None] = (None, None),
     ) -> Result:
-        """x bf16 [T, H]; local_ids [T, k] of experts, -1 = unrouted; input scales None = dynamic."""
+        """x bf16 [T, H]; local_ids [T, k] of experts, -1 = unrouted; input scales None = dynamic, as fp8 always is."""
         out = torch.zeros(x.shape, dtype=torch.float64)
         x_amax = h_amax = 0.0
         num_clamped = num_values = 0
@@ -121,10 +121,10 @@ class ReferenceLayer:
             gemm1_input = operand(rows, mode, input_scales[0])
             gate, up = expert.gate.times(gemm1_input), expert.up.times(gemm1_input)
             h = self.swiglu(gate, up)
-            y = expert.down.times(operand(h.bfloat16() if mode == "nvfp4" else h, mode, input_scales[1]))
+            y = expert.down.times(operand(h if mode == "bf16" else h.bfloat16(), mode, input_scales[1]))
             factor = weights[tokens, slots].double()[:, None]
             out.index_add_(0, tokens, y * factor)
-            if mode == "nvfp4":
+            if mode != "bf16":
                 low, high = (operand((h * f).bfloat16(), mode, input_scales[1]) for f in (1 - F32_SUM, 1 + F32_SUM))
                 at = (low != high).any(dim=1)
                 undecided.index_add_(0, tokens[at], expert.down.times(high[at] - low[at]) * factor[at])
@@ -147,6 +147,8 @@ class UnquantizedLayer(ReferenceLayer):
 
 def operand(rows: torch.Tensor, mode: str, input_scale: float | None) -> torch.Tensor:
     """What enters the GEMM, f64: the rows themselves, or what is left of them after quantising."""
+    if mode == "fp8":
+        return fp8.dequantize(fp8.quantize(rows))
     return nvfp4.dequantize(nvfp4.quantize(rows, input_scale)) if mode == "nvfp4" else rows.double()
 
 

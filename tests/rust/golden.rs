@@ -4,7 +4,7 @@
 
 use nvfp4_moe::format::{
     BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
-    sf_offset_128x4, sf_size_128x4,
+    quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
 };
 use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
 use std::collections::HashMap;
@@ -99,6 +99,23 @@ fn quantize() {
         assert_eq!(scales, bytes("block_scale"), "{name:?}");
         let (saturated_blocks, nonfinite_values) = (number(&case["saturated"][0]), number(&case["nonfinite"][0]));
         assert_eq!(report, BlockReport { saturated_blocks, nonfinite_values }, "{name:?}");
+    }
+}
+
+#[test]
+fn fp8_rows() {
+    for case in cases("fp8_rows.txt") {
+        let (name, cols) = (&case["case"], number::<usize>(&case["cols"][0]));
+        let x: Vec<f32> = case["x"].iter().map(|word| f32::from_bits(bits(word) << 16)).collect();
+        let (mut codes, mut report) = (vec![0xff; x.len()], BlockReport::default());
+        for (r, (row, codes)) in x.chunks(cols).zip(codes.chunks_mut(cols)).enumerate() {
+            let (scale, seen) = quantize_row_fp8(row, codes);
+            assert_eq!(scale.to_bits(), bits(&case["row_scale"][r]), "{name:?} row {r}");
+            report.merge(seen);
+        }
+        assert_eq!(codes, case["codes"].iter().map(|word| bits(word) as u8).collect::<Vec<_>>(), "{name:?}");
+        let nonfinite_values = number(&case["nonfinite"][0]);
+        assert_eq!(report, BlockReport { saturated_blocks: 0, nonfinite_values }, "{name:?}");
     }
 }
 

@@ -167,3 +167,42 @@ fn hostile_ids_are_unrouted_and_counted_and_nan_stays_in_its_row() {
         assert_eq!(status.first_bad_token, 0);
     }
 }
+
+#[test]
+fn mode_fp8_takes_weights_that_are_exact_in_e4m3_and_no_others() {
+    let mut random = Random::new(5);
+    let shape = Shape { hidden: 256, inter: 128, experts: 4, local: 3, first: 1, top_k: 2 };
+    let mut weights = Weights::random(shape, &mut random);
+    // The widest span: 2^-9 to 2^2 in one part, 2^-3 to 2^8 in another; zeros between.
+    let choose = |from: &[u8], random: &mut Random| from[random.below(from.len() as u64) as usize];
+    let (low, high) = ([0x01, 0x02, 0x04, 0x08, 0x48, 0], [0x20, 0x40, 0x78, 0]);
+    weights.w13_block_scale.iter_mut().for_each(|bits| *bits = choose(&high, &mut random));
+    weights.w2_block_scale.iter_mut().for_each(|bits| *bits = choose(&low, &mut random));
+    weights.w13_global_scale.iter_mut().for_each(|scale| *scale /= 64.0);
+    let x = random.bf16s(20 * shape.hidden);
+    let ids = random_ids(shape, 20, &mut random);
+    let topk_weights = vec![0.5; ids.len()];
+    let want = weights.reference(&x, &ids, &topk_weights, 10.0);
+    let handle = layer(shape, &weights, |desc| desc.mode = NVFP4_MOE_MODE_FP8 as i32);
+    let error = rel_l2(&forward(shape, &handle, &x, &ids, &topk_weights), &want);
+    assert!(error > 1e-2 && error < 6e-2, "rel-L2 {error} is not what e4m3 gives");
+
+    // One block scale that is none, in each part of the last expert.
+    let part = shape.hidden * shape.inter / 16;
+    let refusal = |weights: &Weights, up_first: i32| {
+        let weights = nvfp4_moe_layer_weights { up_first, ..weights.as_struct() };
+        // SAFETY: complete structs, and a live handle; refused weights are not kept.
+        let status =
+            unsafe { nvfp4_moe_layer_prepare(handle.0, &weights, std::ptr::null_mut(), 0, std::ptr::null_mut()) };
+        assert_eq!(status, NVFP4_MOE_INVALID_ARGUMENT as i32);
+        last_error()
+    };
+    weights.w13_block_scale[6 * part - 1] = 0x39;
+    assert!(refusal(&weights, 0).starts_with(&format!("w13_block_scale[2] (up) is no power of two in 1 of {part} ")));
+    assert!(refusal(&weights, 1).starts_with("w13_block_scale[2] (gate) is no power of two in 1 of "));
+    weights.w13_block_scale[6 * part - 1] = 0x01;
+    assert!(refusal(&weights, 0).starts_with("w13_block_scale[2] (up) is 2^-9 to 2^8, a factor of 2^17; "));
+    weights.w13_block_scale[6 * part - 1] = 0;
+    weights.w2_block_scale[2 * part] = 0x50;
+    assert!(refusal(&weights, 0).starts_with("w2_block_scale[2] is 2^-9 to 2^3, a factor of 2^12; "));
+}

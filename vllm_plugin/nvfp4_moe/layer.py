@@ -63,7 +63,9 @@ class Layer:
     ):
         """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
 
-        mode          "default", "bf16" (W4A16), "nvfp4" (W4A4) or "fp8" (W4A8)
+        mode          "default", "bf16" (W4A16), "nvfp4" (W4A4) or "fp8" (W4A8: e4m3 rows with a dynamic scale each;
+                      `prepare` refuses weights whose block scales are not powers of two within a factor of 2^11 in
+                      each expert's gate, up and down matrix; not on "cuda-portable")
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
         swiglu_limit  gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
         device        "cpu", "cuda" (Hopper's kernels) or "cuda-portable" (any GPU of compute capability 8.0 or later)

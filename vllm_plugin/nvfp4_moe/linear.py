@@ -50,7 +50,7 @@ class Linear:
         scale_policy: str = "static",
         device: torch.device | str = "cpu",
     ):
-        """Make a linear without weights; `mode`, `scale_policy` and `device` as in `Layer`."""
+        """Make a linear without weights; `mode` (but "fp8"), `scale_policy` and `device` as in `Layer`."""
         self.device = resolve_device(device)
         self.in_features = in_features
         self.out_features = out_features

@@ -137,6 +137,10 @@ def activations(module: model_files.Module) -> str:
     mode = settings.mode()
     if mode == "default":
         return "activations bf16 without FP4 tensor cores, nvfp4 with them"
+    if mode == "fp8" and module.kind == "moe":
+        return "activations fp8; loading refuses block scales that are no powers of two (nvfp4-moe inspect: lossless)"
+    if mode == "fp8":
+        return "activations bf16, because mode fp8 is for MoE layers"
     if mode != "nvfp4":
         return f"activations {mode}"
     missing = "" if module.input_scale or settings.scale_policy() != "static" else ", but the files have no input_scale"

@@ -54,7 +54,7 @@ class Nvfp4Linear:
     """A linear of the library over vLLM's parameters."""
 
     def __init__(self, layer):
-        mode, _ = support.resolved_mode(settings.mode())
+        mode, _ = support.resolved_linear_mode(settings.mode())
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         self.name = layer.prefix
         self.calibrating: scales.LayerCalibration | None = None
@@ -237,7 +237,7 @@ def place_first(kernels: list[type]) -> None:
 @cache
 def log_active() -> None:
     """The line that says that the linears are ours, once in a process."""
-    mode, reason = support.resolved_mode(settings.mode())
+    mode, reason = support.resolved_linear_mode(settings.mode())
     logger.info(
         "nvfp4_moe %s is ACTIVE for NVFP4 linears on %s: mode %s, because %s. Off: VLLM_DISABLED_KERNELS=%s.",
         nvfp4_moe.__version__,

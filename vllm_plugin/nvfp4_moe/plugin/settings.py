@@ -23,7 +23,10 @@ def disabled_reason() -> str | None:
 
 
 def mode() -> str:
-    """How activations enter the GEMMs; "default" is bf16 where there are no FP4 tensor cores, nvfp4 where there are."""
+    """How activations enter the GEMMs; "default" is bf16 where there are no FP4 tensor cores, nvfp4 where there are.
+
+    fp8 is for MoE layers whose block scales are powers of two; others are refused at load. Linears are bf16 then.
+    """
     return _one_of(MODE, MODES)
 
 

@@ -56,5 +56,12 @@ def resolved_mode(mode: str) -> tuple[str, str]:
     return "bf16", "the device has no FP4 tensor cores, so exact weights cost nothing and input scales are not needed"
 
 
+def resolved_linear_mode(mode: str) -> tuple[str, str]:
+    """The same for linears, which have no mode fp8."""
+    if mode == "fp8":
+        return "bf16", "NVFP4_MOE_MODE is fp8, which is for MoE layers, and bf16 is exact for any weights"
+    return resolved_mode(mode)
+
+
 def _text(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
