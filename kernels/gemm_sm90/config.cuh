@@ -12,27 +12,32 @@ enum class Epilogue { kGemm1, kGemm2, kLinear };
 // A CTA multiplies kTiles weight tiles of 64 rows with kN token rows. kM x kK warpgroups compute, each kTiles / kM
 // tiles: those along K take slabs in turn and are summed at the end, so that few tokens, which need few CTAs, still
 // have enough warps to dequantise.
-template <int kN_, int kTiles_, int kM_, int kK_, int kSlabs_>
+template <int kN_, int kTiles_, int kM_, int kK_, int kSlabs_, int kColumnBytes_>
 struct Config {
-  static constexpr int kN = kN_;                   // token rows of a tile
-  static constexpr int kTiles = kTiles_;           // weight tiles of a CTA
-  static constexpr int kM = kM_;                   // warpgroups along the weight rows
-  static constexpr int kK = kK_;                   // warpgroups along the reduction
-  static constexpr int kGroupTiles = kTiles / kM;  // weight tiles of a warpgroup
-  static constexpr int kSlabs = kSlabs_;           // slabs of 64 columns in a pipeline stage
-  static constexpr int kGroupSlabs = kSlabs / kK;  // of these, a warpgroup's; in one run
+  static constexpr int kN = kN_;                          // token rows of a tile
+  static constexpr int kTiles = kTiles_;                  // weight tiles of a CTA
+  static constexpr int kM = kM_;                          // warpgroups along the weight rows
+  static constexpr int kK = kK_;                          // warpgroups along the reduction
+  static constexpr int kGroupTiles = kTiles / kM;         // weight tiles of a warpgroup
+  static constexpr int kSlabs = kSlabs_;                  // slabs of 64 columns in a pipeline stage
+  static constexpr int kGroupSlabs = kSlabs / kK;         // of these, a warpgroup's; in one run
+  static constexpr int kColumnBytes = kColumnBytes_;      // of a column of a token row: bf16, or e4m3
+  static constexpr int kLineSlabs = 2 / kColumnBytes;     // slabs in 128 bytes of a row
+  static constexpr int kLines = kSlabs / kLineSlabs;      // of a row in a stage
+  static constexpr int kSteps = kSlabSteps / kLineSlabs;  // of the tensor core in a slab
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
   static constexpr int kPartialBytes = (kK - 1) * kM * kN * 256;  // sums of warpgroups along K
-  static constexpr int kStageBytes = kSlabs * (kN * 128 + kTiles * kTileBytes);
+  static constexpr int kStageBytes = kLines * kN * 128 + kSlabs * kTiles * kTileBytes;
   static constexpr int kScaleBytes = kConsumers / 32 * kN * 4;  // of token rows
   static constexpr int kStages = (GEMM_SM90_SHARED_BYTES - kPartialBytes - kScaleBytes - 1024) / (kStageBytes + 16);
   // Registers of a thread. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96, and
   // 256 * 208 + 128 * 88 = 384 * 168.
   static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 104;
   static constexpr int kProducerRegisters = kGroupTiles > 1 ? 88 : 64;
-  static_assert(kTiles % kM == 0 && kSlabs % kK == 0, "every warpgroup gets as many tiles and slabs");
+  static_assert(kTiles % kM == 0 && kSlabs % kK == 0 && kGroupSlabs % kLineSlabs == 0,
+                "every warpgroup gets as many tiles and slabs");
   static_assert(kGroupTiles == 1 || (kGroupTiles == 2 && kK == 1),
                 "one tile at a time, or two; sums along K are of one");
 };
@@ -40,26 +45,26 @@ struct Config {
 // Stages are large where rows are few, because every wait and every arrival costs as many instructions as half a slab,
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
-template <int kN>
+template <int kN, int kColumnBytes>
 struct ConfigOf;
-template <>
-struct ConfigOf<8> : Config<8, 1, 1, 4, 16> {};
-template <>
-struct ConfigOf<16> : Config<16, 1, 1, 4, 8> {};
-template <>
-struct ConfigOf<24> : Config<24, 2, 2, 2, 4> {};
-template <>
-struct ConfigOf<32> : Config<32, 2, 2, 2, 4> {};
-template <>
-struct ConfigOf<48> : Config<48, 4, 4, 1, 2> {};
-template <>
-struct ConfigOf<64> : Config<64, 4, 4, 1, 2> {};
-template <>
-struct ConfigOf<144> : Config<144, 4, 2, 1, 2> {};
+template <int kColumnBytes>
+struct ConfigOf<8, kColumnBytes> : Config<8, 1, 1, 4, 16, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<16, kColumnBytes> : Config<16, 1, 1, 4, 8, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<24, kColumnBytes> : Config<24, 2, 2, 2, 4, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<32, kColumnBytes> : Config<32, 2, 2, 2, 4, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<48, kColumnBytes> : Config<48, 4, 4, 1, 2, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<64, kColumnBytes> : Config<64, 4, 4, 1, 2, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<144, kColumnBytes> : Config<144, 4, 2, 1, 2, kColumnBytes> {};
 
 template <class C>
 struct SharedStorage {
-  alignas(1024) uint8_t rows[C::kStages][C::kSlabs][C::kN * 128];  // rows_descriptor's layout
+  alignas(1024) uint8_t rows[C::kStages][C::kLines][C::kN * 128];  // RowsDescriptor's layout
   alignas(128) uint8_t tiles[C::kStages][C::kTiles][C::kSlabs * kTileBytes];
   float partial[C::kK > 1 ? C::kK - 1 : 1][C::kM][C::kK > 1 ? C::kN / 2 : 1][C::kK > 1 ? 128 : 1];
   float row_scale[C::kConsumers / 32][C::kN];  // of a warp's token rows

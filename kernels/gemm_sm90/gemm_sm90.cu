@@ -39,17 +39,19 @@ __device__ void gemm(const GemmParams& p) {
 }  // namespace
 }  // namespace nvfp4
 
-// One kernel for each epilogue and row-tile size.
-#define NVFP4_GEMM(name, n, epilogue, packed_rows)                              \
-  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n>::kThreads, 1) \
-      name##_n##n(const __grid_constant__ GemmParams p) {                       \
-    nvfp4::gemm<nvfp4::ConfigOf<n>, nvfp4::Epilogue::epilogue, packed_rows>(p); \
+// One kernel for each epilogue, kind of row and row-tile size.
+#define NVFP4_GEMM(name, n, column_bytes, epilogue, packed_rows)                              \
+  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n, column_bytes>::kThreads, 1) \
+      name##_n##n(const __grid_constant__ GemmParams p) {                                     \
+    nvfp4::gemm<nvfp4::ConfigOf<n, column_bytes>, nvfp4::Epilogue::epilogue, packed_rows>(p); \
   }
-#define NVFP4_GEMMS(n)                          \
-  NVFP4_GEMM(gemm1_sm90, n, kGemm1, false)      \
-  NVFP4_GEMM(gemm1_nvfp4_sm90, n, kGemm1, true) \
-  NVFP4_GEMM(gemm2_sm90, n, kGemm2, false)      \
-  NVFP4_GEMM(linear_sm90, n, kLinear, false)
+#define NVFP4_GEMMS(n)                             \
+  NVFP4_GEMM(gemm1_sm90, n, 2, kGemm1, false)      \
+  NVFP4_GEMM(gemm1_nvfp4_sm90, n, 2, kGemm1, true) \
+  NVFP4_GEMM(gemm1_fp8_sm90, n, 1, kGemm1, false)  \
+  NVFP4_GEMM(gemm2_sm90, n, 2, kGemm2, false)      \
+  NVFP4_GEMM(gemm2_fp8_sm90, n, 1, kGemm2, false)  \
+  NVFP4_GEMM(linear_sm90, n, 2, kLinear, false)
 
 NVFP4_GEMMS(8)
 NVFP4_GEMMS(16)

@@ -24,6 +24,18 @@
 //
 // Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each.
 //
+// In mode fp8 a tile holds the same for e4m3 tensor cores (k32): word j is block j of 16 columns, values of columns 4c
+// .. 4c+3 of rows g and g + 8. Nibble i of a half word selects a byte of a table (magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6
+// times the block scale); the signs are where a mask leaves them at the top of four bytes, of row g at once, of row g +
+// 8 after a shift by 4:
+//
+//   bit  31 .. 28   27 .. 24   23 .. 20   19 .. 16   15 .. 12   11 .. 8    7 .. 4     3 .. 0
+//        s3 m3'     s3' m2'    s2 m1'     s2' m0'    s1 m3      s1' m2     s0 m1      s0' m0       (' row g + 8)
+//
+// Its block scales are powers of two, stored as 8 * (11 + log2 of scale over the part's largest), so that the largest
+// is 2^6 and all products are normal e4m3 values: a table is two constants plus the scale in each byte but zero's. The
+// output factors hold the part's largest over 2^6.
+//
 // Rows of activations in packed form use the same words: a slab of a row is 8 words, word j holding columns 8j .. 8j+7
 // as pairs 0 to 3, and 4 scales.
 //
@@ -65,6 +77,29 @@ __host__ __device__ constexpr uint32_t e5m3_of(uint32_t e4m3) {
   return e4m3 == 0 ? 0 : e4m3 == 0x7F ? 0xFF : e5m3_scale(e4m3);
 }
 static_assert(e5m3_of(0x7E) == 0xEE && (0x7000 | e5m3_of(0x7F) << 4) == 0x7FF0, "448 is finite, NaN is NaN");
+
+// Mode fp8: the word of four codes (16 bits) of row g and of row g + 8.
+__host__ __device__ constexpr uint32_t fp8_word(uint32_t low, uint32_t high) {
+  uint32_t word = (low & 0x7777) | (high & 0x7777) << 16;
+  for (int i = 0; i < 4; ++i)
+    word |= (low >> (4 * i + 3) & 1) << (8 * i + 7) | (high >> (4 * i + 3) & 1) << (8 * i + 3);
+  return word;
+}
+static_assert(fp8_word(0x8F21, 0) == 0x80800721 && fp8_word(0, 0x9ABC) == 0x1A3C0808, "signs at the tops of bytes");
+
+// Exponent of two of a positive finite e4m3 byte, rounded down.
+__host__ __device__ constexpr int e4m3_exponent(uint32_t e4m3) {
+  return e4m3 >= 8 ? static_cast<int>(e4m3 >> 3) - 7 : e4m3 >= 4 ? -7 : e4m3 >= 2 ? -8 : -9;
+}
+
+constexpr int kFp8Span = 11;    // largest over smallest block scale, as an exponent of two
+constexpr int kFp8Largest = 6;  // exponent of the largest one stored
+
+// Mode fp8: what is stored of a block scale. `largest` is the part's, as e4m3.
+__host__ __device__ constexpr uint32_t fp8_scale(uint32_t e4m3, uint32_t largest) {
+  return e4m3 == 0 ? 0 : static_cast<uint32_t>(e4m3_exponent(e4m3) - e4m3_exponent(largest) + kFp8Span) << 3 & 0xFF;
+}
+static_assert(fp8_scale(0x38, 0x38) == 88 && fp8_scale(1, 0x10) == 88 - 32, "1 of 1; 2^-9 of 2^-5");
 
 // The 2^8 that a product of code and scale misses.
 constexpr float kSlabFactor = 256.0f;

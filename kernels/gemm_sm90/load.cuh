@@ -27,21 +27,21 @@ __device__ int producer_thread() {
   return threadIdx.x - C::kConsumers;
 }
 
-// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + kRowStep i, in every kSlabStep-th
-// slab. Loops unroll to copies with constant offsets: the producer must not need more time for a stage than tensor
-// cores do.
+// What one thread copies of a tile's rows: 16 bytes, `chunk`, of rows first_row + kRowStep i, in every kLineStep-th
+// line of 128 bytes. Loops unroll to copies with constant offsets: the producer must not need more time for a stage
+// than tensor cores do.
 template <class C>
 struct RowGather {
-  static constexpr int kAtOnce = C::kProducers / 8;  // rows of a slab that all threads copy at once
-  // Where a slab has fewer, the other threads take other slabs.
-  static constexpr int kSlabStep = kAtOnce > C::kN ? kAtOnce / C::kN : 1;
-  static constexpr int kRowStep = kAtOnce / kSlabStep, kRows = (C::kN + kRowStep - 1) / kRowStep;
+  static constexpr int kAtOnce = C::kProducers / 8;  // rows that all threads copy a line of at once
+  // Where there are fewer, the other threads take other lines.
+  static constexpr int kLineStep = kAtOnce > C::kN ? kAtOnce / C::kN : 1;
+  static constexpr int kRowStep = kAtOnce / kLineStep, kRows = (C::kN + kRowStep - 1) / kRowStep;
   static_assert(kRowStep % 8 == 0, "a thread's rows have one swizzle");
-  const __nv_bfloat16* row[kRows];  // at first_slab and chunk of the next stage; past the tile's rows, its last
-  int num_rows;                     // of this thread
+  const uint8_t* row[kRows];  // at first_line and chunk of the next stage; past the tile's rows, its last
+  int num_rows;               // of this thread
 
   __device__ static int first_row() { return producer_thread<C>() / 8 % kRowStep; }
-  __device__ static int first_slab() { return producer_thread<C>() / 8 / kRowStep; }
+  __device__ static int first_line() { return producer_thread<C>() / 8 / kRowStep; }
   __device__ static int chunk() { return producer_thread<C>() % 8; }
 
   __device__ RowGather(const GemmParams& p, const Tile& tile) {
@@ -50,13 +50,14 @@ struct RowGather {
     for (int i = 0; i < kRows; ++i) {
       int64_t at = tile.first_row + min(first_row() + kRowStep * i, tile.num_rows - 1);
       if (p.row_to_slot) at = p.row_to_slot[at] / p.top_k;
-      row[i] = static_cast<const __nv_bfloat16*>(p.x) + at * p.x_row_stride + first_slab() * kSlabCols + chunk() * 8;
+      row[i] =
+          static_cast<const uint8_t*>(p.x) + at * p.x_row_stride * C::kColumnBytes + first_line() * 128 + chunk() * 16;
     }
   }
 
   // Where the thread writes its first row in a stage.
   __device__ static uint32_t target(const SharedStorage<C>& shared, uint32_t stage) {
-    return ptx::shared_address(shared.rows[stage][first_slab()]) + first_row() * 128 + (chunk() ^ first_row() % 8) * 16;
+    return ptx::shared_address(shared.rows[stage][first_line()]) + first_row() * 128 + (chunk() ^ first_row() % 8) * 16;
   }
 
   // A stage that is full of columns. Rows past the tile's keep what the stage held: their results are not stored.
@@ -65,23 +66,25 @@ struct RowGather {
     for (int i = 0; i < kRows; ++i) {
       if (i >= num_rows) continue;
 #pragma unroll
-      for (int s = 0; s < C::kSlabs; s += kSlabStep) {
-        ptx::cp_async_16(target + s * C::kN * 128 + i * kRowStep * 128, row[i] + s * kSlabCols);
+      for (int line = 0; line < C::kLines; line += kLineStep) {
+        ptx::cp_async_16(target + line * C::kN * 128 + i * kRowStep * 128, row[i] + line * 128);
       }
     }
     advance();
   }
 
-  // Any stage and any alignment: columns up to k_valid, and zeros to the end of the slab, which weights of 0 do not
+  // Any stage and any alignment: columns up to k_valid, and zeros to the end of the line, which weights of 0 do not
   // make up for where NaN lies there.
-  __device__ void copy_part(const GemmParams& p, uint32_t target, int first, bool aligned) {
-    for (int s = first_slab(); s < C::kSlabs && first + s < p.num_slabs; s += kSlabStep) {
-      const bool valid = (first + s) * kSlabCols + chunk() * 8 < p.k_valid;
+  __device__ void copy_part(const GemmParams& p, uint32_t target, int first_slab, bool aligned) {
+    const int lines = (p.num_slabs - first_slab + C::kLineSlabs - 1) / C::kLineSlabs;
+    const int valid_bytes = (p.k_valid - first_slab * kSlabCols) * C::kColumnBytes;
+    for (int line = first_line(); line < min(C::kLines, lines); line += kLineStep) {
+      const bool valid = line * 128 + chunk() * 16 < valid_bytes;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         if (i >= num_rows) continue;
-        const uint32_t at = target + (s - first_slab()) * C::kN * 128 + i * kRowStep * 128;
-        const __nv_bfloat16* const src = row[i] + (s - first_slab()) * kSlabCols;
+        const uint32_t at = target + (line - first_line()) * C::kN * 128 + i * kRowStep * 128;
+        const uint8_t* const src = row[i] + (line - first_line()) * 128;
         if (aligned) {
           ptx::cp_async_16_or_zeros(at, valid ? src : row[i], valid);
         } else {
@@ -96,7 +99,7 @@ struct RowGather {
  private:
   __device__ void advance() {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) row[i] += C::kSlabs * kSlabCols;
+    for (int i = 0; i < kRows; ++i) row[i] += C::kLines * 128;
   }
 };
 
@@ -159,8 +162,9 @@ __device__ void for_each_tile_to_load(const GemmParams& p, SharedStorage<C>& sha
 template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
-  const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | static_cast<uintptr_t>(p.x_row_stride * 2)) % 16 == 0;
-  const int full_slabs = aligned ? p.k_valid / kSlabCols : 0;
+  const uintptr_t row_bytes = p.x_row_stride * C::kColumnBytes;
+  const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | row_bytes) % 16 == 0;
+  const int full_slabs = aligned ? p.k_valid * C::kColumnBytes / 128 * C::kLineSlabs : 0;
   Ring<C> ring;
   for_each_tile_to_load(p, shared, [&](const Tile& tile, const WeightTiles& weights, int started) {
     RowGather<C> rows(p, tile);

@@ -29,7 +29,7 @@ struct PackedSlab {
     }
   }
 
-  // Into row r of a slab (rows_descriptor's layout).
+  // Into row r of a slab (RowsDescriptor's layout).
   __device__ void decode(uint8_t* slab, int r) const {
     uint8_t* const row = slab + r * 128;
     const ScalePairs pairs = ScalePairs::decode(scales);

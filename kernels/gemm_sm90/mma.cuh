@@ -16,7 +16,22 @@ struct SlabWords {
     return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4]};
   }
 
-  // A fragments of steps 2 i and 2 i + 1.
+  // A fragments of all steps.
+  template <int kColumnBytes>
+  __device__ void dequantize_all(uint32_t (*a)[4]) const {
+    if constexpr (kColumnBytes == 2) {
+      dequantize_two<0>(a[0], a[1]);
+      dequantize_two<1>(a[2], a[3]);
+    } else {
+      dequantize_fp8<0>(codes.x, scales.x, a[0][0], a[0][1]);
+      dequantize_fp8<1>(codes.y, scales.x, a[0][2], a[0][3]);
+      dequantize_fp8<0>(codes.z, scales.y, a[1][0], a[1][1]);
+      dequantize_fp8<1>(codes.w, scales.y, a[1][2], a[1][3]);
+    }
+  }
+
+ private:
+  // Of steps 2 i and 2 i + 1 of bf16.
   template <int i>
   __device__ void dequantize_two(uint32_t (&a)[4], uint32_t (&b)[4]) const {
     const ScalePairs pairs = ScalePairs::decode(i == 0 ? scales.x : scales.y);
@@ -91,13 +106,25 @@ class Accumulation {
  private:
   static constexpr bool kByTile = C::kGroupTiles == 2;  // else by columns
   static constexpr bool kReadsAhead = kByTile;
-  static constexpr int kParts = kByTile ? 2 * C::kGroupSlabs : 2;
-  static constexpr int kPartSlabs = kByTile ? 1 : C::kGroupSlabs / 2;
-  static constexpr int kPartSteps = kPartSlabs * kSlabSteps;
-  static constexpr int kSlabRows = C::kN * 128 / 16;  // of a slab, in the descriptor's units of 16 bytes
+  static constexpr int kPartSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
+  static constexpr int kParts = C::kGroupTiles * C::kGroupSlabs / kPartSlabs;
+  static constexpr int kPartSteps = kPartSlabs * C::kSteps;
   static constexpr int kTileStride = C::kSlabs * kTileBytes;
   static __device__ constexpr int tile_of(int part) { return kByTile ? part % 2 : 0; }
-  static __device__ constexpr int slab_of(int part) { return kByTile ? part / 2 : part * kPartSlabs; }
+  // Where a step reads token rows, in the descriptor's units of 16 bytes; a step is two of them.
+  static __device__ constexpr int rows_of(int slab, int step) {
+    return slab / C::kLineSlabs * C::kN * 8 + slab % C::kLineSlabs * 2 * C::kSteps + step * 2;
+  }
+  static __device__ constexpr int slab_of(int part) { return (kByTile ? part / 2 : part) * kPartSlabs; }
+
+  template <int kColumns>
+  __device__ static void multiply_add(float (&d)[C::kN / 2], const uint32_t (&a)[4], uint64_t rows) {
+    if constexpr (C::kColumnBytes == 2) {
+      ptx::Wgmma<kColumns>::multiply_add_bf16(d, a, rows);
+    } else {
+      ptx::Wgmma<kColumns>::multiply_add_e4m3(d, a, rows);
+    }
+  }
 
   // The tensor core has read it.
   __device__ void release_previous() {
@@ -126,24 +153,23 @@ class Accumulation {
   __device__ void stage(int num_rows, bool has_next) {
     if (!kReadsAhead) open_stage();
     const int own = ring_.stage;
-    const ptx::RowsDescriptor rows(shared_.rows[own][k_ * C::kGroupSlabs]);
+    const ptx::RowsDescriptor rows(shared_.rows[own][k_ * C::kGroupSlabs / C::kLineSlabs]);
     ring_.advance();
     uint32_t a[2][kPartSteps][4];
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       if (!kReadsAhead) read(part);
 #pragma unroll
-      for (int i = 0; i < kPartSteps; i += 4) {
-        words_[i / 4].template dequantize_two<0>(a[part % 2][i], a[part % 2][i + 1]);
-        words_[i / 4].template dequantize_two<1>(a[part % 2][i + 2], a[part % 2][i + 3]);
+      for (int i = 0; i < kPartSlabs; ++i) {
+        words_[i].template dequantize_all<C::kColumnBytes>(&a[part % 2][i * C::kSteps]);
       }
       if (kReadsAhead && part + 1 < kParts) read(part + 1);
       with_columns<C>(num_rows, [&](auto columns) {
         ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < kPartSteps; ++i) {  // 16 bf16 are 2 units of 16 bytes
-          const int offset = (slab_of(part) + i / kSlabSteps) * kSlabRows + i % kSlabSteps * 2;
-          ptx::Wgmma<decltype(columns)::kCount>::multiply_add(acc[tile_of(part)], a[part % 2][i], rows.at(offset));
+        for (int i = 0; i < kPartSteps; ++i) {
+          const int at = rows_of(slab_of(part) + i / C::kSteps, i % C::kSteps);
+          multiply_add<decltype(columns)::kCount>(acc[tile_of(part)], a[part % 2][i], rows.at(at));
         }
         ptx::wgmma_commit();
       });
@@ -159,19 +185,18 @@ class Accumulation {
     open_stage();
     ptx::wgmma_wait<0>();
     release_previous();
-    const ptx::RowsDescriptor rows(shared_.rows[ring_.stage][k_ * C::kGroupSlabs]);
+    const ptx::RowsDescriptor rows(shared_.rows[ring_.stage][k_ * C::kGroupSlabs / C::kLineSlabs]);
 #pragma unroll 1
     for (int slab = 0; slab < slabs; ++slab) {
 #pragma unroll
       for (int tile = 0; tile < C::kGroupTiles; ++tile) {
         const SlabWords words = SlabWords::read(tiles_ + tile * kTileStride + slab * kTileBytes);
-        uint32_t a[kSlabSteps][4];
-        words.dequantize_two<0>(a[0], a[1]);
-        words.dequantize_two<1>(a[2], a[3]);
+        uint32_t a[C::kSteps][4];
+        words.template dequantize_all<C::kColumnBytes>(a);
         ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < kSlabSteps; ++i) {
-          ptx::Wgmma<C::kN>::multiply_add(acc[tile], a[i], rows.at(slab * kSlabRows + i * 2));
+        for (int i = 0; i < C::kSteps; ++i) {
+          multiply_add<C::kN>(acc[tile], a[i], rows.at(rows_of(slab, i)));
         }
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>();

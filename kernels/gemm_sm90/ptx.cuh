@@ -128,6 +128,13 @@ __device__ inline uint32_t mul_bf16x2_half<1>(uint32_t a, uint32_t b) {
   return d;
 }
 
+// Bytes of high:low by the low four nibbles of `selector`, whose top bits must be 0.
+__device__ inline uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t d;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+  return d;
+}
+
 // a & mask | b
 __device__ inline uint32_t masked_or(uint32_t a, uint32_t mask, uint32_t b) {
   uint32_t d;

@@ -1,7 +1,9 @@
-// D[64 x N] += A[64 x 16] * B[N x 16]^T on the tensor cores: A bf16 in registers, B bf16 in shared memory, D f32.
-// Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", wgmma.mma_async with m64nNk16.
+// D[64 x N] += A[64 x K] * B[N x K]^T on the tensor cores: A in registers, B in shared memory, D f32. K is 16 values of
+// bf16 or 32 of e4m3. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", wgmma.mma_async with
+// m64nNk16 and m64nNk32.
 //
-// A (4 registers): row g of this warp's 16, columns 2c, 2c+1; row g+8; row g columns 2c+8, 2c+9; row g+8.
+// A (4 registers), bf16: row g of this warp's 16, columns 2c, 2c+1; row g+8; row g columns 2c+8, 2c+9; row g+8.
+// A, e4m3: row g columns 4c .. 4c+3; row g+8; row g columns 4c+16 .. 4c+19; row g+8.
 // D (N / 2 registers): 4j+0, 4j+1 are row g, columns 8j+2c, 8j+2c+1; 4j+2, 4j+3 the same of row g+8.
 #pragma once
 #include "ptx.cuh"
@@ -16,7 +18,7 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// B as N rows of 64 bf16 in shared memory, 128 bytes a row, its 16-byte chunks XORed by row % 8; 1024-byte aligned.
+// B as N rows of 128 bytes in shared memory, its 16-byte chunks XORed by row % 8; 1024-byte aligned.
 // Bits: address / 16, 1 (leading offset, unused with swizzle); 1024 / 16 (stride between groups of 8 rows), 128-byte
 // swizzle.
 class RowsDescriptor {
@@ -35,7 +37,7 @@ class RowsDescriptor {
 };
 
 template <int kN>
-struct Wgmma;  // multiply_add(d, a, b): D += A * B^T, D the first kN / 2 registers of d
+struct Wgmma;  // multiply_add_*(d, a, b): D += A * B^T, D the first kN / 2 registers of d
 
 // An asm statement names each of its registers. Names and operands of the first 4, 8, 12, ... of D, each list on top of
 // the one before; the four registers of A and the descriptor of B come after D's.
@@ -79,17 +81,22 @@ struct Wgmma;  // multiply_add(d, a, b): D += A * B^T, D the first kN / 2 regist
 #define NVFP4_OPERANDS_68 NVFP4_OPERANDS_64, NVFP4_D4(64)
 #define NVFP4_OPERANDS_72 NVFP4_OPERANDS_68, NVFP4_D4(68)
 
-// `n` columns in `num_d` registers; a0 to a3 and b are num_d, num_d + 1, ...
-#define NVFP4_WGMMA(n, num_d, a0, a1, a2, a3, b_)                                                     \
-  template <>                                                                                         \
-  struct Wgmma<n> {                                                                                   \
-    template <int kRegisters>                                                                         \
-    __device__ static void multiply_add(float (&d)[kRegisters], const uint32_t (&a)[4], uint64_t b) { \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" NVFP4_NAMES_##num_d   \
-                   "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_ ", 1, 1, 1, 0;"               \
-                   : NVFP4_OPERANDS_##num_d                                                           \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
-    }                                                                                                 \
+// `n` columns in `num_d` registers; a0 to a3 and b are num_d, num_d + 1, ... `types` of D, A and B; `rest` are the
+// scales of A and B and, where it may be transposed, B's order.
+#define NVFP4_WGMMA_OF(name, n, types, rest, num_d, a0, a1, a2, a3, b_)                     \
+  template <int kRegisters>                                                                 \
+  __device__ static void name(float (&d)[kRegisters], const uint32_t (&a)[4], uint64_t b) { \
+    static_assert(kRegisters >= num_d, "the first registers of d");                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n types " {" NVFP4_NAMES_##num_d      \
+                 "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_ ", 1, " rest ";"      \
+                 : NVFP4_OPERANDS_##num_d                                                   \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                     \
+  }
+#define NVFP4_WGMMA(n, ...)                                                           \
+  template <>                                                                         \
+  struct Wgmma<n> {                                                                   \
+    NVFP4_WGMMA_OF(multiply_add_bf16, n, "k16.f32.bf16.bf16", "1, 1, 0", __VA_ARGS__) \
+    NVFP4_WGMMA_OF(multiply_add_e4m3, n, "k32.f32.e4m3.e4m3", "1, 1", __VA_ARGS__)    \
   };
 
 NVFP4_WGMMA(8, 4, 4, 5, 6, 7, 8)
