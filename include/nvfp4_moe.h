@@ -188,7 +188,8 @@ int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max
 int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                 struct CUstream_st *stream);
 
-/* Forward in mode BF16 that also remembers the largest finite |input| of GEMM1 and of GEMM2 over all calls. */
+/* Forward in mode BF16 that also remembers the largest finite |input| of GEMM1 and of GEMM2 over all calls. UNSUPPORTED
+ * in mode FP8, which takes no input scales. */
 int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                   struct CUstream_st *stream);
 

@@ -132,6 +132,33 @@ typedef struct CombineParams {
   int32_t top_k;
 } CombineParams;
 
+/* Rows of bf16 to e4m3, each with one scale (mode fp8). */
+typedef struct QuantizeFp8Params {
+  RowSource source;
+  DeviceStatus *status;
+  const int32_t *row_to_token_slot; /* [R] names the token in the status when rows are gathered rows. Or NULL */
+  const void *x;                    /* bf16 [rows, num_cols] */
+  int64_t x_row_stride;             /* elements */
+  uint8_t *out;                     /* e4m3 [rows, num_cols]; may be x, each row in the place of its own first half */
+  int64_t out_row_stride;           /* bytes */
+  float *row_scale;                 /* [rows] the scale that decodes */
+  int32_t num_cols;                 /* a multiple of 16 */
+  int32_t reserved;
+} QuantizeFp8Params;
+
+/* What mode fp8 asks of the block scales of a part (a matrix of an expert with an output factor of its own). */
+typedef struct PartScales {
+  uint32_t not_powers; /* scales that are neither 0 nor a power of two */
+  uint32_t smallest;   /* e4m3, of those that are not 0; 0x7F if none */
+  uint32_t largest;    /* e4m3; 0 if all are */
+} PartScales;
+
+typedef struct PartScalesParams {
+  const uint8_t *block_scale; /* e4m3 [num_parts, part_scales] */
+  PartScales *parts;          /* [num_parts]; starts as {0, 0x7F, 0} */
+  int64_t part_scales;        /* a multiple of 16 */
+} PartScalesParams;
+
 /* prepare_tiles: slabs that a block of threads repacks. */
 #define PREPARE_RUN_SLABS 4
 #define PREPARE_THREADS 128
@@ -151,6 +178,7 @@ typedef struct PrepareParams {
   int32_t gated;    /* rows are gate and up halves, to be interleaved by 8 */
   int32_t up_first; /* the first half is up */
   int32_t reserved;
+  const PartScales *parts; /* mode fp8: [L, 1 + gated], in the checkpoint's order. NULL: for bf16 */
 } PrepareParams;
 
 /* One matrix of checkpoint weights into the layout of Blackwell: codes as they are, block scales 128x4 swizzled. */
@@ -178,6 +206,8 @@ typedef struct PrepareAlphaParams {
   int32_t up_first;
   float factor; /* what the GEMM's products lack */
   int32_t reserved;
+  const PartScales *w13_parts; /* mode fp8: [L, 2], in the checkpoint's order. Or NULL */
+  const PartScales *w2_parts;  /* [L] */
 } PrepareAlphaParams;
 
 /* A linear's output factors, spread over its rows. */
@@ -210,9 +240,9 @@ typedef struct GemmParams {
   const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
   uint64_t expert_stride; /* bytes */
   const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
-  const void *x;          /* bf16 rows; gemm1_nvfp4: u32 [rows, num_slabs, 8] codes by slabs */
+  const void *x;          /* bf16 rows; *_fp8: e4m3, 16-byte aligned; gemm1_nvfp4: u32 [rows, num_slabs, 8] by slabs */
   const uint32_t *x_block_scale; /* gemm1_nvfp4: [rows, num_slabs] of 4 e5m3 scales. Or NULL */
-  int64_t x_row_stride;          /* of bf16 rows */
+  int64_t x_row_stride;          /* of bf16 or e4m3 rows, in elements */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
   void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, out_row_stride]; linear: bf16 [T, features] */

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, process::Command};
 
 /// A source file and the GPUs it is compiled for. Neutral kernels run on every supported GPU.
-const MODULES: [(&str, &[&str]); 8] = [
+const MODULES: [(&str, &[&str]); 9] = [
     ("route/route", NEUTRAL),
     ("quantize/quantize", NEUTRAL),
     ("combine/combine", NEUTRAL),
@@ -12,6 +12,7 @@ const MODULES: [(&str, &[&str]); 8] = [
     ("prepare/prepare", NEUTRAL),
     ("gemm_portable/gemm_portable", NEUTRAL),
     ("prepare/prepare_sm90", &["90a"]),
+    ("quantize/quantize_sm90", &["90a"]),
     ("gemm_sm90/gemm_sm90", &["90a"]),
 ];
 const NEUTRAL: &[&str] = &["80", "90", "100f", "120f"];

@@ -223,6 +223,11 @@ impl Layer {
     pub unsafe fn calibrate(&mut self, args: &LayerArgs, stream: Stream) -> Result<()> {
         check_slots("num_tokens", args.num_tokens, self.config.top_k)?;
         self.backend.check_prepared()?;
+        if self.config.mode == Mode::Fp8 {
+            let text = "mode is 3 (fp8), whose weights are not kept for bf16, and whose scales are each row's own; calibrate \
+                        needs mode 1 (bf16) or 2 (nvfp4). Calibrate a layer of mode nvfp4.";
+            return Err(Error::Unsupported(text.to_owned()));
+        }
         let config = LayerConfig { mode: Mode::Bf16, ..self.config.clone() };
         // SAFETY: by contract.
         unsafe {

@@ -1,5 +1,6 @@
 // Checkpoint weights into the layout of Blackwell, and the output factors of every layout, once at load.
 #include "../common/format.cuh"
+#include "../gemm_sm90/layout.cuh"
 #include "checks.cuh"
 
 namespace nvfp4 {
@@ -11,6 +12,12 @@ __device__ void copy_codes(uint8_t* to, const uint8_t* from) {
   } else {
     for (int i = 0; i < 8; ++i) to[i] = from[i];
   }
+}
+
+// Mode fp8: what the stored block scales of gate, up or down lack.
+__device__ float fp8_factor(const PrepareAlphaParams& p, int expert, int i) {
+  const PartScales& part = i == 2 ? p.w2_parts[expert] : p.w13_parts[2 * expert + (p.up_first ? 1 - i : i)];
+  return part.largest == 0 ? 1.0f : exp2f(static_cast<float>(e4m3_exponent(part.largest) - kFp8Largest));
 }
 
 }  // namespace
@@ -34,6 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) prepare_swizzled(const __grid_
 }
 
 extern "C" __global__ void prepare_alphas(const __grid_constant__ PrepareAlphaParams p) {
+  using namespace nvfp4;
   const int expert = blockIdx.x * blockDim.x + threadIdx.x;
   if (expert >= p.num_local_experts) return;
   const float* w13 = p.w13_global_scale + 2 * expert;
@@ -41,7 +49,7 @@ extern "C" __global__ void prepare_alphas(const __grid_constant__ PrepareAlphaPa
   float* out = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(p.alphas) + expert * p.expert_stride);
   for (int i = 0; i < 3; ++i) {
     nvfp4::check_global_scale(factors[i], p.bad_scales);
-    out[i] = factors[i] * p.factor;
+    out[i] = factors[i] * p.factor * (p.w13_parts ? fp8_factor(p, expert, i) : 1.0f);
   }
 }
 

@@ -9,7 +9,7 @@ namespace {
 // A block of threads repacks kRun tiles of one run of columns, so that each row it reads is a whole line of memory.
 constexpr int kRun = PREPARE_RUN_SLABS, kThreads = PREPARE_THREADS, kRunBlocks = kRun * kSlabSteps;
 
-// Blocks of 16 of the tiles' rows, as the checkpoint has them; zeros in the padding.
+// Blocks of 16 of the tiles' rows, codes as the checkpoint has them, scales as tiles do; zeros in the padding.
 struct Staged {
   uint2 codes[kTileRows][kRunBlocks + 2];  // two more: 8 rows lie in different banks
   uint8_t scales[kTileRows][kRunBlocks + 4];
@@ -26,7 +26,14 @@ __device__ uint2 block_codes(const uint8_t* at) {
   return both;
 }
 
-// Codes whose scale is 0 become 0: the tiles' scales have no 0.
+// A block scale as tiles hold it. `row` is the checkpoint's.
+__device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3) {
+  if (!p.parts) return static_cast<uint8_t>(e5m3_scale(e4m3 & 0x7F));
+  const int part = p.gated ? 2 * expert + (row >= p.rows / 2) : expert;
+  return static_cast<uint8_t>(fp8_scale(e4m3, p.parts[part].largest));
+}
+
+// Codes whose scale is 0 become 0: bf16 tiles' scales have no 0.
 __device__ void stage(const PrepareParams& p, int expert, int m, int first_block, Staged& staged) {
   constexpr int kEach = kTileRows * kRunBlocks / kThreads;  // loads in flight together cost one latency
   const int num_blocks = p.cols / 16;
@@ -46,7 +53,8 @@ __device__ void stage(const PrepareParams& p, int expert, int m, int first_block
     const int at = i * kThreads + threadIdx.x;
     check_block_scale(scales[i], p.bad_scales);
     staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
-    staged.scales[at / kRunBlocks][at % kRunBlocks] = static_cast<uint8_t>(scales[i]);
+    const int row = checkpoint_row(m, at / kRunBlocks, p.rows, p.gated, p.up_first);
+    staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i]);
   }
 }
 
@@ -62,13 +70,20 @@ __device__ uint32_t fragment(uint2 low, uint2 high, int c) {
          scatter_two<3>(high.y >> 8 * c);
 }
 
+// The word of one block in mode fp8.
+__device__ uint32_t fp8_fragment(uint2 low, uint2 high, int c) {
+  const int shift = 16 * (c % 2);
+  return fp8_word((c < 2 ? low.x : low.y) >> shift & 0xFFFF, (c < 2 ? high.x : high.y) >> shift & 0xFFFF);
+}
+
 // One tile of those that are staged.
-__device__ void store_tile(const Staged& staged, int slab, uint8_t* tile) {
+__device__ void store_tile(const Staged& staged, int slab, bool fp8, uint8_t* tile) {
   const int t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4, first = slab * kSlabSteps;
   uint32_t words[kSlabSteps];
 #pragma unroll
   for (int j = 0; j < kSlabSteps; ++j) {
-    words[j] = fragment(staged.codes[row][first + j], staged.codes[row + 8][first + j], t % 4);
+    const uint2 low = staged.codes[row][first + j], high = staged.codes[row + 8][first + j];
+    words[j] = fp8 ? fp8_fragment(low, high, t % 4) : fragment(low, high, t % 4);
   }
   reinterpret_cast<uint4*>(tile)[t] = make_uint4(words[0], words[1], words[2], words[3]);
 
@@ -77,13 +92,44 @@ __device__ void store_tile(const Staged& staged, int slab, uint8_t* tile) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int at = 2 * t + i, group = at / 8, j = at % 8 / 2, half = at % 2;
-    pair |= e5m3_scale(staged.scales[group / 8 * 16 + group % 8 + half * 8][first + j] & 0x7F) << (8 * i);
+    pair |= uint32_t{staged.scales[group / 8 * 16 + group % 8 + half * 8][first + j]} << (8 * i);
   }
   reinterpret_cast<uint16_t*>(tile + kTileCodeBytes)[t] = static_cast<uint16_t>(pair);
 }
 
+// Of one scale, into what this thread has seen.
+__device__ void see(PartScales& seen, uint32_t e4m3) {
+  if (e4m3 == 0) return;
+  seen.not_powers += e4m3 >= 8 ? e4m3 % 8 != 0 : (e4m3 & (e4m3 - 1)) != 0;
+  seen.smallest = min(seen.smallest, e4m3);
+  seen.largest = max(seen.largest, e4m3);
+}
+
 }  // namespace
 }  // namespace nvfp4
+
+// Grid (blocks of a part, num_parts).
+extern "C" __global__ void __launch_bounds__(256) part_scales(const __grid_constant__ PartScalesParams p) {
+  using namespace nvfp4;
+  const uint8_t* const scales = p.block_scale + blockIdx.y * p.part_scales;
+  PartScales seen = {0, 0x7F, 0};
+  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < p.part_scales / 8;
+       at += int64_t{gridDim.x} * blockDim.x) {
+    const uint2 eight = block_codes(scales + 8 * at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      see(seen, eight.x >> 8 * i & 0xFF);
+      see(seen, eight.y >> 8 * i & 0xFF);
+    }
+  }
+  seen = {__reduce_add_sync(~0u, seen.not_powers), __reduce_min_sync(~0u, seen.smallest),
+          __reduce_max_sync(~0u, seen.largest)};
+  if (threadIdx.x % 32 != 0) return;
+  PartScales& part = p.parts[blockIdx.y];
+  atomicAdd(&part.not_powers, seen.not_powers);
+  atomicMin(&part.smallest, seen.smallest);
+  atomicMax(&part.largest, seen.largest);
+}
 
 // Grid (runs of slabs, num_m_tiles, L).
 extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) prepare_tiles(const __grid_constant__ PrepareParams p) {
@@ -94,6 +140,6 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) prepare_tiles(cons
   __syncthreads();
   uint8_t* const tiles = p.tiles + expert * p.expert_stride + (int64_t{m} * p.num_slabs + first) * kTileBytes;
   for (int slab = 0; slab < min(kRun, p.num_slabs - first); ++slab) {
-    store_tile(staged, slab, tiles + slab * kTileBytes);
+    store_tile(staged, slab, p.parts != nullptr, tiles + slab * kTileBytes);
   }
 }

@@ -1,5 +1,6 @@
 //! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x is packed, and GEMM1 decodes
-//! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly.
+//! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly. In mode fp8 both become e4m3,
+//! and each row of h takes the first half of its own place.
 
 use super::forward::Call;
 use super::kernels::{Kernel, params};
@@ -11,10 +12,10 @@ use std::ops::Range;
 
 impl Call<'_> {
     fn quantised(&self) -> bool {
-        self.config.mode == Mode::Nvfp4
+        self.config.mode != Mode::Bf16
     }
 
-    /// GEMM1 with SwiGLU; in mode nvfp4 before it x is packed, and after it each row of h becomes its own decoded form.
+    /// GEMM1 with SwiGLU. In modes nvfp4 and fp8 before it x is quantised, and after it h, in place.
     ///
     /// # Safety
     /// As [`Call::run`].
@@ -33,32 +34,85 @@ impl Call<'_> {
             tiles_known: (chunk > 0 || self.quantised()).into(),
             ..self.weights(matrix, 0)
         };
+        if self.quantised() {
+            params.x = plan.x.rows.pointer(self.base).cast_const().cast();
+            params.x_row_stride = config.hidden_size as i64;
+            params.row_scale = plan.x.global_scale.pointer(self.base);
+        }
         // SAFETY: regions of the workspace, prepared weights; x by contract.
         unsafe {
-            if !self.quantised() {
-                return self.launch_gemm(GemmKind::Gemm1, &params);
+            match config.mode {
+                Mode::Bf16 => self.launch_gemm(GemmKind::Gemm1, &params),
+                Mode::Nvfp4 => {
+                    params.x_block_scale = plan.x.block_scale.pointer(self.base).cast();
+                    self.quantize_x(chunk)?;
+                    self.launch_gemm(GemmKind::Gemm1Nvfp4, &params)?;
+                    self.quantize_h(chunk)
+                }
+                Mode::Fp8 => {
+                    self.quantize_x_fp8(chunk)?;
+                    self.launch_gemm(GemmKind::Gemm1Fp8, &params)?;
+                    self.quantize_h_fp8(chunk)
+                }
             }
-            params.x = plan.x.rows.pointer(self.base).cast_const().cast();
-            params.x_block_scale = plan.x.block_scale.pointer(self.base).cast();
-            params.row_scale = plan.x.global_scale.pointer(self.base);
-            self.quantize_x(chunk)?;
-            self.launch_gemm(GemmKind::Gemm1Nvfp4, &params)?;
-            self.quantize_h(chunk)
         }
+    }
+
+    /// A chunk's tokens, of which quantisers visit those that are routed here.
+    fn tokens(&self, chunk: usize) -> params::RowSource {
+        let first_token = self.plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
+        params::RowSource {
+            slot_to_row: self.plan.slot_to_row.pointer(self.base),
+            first_row_on_device: first_token,
+            end_row_on_device: first_token.wrapping_add(1),
+            top_k: self.config.top_k as i32,
+            ..Default::default()
+        }
+    }
+
+    /// e4m3 of a chunk's tokens.
+    unsafe fn quantize_x_fp8(&self, chunk: usize) -> Result<()> {
+        let (plan, args, hidden) = (self.plan, self.args, self.config.hidden_size);
+        let params = params::QuantizeFp8Params {
+            source: self.tokens(chunk),
+            status: self.layer.device.status(),
+            x: args.x.cast(),
+            x_row_stride: args.x_row_stride as i64,
+            out: plan.x.rows.pointer(self.base),
+            out_row_stride: hidden as i64,
+            row_scale: plan.x.global_scale.pointer(self.base),
+            num_cols: hidden as i32,
+            ..Default::default()
+        };
+        // SAFETY: by contract of the caller.
+        unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(args.num_tokens), &params) }
+    }
+
+    /// e4m3 of h: a row is written over its own bf16.
+    unsafe fn quantize_h_fp8(&self, chunk: usize) -> Result<()> {
+        let (plan, inter) = (self.plan, self.config.intermediate_size);
+        let h = plan.h.rows.pointer(self.base);
+        let params = params::QuantizeFp8Params {
+            source: self.h_rows(chunk),
+            status: self.layer.device.status(),
+            row_to_token_slot: self.row_to_slot(chunk),
+            x: h.cast_const().cast(),
+            x_row_stride: inter as i64,
+            out: h,
+            out_row_stride: 2 * inter as i64,
+            row_scale: plan.h.global_scale.pointer(self.base),
+            num_cols: inter as i32,
+            ..Default::default()
+        };
+        // SAFETY: regions of the workspace.
+        unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(plan.rows), &params) }
     }
 
     /// The packed form of a chunk's tokens that are routed here.
     unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
         let (plan, args) = (self.plan, self.args);
-        let first_token = plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
         let params = params::QuantizeParams {
-            source: params::RowSource {
-                slot_to_row: plan.slot_to_row.pointer(self.base),
-                first_row_on_device: first_token,
-                end_row_on_device: first_token.wrapping_add(1),
-                top_k: self.config.top_k as i32,
-                ..Default::default()
-            },
+            source: self.tokens(chunk),
             status: self.layer.device.status(),
             x: args.x.cast(),
             x_row_stride: args.x_row_stride as i64,
@@ -99,10 +153,15 @@ impl Call<'_> {
     /// As [`Call::run`].
     pub(super) unsafe fn hopper_y(&self, chunk: usize, slice: &Range<usize>) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
+        // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
+        let (kind, stride) = match config.mode {
+            Mode::Fp8 => (GemmKind::Gemm2Fp8, 2 * config.intermediate_size),
+            _ => (GemmKind::Gemm2, config.intermediate_size),
+        };
         let params = params::GemmParams {
             list: self.tile_list(chunk, slice),
             x: plan.h.rows.pointer(self.base).cast_const().cast(),
-            x_row_stride: config.intermediate_size as i64,
+            x_row_stride: stride as i64,
             row_scale: if self.quantised() { plan.h.global_scale.pointer(self.base) } else { std::ptr::null() },
             out: plan.sums.pointer(self.base).cast(),
             out_row_stride: self.slice_cols(slice).len() as i64,
@@ -111,7 +170,7 @@ impl Call<'_> {
             ..self.weights(&self.layer.slice.w2, 2)
         };
         // SAFETY: regions of the workspace, prepared weights.
-        unsafe { self.launch_gemm(GemmKind::Gemm2, &params) }
+        unsafe { self.launch_gemm(kind, &params) }
     }
 
     /// A matrix, and the first of its output factors.

@@ -36,9 +36,11 @@ pub enum Kernel {
     RouteScan,
     RouteScatter,
     QuantizeRows,
+    QuantizeRowsFp8,
     AmaxRows,
     SwigluRows,
     Combine,
+    PartScales,
     PrepareTiles,
     PrepareSwizzled,
     PrepareAlphas,
@@ -61,9 +63,11 @@ impl Kernel {
             Kernel::RouteScan => "route_scan".to_owned(),
             Kernel::RouteScatter => "route_scatter".to_owned(),
             Kernel::QuantizeRows => "quantize_rows".to_owned(),
+            Kernel::QuantizeRowsFp8 => "quantize_rows_fp8".to_owned(),
             Kernel::AmaxRows => "amax_rows".to_owned(),
             Kernel::SwigluRows => "swiglu_rows".to_owned(),
             Kernel::Combine => "combine".to_owned(),
+            Kernel::PartScales => "part_scales".to_owned(),
             Kernel::PrepareTiles => "prepare_tiles".to_owned(),
             Kernel::PrepareSwizzled => "prepare_swizzled".to_owned(),
             Kernel::PrepareAlphas => "prepare_alphas".to_owned(),
@@ -79,10 +83,11 @@ impl Kernel {
         match self {
             Kernel::RouteSmall | Kernel::RouteCount | Kernel::RouteScan | Kernel::RouteScatter => "route/route",
             Kernel::QuantizeRows | Kernel::AmaxRows => "quantize/quantize",
+            Kernel::QuantizeRowsFp8 => "quantize/quantize_sm90",
             Kernel::SwigluRows => "activation/activation",
             Kernel::Combine => "combine/combine",
             Kernel::PrepareSwizzled | Kernel::PrepareAlphas | Kernel::PrepareRowAlphas => "prepare/prepare",
-            Kernel::PrepareTiles => "prepare/prepare_sm90",
+            Kernel::PartScales | Kernel::PrepareTiles => "prepare/prepare_sm90",
             Kernel::GemmPortableBf16 | Kernel::GemmPortableNvfp4 => "gemm_portable/gemm_portable",
             Kernel::GemmSm90(..) => "gemm_sm90/gemm_sm90",
         }
@@ -101,9 +106,9 @@ impl Kernel {
         use Kernel::*;
         let mut all =
             vec![RouteSmall, RouteCount, RouteScan, RouteScatter, QuantizeRows, AmaxRows, SwigluRows, Combine];
-        all.extend([PrepareTiles, PrepareSwizzled, PrepareAlphas, PrepareRowAlphas]);
+        all.extend([QuantizeRowsFp8, PartScales, PrepareTiles, PrepareSwizzled, PrepareAlphas, PrepareRowAlphas]);
         all.extend([GemmPortableBf16, GemmPortableNvfp4]);
-        for kind in [GemmKind::Gemm1, GemmKind::Gemm1Nvfp4, GemmKind::Gemm2, GemmKind::Linear] {
+        for kind in GemmKind::ALL {
             all.extend(GEMM_ROWS.map(|rows| GemmSm90(kind, rows)));
         }
         all

@@ -3,6 +3,7 @@
 use super::device::{Buffer, Device, Shape};
 use super::forward::Call;
 use super::kernels::{Kernel, params};
+use super::parts::LayerParts;
 use super::plan::LayerPlan;
 use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
@@ -89,13 +90,19 @@ impl CudaLayer {
         let state: *mut LayerState = self.state.pointer();
         // SAFETY: the layer's own state; the tensors by contract.
         unsafe {
-            self.device.write(state, FRESH, stream)?;
+            self.device.write(state, &[FRESH], stream)?;
             let bad_scales = (&raw mut (*state)).cast::<u8>().wrapping_add(8).cast::<u64>();
+            let parts = match config.mode {
+                Mode::Fp8 => Some(LayerParts::count(&self.device, weights, config.num_local_experts, stream)?),
+                _ => None,
+            };
+            let w13_parts = parts.as_ref().map_or(std::ptr::null(), LayerParts::w13);
+            let w2_parts = parts.as_ref().map_or(std::ptr::null(), LayerParts::w2);
             let matrices = [
-                (self.slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true),
-                (self.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false),
+                (self.slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true, w13_parts),
+                (self.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false, w2_parts),
             ];
-            for (matrix, codes, block_scale, gated) in matrices {
+            for (matrix, codes, block_scale, gated, parts) in matrices {
                 let source = Source {
                     codes,
                     block_scale,
@@ -104,6 +111,7 @@ impl CudaLayer {
                     gated,
                     up_first: weights.up_first,
                     bad_scales,
+                    parts,
                 };
                 prepare_matrix(&self.device, self.kernels, &matrix, &source, storage, stream)?;
             }
@@ -115,12 +123,19 @@ impl CudaLayer {
                 bad_scales,
                 num_local_experts: config.num_local_experts as i32,
                 up_first: weights.up_first.into(),
-                factor: missing_factor(self.kernels),
+                factor: missing_factor(self.kernels, config.mode),
                 reserved: 0,
+                w13_parts,
+                w2_parts,
             };
             let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
             self.device.launch(Kernel::PrepareAlphas, Shape::new([blocks, 1, 1], THREADS, 0), stream, &params)?;
-            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
+            let mut seen = [FRESH];
+            self.device.read(state, &mut seen, stream)?;
+            refuse_bad_scales(seen[0].bad_scales)?;
+            if let Some(parts) = parts {
+                parts.check(&self.device, weights.up_first, stream)?;
+            }
         }
         self.storage = storage;
         Ok(())
@@ -155,11 +170,12 @@ impl CudaLayer {
         let _entered = self.device.enter()?;
         let state: *mut LayerState = self.state.pointer();
         self.device.synchronize()?;
+        let mut seen = [FRESH];
         // SAFETY: the layer's own state.
-        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
+        unsafe { self.device.read(state, &mut seen, std::ptr::null_mut()) }?;
         // SAFETY: as above.
-        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
-        Ok(Calibration { x_amax: seen.x_amax, h_amax: seen.h_amax })
+        unsafe { self.device.write(state, &[FRESH], std::ptr::null_mut()) }?;
+        Ok(Calibration { x_amax: seen[0].x_amax, h_amax: seen[0].h_amax })
     }
 
     unsafe fn enqueue(

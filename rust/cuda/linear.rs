@@ -87,10 +87,11 @@ impl CudaLinear {
             gated: false,
             up_first: false,
             bad_scales,
+            parts: std::ptr::null(),
         };
         // SAFETY: the linear's own state; the tensors by contract.
         unsafe {
-            self.device.write(state, FRESH, stream)?;
+            self.device.write(state, &[FRESH], stream)?;
             prepare_matrix(&self.device, self.kernels, &self.layout.weight, &source, storage, stream)?;
             let mut first_row = 0;
             for (part, end) in weights.part_ends.iter().copied().enumerate() {
@@ -101,7 +102,7 @@ impl CudaLinear {
                     part: part as i32,
                     first_row,
                     num_rows: end as i32 - first_row,
-                    factor: missing_factor(self.kernels),
+                    factor: missing_factor(self.kernels, Mode::Bf16),
                 };
                 first_row = end as i32;
                 let blocks = [params.num_rows.unsigned_abs().div_ceil(THREADS).max(1), 1, 1];
@@ -110,7 +111,9 @@ impl CudaLinear {
             if let Some(bias) = weights.bias {
                 self.device.copy(self.layout.bias.pointer(storage), bias.pointer, bias.len, stream)?;
             }
-            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
+            let mut seen = [FRESH];
+            self.device.read(state, &mut seen, stream)?;
+            refuse_bad_scales(seen[0].bad_scales)?;
         }
         self.storage = storage;
         self.has_bias = weights.bias.is_some();
@@ -266,10 +269,11 @@ impl CudaLinear {
         let _entered = self.device.enter()?;
         let state: *mut LinearState = self.state.pointer();
         self.device.synchronize()?;
+        let mut seen = [FRESH];
         // SAFETY: the linear's own state.
-        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
+        unsafe { self.device.read(state, &mut seen, std::ptr::null_mut()) }?;
         // SAFETY: as above.
-        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
-        Ok(seen.amax)
+        unsafe { self.device.write(state, &[FRESH], std::ptr::null_mut()) }?;
+        Ok(seen[0].amax)
     }
 }

@@ -14,6 +14,7 @@ mod hopper;
 mod kernels;
 mod layer;
 mod linear;
+mod parts;
 mod plan;
 mod portable;
 mod prepare;

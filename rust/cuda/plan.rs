@@ -32,8 +32,10 @@ const ALIGNED_ROWS: usize = 128;
 enum Form {
     /// bf16.
     Bf16,
-    /// NVFP4, decoded to bf16 but for its global scale.
+    /// NVFP4, decoded to bf16 but for its global scale. Or e4m3 in the place of bf16.
     Decoded,
+    /// e4m3.
+    Fp8,
     /// NVFP4 for register dequantisation: slabs of 64 columns (kernels/gemm_sm90/layout.cuh).
     BySlabs,
     /// NVFP4 with 128x4 swizzled block scales.
@@ -44,7 +46,7 @@ impl Form {
     /// Of what quantising in this mode leaves, where no form of its own is asked for.
     fn of(mode: Mode, kernels: Kernels) -> Self {
         match (mode, kernels) {
-            (Mode::Nvfp4, Kernels::Hopper) => Form::Decoded,
+            (Mode::Nvfp4 | Mode::Fp8, Kernels::Hopper) => Form::Decoded,
             (Mode::Nvfp4, Kernels::Portable) => Form::Swizzled,
             _ => Form::Bf16,
         }
@@ -64,6 +66,7 @@ impl Operand {
         let slabs = cols.div_ceil(TILE);
         let (row_bytes, scales) = match form {
             Form::Bf16 | Form::Decoded => (2 * cols, 0),
+            Form::Fp8 => (cols, 0),
             Form::BySlabs => (slabs * TILE / 2, rows * slabs * TILE / BLOCK_SIZE),
             Form::Swizzled => (cols / 2, sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize),
         };
@@ -152,7 +155,7 @@ impl LayerPlan {
         let y_bytes = slice_bytes(hidden_tiles).min(y_budget.max(slice_bytes(SLICE_TILES)));
 
         let x_rows = match (config.mode, kernels) {
-            (Mode::Nvfp4, Kernels::Hopper) => max_tokens,
+            (Mode::Nvfp4 | Mode::Fp8, Kernels::Hopper) => max_tokens,
             (Mode::Nvfp4, Kernels::Portable) => rows,
             _ => 0,
         };
@@ -191,7 +194,8 @@ impl LayerPlan {
             // GEMM1 has read a chunk's x before GEMM2 writes its y: they share their place.
             Kernels::Hopper => {
                 let mut x_walk = walk.clone();
-                plan.x = Operand::new(&mut x_walk, Form::BySlabs, x_rows, hidden);
+                let form = if config.mode == Mode::Fp8 { Form::Fp8 } else { Form::BySlabs };
+                plan.x = Operand::new(&mut x_walk, form, x_rows, hidden);
                 plan.sums = walk.region(sums_len);
                 plan.workspace_size = walk.size().max(x_walk.size());
             }
@@ -241,7 +245,7 @@ mod tests {
     use super::*;
     use crate::config::{Device, ScalePolicy, Swiglu};
 
-    const MODES: [Mode; 2] = [Mode::Bf16, Mode::Nvfp4];
+    const MODES: [Mode; 3] = [Mode::Bf16, Mode::Nvfp4, Mode::Fp8];
     const KERNELS: [Kernels; 2] = [Kernels::Hopper, Kernels::Portable];
 
     fn layer(hidden: usize, inter: usize, experts: usize, local: usize, mode: Mode) -> LayerConfig {

@@ -4,7 +4,7 @@ use super::device::{Device, Shape};
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
 use super::{Stream, THREADS};
-use crate::config::Kernels;
+use crate::config::{Kernels, Mode};
 use crate::error::{Error, Result};
 use crate::layer::Storage;
 use crate::workspace::{WORKSPACE_ALIGNMENT, check_workspace};
@@ -52,11 +52,12 @@ pub fn refuse_bad_scales(bad_scales: u64) -> Result<()> {
     Err(Error::argument("number of broken weight scales", bad_scales, rule, "Check the checkpoint's tensors."))
 }
 
-/// What the output factors must hold beside the global scales: Hopper's register dequantisation leaves out 2^8.
-pub fn missing_factor(kernels: Kernels) -> f32 {
-    match kernels {
-        Kernels::Hopper => 256.0,
-        Kernels::Portable => 1.0,
+/// What the output factors must hold beside the global scales: Hopper's register dequantisation to bf16 leaves out 2^8.
+/// What it leaves out in mode fp8 is each part's own.
+pub fn missing_factor(kernels: Kernels, mode: Mode) -> f32 {
+    match (kernels, mode) {
+        (Kernels::Hopper, Mode::Bf16 | Mode::Nvfp4) => 256.0,
+        _ => 1.0,
     }
 }
 
@@ -77,6 +78,8 @@ pub struct Source {
     pub up_first: bool,
     /// Counts NaN and negative block scales; on the device.
     pub bad_scales: *mut u64,
+    /// Mode fp8: what its parts hold. Else NULL.
+    pub parts: *const params::PartScales,
 }
 
 /// Enqueue the repacking of one matrix of all experts.
@@ -108,6 +111,7 @@ pub unsafe fn prepare_matrix(
                 gated: source.gated.into(),
                 up_first: source.up_first.into(),
                 reserved: 0,
+                parts: source.parts,
             };
             let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
             let shape = Shape::new([runs, matrix.m_tiles as u32, experts], params::PREPARE_THREADS, 0);

@@ -12,19 +12,31 @@ pub enum GemmKind {
     Gemm1,
     /// The same, of NVFP4 rows by slabs.
     Gemm1Nvfp4,
+    /// The same, of e4m3 rows and weights prepared for mode fp8.
+    Gemm1Fp8,
     /// f32 for combine.
     Gemm2,
+    /// The same, of e4m3 rows.
+    Gemm2Fp8,
     /// bf16 with bias.
     Linear,
 }
 
 impl GemmKind {
+    /// Every kind.
+    pub const ALL: [GemmKind; 6] = {
+        use GemmKind::*;
+        [Gemm1, Gemm1Nvfp4, Gemm1Fp8, Gemm2, Gemm2Fp8, Linear]
+    };
+
     /// The stem of its kernels' names.
     pub fn name(self) -> &'static str {
         match self {
             GemmKind::Gemm1 => "gemm1",
             GemmKind::Gemm1Nvfp4 => "gemm1_nvfp4",
+            GemmKind::Gemm1Fp8 => "gemm1_fp8",
             GemmKind::Gemm2 => "gemm2",
+            GemmKind::Gemm2Fp8 => "gemm2_fp8",
             GemmKind::Linear => "linear",
         }
     }

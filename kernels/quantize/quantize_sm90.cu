@@ -1,0 +1,59 @@
+// Rows of bf16 to e4m3, one block of threads a row, with a scale from the row's largest finite magnitude: the law of
+// rust/format/row.rs. e4m3 by the conversion of sm_89 and later.
+#include "../common/overlap.cuh"
+#include "quantize_row.cuh"
+
+namespace nvfp4 {
+namespace {
+
+__device__ float fp8_row_scale(float amax) {
+  return amax == 0.0f ? 1.0f : fmaxf(__fdiv_rn(amax, kE4m3Max), kMinGlobalScale);
+}
+
+// Two values, the first in the low byte; ties to even, saturating; NaN is 0x7F.
+__device__ uint32_t e4m3_pair(float low, float high) {
+  uint16_t both;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const Row& source, float (&scratch)[32]) {
+  const int num_blocks = p.num_cols / kBlockSize;
+  const auto* const x = static_cast<const __nv_bfloat16*>(p.x) + source.source * p.x_row_stride;
+  const auto load = [&](int b, float (&values)[kBlockSize]) { load_block(x + b * kBlockSize, values); };
+  const float scale = fp8_row_scale(row_amax(num_blocks, load, scratch)), encode = __fdiv_rn(1.0f, scale);
+  if (threadIdx.x == 0) p.row_scale[row] = scale;
+  const int64_t token = p.row_to_token_slot ? p.row_to_token_slot[row] / p.source.top_k : source.source;
+  auto* const out = reinterpret_cast<uint4*>(p.out + row * p.out_row_stride);
+  for (int first = 0; first < num_blocks; first += blockDim.x) {
+    const int b = first + threadIdx.x;
+    uint32_t words[4];
+    if (b < num_blocks) {
+      float values[kBlockSize];
+      load(b, values);
+      Block seen = {};
+#pragma unroll
+      for (int i = 0; i < kBlockSize; ++i) seen.nonfinite += !isfinite(values[i]);
+      if (source.counts) report(p.status, seen, token);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = e4m3_pair(values[4 * i] * encode, values[4 * i + 1] * encode) |
+                   e4m3_pair(values[4 * i + 2] * encode, values[4 * i + 3] * encode) << 16;
+      }
+    }
+    __syncthreads();  // out may be x: what this round writes has been read, and lies before what the next ones read
+    if (b < num_blocks) out[b] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+}  // namespace
+}  // namespace nvfp4
+
+extern "C" __global__ void __launch_bounds__(256) quantize_rows_fp8(const __grid_constant__ QuantizeFp8Params p) {
+  nvfp4::follow_previous();
+  __shared__ float scratch[32];
+  nvfp4::for_each_row_of_block(p.source, [&](int32_t r) {
+    const nvfp4::Row row = nvfp4::row_at(p.source, r);
+    if (row.visit) nvfp4::quantize_row_fp8(p, r, row, scratch);
+  });
+}
