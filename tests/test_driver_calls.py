@@ -62,19 +62,22 @@ def test_forward_launches_and_does_nothing_else(run, device_kind):
     status, lines = run(device_kind)
     assert status == 0, lines[-1]
     calls = forwards(lines)
-    assert len(calls) == 12
+    assert len(calls) == (17 if device_kind == HOPPER else 12)
     for title, made in calls.items():
         assert {call.split()[0] for call in made} <= ALLOWED, title
         assert launched(made), title
 
 
 def test_few_tokens_take_few_launches(run):
-    """In mode nvfp4 both GEMMs' inputs are quantised before; the portable pipeline activates by a kernel of its own."""
+    """Modes nvfp4 and fp8 quantise both GEMMs' inputs; the portable pipeline activates by a kernel of its own."""
     hopper, portable = forwards(run(HOPPER)[1]), forwards(run(PORTABLE)[1])
     forward, linear = "forward, mode {}, 1 tokens", "linear, mode {}"
     assert launched(hopper[forward.format(1)]) == ["route_small", "gemm1_sm90_n8", "gemm2_sm90_n8", "combine"]
     assert launched(hopper[forward.format(2)]) == [
         "route_small", "quantize_rows", "gemm1_nvfp4_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
+    ]  # fmt: skip
+    assert launched(hopper[forward.format(3)]) == [
+        "route_small", "quantize_rows_fp8", "gemm1_fp8_sm90_n8", "quantize_rows_fp8", "gemm2_fp8_sm90_n8", "combine"
     ]  # fmt: skip
     # 64 tokens: few weight rows are spread over the multiprocessors by small row tiles.
     assert launched(hopper[linear.format(1)]) == ["linear_sm90_n8"]

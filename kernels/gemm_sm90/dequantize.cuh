@@ -1,5 +1,6 @@
 // Words of layout.cuh to bf16, or to e4m3.
 #pragma once
+#include "layout.cuh"
 #include "ptx.cuh"
 
 namespace nvfp4 {
@@ -24,24 +25,16 @@ __device__ void dequantize(uint32_t word, uint32_t scale_02, uint32_t scale_13, 
   a[3] = ptx::mul_bf16x2_half<kHalf>(ptx::masked_or(word << 2, kSign, word >> 3 & kMagnitude), scale_13);
 }
 
-// Magnitudes of the eight codes times a block scale of mode fp8, as e4m3.
-struct Fp8Table {
-  uint32_t low, high;
-
-  // Bytes of 0, 0.5, 1, 1.5 and of 2, 3, 4, 6 times 2^-5; a step of the exponent is 8. No byte carries.
-  __device__ explicit Fp8Table(uint32_t scale)
-      : low(0x14100800u + scale * 0x01010100u), high(0x24201C18u + scale * 0x01010101u) {}
-};
-
 // One word of codes to two registers of an e4m3 A fragment: of rows g and g + 8, whose scales are bytes 2 kHalf and
 // 2 kHalf + 1.
 template <int kHalf>
 __device__ void dequantize_fp8(uint32_t word, uint32_t scales, uint32_t& row_g, uint32_t& row_g8) {
   constexpr uint32_t kSigns = 0x80808080u;
-  const Fp8Table g(scales >> (16 * kHalf) & 0xFF), g8(scales >> (16 * kHalf + 8) & 0xFF);
+  const uint32_t g = scales >> (16 * kHalf) & 0xFF, g8 = scales >> (16 * kHalf + 8) & 0xFF;
   const uint32_t magnitudes = word & 0x77777777u;
-  row_g = ptx::masked_or(word, kSigns, ptx::select_bytes(g.low, g.high, magnitudes));
-  row_g8 = ptx::masked_or(word << 4, kSigns, ptx::select_bytes(g8.low, g8.high, magnitudes >> 16));
+  row_g = ptx::masked_or(word, kSigns, ptx::select_bytes(fp8_table_low(g), fp8_table_high(g), magnitudes));
+  row_g8 =
+      ptx::masked_or(word << 4, kSigns, ptx::select_bytes(fp8_table_low(g8), fp8_table_high(g8), magnitudes >> 16));
 }
 
 }  // namespace nvfp4

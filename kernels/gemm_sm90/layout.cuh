@@ -99,6 +99,22 @@ constexpr int kFp8Largest = 6;  // exponent of the largest one stored
 __host__ __device__ constexpr uint32_t fp8_scale(uint32_t e4m3, uint32_t largest) {
   return e4m3 == 0 ? 0 : static_cast<uint32_t>(e4m3_exponent(e4m3) - e4m3_exponent(largest) + kFp8Span) << 3 & 0xFF;
 }
+// The table of a stored scale: e4m3 of 0, 0.5, 1, 1.5 and of 2, 3, 4, 6, times 2^(scale / 8 - 5). No byte carries.
+__host__ __device__ constexpr uint32_t fp8_table_low(uint32_t scale) { return 0x14100800u + scale * 0x01010100u; }
+__host__ __device__ constexpr uint32_t fp8_table_high(uint32_t scale) { return 0x24201C18u + scale * 0x01010101u; }
+
+constexpr bool fp8_tables_are_exact() {
+  constexpr uint32_t kHalves[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+  for (uint32_t e = 0; e <= kFp8Span; ++e) {
+    if ((fp8_table_low(8 * e) & 0xFF) != 0) return false;
+    for (uint32_t code = 1; code < 8; ++code) {
+      const uint32_t byte = (code < 4 ? fp8_table_low(8 * e) : fp8_table_high(8 * e)) >> code % 4 * 8 & 0xFF;
+      if ((8 + byte % 8) << byte / 8 != kHalves[code] << (e + 4)) return false;  // both times 2^10
+    }
+  }
+  return true;
+}
+static_assert(fp8_tables_are_exact(), "every product of mode fp8");
 static_assert(fp8_scale(0x38, 0x38) == 88 && fp8_scale(1, 0x10) == 88 - 32, "1 of 1; 2^-9 of 2^-5");
 
 // The 2^8 that a product of code and scale misses.

@@ -7,7 +7,7 @@ layer    one call in a CUDA graph of several, each on inputs of its own; median 
 
 Skews: `uniform` (1 in 8 slots is local under EP8), `local` (every slot is, so Pro takes several chunks at 8192 tokens)
 and `six` (every token goes to the same six local experts). Every layer's result is checked first, on the quantised or
-bf16 operands of the other family of kernels.
+bf16 operands of the other family of kernels; mode fp8's, which that family lacks, against mode bf16.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from gpu_timing import captured, seconds, write_table
 
 from nvfp4_moe import Layer, LayerWeights
-from reference import generate
+from reference import gates, generate
 from reference.layer import relative_l2
 
 # hidden, intermediate, experts, local experts, top_k: one of 8 expert-parallel ranks
@@ -41,12 +41,16 @@ def make_weights(shape: str) -> LayerWeights:
     def codes(*shape, low=0, high=256):
         return torch.randint(low, high, shape, dtype=torch.uint8, device="cuda", generator=generator)
 
+    def scales(*shape):
+        """Powers of two from 2^-4 to 2^3, which every mode takes."""
+        return codes(*shape, low=3, high=11) << 3
+
     return LayerWeights(
         codes(local, 2 * inter, hidden // 2),
-        codes(local, 2 * inter, hidden // 16, low=0x18, high=0x58),
+        scales(local, 2 * inter, hidden // 16),
         torch.full((local, 2), hidden**-0.5 / 15, device="cuda"),
         codes(local, hidden, inter // 2),
-        codes(local, hidden, inter // 16, low=0x18, high=0x58),
+        scales(local, hidden, inter // 16),
         torch.full((local,), inter**-0.5 / 15, device="cuda"),
     )
 
@@ -110,8 +114,9 @@ def main() -> None:
         weights = make_weights(shape)
         layers = {}
         for device in args.devices.split(","):
-            for mode in ("bf16", "nvfp4"):
+            for mode in ("bf16", "nvfp4", "fp8") if device == "cuda" else ("bf16", "nvfp4"):
                 layers[device, mode] = layer = make_layer(shape, device, mode).prepare(weights)
+            layer = layers[device, "bf16"]
             rate = prepare_rate(layer, weights)
             rows.append(["prepare", shape, device, "", "", "", f"{rate / 1e9:.0f}", "", "", "GB/s"])
             print(*rows[-1], f"= {rate / bandwidth:.0%} of a copy")
@@ -129,6 +134,10 @@ def main() -> None:
                     apart = max((relative_l2(result, results[0].double()) for result in results[1:]), default=0.0)
                     # In mode nvfp4 a last bit of h may move a code: see reference/gates.py.
                     assert apart < (5e-3 if mode == "bf16" else 2e-2), (shape, num_tokens, skew, mode, apart)
+                if ("cuda", "fp8") in layers:
+                    exact, fp8 = (layers["cuda", mode](*batches[0], workspace=workspace) for mode in ("bf16", "fp8"))
+                    loss = relative_l2(fp8.cpu(), exact.cpu().double())
+                    assert loss < gates.REL_L2_FP8, (shape, num_tokens, skew, "fp8", loss)
                 for (device, mode), layer in layers.items():
                     if device != "cuda" and num_tokens == 8192 and skew != "uniform":
                         continue  # an oracle: its speed there is nobody's question

@@ -92,5 +92,6 @@ int main(int argc, char **argv) {
     run_layer(device_kind, mode);
     run_linear(device_kind, mode);
   }
+  if (device_kind == NVFP4_MOE_DEVICE_CUDA) run_layer(device_kind, NVFP4_MOE_MODE_FP8);
   return 0;
 }
