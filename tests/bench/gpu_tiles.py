@@ -44,9 +44,10 @@ def sweep_layers(shape: str, num_tokens: int) -> dict:
     _, _, experts, _, top_k = gpu_layer.SHAPES[shape]
     weights = gpu_layer.make_weights(shape)
     batches = gpu_layer.make_batches(shape, num_tokens, "uniform", torch.Generator().manual_seed(0))
-    graphs, workspace = {}, None
+    graphs, layers, workspace = {}, [], None  # a graph needs its layer's weights for as long as it is replayed
     for rows in worth_trying(num_tokens * top_k / experts):
         layer = made(rows, lambda: gpu_layer.make_layer(shape, "cuda", "bf16")).prepare(weights)
+        layers.append(layer)
         if workspace is None:
             workspace = torch.empty(layer.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
         graphs[rows] = captured([lambda b=batch, run=layer: run(*b, workspace=workspace) for batch in batches])
@@ -57,12 +58,13 @@ def sweep_linear(k: int, n: int, num_tokens: int) -> dict:
     """Median seconds of a linear by size."""
     weights = [gpu_linear.make_weights(k, n, seed) for seed in range(gpu_linear.num_copies(k, n))]
     x = torch.randn(num_tokens, k, device="cuda").bfloat16()
-    graphs = {}
+    graphs, kept = {}, []
     for rows in worth_trying(num_tokens):
         linears = [
             made(rows, lambda: Linear(in_features=k, out_features=n, mode="bf16", device="cuda")).prepare(weight)
             for weight in weights
         ]
+        kept.append(linears)
         graphs[rows] = captured([lambda f=linear: f(x) for linear in linears])
     return medians(graphs, len(weights))
 
