@@ -67,7 +67,7 @@ struct Columns {
 };
 
 // Calls body(columns): how many token rows the tensor core multiplies. Where its time is what is short, in the widest
-// kernel, a tile costs what its rows cost, in eights.
+// kernel, a tile costs what its rows cost, in sixteens.
 template <class C, int kColumns = C::kN, class Body>
 __device__ void with_columns(int num_rows, Body body) {
   if constexpr (C::kGroupTiles > 1 && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
@@ -111,11 +111,11 @@ class Accumulation {
   static constexpr int kPartSteps = kPartSlabs * C::kSteps;
   static constexpr int kTileStride = C::kSlabs * kTileBytes;
   static __device__ constexpr int tile_of(int part) { return kByTile ? part % 2 : 0; }
+  static __device__ constexpr int slab_of(int part) { return (kByTile ? part / 2 : part) * kPartSlabs; }
   // Where a step reads token rows, in the descriptor's units of 16 bytes; a step is two of them.
   static __device__ constexpr int rows_of(int slab, int step) {
     return slab / C::kLineSlabs * C::kN * 8 + slab % C::kLineSlabs * 2 * C::kSteps + step * 2;
   }
-  static __device__ constexpr int slab_of(int part) { return (kByTile ? part / 2 : part) * kPartSlabs; }
 
   template <int kColumns>
   __device__ static void multiply_add(float (&d)[C::kN / 2], const uint32_t (&a)[4], uint64_t rows) {

@@ -5,9 +5,11 @@ prepare  bytes read and written over time, beside a device-to-device copy (bytes
 layer    one call in a CUDA graph of several, each on inputs of its own; median over rounds, and quartiles. One set of
          weights: of few tokens' experts some come from L2, unlike in the record beside peers
 
-Skews: `uniform` (1 in 8 slots is local under EP8), `local` (every slot is, so Pro takes several chunks at 8192 tokens)
-and `six` (every token goes to the same six local experts). Every layer's result is checked first, on the quantised or
-bf16 operands of the other family of kernels; mode fp8's, which that family lacks, against mode bf16.
+Skews: `uniform` (1 in 8 slots is local under EP8), `hot` (one local expert has every token, the rest is uniform),
+`zipf` (the expert of rank r is chosen like 1 / r, ranks dealt at random), `local` (every slot is, so Pro takes several
+chunks at 8192 tokens) and `six` (every token goes to the same six local experts). `rows` are the slots routed here: at
+8192 tokens the floor grows as they do. Every layer's result is checked first, on the quantised or bf16 operands of the
+other family of kernels; mode fp8's, which that family lacks, against mode bf16.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from reference.layer import relative_l2
 
 # hidden, intermediate, experts, local experts, top_k: one of 8 expert-parallel ranks
 SHAPES = {"pro8": (7168, 3072, 384, 48, 6), "flash8": (4096, 2048, 256, 32, 6)}
+SKEWS = ("uniform", "hot", "zipf", "local", "six")
 
 
 def copy_bandwidth() -> float:
@@ -73,6 +76,13 @@ def prepare_rate(layer: Layer, weights: LayerWeights) -> float:
 def route(skew: str, num_tokens: int, experts: int, local: int, top_k: int, generator) -> torch.Tensor:
     if skew == "six":
         return torch.arange(top_k, dtype=torch.int32).expand(num_tokens, top_k).contiguous()
+    if skew == "zipf":
+        popularity = 1.0 / (1 + torch.randperm(experts, generator=generator))
+        return torch.multinomial(popularity.expand(num_tokens, experts), top_k, generator=generator).int()
+    if skew == "hot":  # a token may meet the hot expert twice, which is allowed
+        ids = generate.random_ids(num_tokens, experts, top_k, generator)
+        ids[:, 0] = 0
+        return ids
     return generate.random_ids(num_tokens, local if skew == "local" else experts, top_k, generator)
 
 
@@ -109,8 +119,9 @@ def main() -> None:
     gpu = torch.cuda.get_device_name()
     head = f"# {gpu}, {datetime.date.today()}, torch {torch.__version__}; copy {bandwidth / 1e12:.3f} TB/s"
     print(head)
-    rows = [["what", "shape", "device", "mode", "skew", "tokens", "median", "quartile1", "quartile3", "unit"]]
+    rows = [["what", "shape", "device", "mode", "skew", "tokens", "median", "quartile1", "quartile3", "unit", "rows"]]
     for shape in args.shapes.split(","):
+        local = SHAPES[shape][3]
         weights = make_weights(shape)
         layers = {}
         for device in args.devices.split(","):
@@ -118,13 +129,13 @@ def main() -> None:
                 layers[device, mode] = layer = make_layer(shape, device, mode).prepare(weights)
             layer = layers[device, "bf16"]
             rate = prepare_rate(layer, weights)
-            rows.append(["prepare", shape, device, "", "", "", f"{rate / 1e9:.0f}", "", "", "GB/s"])
+            rows.append(["prepare", shape, device, "", "", "", f"{rate / 1e9:.0f}", "", "", "GB/s", ""])
             print(*rows[-1], f"= {rate / bandwidth:.0%} of a copy")
         for num_tokens in map(int, args.tokens.split(",")):
             workspace = torch.empty(
                 max(layer.workspace_size(num_tokens) for layer in layers.values()), dtype=torch.uint8, device="cuda"
             )
-            for skew in ("uniform", "local", "six") if num_tokens == 8192 else ("uniform",):
+            for skew in SKEWS if num_tokens == 8192 else SKEWS[:1]:
                 batches = make_batches(shape, num_tokens, skew, generator)
                 out = torch.empty_like(batches[0][0])
                 for mode in ("bf16", "nvfp4"):
@@ -147,7 +158,8 @@ def main() -> None:
                     us = [1e6 * t for t in seconds({"layer": graph}, len(batches))["layer"]]
                     quartiles = [f"{q:.2f}" for q in statistics.quantiles(us)]
                     row = ["layer", shape, device, mode, skew, num_tokens, quartiles[1], quartiles[0], quartiles[2]]
-                    rows.append([*row, "us"])
+                    routed = statistics.mean(int((ids < local).sum()) for _, ids, _ in batches)
+                    rows.append([*row, "us", f"{routed:.0f}"])
                     print(*rows[-1], flush=True)
     if args.out:
         write_table(args.out, head, rows)
