@@ -42,7 +42,7 @@ impl LayerParts {
         for (block_scale, into, num_parts) in sources {
             let params =
                 params::PartScalesParams { block_scale, parts: into.cast_mut(), part_scales: parts.part_scales as i64 };
-            let blocks = (parts.part_scales as u32).div_ceil(THREADS * 8).min(BLOCKS_PER_SM * 4);
+            let blocks = parts.part_scales.div_ceil(THREADS as usize * 8).min(BLOCKS_PER_SM as usize * 4) as u32;
             let shape = Shape::new([blocks, num_parts as u32, 1], THREADS, 0);
             // SAFETY: by contract.
             unsafe { device.launch(Kernel::PartScales, shape, stream, &params) }?;
