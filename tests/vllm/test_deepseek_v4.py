@@ -44,3 +44,17 @@ def test_two_ranks_with_expert_parallel_give_the_same_tokens(serve, served, judg
     )
     # Every rank says so, with half of the experts.
     assert parallel["output"].count("ACTIVE for NVFP4 MoE") == 2
+
+
+def test_mode_fp8_serves_what_was_cast(serve, judge, deepseek_v4):
+    """On the checkpoint that it is for."""
+    fp8 = serve(deepseek_v4["cast"], NVFP4_MOE_MODE="fp8")
+    active = [line for line in fp8["output"].splitlines() if "ACTIVE for NVFP4 MoE" in line]
+    assert len(active) == 1
+    assert "mode fp8" in active[0]
+    agreement.check_lossy("DeepSeek-V4, cast, mode fp8", judge(deepseek_v4["cast-float32"], fp8), most=0.7)
+
+
+def test_mode_fp8_refuses_other_weights(serve, deepseek_v4):
+    with pytest.raises(AssertionError, match=r"no power of two in \d+ of \d+ places; mode fp8 needs"):
+        serve(deepseek_v4["mixed"], NVFP4_MOE_MODE="fp8")

@@ -4,8 +4,9 @@
     modelopt             NVFP4 experts in ModelOpt's naming, the rest bf16
     compressed-tensors   the same in compressed-tensors' naming, global scales inverted
     float32              every weight decoded: the same model without any quantisation, for the reference
+    cast, cast-float32   as mixed and float32, with experts cast from MXFP4: block scales are powers of two
 
-All flavours hold the same values: fp8 linears are stored decoded (exactly, in bf16) where a flavour has none.
+All but the cast ones hold the same values: fp8 linears are stored decoded (exactly, in bf16) where a flavour has none.
 
     python tests/vllm/tiny_deepseek_v4.py OUT
 """
@@ -18,7 +19,7 @@ import tiny_tokenizer
 import torch
 from safetensors.torch import save_file
 
-from reference import nvfp4
+from reference import generate, nvfp4
 
 NVFP4_FLAVOURS = ("mixed", "modelopt", "compressed-tensors")
 
@@ -202,11 +203,17 @@ def quantize_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     return quantized.reshape(rows, cols), scale[:, 0, :, 0].to(torch.float8_e8m0fnu), decoded
 
 
-def quantize_experts(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def quantize_experts(weights: torch.Tensor, lossless: bool) -> tuple[torch.Tensor, ...]:
     """[E, rows, cols] to (packed, block scales, encoding global scales [E], decoded f32), expert by expert.
 
-    The decoding scale is 1 / encoding in every flavour: 1 / (1 / s) may differ from s in the last bit.
+    The decoding scale is 1 / encoding in every flavour: 1 / (1 / s) may differ from s in the last bit. Lossless: by
+    powers of two, as casts from MXFP4 are.
     """
+    if lossless:
+        packed, block_scale, scale = (list(part) for part in zip(*map(generate.cast_matrix, weights.bfloat16())))
+        packed, block_scale, encoding = torch.stack(packed), torch.stack(block_scale), 1.0 / torch.tensor(scale)
+        decoded = nvfp4.decode_blocks(packed, block_scale) * (1.0 / encoding)[:, None, None]
+        return packed, block_scale.view(torch.float8_e4m3fn), encoding, decoded
     encoding = (6 * 448) / weights.abs().amax((1, 2))
     codes, block_scale, _ = nvfp4.quantize((weights * encoding[:, None, None]).flatten(0, 1), 1.0)
     codes, block_scale = codes.unflatten(0, weights.shape[:2]), block_scale.unflatten(0, weights.shape[:2])
@@ -229,14 +236,32 @@ def make(root: Path) -> dict[str, Path]:
     """Write all flavours below `root`; returns their directories by name."""
     torch.set_num_threads(1)  # small tensors: more threads only wait for each other
     model = Model()
-    decoded, fp8, modelopt, compressed = {}, {}, {}, {}
+    linears, fp8 = {}, {}
     for name, weight in model.fp8.items():
         quantized, scale, values = quantize_fp8(weight)
         fp8 |= {f"{name}.weight": quantized, f"{name}.scale": scale}
-        decoded[f"{name}.weight"] = values
-    bf16 = {name: values.bfloat16() for name, values in decoded.items()}
+        linears[f"{name}.weight"] = values
+    bf16 = {name: values.bfloat16() for name, values in linears.items()}
+    modelopt, compressed, decoded = expert_tensors(model, lossless=False)
+    cast, _, decoded_cast = expert_tensors(model, lossless=True)
+    return {
+        "mixed": write(root / "mixed", model.plain | fp8 | modelopt, FP8_CONFIG),
+        "modelopt": write(root / "modelopt", model.plain | bf16 | modelopt, MODELOPT_CONFIG),
+        "compressed-tensors": write(
+            root / "compressed-tensors", model.plain | bf16 | compressed, COMPRESSED_TENSORS_CONFIG
+        ),
+        "float32": write(root / "float32", model.plain | linears | decoded, None),
+        "cast": write(root / "cast", model.plain | fp8 | cast, FP8_CONFIG),
+        "cast-float32": write(root / "cast-float32", model.plain | linears | decoded_cast, None),
+    }
+
+
+def expert_tensors(model: Model, lossless: bool) -> tuple[dict, dict, dict]:
+    """The experts in ModelOpt's naming, in compressed-tensors', and decoded."""
+    modelopt, compressed, decoded = {}, {}, {}
     for pattern, weights in model.experts.items():
-        for expert, (packed, block_scale, encoding, values) in enumerate(zip(*quantize_experts(weights), strict=True)):
+        for expert, parts in enumerate(zip(*quantize_experts(weights, lossless), strict=True)):
+            packed, block_scale, encoding, values = parts
             name = pattern.format(expert)
             modelopt |= {
                 f"{name}.weight": packed,
@@ -251,14 +276,7 @@ def make(root: Path) -> dict[str, Path]:
                 f"{name}.input_global_scale": torch.tensor([100.0]),
             }
             decoded[f"{name}.weight"] = values
-    return {
-        "mixed": write(root / "mixed", model.plain | fp8 | modelopt, FP8_CONFIG),
-        "modelopt": write(root / "modelopt", model.plain | bf16 | modelopt, MODELOPT_CONFIG),
-        "compressed-tensors": write(
-            root / "compressed-tensors", model.plain | bf16 | compressed, COMPRESSED_TENSORS_CONFIG
-        ),
-        "float32": write(root / "float32", model.plain | decoded, None),
-    }
+    return modelopt, compressed, decoded
 
 
 if __name__ == "__main__":
