@@ -52,7 +52,7 @@ def test_mode_fp8_serves_what_was_cast(serve, judge, deepseek_v4):
     active = [line for line in fp8["output"].splitlines() if "ACTIVE for NVFP4 MoE" in line]
     assert len(active) == 1
     assert "mode fp8" in active[0]
-    agreement.check_lossy("DeepSeek-V4, cast, mode fp8", judge(deepseek_v4["cast-float32"], fp8), most=0.7)
+    agreement.check_lossy("DeepSeek-V4, cast, mode fp8", judge(deepseek_v4["cast-float32"], fp8), most=0.5)
 
 
 def test_mode_fp8_refuses_other_weights(serve, deepseek_v4):
