@@ -13,7 +13,8 @@
 #define GEMM_SM90_WIDE_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
-/* The wide kernel multiplies as many token rows as a tile has, in sixteens, and no fewer than these. */
+/* The wide kernel multiplies as many token rows as a tile has, in these steps, and no fewer than these. */
+#define GEMM_SM90_COLUMN_STEP 16
 #define GEMM_SM90_FEWEST_COLUMNS 80
 
 /* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four. */
@@ -76,12 +77,17 @@ typedef struct RowSource {
   int32_t top_k;
 } RowSource;
 
-typedef struct QuantizeParams {
+/* What a quantiser reads. */
+typedef struct QuantizerInput {
   RowSource source;
   DeviceStatus *status;
   const int32_t *row_to_token_slot; /* [R] names the token in the status when rows are gathered rows. Or NULL */
   const void *x;                    /* bf16 [rows, num_cols] */
   int64_t x_row_stride;             /* elements */
+} QuantizerInput;
+
+typedef struct QuantizeParams {
+  QuantizerInput input;
   void *decoded;                    /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
   uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]; or by slabs, below. Or NULL */
   uint8_t *block_scale;             /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
@@ -134,11 +140,7 @@ typedef struct CombineParams {
 
 /* Rows of bf16 to e4m3, each with one scale (mode fp8). */
 typedef struct QuantizeFp8Params {
-  RowSource source;
-  DeviceStatus *status;
-  const int32_t *row_to_token_slot; /* [R] names the token in the status when rows are gathered rows. Or NULL */
-  const void *x;                    /* bf16 [rows, num_cols] */
-  int64_t x_row_stride;             /* elements */
+  QuantizerInput input;
   uint8_t *out;                     /* e4m3 [rows, num_cols]; may be x, each row in the place of its own first half */
   int64_t out_row_stride;           /* bytes */
   float *row_scale;                 /* [rows] the scale that decodes */

@@ -4,7 +4,7 @@ use crate::config::{Device, Kernels, LayerConfig, Mode, ScalePolicy};
 use crate::cpu;
 use crate::cuda::{CudaLayer, Stream};
 use crate::error::{Error, Result};
-use crate::format::{Part, ScaleSpan, check_global_scale, e4m3_decode, input_scale_from_amax};
+use crate::format::{ScaleSpan, check_global_scale, check_scale_spans, e4m3_decode, input_scale_from_amax};
 
 /// A tensor that the caller keeps alive, on the layer's device. A slice only for the length of a call, because between
 /// calls its owner may move experts (EPLB).
@@ -310,14 +310,11 @@ unsafe fn check_exact_in_e4m3(weights: &LayerWeights, num_local_experts: usize) 
     // SAFETY: by contract.
     let (w13, w2) = unsafe { (weights.w13_block_scale.slice(), weights.w2_block_scale.slice()) };
     let down_len = w2.len() / num_local_experts;
-    let halves = if weights.up_first { [Part::Up, Part::Gate] } else { [Part::Gate, Part::Up] };
-    for (expert, (w13, w2)) in w13.chunks(2 * down_len).zip(w2.chunks(down_len)).enumerate() {
+    let experts = w13.chunks(2 * down_len).zip(w2.chunks(down_len)).map(|(w13, w2)| {
         let (first, second) = w13.split_at(down_len);
-        for (part, block_scales) in [(halves[0], first), (halves[1], second), (Part::Down, w2)] {
-            ScaleSpan::of(block_scales).check(expert, part)?;
-        }
-    }
-    Ok(())
+        [first, second, w2].map(ScaleSpan::of)
+    });
+    check_scale_spans(experts, weights.up_first)
 }
 
 /// Weights with a NaN or negative block scale are broken files, not data.

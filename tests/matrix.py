@@ -136,8 +136,7 @@ def route(case: Case, generator: torch.Generator) -> torch.Tensor:
     if case.skew == "hot1":
         ids[:, 0] = n // 2
     elif case.skew == "zipf":
-        popularity = 1.0 / torch.arange(1, n + 1)
-        ids = torch.multinomial(popularity.expand(t, n), k, generator=generator).int()
+        ids = generate.zipf_ids(t, n, k, generator)
     elif case.skew == "all_to_one":
         ids[:] = n // 2
     elif case.skew == "duplicates":

@@ -51,8 +51,8 @@ __device__ void store_row(const ActivationParams& p, int64_t row, const Row& sou
 extern "C" __global__ void __launch_bounds__(256, 2) swiglu_rows(const __grid_constant__ ActivationParams p) {
   nvfp4::follow_previous();
   __shared__ float scratch[32];
-  nvfp4::for_each_row_of_block(p.out.source, [&](int32_t r) {
-    const nvfp4::Row row = nvfp4::row_at(p.out.source, r);
+  nvfp4::for_each_row_of_block(p.out.input.source, [&](int32_t r) {
+    const nvfp4::Row row = nvfp4::row_at(p.out.input.source, r);
     const nvfp4::LoadActivation load(p, r);
     if (p.out.packed) {
       nvfp4::quantize_row(p.out, r, row, load, scratch);

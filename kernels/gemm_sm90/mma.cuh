@@ -67,11 +67,12 @@ struct Columns {
 };
 
 // Calls body(columns): how many token rows the tensor core multiplies. Where its time is what is short, in the widest
-// kernel, a tile costs what its rows cost, in sixteens.
+// kernel, a tile costs what its rows cost, in steps.
 template <class C, int kColumns = C::kN, class Body>
 __device__ void with_columns(int num_rows, Body body) {
   if constexpr (C::kGroupTiles > 1 && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
-    if (num_rows <= kColumns - 16) return with_columns<C, kColumns - 16>(num_rows, body);
+    constexpr int kFewer = kColumns - GEMM_SM90_COLUMN_STEP;
+    if (num_rows <= kFewer) return with_columns<C, kFewer>(num_rows, body);
   }
   body(Columns<kColumns>{});
 }

@@ -2,27 +2,12 @@
 #include "../common/overlap.cuh"
 #include "quantize_row.cuh"
 
-namespace nvfp4 {
-namespace {
-
-// Gives a bf16 row in blocks of 16.
-struct LoadRow {
-  const __nv_bfloat16* row;
-
-  __device__ LoadRow(const void* x, int64_t row_stride, int64_t row)
-      : row(static_cast<const __nv_bfloat16*>(x) + row * row_stride) {}
-  __device__ void operator()(int b, float (&values)[kBlockSize]) const { load_block(row + b * kBlockSize, values); }
-};
-
-}  // namespace
-}  // namespace nvfp4
-
 extern "C" __global__ void __launch_bounds__(256) quantize_rows(const __grid_constant__ QuantizeParams p) {
   nvfp4::follow_previous();
   __shared__ float scratch[32];
-  nvfp4::for_each_row_of_block(p.source, [&](int32_t r) {
-    const nvfp4::Row row = nvfp4::row_at(p.source, r);
-    if (row.visit) nvfp4::quantize_row(p, r, row, nvfp4::LoadRow(p.x, p.x_row_stride, row.source), scratch);
+  nvfp4::for_each_row_of_block(p.input.source, [&](int32_t r) {
+    const nvfp4::Row row = nvfp4::row_at(p.input.source, r);
+    if (row.visit) nvfp4::quantize_row(p, r, row, nvfp4::LoadRow(p.input.x, p.input.x_row_stride, row.source), scratch);
   });
 }
 

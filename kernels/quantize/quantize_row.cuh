@@ -47,6 +47,20 @@ __device__ inline void store_slab(const QuantizeParams& p, int32_t row, int b, i
   p.block_scale[at] = static_cast<uint8_t>(e5m3_of(block.scale));
 }
 
+// Gives a bf16 row in blocks of 16.
+struct LoadRow {
+  const __nv_bfloat16* row;
+
+  __device__ LoadRow(const void* x, int64_t row_stride, int64_t row)
+      : row(static_cast<const __nv_bfloat16*>(x) + row * row_stride) {}
+  __device__ void operator()(int b, float (&values)[kBlockSize]) const { load_block(row + b * kBlockSize, values); }
+};
+
+// Whose values row `row` holds, as the status names them.
+__device__ inline int64_t token_of(const QuantizerInput& input, int32_t row, const Row& source) {
+  return input.row_to_token_slot ? input.row_to_token_slot[row] / input.source.top_k : source.source;
+}
+
 // Row `row` of the outputs: NVFP4 of the blocks that load(b, values) gives, or zeros where `source` has no row.
 template <class Load>
 __device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& source, Load load, float (&scratch)[32]) {
@@ -56,14 +70,14 @@ __device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& so
   if (global_scale == 0.0f) global_scale = dynamic_global_scale(empty ? 0.0f : row_amax(num_blocks, load, scratch));
   const QuantScale scale = QuantScale::from_global_scale(global_scale);
   if (threadIdx.x == 0) p.row_scale[row] = p.by_slabs ? global_scale * kSlabFactor : global_scale;
-  const int64_t token = p.row_to_token_slot ? p.row_to_token_slot[row] / p.source.top_k : source.source;
+  const int64_t token = token_of(p.input, row, source);
   for (int b = threadIdx.x; b < num_blocks; b += blockDim.x) {
     Block block = {};
     if (!empty) {
       float values[kBlockSize];
       load(b, values);
       block = quantize_block(values, scale);
-      if (source.counts) report(p.status, block, token);
+      if (source.counts) report(p.input.status, block, token);
     }
     if (p.decoded)
       store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);

@@ -19,11 +19,10 @@ __device__ uint32_t e4m3_pair(float low, float high) {
 
 __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const Row& source, float (&scratch)[32]) {
   const int num_blocks = p.num_cols / kBlockSize;
-  const auto* const x = static_cast<const __nv_bfloat16*>(p.x) + source.source * p.x_row_stride;
-  const auto load = [&](int b, float (&values)[kBlockSize]) { load_block(x + b * kBlockSize, values); };
+  const LoadRow load(p.input.x, p.input.x_row_stride, source.source);
   const float scale = fp8_row_scale(row_amax(num_blocks, load, scratch)), encode = __fdiv_rn(1.0f, scale);
   if (threadIdx.x == 0) p.row_scale[row] = scale;
-  const int64_t token = p.row_to_token_slot ? p.row_to_token_slot[row] / p.source.top_k : source.source;
+  const int64_t token = token_of(p.input, row, source);
   auto* const out = reinterpret_cast<uint4*>(p.out + row * p.out_row_stride);
   for (int first = 0; first < num_blocks; first += blockDim.x) {
     const int b = first + threadIdx.x;
@@ -34,7 +33,7 @@ __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const 
       Block seen = {};
 #pragma unroll
       for (int i = 0; i < kBlockSize; ++i) seen.nonfinite += !isfinite(values[i]);
-      if (source.counts) report(p.status, seen, token);
+      if (source.counts) report(p.input.status, seen, token);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         words[i] = e4m3_pair(values[4 * i] * encode, values[4 * i + 1] * encode) |
@@ -52,8 +51,8 @@ __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const 
 extern "C" __global__ void __launch_bounds__(256) quantize_rows_fp8(const __grid_constant__ QuantizeFp8Params p) {
   nvfp4::follow_previous();
   __shared__ float scratch[32];
-  nvfp4::for_each_row_of_block(p.source, [&](int32_t r) {
-    const nvfp4::Row row = nvfp4::row_at(p.source, r);
+  nvfp4::for_each_row_of_block(p.input.source, [&](int32_t r) {
+    const nvfp4::Row row = nvfp4::row_at(p.input.source, r);
     if (row.visit) nvfp4::quantize_row_fp8(p, r, row, scratch);
   });
 }

@@ -243,24 +243,45 @@ impl Device {
         Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    /// Copy values to the host after all work of the stream; waits. `T` is plain data.
+    /// Copy a value to the host after all work of the stream; waits. `T` is plain data.
     ///
     /// # Safety
-    /// `source` must hold as many `T` on this device; any bytes must be a valid `T`.
-    pub unsafe fn read<T: Copy>(&self, source: *const T, values: &mut [T], stream: Stream) -> Result<()> {
-        let during = format!("Reading {} bytes of CUDA device {}", size_of_val(values), self.ordinal);
+    /// `source` must hold a `T` on this device; any bytes must be a valid `T`.
+    pub unsafe fn read<T: Copy + Default>(&self, source: *const T, stream: Stream) -> Result<T> {
+        let mut value = [T::default()];
+        // SAFETY: by contract.
+        unsafe { self.read_all(source, &mut value, stream) }?;
+        Ok(value[0])
+    }
+
+    /// As [`Device::read`], as many values as there is room for.
+    ///
+    /// # Safety
+    /// The same, of as many `T`.
+    pub unsafe fn read_all<T: Copy>(&self, source: *const T, values: &mut [T], stream: Stream) -> Result<()> {
+        let bytes = size_of_val(values);
+        let during = || format!("Reading {bytes} bytes of CUDA device {}", self.ordinal);
         // SAFETY: by contract; the stream is waited for before `values` are used.
         let copied = unsafe { result::memcpy_dtoh_async(values, source as sys::CUdeviceptr, stream) };
-        check("cuMemcpyDtoHAsync", copied, || during.clone())?;
+        check("cuMemcpyDtoHAsync", copied, during)?;
         // SAFETY: the caller's stream.
-        check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) }, || during.clone())
+        check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream) }, during)
+    }
+
+    /// Copy a value to the device, in the order of the stream; waits. `T` is plain data.
+    ///
+    /// # Safety
+    /// `target` must be memory for a `T` on this device.
+    pub unsafe fn write<T: Copy>(&self, target: *mut T, value: T, stream: Stream) -> Result<()> {
+        // SAFETY: by contract.
+        unsafe { self.write_all(target, &[value], stream) }
     }
 
     /// Copy values to the device, in the order of the stream; waits. `T` is plain data.
     ///
     /// # Safety
     /// `target` must be memory for as many `T` on this device.
-    pub unsafe fn write<T: Copy>(&self, target: *mut T, values: &[T], stream: Stream) -> Result<()> {
+    pub unsafe fn write_all<T: Copy>(&self, target: *mut T, values: &[T], stream: Stream) -> Result<()> {
         let during = || format!("Writing {} bytes of CUDA device {}", size_of_val(values), self.ordinal);
         // SAFETY: by contract; the stream is waited for before `values` go.
         let copied = unsafe { result::memcpy_htod_async(target as sys::CUdeviceptr, values, stream) };
@@ -289,7 +310,7 @@ impl Device {
     fn write_status(&self, stream: Stream) -> Result<()> {
         let clear = params::DeviceStatus { first_bad: u64::MAX, ..Default::default() };
         // SAFETY: the device's own block.
-        unsafe { self.write(self.status(), &[clear], stream) }
+        unsafe { self.write(self.status(), clear, stream) }
     }
 }
 
@@ -325,10 +346,8 @@ impl Drop for Buffer {
 pub fn status_read(ordinal: i32, stream: Stream) -> Result<status::DeviceStatus> {
     let device = Device::get(ordinal)?;
     let _entered = device.enter()?;
-    let mut seen = [params::DeviceStatus::default()];
     // SAFETY: the device's own block.
-    unsafe { device.read(device.status(), &mut seen, stream) }?;
-    let [status] = seen;
+    let status = unsafe { device.read(device.status(), stream) }?;
     // The low half of first_bad is the token; all ones mean none.
     let first_bad_token = if status.first_bad == u64::MAX { -1 } else { i64::from(status.first_bad as u32) };
     Ok(status::DeviceStatus {

@@ -5,7 +5,7 @@
 use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
-use super::tiles::{GemmKind, gemm_shape, kernel_rows};
+use super::tiles::{GemmKind, gemm_launch};
 use crate::config::Mode;
 use crate::error::Result;
 use std::ops::Range;
@@ -59,25 +59,39 @@ impl Call<'_> {
     }
 
     /// A chunk's tokens, of which quantisers visit those that are routed here.
-    fn tokens(&self, chunk: usize) -> params::RowSource {
+    fn quantizer_x(&self, chunk: usize) -> params::QuantizerInput {
         let first_token = self.plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
-        params::RowSource {
-            slot_to_row: self.plan.slot_to_row.pointer(self.base),
-            first_row_on_device: first_token,
-            end_row_on_device: first_token.wrapping_add(1),
-            top_k: self.config.top_k as i32,
+        params::QuantizerInput {
+            source: params::RowSource {
+                slot_to_row: self.plan.slot_to_row.pointer(self.base),
+                first_row_on_device: first_token,
+                end_row_on_device: first_token.wrapping_add(1),
+                top_k: self.config.top_k as i32,
+                ..Default::default()
+            },
+            status: self.layer.device.status(),
+            x: self.args.x.cast(),
+            x_row_stride: self.args.x_row_stride as i64,
             ..Default::default()
+        }
+    }
+
+    /// A chunk's rows of h.
+    fn quantizer_h(&self, chunk: usize) -> params::QuantizerInput {
+        params::QuantizerInput {
+            source: self.h_rows(chunk),
+            status: self.layer.device.status(),
+            row_to_token_slot: self.row_to_slot(chunk),
+            x: self.plan.h.rows.pointer(self.base).cast_const().cast(),
+            x_row_stride: self.config.intermediate_size as i64,
         }
     }
 
     /// e4m3 of a chunk's tokens.
     unsafe fn quantize_x_fp8(&self, chunk: usize) -> Result<()> {
-        let (plan, args, hidden) = (self.plan, self.args, self.config.hidden_size);
+        let (plan, hidden) = (self.plan, self.config.hidden_size);
         let params = params::QuantizeFp8Params {
-            source: self.tokens(chunk),
-            status: self.layer.device.status(),
-            x: args.x.cast(),
-            x_row_stride: args.x_row_stride as i64,
+            input: self.quantizer_x(chunk),
             out: plan.x.rows.pointer(self.base),
             out_row_stride: hidden as i64,
             row_scale: plan.x.global_scale.pointer(self.base),
@@ -85,20 +99,15 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(args.num_tokens), &params) }
+        unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(self.args.num_tokens), &params) }
     }
 
     /// e4m3 of h: a row is written over its own bf16.
     unsafe fn quantize_h_fp8(&self, chunk: usize) -> Result<()> {
         let (plan, inter) = (self.plan, self.config.intermediate_size);
-        let h = plan.h.rows.pointer(self.base);
         let params = params::QuantizeFp8Params {
-            source: self.h_rows(chunk),
-            status: self.layer.device.status(),
-            row_to_token_slot: self.row_to_slot(chunk),
-            x: h.cast_const().cast(),
-            x_row_stride: inter as i64,
-            out: h,
+            input: self.quantizer_h(chunk),
+            out: plan.h.rows.pointer(self.base),
             out_row_stride: 2 * inter as i64,
             row_scale: plan.h.global_scale.pointer(self.base),
             num_cols: inter as i32,
@@ -110,12 +119,9 @@ impl Call<'_> {
 
     /// The packed form of a chunk's tokens that are routed here.
     unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
-        let (plan, args) = (self.plan, self.args);
+        let plan = self.plan;
         let params = params::QuantizeParams {
-            source: self.tokens(chunk),
-            status: self.layer.device.status(),
-            x: args.x.cast(),
-            x_row_stride: args.x_row_stride as i64,
+            input: self.quantizer_x(chunk),
             packed: plan.x.rows.pointer(self.base),
             block_scale: plan.x.block_scale.pointer(self.base),
             by_slabs: 1,
@@ -125,18 +131,14 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(args.num_tokens), &params) }
+        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(self.args.num_tokens), &params) }
     }
 
     unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
         let inter = self.config.intermediate_size;
         let h = self.plan.h.rows.pointer(self.base);
         let params = params::QuantizeParams {
-            source: self.h_rows(chunk),
-            status: self.layer.device.status(),
-            row_to_token_slot: self.row_to_slot(chunk),
-            x: h.cast_const().cast(),
-            x_row_stride: inter as i64,
+            input: self.quantizer_h(chunk),
             decoded: h.cast(),
             row_scale: self.plan.h.global_scale.pointer(self.base),
             static_scale: self.static_scale(self.scales.w2),
@@ -188,8 +190,8 @@ impl Call<'_> {
 
     unsafe fn launch_gemm(&self, kind: GemmKind, params: &params::GemmParams) -> Result<()> {
         let rows = self.plan.tile_rows;
-        let shape = gemm_shape(rows, self.worst_tiles(&params.list), self.layer.device.num_sms);
+        let (kernel, shape) = gemm_launch(kind, rows, self.worst_tiles(&params.list), self.layer.device.num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::GemmSm90(kind, kernel_rows(rows)), shape, params) }
+        unsafe { self.launch(kernel, shape, params) }
     }
 }

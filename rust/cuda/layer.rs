@@ -90,7 +90,7 @@ impl CudaLayer {
         let state: *mut LayerState = self.state.pointer();
         // SAFETY: the layer's own state; the tensors by contract.
         unsafe {
-            self.device.write(state, &[FRESH], stream)?;
+            self.device.write(state, FRESH, stream)?;
             let bad_scales = (&raw mut (*state)).cast::<u8>().wrapping_add(8).cast::<u64>();
             let parts = match config.mode {
                 Mode::Fp8 => Some(LayerParts::count(&self.device, weights, config.num_local_experts, stream)?),
@@ -130,9 +130,7 @@ impl CudaLayer {
             };
             let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
             self.device.launch(Kernel::PrepareAlphas, Shape::new([blocks, 1, 1], THREADS, 0), stream, &params)?;
-            let mut seen = [FRESH];
-            self.device.read(state, &mut seen, stream)?;
-            refuse_bad_scales(seen[0].bad_scales)?;
+            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
             if let Some(parts) = parts {
                 parts.check(&self.device, weights.up_first, stream)?;
             }
@@ -170,12 +168,11 @@ impl CudaLayer {
         let _entered = self.device.enter()?;
         let state: *mut LayerState = self.state.pointer();
         self.device.synchronize()?;
-        let mut seen = [FRESH];
         // SAFETY: the layer's own state.
-        unsafe { self.device.read(state, &mut seen, std::ptr::null_mut()) }?;
+        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
         // SAFETY: as above.
-        unsafe { self.device.write(state, &[FRESH], std::ptr::null_mut()) }?;
-        Ok(Calibration { x_amax: seen[0].x_amax, h_amax: seen[0].h_amax })
+        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
+        Ok(Calibration { x_amax: seen.x_amax, h_amax: seen.h_amax })
     }
 
     unsafe fn enqueue(

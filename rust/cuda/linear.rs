@@ -8,7 +8,7 @@ use super::prepare::{
     Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
 };
 use super::storage::LinearStorage;
-use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_shape, kernel_rows, linear_tile_rows};
+use super::tiles::{GemmKind, PORTABLE_ROWS, forced_rows, gemm_launch, linear_tile_rows};
 use super::{BLOCKS_PER_SM, Stream, THREADS};
 use crate::config::{Kernels, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
@@ -91,7 +91,7 @@ impl CudaLinear {
         };
         // SAFETY: the linear's own state; the tensors by contract.
         unsafe {
-            self.device.write(state, &[FRESH], stream)?;
+            self.device.write(state, FRESH, stream)?;
             prepare_matrix(&self.device, self.kernels, &self.layout.weight, &source, storage, stream)?;
             let mut first_row = 0;
             for (part, end) in weights.part_ends.iter().copied().enumerate() {
@@ -111,9 +111,7 @@ impl CudaLinear {
             if let Some(bias) = weights.bias {
                 self.device.copy(self.layout.bias.pointer(storage), bias.pointer, bias.len, stream)?;
             }
-            let mut seen = [FRESH];
-            self.device.read(state, &mut seen, stream)?;
-            refuse_bad_scales(seen[0].bad_scales)?;
+            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
         }
         self.storage = storage;
         self.has_bias = weights.bias.is_some();
@@ -155,10 +153,13 @@ impl CudaLinear {
         }
         if quantised {
             let mut params = params::QuantizeParams {
-                source,
-                status: self.device.status(),
-                x: args.x.cast(),
-                x_row_stride: args.x_row_stride as i64,
+                input: params::QuantizerInput {
+                    source,
+                    status: self.device.status(),
+                    x: args.x.cast(),
+                    x_row_stride: args.x_row_stride as i64,
+                    ..Default::default()
+                },
                 row_scale: plan.x.global_scale.pointer(base),
                 static_scale: if config.scale_policy == ScalePolicy::Static { input_scale } else { 0.0 },
                 num_cols: config.in_features as i32,
@@ -228,9 +229,9 @@ impl CudaLinear {
             features: config.out_features as i32,
             ..Default::default()
         };
-        let shape = gemm_shape(rows, tiles, num_sms);
+        let (kernel, shape) = gemm_launch(GemmKind::Linear, rows, tiles, num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(Kernel::GemmSm90(GemmKind::Linear, kernel_rows(rows)), shape, stream, &params) }
+        unsafe { self.device.launch(kernel, shape, stream, &params) }
     }
 
     unsafe fn portable_gemm(
@@ -269,11 +270,10 @@ impl CudaLinear {
         let _entered = self.device.enter()?;
         let state: *mut LinearState = self.state.pointer();
         self.device.synchronize()?;
-        let mut seen = [FRESH];
         // SAFETY: the linear's own state.
-        unsafe { self.device.read(state, &mut seen, std::ptr::null_mut()) }?;
+        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
         // SAFETY: as above.
-        unsafe { self.device.write(state, &[FRESH], std::ptr::null_mut()) }?;
-        Ok(seen[0].amax)
+        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
+        Ok(seen.amax)
     }
 }

@@ -5,7 +5,7 @@ use super::device::{Buffer, Device, Shape};
 use super::kernels::{Kernel, params};
 use super::{BLOCKS_PER_SM, THREADS};
 use crate::error::Result;
-use crate::format::{Part, ScaleSpan};
+use crate::format::{ScaleSpan, check_scale_spans};
 use crate::layer::LayerWeights;
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ impl LayerParts {
         let counted = device.allocate(3 * num_experts * size_of::<params::PartScales>())?;
         let parts = LayerParts { counted, num_experts, part_scales: weights.w2_block_scale.len / num_experts };
         // SAFETY: memory of that size.
-        unsafe { device.write(parts.w13().cast_mut(), &vec![NONE; 3 * num_experts], stream) }?;
+        unsafe { device.write_all(parts.w13().cast_mut(), &vec![NONE; 3 * num_experts], stream) }?;
         let sources = [
             (weights.w13_block_scale.pointer, parts.w13(), 2 * num_experts),
             (weights.w2_block_scale.pointer, parts.w2(), num_experts),
@@ -64,15 +64,10 @@ impl LayerParts {
     pub fn check(&self, device: &Device, up_first: bool, stream: Stream) -> Result<()> {
         let mut counted = vec![NONE; 3 * self.num_experts];
         // SAFETY: memory of that size, which the kernel has filled.
-        unsafe { device.read(self.w13(), &mut counted, stream) }?;
+        unsafe { device.read_all(self.w13(), &mut counted, stream) }?;
         let (w13, w2) = counted.split_at(2 * self.num_experts);
-        let halves = if up_first { [Part::Up, Part::Gate] } else { [Part::Gate, Part::Up] };
-        for (expert, (w13, w2)) in w13.chunks(2).zip(w2).enumerate() {
-            for (part, counted) in [(halves[0], &w13[0]), (halves[1], &w13[1]), (Part::Down, w2)] {
-                self.span(counted).check(expert, part)?;
-            }
-        }
-        Ok(())
+        let experts = w13.chunks(2).zip(w2).map(|(w13, w2)| [&w13[0], &w13[1], w2].map(|counted| self.span(counted)));
+        check_scale_spans(experts, up_first)
     }
 
     fn span(&self, counted: &params::PartScales) -> ScaleSpan {

@@ -75,14 +75,17 @@ impl Call<'_> {
     unsafe fn gather_x(&self, chunk: usize) -> Result<()> {
         let (plan, args) = (self.plan, self.args);
         let params = params::QuantizeParams {
-            source: params::RowSource {
-                row_to_slot: self.row_to_slot(chunk),
-                slot_to_row: plan.slot_to_row.pointer(self.base),
-                ..self.h_rows(chunk)
+            input: params::QuantizerInput {
+                source: params::RowSource {
+                    row_to_slot: self.row_to_slot(chunk),
+                    slot_to_row: plan.slot_to_row.pointer(self.base),
+                    ..self.h_rows(chunk)
+                },
+                status: self.layer.device.status(),
+                x: args.x.cast(),
+                x_row_stride: args.x_row_stride as i64,
+                ..Default::default()
             },
-            status: self.layer.device.status(),
-            x: args.x.cast(),
-            x_row_stride: args.x_row_stride as i64,
             packed: plan.x.rows.pointer(self.base),
             block_scale: plan.x.block_scale.pointer(self.base),
             row_scale: plan.x.global_scale.pointer(self.base),
@@ -99,8 +102,11 @@ impl Call<'_> {
         let (plan, config) = (self.plan, self.config);
         let mut params = params::ActivationParams {
             out: params::QuantizeParams {
-                source: params::RowSource { row_to_slot: self.row_to_slot(chunk), ..self.h_rows(chunk) },
-                status: self.layer.device.status(),
+                input: params::QuantizerInput {
+                    source: params::RowSource { row_to_slot: self.row_to_slot(chunk), ..self.h_rows(chunk) },
+                    status: self.layer.device.status(),
+                    ..Default::default()
+                },
                 num_cols: config.intermediate_size as i32,
                 ..Default::default()
             },

@@ -1,7 +1,7 @@
 //! The row-tile size of a GEMM: how many token rows one CTA multiplies with its weight rows.
 
 use super::device::Shape;
-use super::kernels::params;
+use super::kernels::{Kernel, params};
 use crate::config::Kernels;
 use crate::error::{Error, Result};
 
@@ -48,20 +48,22 @@ pub const GEMM_ROWS: [u32; 7] = [8, 16, 24, 32, 48, 64, 144];
 /// Row-tile sizes to choose from. The largest kernel does tiles of fewer rows in less time.
 const TILE_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
 
-/// The kernel for tiles of so many rows.
-pub fn kernel_rows(tile_rows: u32) -> u32 {
+/// The size of the kernel for tiles of so many rows.
+fn kernel_rows(tile_rows: u32) -> u32 {
     GEMM_ROWS.into_iter().find(|rows| *rows >= tile_rows).unwrap_or(params::GEMM_SM90_WIDE_ROWS)
 }
 
 /// What a tile costs beside its rows, in rows: dequantising weights, filling the pipeline, storing results.
 const TILE_OVERHEAD: f64 = 16.0;
 
-/// Launch of a GEMM with this row-tile size, for up to `tiles` tiles. A CTA takes all of a multiprocessor's shared memory.
-pub fn gemm_shape(rows: u32, tiles: usize, num_sms: u32) -> Shape {
-    let wide = kernel_rows(rows) >= params::GEMM_SM90_WIDE_ROWS;
+/// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles. A CTA takes all of a
+/// multiprocessor's shared memory.
+pub fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> (Kernel, Shape) {
+    let rows = kernel_rows(tile_rows);
+    let wide = rows >= params::GEMM_SM90_WIDE_ROWS;
     let threads = if wide { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS };
     let blocks = tiles.clamp(1, num_sms as usize) as u32;
-    Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES)
+    (Kernel::GemmSm90(kind, rows), Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES))
 }
 
 /// Rows, and features, of a tile of `gemm_portable`.
@@ -73,7 +75,8 @@ fn expert_cost(rows: f64, kernel: u32) -> f64 {
     let tiles = (rows / f64::from(kernel)).ceil();
     let columns = match kernel {
         params::GEMM_SM90_WIDE_ROWS => {
-            ((rows / tiles / 16.0).ceil() * 16.0).max(f64::from(params::GEMM_SM90_FEWEST_COLUMNS))
+            let step = f64::from(params::GEMM_SM90_COLUMN_STEP);
+            ((rows / tiles / step).ceil() * step).max(f64::from(params::GEMM_SM90_FEWEST_COLUMNS))
         }
         _ => f64::from(kernel),
     };

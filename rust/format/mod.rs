@@ -19,7 +19,7 @@ pub use e2m1::{E2M1_MAX, E2M1_VALUES, e2m1_decode, e2m1_encode};
 pub use e4m3::{E4M3_MAX, E4M3_NAN, e4m3_decode, e4m3_encode, is_power_of_two};
 pub use row::{fp8_row_scale, quantize_row_fp8};
 pub use scale_layout::{SfLayout, sf_offset_128x4, sf_size_128x4};
-pub use scale_span::{MAX_SCALE_SPAN, Part, ScaleSpan};
+pub use scale_span::{MAX_SCALE_SPAN, Part, ScaleSpan, check_scale_spans};
 
 /// Values that share one block scale.
 pub const BLOCK_SIZE: usize = 16;

@@ -97,6 +97,17 @@ impl ScaleSpan {
     }
 }
 
+/// Refuse local experts that are not exact in e4m3: of each the spans of w13's first half, of its second, and of w2.
+pub fn check_scale_spans(experts: impl Iterator<Item = [ScaleSpan; 3]>, up_first: bool) -> Result<()> {
+    let parts = if up_first { [Part::Up, Part::Gate, Part::Down] } else { [Part::Gate, Part::Up, Part::Down] };
+    for (expert, spans) in experts.enumerate() {
+        for (part, span) in parts.into_iter().zip(spans) {
+            span.check(expert, part)?;
+        }
+    }
+    Ok(())
+}
+
 /// Exponent of two of a positive finite byte, rounded down.
 fn exponent(bits: u8) -> i32 {
     let normal = i32::from(bits >> 3);

@@ -77,8 +77,8 @@ def route(skew: str, num_tokens: int, experts: int, local: int, top_k: int, gene
     if skew == "six":
         return torch.arange(top_k, dtype=torch.int32).expand(num_tokens, top_k).contiguous()
     if skew == "zipf":
-        popularity = 1.0 / (1 + torch.randperm(experts, generator=generator))
-        return torch.multinomial(popularity.expand(num_tokens, experts), top_k, generator=generator).int()
+        ranks = torch.randperm(experts, generator=generator).int()
+        return ranks[generate.zipf_ids(num_tokens, experts, top_k, generator)]
     if skew == "hot":  # a token may meet the hot expert twice, which is allowed
         ids = generate.random_ids(num_tokens, experts, top_k, generator)
         ids[:, 0] = 0

@@ -135,6 +135,12 @@ def random_ids(num_tokens: int, num_experts: int, top_k: int, generator: torch.G
     return scores.topk(top_k, dim=1).indices.int()
 
 
+def zipf_ids(num_tokens: int, num_experts: int, top_k: int, generator: torch.Generator) -> torch.Tensor:
+    """i32 [T, k], every row without duplicates, expert e chosen like 1 / (e + 1)."""
+    popularity = 1.0 / torch.arange(1, num_experts + 1)
+    return torch.multinomial(popularity.expand(num_tokens, num_experts), top_k, generator=generator).int()
+
+
 def random_topk_weights(num_tokens: int, top_k: int, generator: torch.Generator) -> torch.Tensor:
     """f32 [T, k], rows sum to 1."""
     return torch.randn(num_tokens, top_k, generator=generator).softmax(dim=1)

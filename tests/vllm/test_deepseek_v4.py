@@ -12,12 +12,17 @@ def served(serve, deepseek_v4):
     return {flavour: serve(deepseek_v4[flavour]) for flavour in NVFP4_FLAVOURS}
 
 
+def active_line(served: dict) -> str:
+    """The one line that says that our experts serve, and how."""
+    active = [line for line in served["output"].splitlines() if "ACTIVE for NVFP4 MoE" in line]
+    assert len(active) == 1
+    return active[0]
+
+
 @pytest.mark.parametrize("flavour", NVFP4_FLAVOURS)
 def test_our_experts_serve_and_say_so(served, flavour):
     assert served[flavour]["served_by"]["moe"] == ["Nvfp4MoeExperts"]
-    active = [line for line in served[flavour]["output"].splitlines() if "ACTIVE for NVFP4 MoE" in line]
-    assert len(active) == 1
-    assert "mode bf16, because the device has no FP4 tensor cores" in active[0]
+    assert "mode bf16, because the device has no FP4 tensor cores" in active_line(served[flavour])
 
 
 def test_flavours_give_identical_tokens(served):
@@ -49,9 +54,7 @@ def test_two_ranks_with_expert_parallel_give_the_same_tokens(serve, served, judg
 def test_mode_fp8_serves_what_was_cast(serve, judge, deepseek_v4):
     """On the checkpoint that it is for."""
     fp8 = serve(deepseek_v4["cast"], NVFP4_MOE_MODE="fp8")
-    active = [line for line in fp8["output"].splitlines() if "ACTIVE for NVFP4 MoE" in line]
-    assert len(active) == 1
-    assert "mode fp8" in active[0]
+    assert "mode fp8" in active_line(fp8)
     agreement.check_lossy("DeepSeek-V4, cast, mode fp8", judge(deepseek_v4["cast-float32"], fp8), most=0.5)
 
 

@@ -210,14 +210,13 @@ def quantize_experts(weights: torch.Tensor, lossless: bool) -> tuple[torch.Tenso
     powers of two, as casts from MXFP4 are.
     """
     if lossless:
-        packed, block_scale, scale = (list(part) for part in zip(*map(generate.cast_matrix, weights.bfloat16())))
+        packed, block_scale, scale = zip(*map(generate.cast_matrix, weights.bfloat16()), strict=True)
         packed, block_scale, encoding = torch.stack(packed), torch.stack(block_scale), 1.0 / torch.tensor(scale)
-        decoded = nvfp4.decode_blocks(packed, block_scale) * (1.0 / encoding)[:, None, None]
-        return packed, block_scale.view(torch.float8_e4m3fn), encoding, decoded
-    encoding = (6 * 448) / weights.abs().amax((1, 2))
-    codes, block_scale, _ = nvfp4.quantize((weights * encoding[:, None, None]).flatten(0, 1), 1.0)
-    codes, block_scale = codes.unflatten(0, weights.shape[:2]), block_scale.unflatten(0, weights.shape[:2])
-    packed = nvfp4.pack(codes)
+    else:
+        encoding = (6 * 448) / weights.abs().amax((1, 2))
+        codes, block_scale, _ = nvfp4.quantize((weights * encoding[:, None, None]).flatten(0, 1), 1.0)
+        codes, block_scale = codes.unflatten(0, weights.shape[:2]), block_scale.unflatten(0, weights.shape[:2])
+        packed = nvfp4.pack(codes)
     decoded = nvfp4.decode_blocks(packed, block_scale) * (1.0 / encoding)[:, None, None]
     return packed, block_scale.view(torch.float8_e4m3fn), encoding, decoded
 

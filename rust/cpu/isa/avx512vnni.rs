@@ -6,8 +6,8 @@
 //! rounding, and the block scale is multiplied in once, not for each weight: half the instructions of `avx512`.
 //!
 //! What is lost: nothing of NVFP4 activations, nothing of e4m3 values of at least 1/2048 and of bf16 values of at least
-//! 1/128 of the largest of their 16 neighbours; smaller ones are rounded to 2^-15 of that one's power of two, where bf16 itself rounds to 2^-8. Values
-//! below 2^-127 count as 0.
+//! 1/128 of the largest of their 16 neighbours; smaller ones are rounded to 2^-15 of that one's power of two, where bf16
+//! itself rounds to 2^-8. Values below 2^-127 count as 0.
 
 use super::avx512::{add_scaled, sum};
 use super::rows::Rows;
