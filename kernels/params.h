@@ -124,17 +124,30 @@ typedef struct AmaxParams {
   int32_t reserved;
 } AmaxParams;
 
+/* Tiles of 64 weight rows: those of a launch; or one slice of y's columns, as wide as the rows that there are leave room
+ * for, so that slices follow the routing and not its worst case. */
+typedef struct MTileRange {
+  const int32_t *num_rows_on_device; /* NULL: first to end */
+  int64_t room;                      /* f32 values of a slice */
+  int32_t first;                     /* 0 with slices */
+  int32_t end;                       /* with slices the end of all */
+  int32_t slice;
+  int32_t reserved;
+} MTileRange;
+
+/* A slice is whole blocks of so many weight tiles, those of one CTA. */
+#define SLICE_TILES 4
+
 typedef struct CombineParams {
   const int32_t *slot_to_row;       /* [T * k] */
   const int32_t *chunk_first_token; /* [2]: tokens of this chunk */
-  const float *y;                   /* [R, y_row_stride]: columns first_col .. first_col + num_cols of GEMM2's output */
+  const float *y;                   /* [R, columns of m_tiles] of GEMM2's output */
   const float *topk_weights;        /* [T, k] or NULL = 1 */
   int64_t topk_weights_row_stride;
   void *out; /* bf16 [T, hidden] */
   int64_t out_row_stride;
-  int32_t y_row_stride;
-  int32_t first_col;
-  int32_t num_cols;
+  MTileRange m_tiles; /* y's columns */
+  int32_t hidden;
   int32_t top_k;
 } CombineParams;
 
@@ -230,9 +243,8 @@ typedef struct TileList {
   const int32_t *active_experts;
   const int32_t *tile_starts;
   const int32_t *num_active;
+  MTileRange m_tiles;
   int32_t num_rows;
-  int32_t first_m_tile; /* tiles of 64 weight rows */
-  int32_t end_m_tile;
   int32_t tile_rows; /* of a tile, at most: what tile_starts counts by; the kernel's size or less */
 } TileList;
 
@@ -247,7 +259,7 @@ typedef struct GemmParams {
   int64_t x_row_stride;          /* of bf16 or e4m3 rows, in elements */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
-  void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, out_row_stride]; linear: bf16 [T, features] */
+  void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, columns of m_tiles]; linear: bf16 [T, features] */
   const void *bias;     /* linear: bf16 [features] or NULL */
   int64_t out_row_stride;
   int32_t top_k;

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include "../common/overlap.cuh"
+#include "../common/tiles.cuh"
 #include "../params.h"
 
 namespace nvfp4 {
@@ -39,14 +40,15 @@ __device__ void for_each_batch(const CombineParams& p, int64_t token, Add add) {
   }
 }
 
-__device__ void combine_columns(const CombineParams& p, int64_t token, int col) {
-  const bool inside = col < p.num_cols;
+// `col` counts from the first of `num_cols`, which is first_col of out.
+__device__ void combine_columns(const CombineParams& p, int64_t token, int first_col, int num_cols, int col) {
+  const bool inside = col < num_cols;
   float4 sum = {};
   for_each_batch(p, token, [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
     float4 y[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (i < valid && inside) y[i] = *reinterpret_cast<const float4*>(p.y + int64_t{row[i]} * p.y_row_stride + col);
+      if (i < valid && inside) y[i] = *reinterpret_cast<const float4*>(p.y + int64_t{row[i]} * num_cols + col);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -58,7 +60,7 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, int col) 
     }
   });
   if (!inside) return;
-  auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + p.first_col + col;
+  auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + first_col + col;
   __nv_bfloat162 two[2] = {__floats2bfloat162_rn(sum.x, sum.y), __floats2bfloat162_rn(sum.z, sum.w)};
   if (reinterpret_cast<uintptr_t>(out) % 8 == 0) {
     *reinterpret_cast<uint2*>(out) = *reinterpret_cast<const uint2*>(two);
@@ -74,10 +76,12 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, int col) 
 // Grid: x strides over the columns, y over the chunk's tokens.
 extern "C" __global__ void __launch_bounds__(256) combine(const __grid_constant__ CombineParams p) {
   nvfp4::follow_previous();
+  const nvfp4::MTiles m_tiles = nvfp4::MTiles::of(p.m_tiles);
+  const int num_cols = m_tiles.columns(p.hidden);
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   for (int token = p.chunk_first_token[0] + blockIdx.y; token < p.chunk_first_token[1]; token += gridDim.y) {
-    for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < p.num_cols; first += step) {
-      nvfp4::combine_columns(p, token, first + threadIdx.x * nvfp4::kColumns);
+    for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < num_cols; first += step) {
+      nvfp4::combine_columns(p, token, m_tiles.first * 64, num_cols, first + threadIdx.x * nvfp4::kColumns);
     }
   }
 }

@@ -5,6 +5,25 @@
 
 namespace nvfp4 {
 
+// Weight tiles of a launch.
+struct MTiles {
+  int32_t first, end;
+
+  // Host and device agree on how many slices there may be: the device's are no narrower.
+  __device__ static MTiles of(const MTileRange& p) {
+    if (!p.num_rows_on_device) return {p.first, p.end};
+    const int64_t rows = max(1, *p.num_rows_on_device);
+    const int32_t fitting = static_cast<int32_t>(min(int64_t{p.end}, p.room / (rows * 64))) / SLICE_TILES * SLICE_TILES;
+    const int32_t slices = (p.end + max(fitting, SLICE_TILES) - 1) / max(fitting, SLICE_TILES);
+    const int32_t width = ((p.end + slices - 1) / slices + SLICE_TILES - 1) / SLICE_TILES * SLICE_TILES;
+    const int32_t first = min(p.slice * width, p.end);
+    return {first, min(first + width, p.end)};
+  }
+
+  // Of a matrix with so many rows.
+  __device__ int32_t columns(int32_t features) const { return min(end * 64, features) - first * 64; }
+};
+
 struct Tile {
   int32_t expert;
   int32_t first_m_tile;  // the first of this CTA's
@@ -16,8 +35,9 @@ struct Tile {
 // few tiles as hold them, in eights: two tiles of 80 cost less than one of 144 and one of 16 where the kernel's work
 // follows the rows, and no more elsewhere.
 template <int kMTiles, class Body>
-__device__ void for_each_tile(const TileList& p, Body body) {
-  const int32_t m_blocks = (p.end_m_tile - p.first_m_tile + kMTiles - 1) / kMTiles;
+__device__ void for_each_tile(const TileList& p, const MTiles& m_tiles, Body body) {
+  const int32_t m_blocks = (m_tiles.end - m_tiles.first + kMTiles - 1) / kMTiles;
+  if (m_blocks <= 0) return;
   const bool grouped = p.row_offsets != nullptr;
   const int32_t num_active = grouped ? *p.num_active : 1;
   int32_t active = 0, start = 0,
@@ -34,7 +54,7 @@ __device__ void for_each_tile(const TileList& p, Body body) {
     const int32_t rows = grouped ? p.row_counts[expert] : p.num_rows;
     const int32_t rows_each = (rows + row_tiles - 1) / row_tiles + 7 & ~7;
     const int32_t row = in_expert % row_tiles * rows_each;
-    body(Tile{expert, p.first_m_tile + in_expert / row_tiles * kMTiles, (grouped ? p.row_offsets[expert] : 0) + row,
+    body(Tile{expert, m_tiles.first + in_expert / row_tiles * kMTiles, (grouped ? p.row_offsets[expert] : 0) + row,
               min(rows - row, rows_each)});
   }
 }

@@ -88,7 +88,7 @@ __device__ void store(const PortableGemmParams& p, const float* alphas, int64_t 
   const float global_scale = p.x_global_scale ? p.x_global_scale[row] : 1.0f;
   const float factor = global_scale * alphas[feature / p.alpha_features];
   if (p.y) {
-    p.y[row * p.out_row_stride + feature - p.list.first_m_tile * kTile] = sum * factor;
+    p.y[row * p.out_row_stride + feature - p.list.m_tiles.first * kTile] = sum * factor;
   } else {
     const auto* bias = static_cast<const __nv_bfloat16*>(p.bias);
     const float value = fmaf(sum, factor, bias ? __bfloat162float(bias[feature]) : 0.0f);
@@ -118,7 +118,7 @@ __device__ void gemm(const PortableGemmParams& p, const Rows& rows) {
   __shared__ SharedTile shared_rows, shared_weights;
   const Lane lane;
   const int num_blocks = p.k / kBlockSize;
-  for_each_tile<1>(p.list, [&](const Tile& tile) {
+  for_each_tile<1>(p.list, MTiles::of(p.list.m_tiles), [&](const Tile& tile) {
     const uint64_t expert = tile.expert * p.expert_stride;
     const Nvfp4Rows weights{reinterpret_cast<const uint64_t*>(p.codes + expert), p.block_scale + expert, num_blocks};
     const int first_feature = tile.first_m_tile * kTile;

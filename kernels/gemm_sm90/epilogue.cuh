@@ -24,7 +24,8 @@ struct Pair {
 template <class C, Epilogue kEpilogue>
 class Output {
  public:
-  __device__ Output(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared) : p_(p), tile_(tile) {
+  __device__ Output(const GemmParams& p, const Tile& tile, const MTiles& m_tiles, SharedStorage<C>& shared)
+      : p_(p), tile_(tile), m_tiles_(m_tiles) {
     const int lane = threadIdx.x % 32;
     if (kEpilogue != Epilogue::kLinear && lane < 2) {
       const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
@@ -56,9 +57,12 @@ class Output {
   __device__ static int warp() { return threadIdx.x % 128 / 32; }
   __device__ static int first_even() { return threadIdx.x % 32 / 8 * 2; }
   __device__ static int token() { return threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }  // first that this thread stores
+  __device__ int64_t row_stride() const {
+    return kEpilogue == Epilogue::kGemm2 ? m_tiles_.columns(p_.features) : p_.out_row_stride;
+  }
   template <class T>
   __device__ T* at(int feature) const {
-    return static_cast<T*>(p_.out) + (tile_.first_row + token()) * p_.out_row_stride + feature;
+    return static_cast<T*>(p_.out) + (tile_.first_row + token()) * row_stride() + feature;
   }
 
   template <int kValues>
@@ -81,7 +85,7 @@ class Output {
 #pragma unroll
     for (int j = 0; j < kValues / 4; ++j) {
       if (8 * j >= tile_.num_rows) return;
-      put(8 * j * p_.out_row_stride, 8 * j + token() < tile_.num_rows, &acc[4 * j]);
+      put(8 * j * row_stride(), 8 * j + token() < tile_.num_rows, &acc[4 * j]);
     }
   }
 
@@ -101,7 +105,7 @@ class Output {
   __device__ void store_y(int feature, const float (&acc)[kValues]) const {
     const float alpha = __shfl_sync(~0u, alpha_, 0);
     // y holds the columns of this launch only.
-    auto* const y = at<float>(feature - p_.list.first_m_tile * kTileRows);
+    auto* const y = at<float>(feature - m_tiles_.first * kTileRows);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
       const Pair low = Pair::transpose(sum[0] * alpha, sum[1] * alpha);
       const Pair high = Pair::transpose(sum[2] * alpha, sum[3] * alpha);
@@ -137,6 +141,7 @@ class Output {
 
   const GemmParams& p_;
   const Tile& tile_;
+  const MTiles& m_tiles_;
   float alpha_ = 0.0f;  // of the expert: gemm1 {gate, up}, gemm2 {down}, in lanes 0 and 1
 };
 

@@ -109,9 +109,9 @@ struct WeightTiles {
   int num_tiles;
 
   template <class C>
-  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile) {
+  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile, const MTiles& m_tiles) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kTiles, p.list.end_m_tile - tile.first_m_tile)};
+            min(C::kTiles, m_tiles.end - tile.first_m_tile)};
   }
 
   // Starts the copies of a stage, of slabs `slab` and on. One thread.
@@ -150,8 +150,9 @@ struct WeightTiles {
 template <class C, class Body>
 __device__ void for_each_tile_to_load(const GemmParams& p, SharedStorage<C>& shared, Body body) {
   bool waits = p.tiles_known;
-  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
-    const WeightTiles weights = WeightTiles::of<C>(p, tile);
+  const MTiles m_tiles = MTiles::of(p.list.m_tiles);
+  for_each_tile<C::kTiles>(p.list, m_tiles, [&](const Tile& tile) {
+    const WeightTiles weights = WeightTiles::of<C>(p, tile, m_tiles);
     const int started = waits ? weights.load_ahead(p, shared) : 0;
     waits = false;
     body(tile, weights, started);

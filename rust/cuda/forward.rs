@@ -45,14 +45,15 @@ impl Call<'_> {
                 if observe {
                     self.observe(chunk)?;
                 }
-                for first in (0..w2_tiles).step_by(plan.slice_tiles) {
+                for (index, first) in (0..w2_tiles).step_by(plan.slice_tiles).enumerate() {
                     let slice = first..(first + plan.slice_tiles).min(w2_tiles);
+                    let m_tiles = self.y_slice(chunk, index, &slice);
                     if hopper {
-                        self.hopper_y(chunk, &slice)?
+                        self.hopper_y(chunk, m_tiles, &slice)?
                     } else {
                         self.portable_y(chunk, &slice)?
                     }
-                    self.combine(chunk, &slice)?;
+                    self.combine(chunk, m_tiles, &slice)?;
                 }
             }
         }
@@ -181,10 +182,23 @@ impl Call<'_> {
             active_experts: plan.active_experts.pointer(base).wrapping_add(chunk * local),
             tile_starts: plan.tile_starts.pointer(base).wrapping_add(chunk * (local + 1)),
             num_active: plan.num_active.pointer(base).wrapping_add(chunk),
-            first_m_tile: tiles.start as i32,
-            end_m_tile: tiles.end as i32,
+            m_tiles: m_tile_range(tiles),
             tile_rows: plan.tile_rows as i32,
             ..Default::default()
+        }
+    }
+
+    /// The weight tiles of the `index`-th slice of y. Hopper's are as wide as the chunk's rows allow, if there are several.
+    fn y_slice(&self, chunk: usize, index: usize, slice: &Range<usize>) -> params::MTileRange {
+        let (plan, w2_tiles) = (self.plan, self.layer.slice.w2.m_tiles);
+        if plan.kernels != Kernels::Hopper || plan.slice_tiles == w2_tiles {
+            return m_tile_range(slice);
+        }
+        params::MTileRange {
+            num_rows_on_device: self.h_rows(chunk).end_row_on_device,
+            room: plan.sums.len as i64,
+            slice: index as i32,
+            ..m_tile_range(&(0..w2_tiles))
         }
     }
 
@@ -193,7 +207,7 @@ impl Call<'_> {
     pub(super) fn worst_tiles(&self, list: &params::TileList) -> usize {
         let row_tiles =
             self.config.num_local_experts.min(self.plan.rows) + self.plan.rows / self.plan.tile_rows as usize;
-        row_tiles * (list.end_m_tile - list.first_m_tile) as usize
+        row_tiles * (list.m_tiles.end - list.m_tiles.first) as usize
     }
 
     /// Columns of y that weight tiles of w2 make.
@@ -201,7 +215,7 @@ impl Call<'_> {
         slice.start * TILE..(slice.end * TILE).min(self.config.hidden_size)
     }
 
-    unsafe fn combine(&self, chunk: usize, slice: &Range<usize>) -> Result<()> {
+    unsafe fn combine(&self, chunk: usize, m_tiles: params::MTileRange, slice: &Range<usize>) -> Result<()> {
         let (plan, args) = (self.plan, self.args);
         let cols = self.slice_cols(slice);
         let params = params::CombineParams {
@@ -212,9 +226,8 @@ impl Call<'_> {
             topk_weights_row_stride: args.topk_weights_row_stride as i64,
             out: args.out.cast(),
             out_row_stride: args.out_row_stride as i64,
-            y_row_stride: cols.len() as i32,
-            first_col: cols.start as i32,
-            num_cols: cols.len() as i32,
+            m_tiles,
+            hidden: self.config.hidden_size as i32,
             top_k: self.config.top_k as i32,
         };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
@@ -224,4 +237,9 @@ impl Call<'_> {
         // SAFETY: regions of the workspace; weights and out by contract.
         unsafe { self.launch(Kernel::Combine, Shape::new([col_blocks, token_blocks, 1], THREADS, 0), &params) }
     }
+}
+
+/// Weight tiles that the host knows.
+pub(super) fn m_tile_range(tiles: &Range<usize>) -> params::MTileRange {
+    params::MTileRange { first: tiles.start as i32, end: tiles.end as i32, ..Default::default() }
 }

@@ -153,7 +153,12 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As [`Call::run`].
-    pub(super) unsafe fn hopper_y(&self, chunk: usize, slice: &Range<usize>) -> Result<()> {
+    pub(super) unsafe fn hopper_y(
+        &self,
+        chunk: usize,
+        m_tiles: params::MTileRange,
+        slice: &Range<usize>,
+    ) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
         // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
         let (kind, stride) = match config.mode {
@@ -161,12 +166,11 @@ impl Call<'_> {
             _ => (GemmKind::Gemm2, config.intermediate_size),
         };
         let params = params::GemmParams {
-            list: self.tile_list(chunk, slice),
+            list: params::TileList { m_tiles, ..self.tile_list(chunk, slice) },
             x: plan.h.rows.pointer(self.base).cast_const().cast(),
             x_row_stride: stride as i64,
             row_scale: if self.quantised() { plan.h.global_scale.pointer(self.base) } else { std::ptr::null() },
             out: plan.sums.pointer(self.base).cast(),
-            out_row_stride: self.slice_cols(slice).len() as i64,
             features: config.hidden_size as i32,
             tiles_known: 1,
             ..self.weights(&self.layer.slice.w2, 2)

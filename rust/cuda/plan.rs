@@ -19,8 +19,7 @@ const CHUNK_ROWS_PER_EXPERT: usize = 192;
 /// Bytes of GEMM2's result before its columns are cut in slices. More than h, or as much where h is
 /// larger: each slice ends with multiprocessors that idle.
 const Y_BUDGET: usize = 84 << 20;
-/// A slice is whole blocks of this many weight tiles, those of one CTA.
-const SLICE_TILES: usize = 4;
+const SLICE_TILES: usize = params::SLICE_TILES as usize;
 /// Up to this many tokens, one block of threads routes.
 const SMALL_TOKENS: usize = 1024;
 
@@ -94,7 +93,8 @@ pub struct LayerPlan {
     pub segment_tokens: usize,
     /// Rows of a GEMM tile.
     pub tile_rows: u32,
-    /// 64-row weight tiles of w2 in a slice.
+    /// 64-row weight tiles of w2 in a slice, with as many rows as there is room for. Where there are fewer, Hopper's slices
+    /// are wider, and the last ones empty.
     pub slice_tiles: usize,
     pub slot_to_row: Region<i32>,
     pub row_to_slot: Region<i32>,
