@@ -6,16 +6,17 @@
 
 #include <stdint.h>
 
-/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Tiles of
+/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Kernels of
  * GEMM_SM90_WIDE_ROWS rows or more have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
-#define GEMM_SM90_WIDE_ROWS 144
+#define GEMM_SM90_WIDE_ROWS 80
 #define GEMM_SM90_WIDE_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
-/* The wide kernel multiplies as many token rows as a tile has, in these steps, and no fewer than these. */
+/* The widest kernel multiplies as many token rows as a tile has, in these steps, and no fewer than these. */
+#define GEMM_SM90_WIDEST_ROWS 144
 #define GEMM_SM90_COLUMN_STEP 16
-#define GEMM_SM90_FEWEST_COLUMNS 80
+#define GEMM_SM90_FEWEST_COLUMNS 112
 
 /* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four. */
 #define GEMM_SM90_TWO_TILES_ROWS 24
@@ -128,7 +129,7 @@ typedef struct AmaxParams {
  * for, so that slices follow the routing and not its worst case. */
 typedef struct MTileRange {
   const int32_t *num_rows_on_device; /* NULL: first to end */
-  int64_t room;                      /* f32 values of a slice */
+  int64_t room;                      /* values of a slice */
   int32_t first;                     /* 0 with slices */
   int32_t end;                       /* with slices the end of all */
   int32_t slice;
@@ -138,10 +139,13 @@ typedef struct MTileRange {
 /* A slice is whole blocks of so many weight tiles, those of one CTA. */
 #define SLICE_TILES 4
 
+/* Columns of a thread, at a time; hidden_size is a multiple of 16. */
+#define COMBINE_COLUMNS 8
+
 typedef struct CombineParams {
   const int32_t *slot_to_row;       /* [T * k] */
   const int32_t *chunk_first_token; /* [2]: tokens of this chunk */
-  const float *y;                   /* [R, columns of m_tiles] of GEMM2's output */
+  const void *y;                    /* bf16 [R, columns of m_tiles] of GEMM2's output */
   const float *topk_weights;        /* [T, k] or NULL = 1 */
   int64_t topk_weights_row_stride;
   void *out; /* bf16 [T, hidden] */
@@ -259,7 +263,7 @@ typedef struct GemmParams {
   int64_t x_row_stride;          /* of bf16 or e4m3 rows, in elements */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
-  void *out;            /* gemm1: h bf16 [R, features]; gemm2: y f32 [R, columns of m_tiles]; linear: bf16 [T, features] */
+  void *out;            /* bf16. gemm1: h [R, features]; gemm2: y [R, columns of m_tiles]; linear: [T, features] */
   const void *bias;     /* linear: bf16 [features] or NULL */
   int64_t out_row_stride;
   int32_t top_k;
@@ -282,8 +286,9 @@ typedef struct PortableGemmParams {
   const float *x_global_scale;  /* f32 [rows]; NULL with bf16 rows */
   const int32_t *row_to_slot;   /* bf16: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
   int64_t x_row_stride;         /* bf16: elements */
-  float *y;         /* f32 [rows, out_row_stride]: the features of this launch. Or NULL */
-  void *out;        /* bf16 [rows, out_row_stride]: all features, with bias. Or NULL */
+  float *sums;      /* f32 [rows, out_row_stride]. Or NULL */
+  void *y;          /* bf16 [rows, columns of m_tiles]. Or NULL */
+  void *out;        /* bf16 [rows, out_row_stride], with bias. Or NULL */
   const void *bias; /* bf16 [features] or NULL */
   int64_t out_row_stride;
   int32_t top_k;

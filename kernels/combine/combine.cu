@@ -1,5 +1,5 @@
-// out[t] = sum over k of topk_weights[t, k] * y[row of (t, k)]: f32, in order of k, rounded once to bf16. Tokens with
-// no expert here become 0.
+// out[t] = sum over k of topk_weights[t, k] * y[row of (t, k)]: y is bf16, the sum f32, in order of k, rounded to bf16.
+// Tokens with no expert here become 0.
 #include <cuda_bf16.h>
 
 #include "../common/overlap.cuh"
@@ -9,7 +9,7 @@
 namespace nvfp4 {
 namespace {
 
-constexpr int kColumns = 4;  // of one thread at a time
+constexpr int kColumns = COMBINE_COLUMNS;
 constexpr int kBatch = 4;    // rows whose loads are in flight together
 
 // Calls add(rows, weights, valid) for a token's routed slots in order, kBatch at a time, the first `valid` of which
@@ -40,33 +40,42 @@ __device__ void for_each_batch(const CombineParams& p, int64_t token, Add add) {
   }
 }
 
+static_assert(kColumns * sizeof(__nv_bfloat16) == sizeof(uint4), "what a thread reads of a row at once");
+
 // `col` counts from the first of `num_cols`, which is first_col of out.
 __device__ void combine_columns(const CombineParams& p, int64_t token, int first_col, int num_cols, int col) {
   const bool inside = col < num_cols;
-  float4 sum = {};
+  float sum[kColumns] = {};
   for_each_batch(p, token, [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
-    float4 y[kBatch];
+    uint4 y[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (i < valid && inside) y[i] = *reinterpret_cast<const float4*>(p.y + int64_t{row[i]} * num_cols + col);
+      if (i < valid && inside) {
+        y[i] = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.y) + int64_t{row[i]} * num_cols + col);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (i >= valid) break;
-      sum.x = fmaf(weight[i], y[i].x, sum.x);
-      sum.y = fmaf(weight[i], y[i].y, sum.y);
-      sum.z = fmaf(weight[i], y[i].z, sum.z);
-      sum.w = fmaf(weight[i], y[i].w, sum.w);
+      const auto* const two = reinterpret_cast<const __nv_bfloat162*>(&y[i]);
+#pragma unroll
+      for (int j = 0; j < kColumns / 2; ++j) {
+        sum[2 * j] = fmaf(weight[i], __low2float(two[j]), sum[2 * j]);
+        sum[2 * j + 1] = fmaf(weight[i], __high2float(two[j]), sum[2 * j + 1]);
+      }
     }
   });
   if (!inside) return;
   auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + first_col + col;
-  __nv_bfloat162 two[2] = {__floats2bfloat162_rn(sum.x, sum.y), __floats2bfloat162_rn(sum.z, sum.w)};
-  if (reinterpret_cast<uintptr_t>(out) % 8 == 0) {
-    *reinterpret_cast<uint2*>(out) = *reinterpret_cast<const uint2*>(two);
+  if (reinterpret_cast<uintptr_t>(out) % sizeof(uint4) == 0) {
+    uint4 all;
+    auto* const two = reinterpret_cast<__nv_bfloat162*>(&all);
+#pragma unroll
+    for (int j = 0; j < kColumns / 2; ++j) two[j] = __floats2bfloat162_rn(sum[2 * j], sum[2 * j + 1]);
+    *reinterpret_cast<uint4*>(out) = all;
   } else {
-    const auto* each = reinterpret_cast<const __nv_bfloat16*>(two);
-    for (int i = 0; i < kColumns; ++i) out[i] = each[i];
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) out[j] = __float2bfloat16_rn(sum[j]);
   }
 }
 

@@ -60,6 +60,12 @@ struct ConfigOf<48, kColumnBytes> : Config<48, 4, 4, 1, 2, kColumnBytes> {};
 template <int kColumnBytes>
 struct ConfigOf<64, kColumnBytes> : Config<64, 4, 4, 1, 2, kColumnBytes> {};
 template <int kColumnBytes>
+struct ConfigOf<80, kColumnBytes> : Config<80, 4, 2, 1, 2, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<96, kColumnBytes> : Config<96, 4, 2, 1, 2, kColumnBytes> {};
+template <int kColumnBytes>
+struct ConfigOf<112, kColumnBytes> : Config<112, 4, 2, 1, 2, kColumnBytes> {};
+template <int kColumnBytes>
 struct ConfigOf<144, kColumnBytes> : Config<144, 4, 2, 1, 2, kColumnBytes> {};
 
 template <class C>

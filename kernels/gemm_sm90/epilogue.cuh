@@ -18,6 +18,17 @@ struct Pair {
   }
 
   __device__ __nv_bfloat162 round() const { return __floats2bfloat162_rn(even, odd); }
+
+  // Lanes of neighbouring pairs swap, so that four of them store 32 bytes of a token row, a whole sector, at once.
+  // `low` and `high` are pairs of weight rows 8 apart. The four begin at first_of_four() of the warp's 16.
+  __device__ static uint2 gather_four(const Pair& low, const Pair& high) {
+    const bool takes_high = threadIdx.x & 8;
+    const __nv_bfloat162 own_low = low.round(), own_high = high.round();
+    const __nv_bfloat162 other = __shfl_xor_sync(~0u, takes_high ? own_low : own_high, 8);
+    const __nv_bfloat162 four[2] = {takes_high ? other : own_low, takes_high ? own_high : other};
+    return *reinterpret_cast<const uint2*>(four);
+  }
+  __device__ static int first_of_four() { return threadIdx.x % 32 / 16 * 4 + (threadIdx.x & 8); }
 };
 
 // Stores the sums of one tile of rows. Made before they are computed, so that what it reads comes meanwhile.
@@ -47,7 +58,7 @@ class Output {
     if constexpr (kEpilogue == Epilogue::kGemm1) {
       store_h(m_tile * (kTileRows / 2) + warp() * 8 + first_even(), acc);
     } else if constexpr (kEpilogue == Epilogue::kGemm2) {
-      store_y(m_tile * kTileRows + warp() * 16 + first_even(), acc);
+      store_y(m_tile * kTileRows + warp() * 16 + Pair::first_of_four(), acc);
     } else {
       store_linear(m_tile * kTileRows + warp() * 16 + first_even(), acc);
     }
@@ -105,13 +116,11 @@ class Output {
   __device__ void store_y(int feature, const float (&acc)[kValues]) const {
     const float alpha = __shfl_sync(~0u, alpha_, 0);
     // y holds the columns of this launch only.
-    auto* const y = at<float>(feature - m_tiles_.first * kTileRows);
+    auto* const y = at<__nv_bfloat16>(feature - m_tiles_.first * kTileRows);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
-      const Pair low = Pair::transpose(sum[0] * alpha, sum[1] * alpha);
-      const Pair high = Pair::transpose(sum[2] * alpha, sum[3] * alpha);
-      if (valid && feature < p_.features) *reinterpret_cast<float2*>(y + row) = make_float2(low.even, low.odd);
-      if (valid && feature + 8 < p_.features)
-        *reinterpret_cast<float2*>(y + row + 8) = make_float2(high.even, high.odd);
+      const uint2 four = Pair::gather_four(Pair::transpose(sum[0] * alpha, sum[1] * alpha),
+                                           Pair::transpose(sum[2] * alpha, sum[3] * alpha));
+      if (valid && feature < p_.features) *reinterpret_cast<uint2*>(y + row) = four;
     });
   }
 

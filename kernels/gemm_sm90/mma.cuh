@@ -66,11 +66,11 @@ struct Columns {
   static constexpr int kCount = kCount_;
 };
 
-// Calls body(columns): how many token rows the tensor core multiplies. Where its time is what is short, in the widest
-// kernel, a tile costs what its rows cost, in steps.
+// Calls body(columns): how many token rows the tensor core multiplies. In the widest kernel its time is what is short,
+// so that a tile costs what its rows cost, in steps; in others the branches would cost more than they save.
 template <class C, int kColumns = C::kN, class Body>
 __device__ void with_columns(int num_rows, Body body) {
-  if constexpr (C::kGroupTiles > 1 && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
+  if constexpr (C::kN == GEMM_SM90_WIDEST_ROWS && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
     constexpr int kFewer = kColumns - GEMM_SM90_COLUMN_STEP;
     if (num_rows <= kFewer) return with_columns<C, kFewer>(num_rows, body);
   }

@@ -49,9 +49,9 @@ impl Call<'_> {
                     let slice = first..(first + plan.slice_tiles).min(w2_tiles);
                     let m_tiles = self.y_slice(chunk, index, &slice);
                     if hopper {
-                        self.hopper_y(chunk, m_tiles, &slice)?
+                        self.hopper_y(chunk, m_tiles)?
                     } else {
-                        self.portable_y(chunk, &slice)?
+                        self.portable_y(chunk, m_tiles)?
                     }
                     self.combine(chunk, m_tiles, &slice)?;
                 }
@@ -174,7 +174,7 @@ impl Call<'_> {
     }
 
     /// The grouped rows of a chunk, and the weight tiles of a launch.
-    pub(super) fn tile_list(&self, chunk: usize, tiles: &Range<usize>) -> params::TileList {
+    pub(super) fn tile_list(&self, chunk: usize, m_tiles: params::MTileRange) -> params::TileList {
         let (plan, local, base) = (self.plan, self.config.num_local_experts, self.base);
         params::TileList {
             row_offsets: plan.row_offsets.pointer(base).wrapping_add(chunk * (local + 1)),
@@ -182,21 +182,21 @@ impl Call<'_> {
             active_experts: plan.active_experts.pointer(base).wrapping_add(chunk * local),
             tile_starts: plan.tile_starts.pointer(base).wrapping_add(chunk * (local + 1)),
             num_active: plan.num_active.pointer(base).wrapping_add(chunk),
-            m_tiles: m_tile_range(tiles),
+            m_tiles,
             tile_rows: plan.tile_rows as i32,
             ..Default::default()
         }
     }
 
-    /// The weight tiles of the `index`-th slice of y. Hopper's are as wide as the chunk's rows allow, if there are several.
+    /// The weight tiles of the `index`-th slice of y: as many as the chunk's rows leave room for, if there are several.
     fn y_slice(&self, chunk: usize, index: usize, slice: &Range<usize>) -> params::MTileRange {
         let (plan, w2_tiles) = (self.plan, self.layer.slice.w2.m_tiles);
-        if plan.kernels != Kernels::Hopper || plan.slice_tiles == w2_tiles {
+        if plan.slice_tiles == w2_tiles {
             return m_tile_range(slice);
         }
         params::MTileRange {
             num_rows_on_device: self.h_rows(chunk).end_row_on_device,
-            room: plan.sums.len as i64,
+            room: plan.y_room(),
             slice: index as i32,
             ..m_tile_range(&(0..w2_tiles))
         }
@@ -221,7 +221,7 @@ impl Call<'_> {
         let params = params::CombineParams {
             slot_to_row: plan.slot_to_row.pointer(self.base),
             chunk_first_token: plan.chunk_first_token.pointer(self.base).wrapping_add(chunk),
-            y: plan.sums.pointer(self.base),
+            y: plan.y(self.base),
             topk_weights: args.topk_weights,
             topk_weights_row_stride: args.topk_weights_row_stride as i64,
             out: args.out.cast(),
@@ -232,7 +232,7 @@ impl Call<'_> {
         };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
         let (blocks, tokens) = (self.layer.device.num_sms * BLOCKS_PER_SM, args.num_tokens as u32);
-        let col_blocks = blocks.div_ceil(tokens).min((cols.len() as u32 / 4).div_ceil(THREADS));
+        let col_blocks = blocks.div_ceil(tokens).min((cols.len() as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));
         let token_blocks = tokens.min(blocks / col_blocks);
         // SAFETY: regions of the workspace; weights and out by contract.
         unsafe { self.launch(Kernel::Combine, Shape::new([col_blocks, token_blocks, 1], THREADS, 0), &params) }

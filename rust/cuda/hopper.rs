@@ -2,13 +2,12 @@
 //! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly. In mode fp8 both become e4m3,
 //! and each row of h takes the first half of its own place.
 
-use super::forward::Call;
+use super::forward::{Call, m_tile_range};
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
 use super::tiles::{GemmKind, gemm_launch};
 use crate::config::Mode;
 use crate::error::Result;
-use std::ops::Range;
 
 impl Call<'_> {
     fn quantised(&self) -> bool {
@@ -23,7 +22,7 @@ impl Call<'_> {
         let (plan, args, config) = (self.plan, self.args, self.config);
         let matrix = &self.layer.slice.w13;
         let mut params = params::GemmParams {
-            list: self.tile_list(chunk, &(0..matrix.m_tiles)),
+            list: self.tile_list(chunk, m_tile_range(&(0..matrix.m_tiles))),
             x: args.x.cast(),
             x_row_stride: args.x_row_stride as i64,
             row_to_slot: self.row_to_slot(chunk),
@@ -153,12 +152,7 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As [`Call::run`].
-    pub(super) unsafe fn hopper_y(
-        &self,
-        chunk: usize,
-        m_tiles: params::MTileRange,
-        slice: &Range<usize>,
-    ) -> Result<()> {
+    pub(super) unsafe fn hopper_y(&self, chunk: usize, m_tiles: params::MTileRange) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
         // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
         let (kind, stride) = match config.mode {
@@ -166,11 +160,11 @@ impl Call<'_> {
             _ => (GemmKind::Gemm2, config.intermediate_size),
         };
         let params = params::GemmParams {
-            list: params::TileList { m_tiles, ..self.tile_list(chunk, slice) },
+            list: self.tile_list(chunk, m_tiles),
             x: plan.h.rows.pointer(self.base).cast_const().cast(),
             x_row_stride: stride as i64,
             row_scale: if self.quantised() { plan.h.global_scale.pointer(self.base) } else { std::ptr::null() },
-            out: plan.sums.pointer(self.base).cast(),
+            out: plan.y(self.base),
             features: config.hidden_size as i32,
             tiles_known: 1,
             ..self.weights(&self.layer.slice.w2, 2)

@@ -2,23 +2,25 @@
 //!
 //! Tokens are processed in *chunks*: contiguous ranges whose routed slots fit the rows of the workspace. Routing finds
 //! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
-//! GEMM2 and combine go over the hidden columns in *slices*, so that its f32 result need not be held whole.
+//! GEMM2 and combine go over the hidden columns in *slices*, so that its result need not be held whole.
 
-use super::kernels::ROUTE_SHARED_BYTES;
+use super::kernels::{ROUTE_SHARED_BYTES, params};
 use super::storage::TILE;
 use super::tiles::{PORTABLE_ROWS, tile_rows};
 use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::{Region, Walk};
+use std::ffi::c_void;
 
 /// Bytes that rows of h may take before a call is cut in chunks.
 const H_BUDGET: usize = 48 << 20;
 /// Rows of a local expert that a chunk has room for at least: with that many, reading weights again costs nothing. The worst
 /// routing of 8192 tokens of DeepSeek-V4-Pro then has 6 chunks, and a uniform one under EP8 fills two thirds of one.
 const CHUNK_ROWS_PER_EXPERT: usize = 192;
-/// Bytes of GEMM2's result before its columns are cut in slices. More than h, or as much where h is
-/// larger: each slice ends with multiprocessors that idle.
-const Y_BUDGET: usize = 84 << 20;
+/// Bytes of GEMM2's result before its columns are cut in slices, or as much as h takes where that is more: each slice ends
+/// with multiprocessors that idle. A uniform routing of 8192 tokens of DeepSeek-V4-Pro under EP8 has one slice, as would one
+/// of 4 % more rows.
+const Y_BUDGET: usize = 88 << 20;
 const SLICE_TILES: usize = params::SLICE_TILES as usize;
 /// Up to this many tokens, one block of threads routes.
 const SMALL_TOKENS: usize = 1024;
@@ -109,7 +111,7 @@ pub struct LayerPlan {
     pub h: Operand,
     /// GEMM1's input where it is not the caller's x, of a chunk: on Hopper by token, else by row.
     pub x: Operand,
-    /// f32: GEMM2's slice of y; before that, where SwiGLU is a kernel of its own, GEMM1's gate and up.
+    /// bf16: GEMM2's slice of y; before that, where SwiGLU is a kernel of its own, f32: GEMM1's gate and up.
     pub sums: Region<f32>,
     pub workspace_size: u64,
 }
@@ -143,7 +145,7 @@ impl LayerPlan {
             }
         };
 
-        let slice_bytes = |tiles: usize| 4 * rows * tiles * TILE;
+        let slice_bytes = |tiles: usize| 2 * rows * tiles * TILE;
         let hidden_tiles = hidden.div_ceil(TILE);
         let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
         let y_budget = Y_BUDGET.max(2 * rows * inter).max(gate_up_bytes);
@@ -206,6 +208,16 @@ impl LayerPlan {
             }
         }
         plan
+    }
+
+    /// Where GEMM2 writes, and combine reads: bf16 [rows, columns of the slice].
+    pub fn y(&self, base: *mut u8) -> *mut c_void {
+        self.sums.pointer(base).cast()
+    }
+
+    /// How many values of y there is room for.
+    pub fn y_room(&self) -> i64 {
+        2 * self.sums.len as i64
     }
 
     /// Shared memory with which one block of threads routes; `None` where it takes more kernels.

@@ -3,13 +3,12 @@
 
 use super::BLOCKS_PER_SM;
 use super::device::Shape;
-use super::forward::Call;
+use super::forward::{Call, m_tile_range};
 use super::kernels::{Kernel, params};
 use super::plan::Operand;
 use super::storage::Matrix;
 use crate::config::Mode;
 use crate::error::Result;
-use std::ops::Range;
 
 /// Threads of `gemm_portable`.
 pub const GEMM_THREADS: u32 = 128;
@@ -60,8 +59,8 @@ impl Call<'_> {
                 input.top_k = config.top_k as i32;
             }
             let params = params::PortableGemmParams {
-                list: self.tile_list(chunk, &(0..matrix.m_tiles)),
-                y: plan.sums.pointer(self.base),
+                list: self.tile_list(chunk, m_tile_range(&(0..matrix.m_tiles))),
+                sums: plan.sums.pointer(self.base),
                 out_row_stride: 2 * inter as i64,
                 alpha_features: inter as i32,
                 ..self.portable_weights(matrix, 0, input)
@@ -130,13 +129,12 @@ impl Call<'_> {
     ///
     /// # Safety
     /// As [`Call::run`].
-    pub(super) unsafe fn portable_y(&self, chunk: usize, slice: &Range<usize>) -> Result<()> {
+    pub(super) unsafe fn portable_y(&self, chunk: usize, m_tiles: params::MTileRange) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
         let input = plan.h.as_input(self.base, config.mode, config.intermediate_size);
         let params = params::PortableGemmParams {
-            list: self.tile_list(chunk, slice),
-            y: plan.sums.pointer(self.base),
-            out_row_stride: self.slice_cols(slice).len() as i64,
+            list: self.tile_list(chunk, m_tiles),
+            y: plan.y(self.base),
             alpha_features: config.hidden_size as i32,
             ..self.portable_weights(&self.layer.slice.w2, 2, input)
         };
