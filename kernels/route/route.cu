@@ -150,21 +150,22 @@ __device__ void sum_expert(const RouteParams& p, int expert) {
   p.tables.row_counts[chunk * num_local + expert] = sum;
 }
 
-// Row offsets, active experts and row tiles of one chunk, by the first `width` threads, whose counts scan() sums up.
-// rows_of(e) gives an expert's rows; place(e, row) learns the first.
-template <class Scan, class RowsOf, class Place>
-__device__ void lay_out_chunk(const RouteParams& p, int chunk, int width, Scan scan, RowsOf rows_of, Place place) {
+// Row offsets, active experts and row tiles of one chunk, by one warp. rows_of(e) gives an expert's rows; place(e, row)
+// learns the first.
+template <class RowsOf, class Place>
+__device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, Place place) {
+  const int lane = threadIdx.x % 32;
   const RoutingTables& t = p.tables;
   const int64_t num_local = p.num_local_experts;
   int32_t* const offsets = t.row_offsets + chunk * (num_local + 1);
   int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
   Counts<3> before = {};
-  for (int base = 0; base < p.num_local_experts; base += width) {
-    const int e = base + threadIdx.x;
+  for (int base = 0; base < p.num_local_experts; base += 32) {
+    const int e = base + lane;
     const int32_t rows = e < p.num_local_experts ? rows_of(e) : 0;
     const int32_t aligned = (rows + p.row_alignment - 1) / p.row_alignment * p.row_alignment;
     Counts<3> at = {aligned, rows > 0, (rows + p.tile_rows - 1) / p.tile_rows};
-    const Counts<3> all = scan(at);
+    const Counts<3> all = warp_exclusive_scan(at);
     if (e < p.num_local_experts) {
       const int32_t first = before.v[0] + at.v[0];
       offsets[e] = first;
@@ -178,7 +179,7 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, int width, Scan s
     }
     for (int i = 0; i < 3; ++i) before.v[i] += all.v[i];
   }
-  if (threadIdx.x == 0) {
+  if (lane == 0) {
     offsets[num_local] = before.v[0];
     t.num_active[chunk] = before.v[1];
     starts[before.v[1]] = before.v[2];
@@ -260,17 +261,15 @@ extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_const
 
 extern "C" __global__ void __launch_bounds__(512, 1) route_scan(const __grid_constant__ RouteParams p) {
   using namespace nvfp4;
-  __shared__ Counts<3> scratch[33];
   follow_previous();
   count_call(p);
   place_segments(p);
   __syncthreads();
   for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
   __syncthreads();
-  const auto scan = [&](Counts<3>& mine) { return block_exclusive_scan(mine, scratch); };
-  for (int c = 0; c < p.num_chunks; ++c) {
+  for (int c = threadIdx.x / 32; c < p.num_chunks; c += blockDim.x / 32) {
     const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
-    lay_out_chunk(p, c, blockDim.x, scan, [&](int e) { return rows[e]; }, [](int, int32_t) {});
+    lay_out_chunk(p, c, [&](int e) { return rows[e]; }, [](int, int32_t) {});
   }
 }
 
@@ -306,9 +305,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) route_small(const __grid_c
   for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) small.sum_segments(p, e);
   __syncthreads();
   if (threadIdx.x < 32) {
-    const auto scan = [](Counts<3>& mine) { return warp_exclusive_scan(mine); };
-    lay_out_chunk(
-        p, 0, 32, scan, [&](int e) { return small.rows[e]; }, [&](int e, int32_t row) { small.rows[e] = row; });
+    lay_out_chunk(p, 0, [&](int e) { return small.rows[e]; }, [&](int e, int32_t row) { small.rows[e] = row; });
     if (threadIdx.x < 2) p.tables.chunk_first_token[threadIdx.x] = threadIdx.x * p.num_tokens;
     count_call(p);
   }
