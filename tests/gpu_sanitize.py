@@ -17,8 +17,8 @@ from nvfp4_moe import Linear, LinearWeights
 from reference import generate
 
 HIDDEN, INTER, EXPERTS, TOP_K = 144, 80, 8, 2
-# One for each row-tile size; 1100 tokens take the routing of several blocks.
-TOKENS = (1, 8, 20, 60, 150, 400, 1100)
+# One for each GEMM kernel (8, 16, 24, ... rows); 1100 tokens take the routing of several blocks.
+TOKENS = (1, 32, 60, 80, 120, 200, 250, 300, 350, 1100)
 
 
 def run_layers(device: str, generator: torch.Generator) -> None:

@@ -152,11 +152,12 @@ def test_experts_that_move_need_no_new_layer(mode, device):
     assert torch.equal(bits(layer(x, ids, expert_map=expert_map)), bits(before))
 
 
-def test_a_row_tile_size_can_be_forced(monkeypatch):
-    x = generate.tokens(50, 256, torch.Generator().manual_seed(1)).cuda()
-    ids = generate.random_ids(50, 8, 3, torch.Generator().manual_seed(2)).cuda()
+@pytest.mark.parametrize("num_tokens", [50, 500])
+def test_every_row_tile_size_can_be_forced(num_tokens, monkeypatch):
+    x = generate.tokens(num_tokens, 256, torch.Generator().manual_seed(1)).cuda()
+    ids = generate.random_ids(num_tokens, 8, 3, torch.Generator().manual_seed(2)).cuda()
     chosen = random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu().double()
-    for rows in (8, 24, 144):
+    for rows in (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144):
         monkeypatch.setenv("NVFP4_MOE_TILE_ROWS", str(rows))
         assert relative_l2(random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu(), chosen) < 3e-3
     monkeypatch.setenv("NVFP4_MOE_TILE_ROWS", "13")

@@ -10,7 +10,7 @@ namespace nvfp4 {
 namespace {
 
 constexpr int kColumns = COMBINE_COLUMNS;
-constexpr int kBatch = 4;    // rows whose loads are in flight together
+constexpr int kBatch = 4;  // rows whose loads are in flight together
 
 // Calls add(rows, weights, valid) for a token's routed slots in order, kBatch at a time, the first `valid` of which
 // count. The whole warp takes part, a lane for each slot: reading them costs instructions, which this kernel is short
@@ -51,7 +51,8 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, int first
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (i < valid && inside) {
-        y[i] = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.y) + int64_t{row[i]} * num_cols + col);
+        y[i] =
+            *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.y) + int64_t{row[i]} * num_cols + col);
       }
     }
 #pragma unroll

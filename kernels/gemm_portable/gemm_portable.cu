@@ -100,7 +100,8 @@ __device__ void store(const PortableGemmParams& p, const MTiles& m_tiles, const 
   }
 }
 
-__device__ void store_tile(const PortableGemmParams& p, const MTiles& m_tiles, const Tile& tile, const Lane& lane, const Sums& acc) {
+__device__ void store_tile(const PortableGemmParams& p, const MTiles& m_tiles, const Tile& tile, const Lane& lane,
+                           const Sums& acc) {
   const float* alphas =
       reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride);
 #pragma unroll

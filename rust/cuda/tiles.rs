@@ -70,6 +70,9 @@ pub fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -
 /// Rows, and features, of a tile of `gemm_portable`.
 pub const PORTABLE_ROWS: u32 = 64;
 
+/// What the branches of the widest kernel cost, which choose a tile's columns, in rows.
+const WIDEST_OVERHEAD: f64 = 4.0;
+
 /// What an expert's rows cost in tiles of a kernel, in rows: they are spread evenly over as few tiles as hold them, and the
 /// widest kernel multiplies as many columns as a tile has, in steps.
 fn expert_cost(rows: f64, kernel: u32) -> f64 {
@@ -77,7 +80,7 @@ fn expert_cost(rows: f64, kernel: u32) -> f64 {
     let columns = match kernel {
         params::GEMM_SM90_WIDEST_ROWS => {
             let step = f64::from(params::GEMM_SM90_COLUMN_STEP);
-            ((rows / tiles / step).ceil() * step).max(f64::from(params::GEMM_SM90_FEWEST_COLUMNS))
+            ((rows / tiles / step).ceil() * step).max(f64::from(params::GEMM_SM90_FEWEST_COLUMNS)) + WIDEST_OVERHEAD
         }
         _ => f64::from(kernel),
     };
