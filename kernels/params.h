@@ -13,10 +13,13 @@
 #define GEMM_SM90_WIDE_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
-/* The widest kernel multiplies as many token rows as a tile has, in these steps, and no fewer than these. */
+/* The widest kernel multiplies as many token rows as a tile has, in steps: fine down to where most tiles are, then
+ * coarse, and no fewer than the last. */
 #define GEMM_SM90_WIDEST_ROWS 144
 #define GEMM_SM90_COLUMN_STEP 16
-#define GEMM_SM90_FEWEST_COLUMNS 112
+#define GEMM_SM90_COARSE_COLUMNS 112
+#define GEMM_SM90_COARSE_STEP 32
+#define GEMM_SM90_FEWEST_COLUMNS 48
 
 /* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four. */
 #define GEMM_SM90_TWO_TILES_ROWS 24

@@ -71,7 +71,8 @@ struct Columns {
 template <class C, int kColumns = C::kN, class Body>
 __device__ void with_columns(int num_rows, Body body) {
   if constexpr (C::kN == GEMM_SM90_WIDEST_ROWS && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
-    constexpr int kFewer = kColumns - GEMM_SM90_COLUMN_STEP;
+    constexpr int kFewer =
+        kColumns - (kColumns > GEMM_SM90_COARSE_COLUMNS ? GEMM_SM90_COLUMN_STEP : GEMM_SM90_COARSE_STEP);
     if (num_rows <= kFewer) return with_columns<C, kFewer>(num_rows, body);
   }
   body(Columns<kColumns>{});

@@ -73,15 +73,21 @@ pub const PORTABLE_ROWS: u32 = 64;
 /// What the branches of the widest kernel cost, which choose a tile's columns, in rows.
 const WIDEST_OVERHEAD: f64 = 4.0;
 
+/// What the widest kernel multiplies for a tile of so many rows.
+fn widest_columns(rows: f64) -> u32 {
+    let coarse = (params::GEMM_SM90_FEWEST_COLUMNS..params::GEMM_SM90_COARSE_COLUMNS)
+        .step_by(params::GEMM_SM90_COARSE_STEP as usize);
+    let fine = (params::GEMM_SM90_COARSE_COLUMNS..params::GEMM_SM90_WIDEST_ROWS)
+        .step_by(params::GEMM_SM90_COLUMN_STEP as usize);
+    coarse.chain(fine).find(|columns| f64::from(*columns) >= rows).unwrap_or(params::GEMM_SM90_WIDEST_ROWS)
+}
+
 /// What an expert's rows cost in tiles of a kernel, in rows: they are spread evenly over as few tiles as hold them, and the
 /// widest kernel multiplies as many columns as a tile has, in steps.
 fn expert_cost(rows: f64, kernel: u32) -> f64 {
     let tiles = (rows / f64::from(kernel)).ceil();
     let columns = match kernel {
-        params::GEMM_SM90_WIDEST_ROWS => {
-            let step = f64::from(params::GEMM_SM90_COLUMN_STEP);
-            ((rows / tiles / step).ceil() * step).max(f64::from(params::GEMM_SM90_FEWEST_COLUMNS)) + WIDEST_OVERHEAD
-        }
+        params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + WIDEST_OVERHEAD,
         _ => f64::from(kernel),
     };
     tiles * (columns + TILE_OVERHEAD)
@@ -151,6 +157,7 @@ mod tests {
         assert_eq!(tile_rows(2048, 6, 384), 48, "32 rows, up to 44");
         assert_eq!(tile_rows(8192, 6, 384), 144, "128 rows, up to 150");
         assert_eq!(tile_rows(4096, 6, 384), 80, "64 rows, up to 88");
+        assert_eq!([40.0, 48.5, 81.0, 112.0, 113.0, 144.0].map(widest_columns), [48, 80, 112, 112, 128, 144]);
         assert_eq!(tile_rows(8192, 6, 256), 112, "192 rows are two tiles of 96, up to 232 of 112");
     }
 
