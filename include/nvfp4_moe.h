@@ -184,7 +184,8 @@ int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_we
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
- * f32 sums in order of k; rows of tokens with no expert here become 0. A NaN row stays in its row. */
+ * f32 sums in order of k, on CUDA of results that were rounded to bf16; rows of tokens with no expert here become 0. A
+ * NaN row stays in its row. */
 int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                 struct CUstream_st *stream);
 
