@@ -69,16 +69,6 @@ impl ScaleSpan {
         span
     }
 
-    /// Of both.
-    pub fn merge(self, other: ScaleSpan) -> Self {
-        ScaleSpan {
-            num_scales: self.num_scales + other.num_scales,
-            not_powers: self.not_powers + other.not_powers,
-            smallest: self.smallest.min(other.smallest),
-            largest: self.largest.max(other.largest),
-        }
-    }
-
     /// Refuse a part of a local expert that is not exact in e4m3.
     pub fn check(self, expert: usize, part: Part) -> Result<()> {
         let remedy = "Use mode bf16, which is exact for any weights.";
@@ -118,7 +108,6 @@ fn exponent(bits: u8) -> i32 {
 mod tests {
     use super::*;
     use crate::format::{E2M1_VALUES, e4m3_decode, e4m3_encode};
-    use proptest::prelude::*;
 
     const FINITE: std::ops::Range<u8> = 0..0x7f;
 
@@ -174,16 +163,6 @@ mod tests {
         }
         for fine in [&[][..], &[0, 0], &[0x01, 0x48], &[0, 0x78]] {
             assert_eq!(ScaleSpan::of(fine).check(0, Part::Gate), Ok(()), "{fine:?}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_part_may_be_seen_in_pieces(
-            scales in prop::collection::vec(FINITE, 0..200), at in any::<prop::sample::Index>()
-        ) {
-            let (first, rest) = scales.split_at(at.index(scales.len() + 1));
-            prop_assert_eq!(ScaleSpan::of(first).merge(ScaleSpan::of(rest)), ScaleSpan::of(&scales));
         }
     }
 }
