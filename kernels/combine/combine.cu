@@ -42,7 +42,7 @@ __device__ void for_each_batch(const CombineParams& p, int64_t token, Add add) {
 
 static_assert(kColumns * sizeof(__nv_bfloat16) == sizeof(uint4), "what a thread reads of a row at once");
 
-// `col` counts from the first of `num_cols`, which is first_col of out.
+// y has `num_cols` columns, from first_col of out on; `col` counts from there.
 __device__ void combine_columns(const CombineParams& p, int64_t token, int first_col, int num_cols, int col) {
   const bool inside = col < num_cols;
   float sum[kColumns] = {};
@@ -91,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(256) combine(const __grid_constant_
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   for (int token = p.chunk_first_token[0] + blockIdx.y; token < p.chunk_first_token[1]; token += gridDim.y) {
     for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < num_cols; first += step) {
-      nvfp4::combine_columns(p, token, m_tiles.first * 64, num_cols, first + threadIdx.x * nvfp4::kColumns);
+      nvfp4::combine_columns(p, token, m_tiles.first_column(), num_cols, first + threadIdx.x * nvfp4::kColumns);
     }
   }
 }

@@ -7,21 +7,24 @@ namespace nvfp4 {
 
 // Weight tiles of a launch.
 struct MTiles {
+  static constexpr int32_t kRows = 64;  // of a tile
   int32_t first, end;
 
   // Host and device agree on how many slices there may be: the device's are no narrower.
   __device__ static MTiles of(const MTileRange& p) {
     if (!p.num_rows_on_device) return {p.first, p.end};
     const int64_t rows = max(1, *p.num_rows_on_device);
-    const int32_t fitting = static_cast<int32_t>(min(int64_t{p.end}, p.room / (rows * 64))) / SLICE_TILES * SLICE_TILES;
+    const int32_t fitting =
+        static_cast<int32_t>(min(int64_t{p.end}, p.room / (rows * kRows))) / SLICE_TILES * SLICE_TILES;
     const int32_t slices = (p.end + max(fitting, SLICE_TILES) - 1) / max(fitting, SLICE_TILES);
     const int32_t width = ((p.end + slices - 1) / slices + SLICE_TILES - 1) / SLICE_TILES * SLICE_TILES;
     const int32_t first = min(p.slice * width, p.end);
     return {first, min(first + width, p.end)};
   }
 
-  // Of a matrix with so many rows.
-  __device__ int32_t columns(int32_t features) const { return min(end * 64, features) - first * 64; }
+  // What these tiles of a matrix with so many rows are of its result.
+  __device__ int32_t first_column() const { return first * kRows; }
+  __device__ int32_t columns(int32_t features) const { return min(end * kRows, features) - first_column(); }
 };
 
 struct Tile {

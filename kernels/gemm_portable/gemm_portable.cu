@@ -91,7 +91,7 @@ __device__ void store(const PortableGemmParams& p, const MTiles& m_tiles, const 
   if (p.sums) {
     p.sums[row * p.out_row_stride + feature] = sum * factor;
   } else if (p.y) {
-    const int64_t at = row * m_tiles.columns(p.features) + feature - m_tiles.first * kTile;
+    const int64_t at = row * m_tiles.columns(p.features) + feature - m_tiles.first_column();
     static_cast<__nv_bfloat16*>(p.y)[at] = __float2bfloat16_rn(sum * factor);
   } else {
     const auto* bias = static_cast<const __nv_bfloat16*>(p.bias);

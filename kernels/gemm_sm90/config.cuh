@@ -46,7 +46,7 @@ struct Config {
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
 template <int kN, int kColumnBytes>
-struct ConfigOf;
+struct ConfigOf : Config<kN, 4, kN >= GEMM_SM90_WIDE_ROWS ? 2 : 4, 1, 2, kColumnBytes> {};
 template <int kColumnBytes>
 struct ConfigOf<8, kColumnBytes> : Config<8, 1, 1, 4, 16, kColumnBytes> {};
 template <int kColumnBytes>
@@ -55,18 +55,6 @@ template <int kColumnBytes>
 struct ConfigOf<24, kColumnBytes> : Config<24, 2, 2, 2, 4, kColumnBytes> {};
 template <int kColumnBytes>
 struct ConfigOf<32, kColumnBytes> : Config<32, 2, 2, 2, 4, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<48, kColumnBytes> : Config<48, 4, 4, 1, 2, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<64, kColumnBytes> : Config<64, 4, 4, 1, 2, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<80, kColumnBytes> : Config<80, 4, 2, 1, 2, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<96, kColumnBytes> : Config<96, 4, 2, 1, 2, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<112, kColumnBytes> : Config<112, 4, 2, 1, 2, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<144, kColumnBytes> : Config<144, 4, 2, 1, 2, kColumnBytes> {};
 
 template <class C>
 struct SharedStorage {

@@ -116,7 +116,7 @@ class Output {
   __device__ void store_y(int feature, const float (&acc)[kValues]) const {
     const float alpha = __shfl_sync(~0u, alpha_, 0);
     // y holds the columns of this launch only.
-    auto* const y = at<__nv_bfloat16>(feature - m_tiles_.first * kTileRows);
+    auto* const y = at<__nv_bfloat16>(feature - m_tiles_.first_column());
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
       const uint2 four = Pair::gather_four(Pair::transpose(sum[0] * alpha, sum[1] * alpha),
                                            Pair::transpose(sum[2] * alpha, sum[3] * alpha));

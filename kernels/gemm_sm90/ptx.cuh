@@ -92,19 +92,6 @@ __device__ inline void lower_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// The assembler moves no instruction across this: a branch that is not taken, as `value` is not negative.
-__device__ inline void keep_order(int value) {
-  asm volatile(
-      "{\n"
-      ".reg .pred never;\n"
-      "setp.lt.s32 never, %0, 0;\n"
-      "@!never bra on;\n"
-      "trap;\n"
-      "on:\n"
-      "}\n" ::"r"(value)
-      : "memory");
-}
-
 // ---- Integer and bf16 arithmetic
 
 // Both halves of a times half kHalf of b. The broadcast costs nothing: it becomes an operand's modifier.

@@ -11,7 +11,6 @@ use super::{BLOCKS_PER_SM, THREADS};
 use crate::config::{Kernels, LayerConfig, ScalePolicy};
 use crate::error::Result;
 use crate::layer::{InputScales, LayerArgs};
-use std::ops::Range;
 
 /// One forward: what it computes, and the workspace at `base`.
 #[allow(missing_docs)]
@@ -45,15 +44,14 @@ impl Call<'_> {
                 if observe {
                     self.observe(chunk)?;
                 }
-                for (index, first) in (0..w2_tiles).step_by(plan.slice_tiles).enumerate() {
-                    let slice = first..(first + plan.slice_tiles).min(w2_tiles);
-                    let m_tiles = self.y_slice(chunk, index, &slice);
+                for index in 0..w2_tiles.div_ceil(plan.slice_tiles) {
+                    let m_tiles = self.y_slice(chunk, index);
                     if hopper {
                         self.hopper_y(chunk, m_tiles)?
                     } else {
                         self.portable_y(chunk, m_tiles)?
                     }
-                    self.combine(chunk, m_tiles, &slice)?;
+                    self.combine(chunk, m_tiles)?;
                 }
             }
         }
@@ -189,16 +187,16 @@ impl Call<'_> {
     }
 
     /// The weight tiles of the `index`-th slice of y: as many as the chunk's rows leave room for, if there are several.
-    fn y_slice(&self, chunk: usize, index: usize, slice: &Range<usize>) -> params::MTileRange {
+    fn y_slice(&self, chunk: usize, index: usize) -> params::MTileRange {
         let (plan, w2_tiles) = (self.plan, self.layer.slice.w2.m_tiles);
         if plan.slice_tiles == w2_tiles {
-            return m_tile_range(slice);
+            return all_m_tiles(w2_tiles);
         }
         params::MTileRange {
             num_rows_on_device: self.h_rows(chunk).end_row_on_device,
             room: plan.y_room(),
             slice: index as i32,
-            ..m_tile_range(&(0..w2_tiles))
+            ..all_m_tiles(w2_tiles)
         }
     }
 
@@ -210,14 +208,9 @@ impl Call<'_> {
         row_tiles * (list.m_tiles.end - list.m_tiles.first) as usize
     }
 
-    /// Columns of y that weight tiles of w2 make.
-    pub(super) fn slice_cols(&self, slice: &Range<usize>) -> Range<usize> {
-        slice.start * TILE..(slice.end * TILE).min(self.config.hidden_size)
-    }
-
-    unsafe fn combine(&self, chunk: usize, m_tiles: params::MTileRange, slice: &Range<usize>) -> Result<()> {
+    unsafe fn combine(&self, chunk: usize, m_tiles: params::MTileRange) -> Result<()> {
         let (plan, args) = (self.plan, self.args);
-        let cols = self.slice_cols(slice);
+        let cols = (plan.slice_tiles * TILE).min(self.config.hidden_size) as u32; // or more, where rows are fewer
         let params = params::CombineParams {
             slot_to_row: plan.slot_to_row.pointer(self.base),
             chunk_first_token: plan.chunk_first_token.pointer(self.base).wrapping_add(chunk),
@@ -232,14 +225,14 @@ impl Call<'_> {
         };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
         let (blocks, tokens) = (self.layer.device.num_sms * BLOCKS_PER_SM, args.num_tokens as u32);
-        let col_blocks = blocks.div_ceil(tokens).min((cols.len() as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));
+        let col_blocks = blocks.div_ceil(tokens).min((cols / params::COMBINE_COLUMNS).div_ceil(THREADS));
         let token_blocks = tokens.min(blocks / col_blocks);
         // SAFETY: regions of the workspace; weights and out by contract.
         unsafe { self.launch(Kernel::Combine, Shape::new([col_blocks, token_blocks, 1], THREADS, 0), &params) }
     }
 }
 
-/// Weight tiles that the host knows.
-pub(super) fn m_tile_range(tiles: &Range<usize>) -> params::MTileRange {
-    params::MTileRange { first: tiles.start as i32, end: tiles.end as i32, ..Default::default() }
+/// All weight tiles of a matrix.
+pub(super) fn all_m_tiles(m_tiles: usize) -> params::MTileRange {
+    params::MTileRange { end: m_tiles as i32, ..Default::default() }
 }

@@ -2,7 +2,7 @@
 //! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly. In mode fp8 both become e4m3,
 //! and each row of h takes the first half of its own place.
 
-use super::forward::{Call, m_tile_range};
+use super::forward::{Call, all_m_tiles};
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
 use super::tiles::{GemmKind, gemm_launch};
@@ -22,7 +22,7 @@ impl Call<'_> {
         let (plan, args, config) = (self.plan, self.args, self.config);
         let matrix = &self.layer.slice.w13;
         let mut params = params::GemmParams {
-            list: self.tile_list(chunk, m_tile_range(&(0..matrix.m_tiles))),
+            list: self.tile_list(chunk, all_m_tiles(matrix.m_tiles)),
             x: args.x.cast(),
             x_row_stride: args.x_row_stride as i64,
             row_to_slot: self.row_to_slot(chunk),

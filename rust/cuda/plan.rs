@@ -95,8 +95,8 @@ pub struct LayerPlan {
     pub segment_tokens: usize,
     /// Rows of a GEMM tile.
     pub tile_rows: u32,
-    /// 64-row weight tiles of w2 in a slice, with as many rows as there is room for. Where there are fewer, Hopper's slices
-    /// are wider, and the last ones empty.
+    /// 64-row weight tiles of w2 in a slice, with as many rows as there is room for. Where there are fewer, slices are
+    /// wider, and the last ones empty.
     pub slice_tiles: usize,
     pub slot_to_row: Region<i32>,
     pub row_to_slot: Region<i32>,

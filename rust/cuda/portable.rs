@@ -3,7 +3,7 @@
 
 use super::BLOCKS_PER_SM;
 use super::device::Shape;
-use super::forward::{Call, m_tile_range};
+use super::forward::{Call, all_m_tiles};
 use super::kernels::{Kernel, params};
 use super::plan::Operand;
 use super::storage::Matrix;
@@ -59,7 +59,7 @@ impl Call<'_> {
                 input.top_k = config.top_k as i32;
             }
             let params = params::PortableGemmParams {
-                list: self.tile_list(chunk, m_tile_range(&(0..matrix.m_tiles))),
+                list: self.tile_list(chunk, all_m_tiles(matrix.m_tiles)),
                 sums: plan.sums.pointer(self.base),
                 out_row_stride: 2 * inter as i64,
                 alpha_features: inter as i32,
