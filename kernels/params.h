@@ -44,6 +44,7 @@ typedef struct RoutingTables {
   int32_t *tile_starts;       /* [C, L + 1] row tiles before the i-th active expert; [num_active] = all */
   int32_t *num_active;        /* [C] */
   int32_t *chunk_first_token; /* [C + 1] */
+  int32_t *slice_tiles;       /* [C] tiles of 64 columns in a slice of y: as many as its rows leave room for */
 } RoutingTables;
 
 typedef struct RouteParams {
@@ -67,7 +68,8 @@ typedef struct RouteParams {
   int32_t chunk_rows;    /* R */
   int32_t row_alignment; /* 1, or 128 for the 128x4 layouts */
   int32_t tile_rows;     /* rows of one GEMM tile */
-  int32_t reserved;
+  int32_t hidden_tiles;  /* tiles of 64 columns of y */
+  int64_t y_room;        /* values of a slice */
 } RouteParams;
 
 /* Which rows a row-wise kernel visits: all; or, with slot_to_row alone, tokens; or, with row_to_slot, grouped rows. */
@@ -131,10 +133,9 @@ typedef struct AmaxParams {
 /* Tiles of 64 weight rows: those of a launch; or one slice of y's columns, as wide as the rows that there are leave room
  * for, so that slices follow the routing and not its worst case. */
 typedef struct MTileRange {
-  const int32_t *num_rows_on_device; /* NULL: first to end */
-  int64_t room;                      /* values of a slice */
-  int32_t first;                     /* 0 with slices */
-  int32_t end;                       /* with slices the end of all */
+  const int32_t *slice_tiles_on_device; /* [1] tiles of a slice. NULL: first to end */
+  int32_t first;                        /* 0 with slices */
+  int32_t end;                          /* with slices the end of all */
   int32_t slice;
   int32_t reserved;
 } MTileRange;

@@ -10,15 +10,9 @@ struct MTiles {
   static constexpr int32_t kRows = 64;  // of a tile
   int32_t first, end;
 
-  // Host and device agree on how many slices there may be: the device's are no narrower.
   __device__ static MTiles of(const MTileRange& p) {
-    if (!p.num_rows_on_device) return {p.first, p.end};
-    const int64_t rows = max(1, *p.num_rows_on_device);
-    const int32_t fitting =
-        static_cast<int32_t>(min(int64_t{p.end}, p.room / (rows * kRows))) / SLICE_TILES * SLICE_TILES;
-    const int32_t slices = (p.end + max(fitting, SLICE_TILES) - 1) / max(fitting, SLICE_TILES);
-    const int32_t width = ((p.end + slices - 1) / slices + SLICE_TILES - 1) / SLICE_TILES * SLICE_TILES;
-    const int32_t first = min(p.slice * width, p.end);
+    if (!p.slice_tiles_on_device) return {p.first, p.end};
+    const int32_t width = *p.slice_tiles_on_device, first = min(p.slice * width, p.end);
     return {first, min(first + width, p.end)};
   }
 

@@ -150,6 +150,15 @@ __device__ void sum_expert(const RouteParams& p, int expert) {
   p.tables.row_counts[chunk * num_local + expert] = sum;
 }
 
+// Tiles of 64 columns in a slice of y with so many rows: slices of equal width, no narrower and no more of them than
+// the host launches for as many rows as there is room for.
+__device__ int32_t slice_tiles(const RouteParams& p, int32_t num_rows) {
+  const int64_t fitting = min(int64_t{p.hidden_tiles}, p.y_room / (max(1, num_rows) * int64_t{64}));
+  const int32_t most = max(static_cast<int32_t>(fitting) / SLICE_TILES, 1) * SLICE_TILES;
+  const int32_t slices = (p.hidden_tiles + most - 1) / most;
+  return ((p.hidden_tiles + slices - 1) / slices + SLICE_TILES - 1) / SLICE_TILES * SLICE_TILES;
+}
+
 // Row offsets, active experts and row tiles of one chunk, by one warp. rows_of(e) gives an expert's rows; place(e, row)
 // learns the first.
 template <class RowsOf, class Place>
@@ -182,6 +191,7 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
   if (lane == 0) {
     offsets[num_local] = before.v[0];
     t.num_active[chunk] = before.v[1];
+    t.slice_tiles[chunk] = slice_tiles(p, before.v[0]);
     starts[before.v[1]] = before.v[2];
   }
 }

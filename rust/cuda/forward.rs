@@ -80,6 +80,7 @@ impl Call<'_> {
                 tile_starts: plan.tile_starts.pointer(self.base),
                 num_active: plan.num_active.pointer(self.base),
                 chunk_first_token: plan.chunk_first_token.pointer(self.base),
+                slice_tiles: plan.slice_tiles_found.pointer(self.base),
             },
             segment_counts: plan.segment_counts.pointer(self.base),
             segment_totals: plan.segment_totals.pointer(self.base),
@@ -100,7 +101,8 @@ impl Call<'_> {
             chunk_rows: plan.rows as i32,
             row_alignment: plan.row_alignment as i32,
             tile_rows: plan.tile_rows as i32,
-            reserved: 0,
+            hidden_tiles: self.layer.slice.w2.m_tiles as i32,
+            y_room: plan.y_room(),
         };
         let local = config.num_local_experts as u32;
         let warp_bytes = local * 4;
@@ -193,8 +195,7 @@ impl Call<'_> {
             return all_m_tiles(w2_tiles);
         }
         params::MTileRange {
-            num_rows_on_device: self.h_rows(chunk).end_row_on_device,
-            room: plan.y_room(),
+            slice_tiles_on_device: plan.slice_tiles_found.pointer(self.base).wrapping_add(chunk),
             slice: index as i32,
             ..all_m_tiles(w2_tiles)
         }
