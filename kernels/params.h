@@ -21,9 +21,10 @@
 #define GEMM_SM90_COARSE_STEP 32
 #define GEMM_SM90_FEWEST_COLUMNS 48
 
-/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four. */
+/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, in a linear later. */
 #define GEMM_SM90_TWO_TILES_ROWS 24
 #define GEMM_SM90_FOUR_TILES_ROWS 48
+#define GEMM_SM90_LINEAR_FOUR_TILES_ROWS 80
 
 /* Counters of one device; all u64. `calls` numbers the forwards, so that "first" means first in time. */
 typedef struct DeviceStatus {
@@ -40,7 +41,8 @@ typedef struct RoutingTables {
   int32_t *row_to_slot;       /* [C, R] -1 = padding (only where row_alignment > 1) */
   int32_t *row_offsets;       /* [C, L + 1] multiples of row_alignment */
   int32_t *row_counts;        /* [C, L] */
-  int32_t *active_experts;    /* [C, L] experts with rows, ascending; the first num_active are valid */
+  int32_t *active_experts;    /* [C, L] experts with rows; the first num_active are valid. Ascending; where a
+                                 tile's work follows its rows, those of wide tiles first */
   int32_t *tile_starts;       /* [C, L + 1] row tiles before the i-th active expert; [num_active] = all */
   int32_t *num_active;        /* [C] */
   int32_t *chunk_first_token; /* [C + 1] */
@@ -95,14 +97,11 @@ typedef struct QuantizerInput {
 typedef struct QuantizeParams {
   QuantizerInput input;
   void *decoded;                    /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
-  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]; or by slabs, below. Or NULL */
+  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]. Or NULL */
   uint8_t *block_scale;             /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
-  float *row_scale;                 /* [rows] the global scale that decodes; by slabs times 2^8 */
+  float *row_scale;                 /* [rows] the global scale that decodes */
   float static_scale;               /* 0 = dynamic */
   int32_t num_cols;                 /* a multiple of 16 */
-  int32_t by_slabs; /* rows for register dequantisation (gemm_sm90/layout.cuh): `packed` is u32 [rows, num_slabs, 8],
-                       `block_scale` e5m3 [rows, num_slabs, 4]; padding 0 */
-  int32_t reserved;
 } QuantizeParams;
 
 /* The clamped SwiGLU; limit infinite = no clamp. */
@@ -262,8 +261,7 @@ typedef struct GemmParams {
   const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
   uint64_t expert_stride; /* bytes */
   const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
-  const void *x;          /* bf16 rows; *_fp8: e4m3, 16-byte aligned; gemm1_nvfp4: u32 [rows, num_slabs, 8] by slabs */
-  const uint32_t *x_block_scale; /* gemm1_nvfp4: [rows, num_slabs] of 4 e5m3 scales. Or NULL */
+  const void *x;          /* bf16 rows; *_fp8: e4m3, 16-byte aligned */
   int64_t x_row_stride;          /* of bf16 or e4m3 rows, in elements */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */

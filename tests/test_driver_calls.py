@@ -74,7 +74,7 @@ def test_few_tokens_take_few_launches(run):
     forward, linear = "forward, mode {}, 1 tokens", "linear, mode {}"
     assert launched(hopper[forward.format(1)]) == ["route_small", "gemm1_sm90_n8", "gemm2_sm90_n8", "combine"]
     assert launched(hopper[forward.format(2)]) == [
-        "route_small", "quantize_rows", "gemm1_nvfp4_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
+        "route_small", "quantize_rows", "gemm1_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
     ]  # fmt: skip
     assert launched(hopper[forward.format(3)]) == [
         "route_small", "quantize_rows_fp8", "gemm1_fp8_sm90_n8", "quantize_rows_fp8", "gemm2_fp8_sm90_n8", "combine"

@@ -42,19 +42,25 @@ struct Config {
                 "one tile at a time, or two; sums along K are of one");
 };
 
+// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
+constexpr int tiles_of_cta(int rows, bool is_linear) {
+  return rows >= (is_linear ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS : GEMM_SM90_FOUR_TILES_ROWS) ? 4
+         : rows >= GEMM_SM90_TWO_TILES_ROWS                                                 ? 2
+                                                                                            : 1;
+}
+
 // Stages are large where rows are few, because every wait and every arrival costs as many instructions as half a slab,
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
+template <int kN, int kColumnBytes, int kTiles>
+struct ConfigOfTiles : Config<kN, 4, kN >= GEMM_SM90_WIDE_ROWS ? 2 : 4, 1, 2, kColumnBytes> {};
 template <int kN, int kColumnBytes>
-struct ConfigOf : Config<kN, 4, kN >= GEMM_SM90_WIDE_ROWS ? 2 : 4, 1, 2, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<8, kColumnBytes> : Config<8, 1, 1, 4, 16, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<16, kColumnBytes> : Config<16, 1, 1, 4, 8, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<24, kColumnBytes> : Config<24, 2, 2, 2, 4, kColumnBytes> {};
-template <int kColumnBytes>
-struct ConfigOf<32, kColumnBytes> : Config<32, 2, 2, 2, 4, kColumnBytes> {};
+struct ConfigOfTiles<kN, kColumnBytes, 2> : Config<kN, 2, 2, 2, 4, kColumnBytes> {};
+template <int kN, int kColumnBytes>
+struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8, kColumnBytes> {};
+
+template <int kN, int kColumnBytes, Epilogue kEpilogue>
+struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {};
 
 template <class C>
 struct SharedStorage {
@@ -66,15 +72,9 @@ struct SharedStorage {
   uint64_t empty[C::kStages];
 };
 
-// What Rust counts tiles by.
-constexpr int tiles_of_cta(int rows) {
-  return rows >= GEMM_SM90_FOUR_TILES_ROWS ? 4 : rows >= GEMM_SM90_TWO_TILES_ROWS ? 2 : 1;
-}
-
 template <class C>
 constexpr bool kFitsLaunch =
-    C::kTiles == tiles_of_cta(C::kN) &&
-    C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) && C::kStages >= 4 &&
+    C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) && C::kStages >= 3 &&
     sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

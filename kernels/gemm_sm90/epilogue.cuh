@@ -38,7 +38,14 @@ class Output {
   __device__ Output(const GemmParams& p, const Tile& tile, const MTiles& m_tiles, SharedStorage<C>& shared)
       : p_(p), tile_(tile), m_tiles_(m_tiles) {
     const int lane = threadIdx.x % 32;
-    if (kEpilogue != Epilogue::kLinear && lane < 2) {
+    if constexpr (kEpilogue == Epilogue::kLinear) {
+      const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane / 16;
+      const int own = m_tile * kTileRows + warp() * 16 + lane % 16;
+      if (lane / 16 < C::kGroupTiles && own < p.features) {
+        alpha_ = p.alphas[own];
+        if (p.bias) bias_ = __bfloat162float(static_cast<const __nv_bfloat16*>(p.bias)[own]);
+      }
+    } else if (lane < 2) {
       const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
       alpha_ = reinterpret_cast<const float*>(alphas)[kEpilogue == Epilogue::kGemm1 ? lane : 0];
     }
@@ -52,15 +59,16 @@ class Output {
     }
   }
 
+  // `group_tile` counts the warpgroup's weight tiles.
   template <int kValues>
-  __device__ void store(int m_tile, float (&acc)[kValues], const SharedStorage<C>& shared) const {
+  __device__ void store(int m_tile, int group_tile, float (&acc)[kValues], const SharedStorage<C>& shared) const {
     if (p_.row_scale) scale_rows(acc, shared);
     if constexpr (kEpilogue == Epilogue::kGemm1) {
       store_h(m_tile * (kTileRows / 2) + warp() * 8 + first_even(), acc);
     } else if constexpr (kEpilogue == Epilogue::kGemm2) {
       store_y(m_tile * kTileRows + warp() * 16 + Pair::first_of_four(), acc);
     } else {
-      store_linear(m_tile * kTileRows + warp() * 16 + first_even(), acc);
+      store_linear(m_tile * kTileRows + warp() * 16 + Pair::first_of_four(), group_tile, acc);
     }
   }
 
@@ -124,34 +132,36 @@ class Output {
     });
   }
 
-  // One bf16 after the other: out is the caller's, and need not be aligned.
-  __device__ void store_two(__nv_bfloat16* out, int feature, const Pair& pair) const {
-    if (feature < p_.features) out[0] = __float2bfloat16_rn(pair.even);
-    if (feature + 1 < p_.features) out[1] = __float2bfloat16_rn(pair.odd);
-  }
-
   template <int kValues>
-  __device__ void store_linear(int feature, const float (&acc)[kValues]) const {
-    const int own = feature + threadIdx.x / 4 % 2;  // the weight row of this thread's sums
-    const auto* bias = static_cast<const __nv_bfloat16*>(p_.bias);
-    const bool has_low = own < p_.features, has_high = own + 8 < p_.features;
-    const float alpha_low = has_low ? p_.alphas[own] : 0.0f, alpha_high = has_high ? p_.alphas[own + 8] : 0.0f;
-    const float bias_low = bias && has_low ? __bfloat162float(bias[own]) : 0.0f;
-    const float bias_high = bias && has_high ? __bfloat162float(bias[own + 8]) : 0.0f;
+  __device__ void store_linear(int feature, int group_tile, const float (&acc)[kValues]) const {
+    const int own = group_tile * 16 + threadIdx.x % 32 / 4;  // lane that holds the first weight row of this thread's sums
+    const float alpha_low = __shfl_sync(~0u, alpha_, own), alpha_high = __shfl_sync(~0u, alpha_, own + 8);
+    const float bias_low = __shfl_sync(~0u, bias_, own), bias_high = __shfl_sync(~0u, bias_, own + 8);
+    // out is the caller's, and may begin anywhere.
+    const bool aligned = (reinterpret_cast<uintptr_t>(p_.out) | p_.out_row_stride * 2) % 8 == 0;
     auto* const out = at<__nv_bfloat16>(feature);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
-      const Pair low = Pair::transpose(fmaf(sum[0], alpha_low, bias_low), fmaf(sum[1], alpha_low, bias_low));
-      const Pair high = Pair::transpose(fmaf(sum[2], alpha_high, bias_high), fmaf(sum[3], alpha_high, bias_high));
+      const uint2 four = Pair::gather_four(
+          Pair::transpose(fmaf(sum[0], alpha_low, bias_low), fmaf(sum[1], alpha_low, bias_low)),
+          Pair::transpose(fmaf(sum[2], alpha_high, bias_high), fmaf(sum[3], alpha_high, bias_high)));
       if (!valid) return;
-      store_two(out + row, feature, low);
-      store_two(out + row + 8, feature + 8, high);
+      if (aligned && feature + 4 <= p_.features) {
+        *reinterpret_cast<uint2*>(out + row) = four;
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (feature + i < p_.features) out[row + i] = reinterpret_cast<const __nv_bfloat16*>(&four)[i];
+        }
+      }
     });
   }
 
   const GemmParams& p_;
   const Tile& tile_;
   const MTiles& m_tiles_;
-  float alpha_ = 0.0f;  // of the expert: gemm1 {gate, up}, gemm2 {down}, in lanes 0 and 1
+  // Of the expert: gemm1 {gate, up}, gemm2 {down}, in lanes 0 and 1. Linear: of the warp's 16 weight rows in each tile.
+  float alpha_ = 0.0f;
+  float bias_ = 0.0f;
 };
 
 }  // namespace nvfp4

@@ -2,14 +2,13 @@
 // that a few tokens fill the narrow side of the tensor core's tile and weights are read from HBM once.
 //
 //   kM x kK consumer warpgroups  multiply()  dequantise in registers, wgmma, sum along K, store()
-//   1 producer warpgroup          load()      weight tiles by bulk copy, token rows by gather, kStages ahead;
-//                                load_packed() decodes NVFP4 rows on the way
+//   1 producer warpgroup          load()      weight tiles by bulk copy, token rows by gather, kStages ahead
 #include "epilogue.cuh"
 
 namespace nvfp4 {
 namespace {
 
-template <class C, Epilogue kEpilogue, bool kPackedRows>
+template <class C, Epilogue kEpilogue>
 __device__ void gemm(const GemmParams& p) {
   static_assert(kFitsLaunch<C>, "every instance has the launch shape of params.h");
   extern __shared__ __align__(1024) uint8_t bytes[];
@@ -28,11 +27,7 @@ __device__ void gemm(const GemmParams& p) {
     multiply<C, Output<C, kEpilogue>>(p, shared);
   } else {
     ptx::lower_registers<C::kProducerRegisters>();
-    if constexpr (kPackedRows) {
-      load_packed<C>(p, shared);
-    } else {
-      load<C>(p, shared);
-    }
+    load<C>(p, shared);
   }
 }
 
@@ -40,18 +35,18 @@ __device__ void gemm(const GemmParams& p) {
 }  // namespace nvfp4
 
 // One kernel for each epilogue, kind of row and row-tile size.
-#define NVFP4_GEMM(name, n, column_bytes, epilogue, packed_rows)                              \
-  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n, column_bytes>::kThreads, 1) \
-      name##_n##n(const __grid_constant__ GemmParams p) {                                     \
-    nvfp4::gemm<nvfp4::ConfigOf<n, column_bytes>, nvfp4::Epilogue::epilogue, packed_rows>(p); \
+#define NVFP4_GEMM(name, n, column_bytes, epilogue)                                                                   \
+  extern "C" __global__ void                                                                                          \
+  __launch_bounds__(nvfp4::ConfigOf<n, column_bytes, nvfp4::Epilogue::epilogue>::kThreads, 1)                         \
+      name##_n##n(const __grid_constant__ GemmParams p) {                                                             \
+    nvfp4::gemm<nvfp4::ConfigOf<n, column_bytes, nvfp4::Epilogue::epilogue>, nvfp4::Epilogue::epilogue>(p);           \
   }
-#define NVFP4_GEMMS(n)                             \
-  NVFP4_GEMM(gemm1_sm90, n, 2, kGemm1, false)      \
-  NVFP4_GEMM(gemm1_nvfp4_sm90, n, 2, kGemm1, true) \
-  NVFP4_GEMM(gemm1_fp8_sm90, n, 1, kGemm1, false)  \
-  NVFP4_GEMM(gemm2_sm90, n, 2, kGemm2, false)      \
-  NVFP4_GEMM(gemm2_fp8_sm90, n, 1, kGemm2, false)  \
-  NVFP4_GEMM(linear_sm90, n, 2, kLinear, false)
+#define NVFP4_GEMMS(n)                    \
+  NVFP4_GEMM(gemm1_sm90, n, 2, kGemm1)     \
+  NVFP4_GEMM(gemm1_fp8_sm90, n, 1, kGemm1) \
+  NVFP4_GEMM(gemm2_sm90, n, 2, kGemm2)     \
+  NVFP4_GEMM(gemm2_fp8_sm90, n, 1, kGemm2) \
+  NVFP4_GEMM(linear_sm90, n, 2, kLinear)
 
 NVFP4_GEMMS(8)
 NVFP4_GEMMS(16)
@@ -62,4 +57,5 @@ NVFP4_GEMMS(64)
 NVFP4_GEMMS(80)
 NVFP4_GEMMS(96)
 NVFP4_GEMMS(112)
+NVFP4_GEMMS(128)
 NVFP4_GEMMS(144)

@@ -36,9 +36,6 @@
 // is 2^6 and all products are normal e4m3 values: a table is two constants plus the scale in each byte but zero's. The
 // output factors hold the part's largest over 2^6.
 //
-// Rows of activations in packed form use the same words: a slab of a row is 8 words, word j holding columns 8j .. 8j+7
-// as pairs 0 to 3, and 4 scales.
-//
 // Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are
 // up of the same features. So the thread that accumulates a gate value accumulates its up value too.
 #pragma once
@@ -71,12 +68,6 @@ __host__ __device__ constexpr uint32_t e5m3_scale(uint32_t e4m3) {
 }
 static_assert(e5m3_scale(0x38) == 21 << 3, "1.0");
 static_assert(e5m3_scale(1) == 12 << 3 && e5m3_scale(7) == (14 << 3 | 6), "2^-9, and 7 * 2^-9 = 2^-7 * 1.75");
-
-// Any block scale of activations: 0 stays 0 (its codes are 0), NaN becomes 0xFF, which `0x7000 | byte << 4` makes NaN.
-__host__ __device__ constexpr uint32_t e5m3_of(uint32_t e4m3) {
-  return e4m3 == 0 ? 0 : e4m3 == 0x7F ? 0xFF : e5m3_scale(e4m3);
-}
-static_assert(e5m3_of(0x7E) == 0xEE && (0x7000 | e5m3_of(0x7F) << 4) == 0x7FF0, "448 is finite, NaN is NaN");
 
 // Mode fp8: the word of four codes (16 bits) of row g and of row g + 8.
 __host__ __device__ constexpr uint32_t fp8_word(uint32_t low, uint32_t high) {
@@ -116,12 +107,6 @@ constexpr bool fp8_tables_are_exact() {
 }
 static_assert(fp8_tables_are_exact(), "every product of mode fp8");
 static_assert(fp8_scale(0x38, 0x38) == 88 && fp8_scale(1, 0x10) == 88 - 32, "1 of 1; 2^-9 of 2^-5");
-
-// The 2^8 that a product of code and scale misses.
-constexpr float kSlabFactor = 256.0f;
-
-// Slabs of a row of so many blocks of 16.
-__host__ __device__ constexpr int num_slabs(int num_blocks) { return (num_blocks + kSlabSteps - 1) / kSlabSteps; }
 
 // Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts both halves where gated.
 __host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, bool gated, bool up_first) {

@@ -1,7 +1,8 @@
 // A consumer warpgroup: dequantises 64 weight rows in registers and multiplies them with the token rows in shared
 // memory.
 #pragma once
-#include "load_packed.cuh"
+#include "dequantize.cuh"
+#include "load.cuh"
 #include "wgmma.cuh"
 
 namespace nvfp4 {
@@ -232,7 +233,7 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
       const int m_tile = tile.first_m_tile + m * C::kGroupTiles + i;
-      if (m_tile < m_tiles.end) output.store(m_tile, sums.acc[i], shared);
+      if (m_tile < m_tiles.end) output.store(m_tile, i, sums.acc[i], shared);
     }
   });
 }

@@ -2,7 +2,6 @@
 #pragma once
 #include "../common/format.cuh"
 #include "../common/rows.cuh"
-#include "../gemm_sm90/layout.cuh"
 
 namespace nvfp4 {
 
@@ -35,18 +34,6 @@ __device__ inline void store_swizzled(const QuantizeParams& p, int32_t row, int 
   p.block_scale[sf_offset_128x4(row, b, num_blocks)] = static_cast<uint8_t>(block.scale);
 }
 
-// Block b of a row, for register dequantisation: two words of four pairs, and a scale whose product misses 2^8.
-__device__ inline void store_slab(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
-  uint32_t words[2] = {};
-#pragma unroll
-  for (int i = 0; i < kBlockSize; ++i) {
-    words[i / 8] |= scatter_code(i % 8 / 2, static_cast<uint32_t>(block.codes >> (4 * i)) & 15) << (i % 2 * 16);
-  }
-  const int64_t at = int64_t{row} * num_slabs(num_blocks) * kSlabSteps + b;
-  reinterpret_cast<uint2*>(p.packed)[at] = make_uint2(words[0], words[1]);
-  p.block_scale[at] = static_cast<uint8_t>(e5m3_of(block.scale));
-}
-
 // Gives a bf16 row in blocks of 16.
 struct LoadRow {
   const __nv_bfloat16* row;
@@ -69,7 +56,7 @@ __device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& so
   float global_scale = p.static_scale;
   if (global_scale == 0.0f) global_scale = dynamic_global_scale(empty ? 0.0f : row_amax(num_blocks, load, scratch));
   const QuantScale scale = QuantScale::from_global_scale(global_scale);
-  if (threadIdx.x == 0) p.row_scale[row] = p.by_slabs ? global_scale * kSlabFactor : global_scale;
+  if (threadIdx.x == 0) p.row_scale[row] = global_scale;
   const int64_t token = token_of(p.input, row, source);
   for (int b = threadIdx.x; b < num_blocks; b += blockDim.x) {
     Block block = {};
@@ -81,19 +68,11 @@ __device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& so
     }
     if (p.decoded)
       store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
-    if (p.packed && p.by_slabs) {
-      store_slab(p, row, b, num_blocks, block);
-    } else if (p.packed) {
-      store_swizzled(p, row, b, num_blocks, block);
-    }
+    if (p.packed) store_swizzled(p, row, b, num_blocks, block);
   }
   // A tensor core reads the padding columns of a tile too: a NaN there would spoil the row.
   for (int b = num_blocks + threadIdx.x; p.packed && b < (num_blocks + 3) / 4 * 4; b += blockDim.x) {
-    if (p.by_slabs) {
-      store_slab(p, row, b, num_blocks, Block{});
-    } else {
-      p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
-    }
+    p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
   }
 }
 

@@ -196,6 +196,53 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
   }
 }
 
+// Columns of an expert's tiles, in steps; experts without rows have none.
+__device__ int tile_steps(const RouteParams& p, int32_t rows) {
+  const int32_t tiles = (rows + p.tile_rows - 1) / p.tile_rows, step = max(tiles, 1) * GEMM_SM90_COLUMN_STEP;
+  return (rows + step - 1) / step;
+}
+
+// Orders a chunk's experts by the width of their tiles, widest first, so that narrow ones even out the end. For the
+// kernel whose work follows its rows. One warp.
+template <class RowsOf>
+__device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_of) {
+  constexpr int kSteps = GEMM_SM90_WIDEST_ROWS / GEMM_SM90_COLUMN_STEP;
+  const int lane = threadIdx.x % 32;
+  const RoutingTables& t = p.tables;
+  const int64_t num_local = p.num_local_experts;
+  int32_t* const active = t.active_experts + chunk * num_local;
+  int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
+  int32_t first[kSteps] = {};  // place of the next expert of so many steps, less one
+  for (int base = 0; base < p.num_local_experts; base += 32) {
+    const int steps = base + lane < p.num_local_experts ? tile_steps(p, rows_of(base + lane)) : 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const int here = __popc(__ballot_sync(~0u, steps == i + 1));
+#pragma unroll
+      for (int narrower = 0; narrower < i; ++narrower) first[narrower] += here;
+    }
+  }
+  for (int base = 0; base < p.num_local_experts; base += 32) {
+    const int e = base + lane, steps = e < p.num_local_experts ? tile_steps(p, rows_of(e)) : 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const uint32_t peers = __ballot_sync(~0u, steps == i + 1);
+      if (steps == i + 1) active[first[i] + __popc(peers & ((1u << lane) - 1))] = e;
+      first[i] += __popc(peers);
+    }
+  }
+  __syncwarp();
+  const int num_active = t.num_active[chunk];
+  int32_t before = 0;
+  for (int base = 0; base < num_active; base += 32) {
+    const int i = base + lane;
+    Counts<1> at = {i < num_active ? (rows_of(active[i]) + p.tile_rows - 1) / p.tile_rows : 0};
+    const Counts<1> all = warp_exclusive_scan(at);
+    if (i < num_active) starts[i] = before + at.v[0];
+    before += all.v[0];
+  }
+}
+
 __device__ void count_call(const RouteParams& p) {
   // Without a result, so that nothing waits for it.
   if (threadIdx.x == 0) atomicAdd(reinterpret_cast<unsigned long long*>(&p.status->calls), 1ull);
@@ -279,7 +326,10 @@ extern "C" __global__ void __launch_bounds__(512, 1) route_scan(const __grid_con
   __syncthreads();
   for (int c = threadIdx.x / 32; c < p.num_chunks; c += blockDim.x / 32) {
     const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
-    lay_out_chunk(p, c, [&](int e) { return rows[e]; }, [](int, int32_t) {});
+    const auto rows_of = [&](int e) { return rows[e]; };
+    lay_out_chunk(p, c, rows_of, [](int, int32_t) {});
+    __syncwarp();
+    if (p.tile_rows == GEMM_SM90_WIDEST_ROWS) list_widest_first(p, c, rows_of);
   }
 }
 

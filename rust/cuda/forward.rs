@@ -142,6 +142,34 @@ impl Call<'_> {
         }
     }
 
+    /// A chunk's rows, or its tokens, of which quantisers visit those that are routed here.
+    pub(super) fn quantizer_x(&self, chunk: usize) -> params::QuantizerInput {
+        let slot_to_row = self.plan.slot_to_row.pointer(self.base);
+        let first_token = self.plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
+        let source = match self.plan.x_by_row {
+            true => params::RowSource { slot_to_row, row_to_slot: self.row_to_slot(chunk), ..self.h_rows(chunk) },
+            false => params::RowSource {
+                slot_to_row,
+                first_row_on_device: first_token,
+                end_row_on_device: first_token.wrapping_add(1),
+                top_k: self.config.top_k as i32,
+                ..Default::default()
+            },
+        };
+        params::QuantizerInput {
+            source,
+            status: self.layer.device.status(),
+            x: self.args.x.cast(),
+            x_row_stride: self.args.x_row_stride as i64,
+            ..Default::default()
+        }
+    }
+
+    /// A launch whose blocks stride over them.
+    pub(super) fn by_x_rows(&self) -> Shape {
+        self.layer.device.by_rows(if self.plan.x_by_row { self.plan.rows } else { self.args.num_tokens })
+    }
+
     pub(super) fn row_to_slot(&self, chunk: usize) -> *const i32 {
         self.plan.row_to_slot.pointer(self.base).wrapping_add(chunk * self.plan.rows)
     }

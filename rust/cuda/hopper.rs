@@ -1,6 +1,6 @@
-//! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x is packed, and GEMM1 decodes
-//! it on its way to shared memory; h is quantised and decoded again to bf16 in place, exactly. In mode fp8 both become e4m3,
-//! and each row of h takes the first half of its own place.
+//! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x and h are quantised and decoded
+//! again to bf16, exactly, but for each row's scale; h in place. In mode fp8 both become e4m3, and each row of h takes the
+//! first half of its own place.
 
 use super::forward::{Call, all_m_tiles};
 use super::kernels::{Kernel, params};
@@ -37,15 +37,17 @@ impl Call<'_> {
             params.x = plan.x.rows.pointer(self.base).cast_const().cast();
             params.x_row_stride = config.hidden_size as i64;
             params.row_scale = plan.x.global_scale.pointer(self.base);
+            if plan.x_by_row {
+                params.row_to_slot = std::ptr::null();
+            }
         }
         // SAFETY: regions of the workspace, prepared weights; x by contract.
         unsafe {
             match config.mode {
                 Mode::Bf16 => self.launch_gemm(GemmKind::Gemm1, &params),
                 Mode::Nvfp4 => {
-                    params.x_block_scale = plan.x.block_scale.pointer(self.base).cast();
                     self.quantize_x(chunk)?;
-                    self.launch_gemm(GemmKind::Gemm1Nvfp4, &params)?;
+                    self.launch_gemm(GemmKind::Gemm1, &params)?;
                     self.quantize_h(chunk)
                 }
                 Mode::Fp8 => {
@@ -54,24 +56,6 @@ impl Call<'_> {
                     self.quantize_h_fp8(chunk)
                 }
             }
-        }
-    }
-
-    /// A chunk's tokens, of which quantisers visit those that are routed here.
-    fn quantizer_x(&self, chunk: usize) -> params::QuantizerInput {
-        let first_token = self.plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
-        params::QuantizerInput {
-            source: params::RowSource {
-                slot_to_row: self.plan.slot_to_row.pointer(self.base),
-                first_row_on_device: first_token,
-                end_row_on_device: first_token.wrapping_add(1),
-                top_k: self.config.top_k as i32,
-                ..Default::default()
-            },
-            status: self.layer.device.status(),
-            x: self.args.x.cast(),
-            x_row_stride: self.args.x_row_stride as i64,
-            ..Default::default()
         }
     }
 
@@ -86,7 +70,7 @@ impl Call<'_> {
         }
     }
 
-    /// e4m3 of a chunk's tokens.
+    /// e4m3 of x.
     unsafe fn quantize_x_fp8(&self, chunk: usize) -> Result<()> {
         let (plan, hidden) = (self.plan, self.config.hidden_size);
         let params = params::QuantizeFp8Params {
@@ -98,7 +82,7 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(self.args.num_tokens), &params) }
+        unsafe { self.launch(Kernel::QuantizeRowsFp8, self.by_x_rows(), &params) }
     }
 
     /// e4m3 of h: a row is written over its own bf16.
@@ -116,21 +100,18 @@ impl Call<'_> {
         unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(plan.rows), &params) }
     }
 
-    /// The packed form of a chunk's tokens that are routed here.
     unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
         let plan = self.plan;
         let params = params::QuantizeParams {
             input: self.quantizer_x(chunk),
-            packed: plan.x.rows.pointer(self.base),
-            block_scale: plan.x.block_scale.pointer(self.base),
-            by_slabs: 1,
+            decoded: plan.x.rows.pointer(self.base).cast(),
             row_scale: plan.x.global_scale.pointer(self.base),
             static_scale: self.static_scale(self.scales.w13),
             num_cols: self.config.hidden_size as i32,
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(self.args.num_tokens), &params) }
+        unsafe { self.launch(Kernel::QuantizeRows, self.by_x_rows(), &params) }
     }
 
     unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {

@@ -150,7 +150,7 @@ impl CudaLinear {
                 reserved: 0,
             };
             // SAFETY: the linear's own state; x by contract.
-            unsafe { self.device.launch(Kernel::AmaxRows, by_rows, stream, &params) }?;
+            unsafe { self.device.launch_overlapping(Kernel::AmaxRows, by_rows, stream, &params) }?;
         }
         if quantised {
             let mut params = params::QuantizeParams {
@@ -174,7 +174,7 @@ impl CudaLinear {
                 }
             }
             // SAFETY: regions of the workspace; x by contract.
-            unsafe { self.device.launch(Kernel::QuantizeRows, by_rows, stream, &params) }?;
+            unsafe { self.device.launch_overlapping(Kernel::QuantizeRows, by_rows, stream, &params) }?;
         }
         // SAFETY: regions of the workspace, prepared weights; x and out by contract.
         unsafe {
@@ -228,11 +228,12 @@ impl CudaLinear {
             k_valid: matrix.cols as i32,
             num_slabs: matrix.slabs as i32,
             features: config.out_features as i32,
+            tiles_known: 1,
             ..Default::default()
         };
         let (kernel, shape) = gemm_launch(GemmKind::Linear, rows, tiles, num_sms);
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(kernel, shape, stream, &params) }
+        unsafe { self.device.launch_overlapping(kernel, shape, stream, &params) }
     }
 
     unsafe fn portable_gemm(
@@ -263,7 +264,10 @@ impl CudaLinear {
         };
         let blocks = [tiles.clamp(1, (self.device.num_sms * BLOCKS_PER_SM) as usize) as u32, 1, 1];
         // SAFETY: by contract of the caller.
-        unsafe { self.device.launch(gemm_kernel(config.mode), Shape::new(blocks, GEMM_THREADS, 0), stream, &params) }
+        unsafe {
+            let shape = Shape::new(blocks, GEMM_THREADS, 0);
+            self.device.launch_overlapping(gemm_kernel(config.mode), shape, stream, &params)
+        }
     }
 
     /// The largest finite input that calibration saw, negative if none; forgets it. Waits for the device's work.

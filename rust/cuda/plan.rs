@@ -37,8 +37,6 @@ enum Form {
     Decoded,
     /// e4m3.
     Fp8,
-    /// NVFP4 for register dequantisation: slabs of 64 columns (kernels/gemm_sm90/layout.cuh).
-    BySlabs,
     /// NVFP4 with 128x4 swizzled block scales.
     Swizzled,
 }
@@ -50,6 +48,15 @@ impl Form {
             (Mode::Nvfp4 | Mode::Fp8, Kernels::Hopper) => Form::Decoded,
             (Mode::Nvfp4, Kernels::Portable) => Form::Swizzled,
             _ => Form::Bf16,
+        }
+    }
+
+    /// Of GEMM1's input; `None` where that is the caller's x.
+    fn of_x(mode: Mode, kernels: Kernels) -> Option<Self> {
+        match (mode, kernels) {
+            (Mode::Bf16, _) | (Mode::Fp8, Kernels::Portable) => None,
+            (Mode::Fp8, Kernels::Hopper) => Some(Form::Fp8),
+            (Mode::Nvfp4, _) => Some(Form::of(mode, kernels)),
         }
     }
 }
@@ -64,11 +71,9 @@ pub struct Operand {
 
 impl Operand {
     fn new(walk: &mut Walk, form: Form, rows: usize, cols: usize) -> Self {
-        let slabs = cols.div_ceil(TILE);
         let (row_bytes, scales) = match form {
             Form::Bf16 | Form::Decoded => (2 * cols, 0),
             Form::Fp8 => (cols, 0),
-            Form::BySlabs => (slabs * TILE / 2, rows * slabs * TILE / BLOCK_SIZE),
             Form::Swizzled => (cols / 2, sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize),
         };
         Operand {
@@ -76,6 +81,52 @@ impl Operand {
             block_scale: walk.region(scales),
             global_scale: walk.region(if form == Form::Bf16 { 0 } else { rows }),
         }
+    }
+}
+
+/// What a chunk has room for.
+struct Room {
+    /// Routed slots.
+    slots: usize,
+    /// Rows, padding included.
+    rows: usize,
+    x_by_row: bool,
+    /// Bytes that a slice of y shares with what is read before it is written.
+    shared_bytes: usize,
+}
+
+impl Room {
+    /// For at least `fewest_slots`, if there are as many.
+    fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize, fewest_slots: usize) -> Self {
+        let (inter, local) = (config.intermediate_size, config.num_local_experts);
+        let roomy = (H_BUDGET / (2 * inter)).max(CHUNK_ROWS_PER_EXPERT * local).max(fewest_slots);
+        let slots = roomy.min(max_tokens * config.top_k);
+        let y_bytes = |rows: usize, least: usize| {
+            let bytes = |tiles: usize| 2 * rows * tiles * TILE;
+            let budget = Y_BUDGET.max(2 * rows * inter).max(least);
+            // Not a slice's own size, which would shrink where one more row narrows the slices.
+            bytes(config.hidden_size.div_ceil(TILE)).min(budget.max(bytes(SLICE_TILES))).max(least)
+        };
+        if kernels == Kernels::Portable {
+            // Every expert that has rows may need all but one of them as padding.
+            let rows = (slots + (ALIGNED_ROWS - 1) * local.min(slots)) / ALIGNED_ROWS * ALIGNED_ROWS;
+            return Room { slots, rows, x_by_row: true, shared_bytes: y_bytes(rows, 4 * rows * 2 * inter) };
+        }
+        // Quantised rows of x and their scales. All tokens of a call, or where that is more than y takes, a chunk's rows;
+        // where those are more, too, as many as leave h and x no more than h and y take.
+        let x_bytes = match config.mode {
+            Mode::Bf16 => 0,
+            Mode::Fp8 => config.hidden_size + 4,
+            Mode::Nvfp4 => 2 * config.hidden_size + 4,
+        };
+        let shared_bytes = y_bytes(slots, 0) + if x_bytes > 0 { 4 * slots } else { 0 };
+        let x_by_row = max_tokens * x_bytes > shared_bytes;
+        if !x_by_row || slots * x_bytes <= shared_bytes {
+            return Room { slots, rows: slots, x_by_row, shared_bytes };
+        }
+        let rows = ((slots * 2 * inter + shared_bytes) / (2 * inter + x_bytes)).max(fewest_slots.min(slots));
+        let shared_bytes = shared_bytes + (slots - rows) * 2 * inter;
+        Room { slots: rows, rows, x_by_row, shared_bytes: shared_bytes.max(rows * x_bytes) }
     }
 }
 
@@ -110,7 +161,9 @@ pub struct LayerPlan {
     pub segment_counts: Region<i32>,
     pub segment_totals: Region<i32>,
     pub h: Operand,
-    /// GEMM1's input where it is not the caller's x, of a chunk: on Hopper by token, else by row.
+    /// Does `x` hold a chunk's gathered rows? Else its tokens.
+    pub x_by_row: bool,
+    /// GEMM1's input where it is not the caller's x, of a chunk.
     pub x: Operand,
     /// bf16: GEMM2's slice of y; before that, where SwiGLU is a kernel of its own, f32: GEMM1's gate and up.
     pub sums: Region<f32>,
@@ -121,7 +174,7 @@ impl LayerPlan {
     /// For calls of up to `max_tokens` tokens. Every region grows with `max_tokens`, so a larger plan's workspace serves
     /// smaller calls.
     pub fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize) -> Self {
-        let (hidden, inter, local) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
+        let (hidden, local) = (config.hidden_size, config.num_local_experts);
         let slots = max_tokens * config.top_k;
         // Few tokens: a segment for each of the block's warps, 32 at most, of slots for most of its lanes. Many: 256
         // segments, of whole tokens.
@@ -130,45 +183,23 @@ impl LayerPlan {
             false => max_tokens.div_ceil(256).max(SMALL_TOKENS / 32),
         };
         let segment_slots = segment_tokens * config.top_k;
-        let roomy = (H_BUDGET / (2 * inter)).max(CHUNK_ROWS_PER_EXPERT * local).max(2 * segment_slots);
-        let slot_rows = slots.min(roomy);
+        let room = Room::new(kernels, config, max_tokens, 2 * segment_slots);
         // A segment that starts below chunk_slots ends within the rows, so it never straddles a border.
-        let chunk_slots = if slots <= slot_rows { slots.max(1) } else { slot_rows - segment_slots + 1 };
+        let chunk_slots = if slots <= room.slots { slots.max(1) } else { room.slots - segment_slots + 1 };
         let chunks = slots.saturating_sub(1) / chunk_slots + 1;
         let segment_room = if max_tokens <= SMALL_TOKENS { max_tokens.min(32) } else { 256 };
 
-        // Every expert that has rows may need all but one of them as padding.
-        let (row_alignment, rows) = match kernels {
-            Kernels::Hopper => (1, slot_rows),
-            Kernels::Portable => {
-                let padded = slot_rows + (ALIGNED_ROWS - 1) * local.min(slot_rows);
-                (ALIGNED_ROWS, padded / ALIGNED_ROWS * ALIGNED_ROWS)
-            }
-        };
-
-        let slice_bytes = |tiles: usize| 2 * rows * tiles * TILE;
         let hidden_tiles = hidden.div_ceil(TILE);
-        let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
-        let y_budget = Y_BUDGET.max(2 * rows * inter).max(gate_up_bytes);
-        let fitting = y_budget / slice_bytes(1).max(1) / SLICE_TILES * SLICE_TILES;
+        let fitting = room.shared_bytes / (2 * room.rows * TILE).max(1) / SLICE_TILES * SLICE_TILES;
         // As many slices as are needed, of equal size.
         let slices = hidden_tiles.div_ceil(fitting.max(SLICE_TILES));
         let slice_tiles = hidden_tiles.div_ceil(slices).next_multiple_of(SLICE_TILES).min(hidden_tiles);
-        // Not the slice's own size, which would shrink where one more row narrows the slices.
-        let y_bytes = slice_bytes(hidden_tiles).min(y_budget.max(slice_bytes(SLICE_TILES)));
 
-        let x_rows = match (config.mode, kernels) {
-            (Mode::Nvfp4 | Mode::Fp8, Kernels::Hopper) => max_tokens,
-            (Mode::Nvfp4, Kernels::Portable) => rows,
-            _ => 0,
-        };
-        let form = Form::of(config.mode, kernels);
-        let sums_len = y_bytes.max(gate_up_bytes).div_ceil(4);
         let mut walk = Walk::default();
         let mut plan = LayerPlan {
             kernels,
-            rows,
-            row_alignment,
+            rows: room.rows,
+            row_alignment: if kernels == Kernels::Hopper { 1 } else { ALIGNED_ROWS },
             chunks,
             chunk_slots,
             segments: max_tokens.div_ceil(segment_tokens),
@@ -179,7 +210,7 @@ impl LayerPlan {
             },
             slice_tiles,
             slot_to_row: walk.region(slots),
-            row_to_slot: walk.region(chunks * rows),
+            row_to_slot: walk.region(chunks * room.rows),
             row_offsets: walk.region(chunks * (local + 1)),
             row_counts: walk.region(chunks * local),
             active_experts: walk.region(chunks * local),
@@ -189,25 +220,24 @@ impl LayerPlan {
             slice_tiles_found: walk.region(chunks),
             segment_counts: walk.region(segment_room * local),
             segment_totals: walk.region(segment_room),
-            h: Operand::new(&mut walk, form, rows, inter),
+            h: Operand::new(&mut walk, Form::of(config.mode, kernels), room.rows, config.intermediate_size),
+            x_by_row: room.x_by_row,
             x: Operand::default(),
             sums: Region::default(),
             workspace_size: 0,
         };
-        match kernels {
+        let x_rows = if room.x_by_row { room.rows } else { max_tokens };
+        let x_form = Form::of_x(config.mode, kernels);
+        if kernels == Kernels::Hopper {
             // GEMM1 has read a chunk's x before GEMM2 writes its y: they share their place.
-            Kernels::Hopper => {
-                let mut x_walk = walk.clone();
-                let form = if config.mode == Mode::Fp8 { Form::Fp8 } else { Form::BySlabs };
-                plan.x = Operand::new(&mut x_walk, form, x_rows, hidden);
-                plan.sums = walk.region(sums_len);
-                plan.workspace_size = walk.size().max(x_walk.size());
-            }
-            Kernels::Portable => {
-                plan.x = Operand::new(&mut walk, form, x_rows, hidden);
-                plan.sums = walk.region(sums_len);
-                plan.workspace_size = walk.size();
-            }
+            let mut x_walk = walk.clone();
+            plan.x = x_form.map_or_else(Operand::default, |form| Operand::new(&mut x_walk, form, x_rows, hidden));
+            plan.sums = walk.region(room.shared_bytes.div_ceil(4));
+            plan.workspace_size = walk.size().max(x_walk.size());
+        } else {
+            plan.x = x_form.map_or_else(Operand::default, |form| Operand::new(&mut walk, form, x_rows, hidden));
+            plan.sums = walk.region(room.shared_bytes.div_ceil(4));
+            plan.workspace_size = walk.size();
         }
         plan
     }
@@ -287,6 +317,23 @@ mod tests {
         assert!(plan.rows >= 3 * 8192 * 6 / 16, "one chunk holds 1.5 times a uniform routing's slots: {}", plan.rows);
         assert_eq!(plan.slice_tiles, 56, "two slices at most");
         assert!(plan.y_room() >= 8192 * 6 / 8 * 104 / 100 * 7168, "one for 4 % more rows than a uniform routing has");
+    }
+
+    #[test]
+    fn x_lies_by_token_until_a_chunks_rows_are_fewer() {
+        let plan = |mode, tokens| LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, mode), tokens);
+        assert!(!plan(Mode::Nvfp4, 4096).x_by_row && !plan(Mode::Fp8, 8192).x_by_row);
+        let by_row = plan(Mode::Nvfp4, 8192);
+        assert!(
+            by_row.x_by_row && by_row.chunk_slots >= 8192 * 6 / 8 * 115 / 100,
+            "15 % more than uniform routing has"
+        );
+        assert!(by_row.sums.len * 4 >= by_row.rows * (2 * 7168 + 4));
+        assert!(plan(Mode::Fp8, 65_536).workspace_size < 160_000_000, "bounded, however many tokens");
+        for top_k in [1, 2, 6] {
+            let config = LayerConfig { top_k, ..layer(64, 16, 384, 48, Mode::Nvfp4) };
+            assert!(!LayerPlan::new(Kernels::Hopper, &config, 100).x_by_row, "few tokens");
+        }
     }
 
     #[test]

@@ -72,19 +72,9 @@ impl Call<'_> {
 
     /// The rows of a chunk in packed form: a token's values for each expert that it goes to.
     unsafe fn gather_x(&self, chunk: usize) -> Result<()> {
-        let (plan, args) = (self.plan, self.args);
+        let plan = self.plan;
         let params = params::QuantizeParams {
-            input: params::QuantizerInput {
-                source: params::RowSource {
-                    row_to_slot: self.row_to_slot(chunk),
-                    slot_to_row: plan.slot_to_row.pointer(self.base),
-                    ..self.h_rows(chunk)
-                },
-                status: self.layer.device.status(),
-                x: args.x.cast(),
-                x_row_stride: args.x_row_stride as i64,
-                ..Default::default()
-            },
+            input: self.quantizer_x(chunk),
             packed: plan.x.rows.pointer(self.base),
             block_scale: plan.x.block_scale.pointer(self.base),
             row_scale: plan.x.global_scale.pointer(self.base),
@@ -93,7 +83,7 @@ impl Call<'_> {
             ..Default::default()
         };
         // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(plan.rows), &params) }
+        unsafe { self.launch(Kernel::QuantizeRows, self.by_x_rows(), &params) }
     }
 
     /// SwiGLU, and in mode nvfp4 requantise.

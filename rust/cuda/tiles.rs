@@ -10,8 +10,6 @@ use crate::error::{Error, Result};
 pub enum GemmKind {
     /// Clamped SwiGLU of gate and up, to bf16.
     Gemm1,
-    /// The same, of NVFP4 rows by slabs.
-    Gemm1Nvfp4,
     /// The same, of e4m3 rows and weights prepared for mode fp8.
     Gemm1Fp8,
     /// f32 for combine.
@@ -24,16 +22,15 @@ pub enum GemmKind {
 
 impl GemmKind {
     /// Every kind.
-    pub const ALL: [GemmKind; 6] = {
+    pub const ALL: [GemmKind; 5] = {
         use GemmKind::*;
-        [Gemm1, Gemm1Nvfp4, Gemm1Fp8, Gemm2, Gemm2Fp8, Linear]
+        [Gemm1, Gemm1Fp8, Gemm2, Gemm2Fp8, Linear]
     };
 
     /// The stem of its kernels' names.
     pub fn name(self) -> &'static str {
         match self {
             GemmKind::Gemm1 => "gemm1",
-            GemmKind::Gemm1Nvfp4 => "gemm1_nvfp4",
             GemmKind::Gemm1Fp8 => "gemm1_fp8",
             GemmKind::Gemm2 => "gemm2",
             GemmKind::Gemm2Fp8 => "gemm2_fp8",
@@ -43,15 +40,7 @@ impl GemmKind {
 }
 
 /// Row-tile sizes that `gemm_sm90` is compiled for.
-pub const GEMM_ROWS: [u32; 10] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 144];
-
-/// Row-tile sizes to choose from. The largest kernel does tiles of fewer rows in less time.
-const TILE_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
-
-/// The size of the kernel for tiles of so many rows.
-fn kernel_rows(tile_rows: u32) -> u32 {
-    GEMM_ROWS.into_iter().find(|rows| *rows >= tile_rows).unwrap_or(params::GEMM_SM90_WIDEST_ROWS)
-}
+pub const GEMM_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
 
 /// What a tile costs beside its rows, in rows: mostly dequantising weights, which takes issue slots, and the more of them
 /// while tensor cores read and write registers (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
@@ -60,11 +49,10 @@ const TILE_OVERHEAD: f64 = 64.0;
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles. A CTA takes all of a
 /// multiprocessor's shared memory.
 pub fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> (Kernel, Shape) {
-    let rows = kernel_rows(tile_rows);
-    let wide = rows >= params::GEMM_SM90_WIDE_ROWS;
+    let wide = tile_rows >= params::GEMM_SM90_WIDE_ROWS;
     let threads = if wide { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS };
     let blocks = tiles.clamp(1, num_sms as usize) as u32;
-    (Kernel::GemmSm90(kind, rows), Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES))
+    (Kernel::GemmSm90(kind, tile_rows), Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES))
 }
 
 /// Rows, and features, of a tile of `gemm_portable`.
@@ -113,10 +101,10 @@ pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
 /// What a CTA's tile costs beside its rows, in rows, where one matrix has to fill all multiprocessors: mostly dequantising.
 const LINEAR_OVERHEAD: usize = 48;
 
-/// Weight tiles of a CTA.
+/// Weight tiles of a linear's CTA.
 fn tiles_of_cta(rows: u32) -> usize {
     match rows {
-        params::GEMM_SM90_FOUR_TILES_ROWS.. => 4,
+        params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS.. => 4,
         params::GEMM_SM90_TWO_TILES_ROWS.. => 2,
         _ => 1,
     }
@@ -129,17 +117,17 @@ pub fn linear_tile_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 
         let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(tiles_of_cta(rows));
         tiles.div_ceil(num_sms as usize) * tiles_of_cta(rows) * (rows as usize + LINEAR_OVERHEAD)
     };
-    TILE_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(TILE_ROWS[0])
+    GEMM_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(GEMM_ROWS[0])
 }
 
 /// The row-tile size that the environment asks all Hopper GEMMs to use, so that a benchmark can sweep it.
 pub fn forced_rows(kernels: Kernels) -> Result<Option<u32>> {
     const NAME: &str = "NVFP4_MOE_TILE_ROWS";
     let (Kernels::Hopper, Ok(value)) = (kernels, std::env::var(NAME)) else { return Ok(None) };
-    match TILE_ROWS.into_iter().find(|rows| rows.to_string() == value) {
+    match GEMM_ROWS.into_iter().find(|rows| rows.to_string() == value) {
         Some(rows) => Ok(Some(rows)),
         None => {
-            let rule = format!("it must be one of {TILE_ROWS:?}");
+            let rule = format!("it must be one of {GEMM_ROWS:?}");
             Err(Error::argument(NAME, value, rule, "Unset it: the library chooses."))
         }
     }
@@ -165,6 +153,7 @@ mod tests {
     fn a_linear_fills_the_multiprocessors() {
         // 2048 weight rows are 32 tiles: 64 tokens in tiles of 16 make 128 CTAs, in one tile of 64 only 8.
         assert_eq!(linear_tile_rows(64, 32, 132), 16);
+        assert_eq!(linear_tile_rows(512, 32, 132), 64, "16 blocks of two weight tiles, 8 row tiles");
         assert_eq!(linear_tile_rows(1, 32, 132), 8);
         assert_eq!(linear_tile_rows(4096, 256, 132), 128, "2048 CTAs in 16 rounds, the last all but full");
     }
