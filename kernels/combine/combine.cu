@@ -12,41 +12,52 @@ namespace {
 constexpr int kColumns = COMBINE_COLUMNS;
 constexpr int kBatch = 4;  // rows whose loads are in flight together
 
-// Calls add(rows, weights, valid) for a token's routed slots in order, kBatch at a time, the first `valid` of which
-// count. The whole warp takes part, a lane for each slot: reading them costs instructions, which this kernel is short
-// of.
-template <class Add>
-__device__ void for_each_batch(const CombineParams& p, int64_t token, Add add) {
-  const int lane = threadIdx.x % 32;
-  for (int first = 0; first < p.top_k; first += 32) {
-    const int k = first + lane;
-    const int32_t own_row = k < p.top_k ? p.slot_to_row[token * p.top_k + k] : -1;
-    const bool weighted = own_row >= 0 && p.topk_weights;
-    const float own_weight = weighted ? p.topk_weights[token * p.topk_weights_row_stride + k] : 1.0f;
-    uint32_t routed = __ballot_sync(~0u, own_row >= 0);
+// Up to 32 slots of a token, one a lane: rows of y or -1, and weights. Reading them costs instructions and latency,
+// which this kernel is short of, so that a token's are read once, and while the one before is summed.
+struct Slots {
+  int32_t row;
+  float weight;
+
+  // Of all lanes; `first` and on. A token past the end has none.
+  __device__ static Slots read(const CombineParams& p, int64_t token, int64_t end, int first) {
+    const int k = first + threadIdx.x % 32;
+    Slots slots = {-1, 1.0f};
+    if (k < p.top_k && token < end) {
+      slots.row = p.slot_to_row[token * p.top_k + k];
+      if (p.topk_weights) slots.weight = p.topk_weights[token * p.topk_weights_row_stride + k];
+    }
+    return slots;
+  }
+
+  // Calls add(rows, weights, valid) for those that are routed, in order, kBatch at a time, the first `valid` of which
+  // count. The whole warp takes part.
+  template <class Add>
+  __device__ void for_each_batch(Add add) const {
+    uint32_t routed = __ballot_sync(~0u, row >= 0);
     while (routed) {
-      int32_t row[kBatch];
-      float weight[kBatch];
+      int32_t rows[kBatch];
+      float weights[kBatch];
       const int valid = __popc(routed);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int from = __ffs(routed) - 1;  // -1 past the last: any lane's
-        row[i] = __shfl_sync(~0u, own_row, from);
-        weight[i] = __shfl_sync(~0u, own_weight, from);
+        rows[i] = __shfl_sync(~0u, row, from);
+        weights[i] = __shfl_sync(~0u, weight, from);
         routed &= routed - 1;
       }
-      add(row, weight, valid);
+      add(rows, weights, valid);
     }
   }
-}
+};
 
 static_assert(kColumns * sizeof(__nv_bfloat16) == sizeof(uint4), "what a thread reads of a row at once");
 
-// y has `num_cols` columns, from first_col of out on; `col` counts from there.
-__device__ void combine_columns(const CombineParams& p, int64_t token, int first_col, int num_cols, int col) {
+// y has `num_cols` columns, from first_col of out on; `col` counts from there. `slots` are the token's first ones.
+__device__ void combine_columns(const CombineParams& p, int64_t token, const Slots& slots, int first_col, int num_cols,
+                                int col) {
   const bool inside = col < num_cols;
   float sum[kColumns] = {};
-  for_each_batch(p, token, [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
+  const auto add = [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
     uint4 y[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -65,7 +76,8 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, int first
         sum[2 * j + 1] = fmaf(weight[i], __high2float(two[j]), sum[2 * j + 1]);
       }
     }
-  });
+  };
+  for (int k = 0; k < p.top_k; k += 32) (k == 0 ? slots : Slots::read(p, token, token + 1, k)).for_each_batch(add);
   if (!inside) return;
   auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + first_col + col;
   if (reinterpret_cast<uintptr_t>(out) % sizeof(uint4) == 0) {
@@ -84,14 +96,20 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, int first
 }  // namespace nvfp4
 
 // Grid: x strides over the columns, y over the chunk's tokens.
-extern "C" __global__ void __launch_bounds__(256) combine(const __grid_constant__ CombineParams p) {
+extern "C" __global__ void __launch_bounds__(256, 5) combine(const __grid_constant__ CombineParams p) {
   nvfp4::follow_previous();
   const nvfp4::MTiles m_tiles = nvfp4::MTiles::of(p.m_tiles);
   const int num_cols = m_tiles.columns(p.hidden);
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
-  for (int token = p.chunk_first_token[0] + blockIdx.y; token < p.chunk_first_token[1]; token += gridDim.y) {
+  const int64_t end = p.chunk_first_token[1];
+  int64_t token = p.chunk_first_token[0] + blockIdx.y;
+  nvfp4::Slots slots = nvfp4::Slots::read(p, token, end, 0);
+  for (; token < end; token += gridDim.y) {
+    const nvfp4::Slots next = nvfp4::Slots::read(p, token + gridDim.y, end, 0);
     for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < num_cols; first += step) {
-      nvfp4::combine_columns(p, token, m_tiles.first_column(), num_cols, first + threadIdx.x * nvfp4::kColumns);
+      const int col = first + threadIdx.x * nvfp4::kColumns;
+      nvfp4::combine_columns(p, token, slots, m_tiles.first_column(), num_cols, col);
     }
+    slots = next;
   }
 }

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "floats.cuh"
+
 namespace nvfp4 {
 
 constexpr int kBlockSize = 16;  // values that share one block scale
@@ -30,13 +32,19 @@ __device__ inline float e2m1_decode(uint32_t code) {
   return code & 8 ? -value : value;
 }
 
-// The nearest code, ties to the even code, saturating at 6; NaN becomes +6. A tie goes up where the code above is even.
-__device__ inline uint32_t e2m1_encode(float x) {
-  if (isnan(x)) return 7;
-  const float a = fabsf(x);
-  const uint32_t magnitude =
-      (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
-  return magnitude | __float_as_uint(x) >> 31 << 3;
+// The nearest e2m1 value, ties to the even code, saturating at 6; NaN becomes 6. Values are multiples of half the power
+// of two below, and of 1/2 below 1: adding 3/2 * 2^23 of that step makes f32's own ties-to-even round to it. Equal to a
+// comparison with all seven borders for every f32.
+__device__ inline float e2m1_round(float x) {
+  const float a = fminf(fabsf(x), kE2m1Max);
+  const float power = __uint_as_float(__float_as_uint(fmaxf(a, 1.0f)) & 0x7F800000u);
+  return copysignf(__fmaf_rn(power, -0x1.8p22f, __fmaf_rn(power, 0x1.8p22f, a)), x);
+}
+
+// The code of an e2m1 value: from 1 on exponent and first bit of the fraction, below 0.5 and 0.
+__device__ inline uint32_t e2m1_code(float value) {
+  const uint32_t bits = __float_as_uint(value), magnitude = bits & 0x7FFFFFFFu;
+  return (magnitude >= 0x3F800000u ? (magnitude >> 22) - 0xFC : magnitude != 0) | bits >> 31 << 3;
 }
 
 // Value of an e4m3 ("fn") byte; NaN for 0x7F and 0xFF.
@@ -74,34 +82,52 @@ __device__ inline float dynamic_global_scale(float amax) {
   return amax == 0.0f ? 1.0f : fmaxf(__fdiv_rn(amax, kE2m1Max * kE4m3Max), kMinGlobalScale);
 }
 
+// The largest magnitude; NaN if one value is.
+__device__ inline float block_amax(const float (&x)[kBlockSize]) {
+  float amax = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kBlockSize; ++i) amax = max_nan(amax, fabsf(x[i]));
+  return amax;
+}
+
+// NaN and infinite values of a block with this amax.
+__device__ inline int count_nonfinite(const float (&x)[kBlockSize], float amax) {
+  int count = 0;
+  if (isfinite(amax)) return count;
+#pragma unroll
+  for (int i = 0; i < kBlockSize; ++i) count += !isfinite(x[i]);
+  return count;
+}
+
 struct Block {
-  uint64_t codes;  // 16 e2m1, the first in the lowest nibble
-  uint32_t scale;  // e4m3
-  bool saturated;  // the scale would have passed 448
-  int nonfinite;   // NaN or infinite inputs
+  float values[kBlockSize];  // e2m1: what the codes stand for
+  uint32_t scale;            // e4m3
+  bool saturated;            // the scale would have passed 448
+  int nonfinite;             // NaN or infinite inputs
+
+  // The first in the lowest nibble.
+  __device__ uint64_t codes() const {
+    uint64_t all = 0;
+#pragma unroll
+    for (int i = 0; i < kBlockSize; ++i) all |= static_cast<uint64_t>(e2m1_code(values[i])) << (4 * i);
+    return all;
+  }
 };
 
 // Quantise 16 values:
 //   scale = e4m3(amax * ((1 / g) / 6)), saturating;  code = e2m1(x * ((1 / g) / scale)), factor 0 where scale is 0.
 // A NaN gives the block the scale NaN, so that it cannot hide; an infinity saturates. Source: rust/format/block.rs.
 __device__ inline Block quantize_block(const float (&x)[kBlockSize], QuantScale scale) {
-  float amax = 0.0f;
-  bool has_nan = false;
-  int nonfinite = 0;
-#pragma unroll
-  for (int i = 0; i < kBlockSize; ++i) {
-    amax = fmaxf(amax, fabsf(x[i]));  // passes over NaN
-    has_nan |= isnan(x[i]);
-    nonfinite += !isfinite(x[i]);
-  }
-  const float wanted = has_nan ? __uint_as_float(0x7FC00000u) : __fmul_rn(amax, scale.encode_sixth);
-  const uint32_t block_scale = e4m3_encode(wanted);
-  const float decoded = e4m3_decode(block_scale);
+  const float amax = block_amax(x), wanted = __fmul_rn(amax, scale.encode_sixth);
+  Block block;
+  block.scale = e4m3_encode(wanted);
+  block.saturated = wanted > kE4m3Max;
+  block.nonfinite = count_nonfinite(x, amax);
+  const float decoded = e4m3_decode(block.scale);
   const float factor = decoded == 0.0f ? 0.0f : __fdiv_rn(scale.encode, decoded);
-  uint64_t codes = 0;
 #pragma unroll
-  for (int i = 0; i < kBlockSize; ++i) codes |= static_cast<uint64_t>(e2m1_encode(__fmul_rn(x[i], factor))) << (4 * i);
-  return {codes, block_scale, wanted > kE4m3Max, nonfinite};
+  for (int i = 0; i < kBlockSize; ++i) block.values[i] = e2m1_round(__fmul_rn(x[i], factor));
+  return block;
 }
 
 }  // namespace nvfp4

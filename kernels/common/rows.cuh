@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include "../params.h"
+#include "format.cuh"
 
 namespace nvfp4 {
 
@@ -38,7 +39,7 @@ __device__ inline Row row_at(const RowSource& source, int32_t row) {
 }
 
 // 16 neighbours of a bf16 row, which may start at any element.
-__device__ inline void load_block(const __nv_bfloat16* at, float (&x)[16]) {
+__device__ inline void load_block(const __nv_bfloat16* at, float (&x)[kBlockSize]) {
   if (reinterpret_cast<uintptr_t>(at) % 16 == 0) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -66,17 +67,24 @@ __device__ inline float block_max(float value, float (&scratch)[32]) {
   return value;
 }
 
-__device__ inline float finite_abs(float x) { return isfinite(x) ? fabsf(x) : 0.0f; }
+// The largest finite magnitude of a block of 16.
+__device__ inline float finite_amax(const float (&x)[kBlockSize]) {
+  float amax = block_amax(x);
+  if (isfinite(amax)) return amax;
+  amax = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kBlockSize; ++i) amax = fmaxf(amax, isfinite(x[i]) ? fabsf(x[i]) : 0.0f);
+  return amax;
+}
 
 // The largest finite magnitude of a row of blocks of 16, in every thread of the block; load(b, values) gives the b-th.
 template <class Load>
 __device__ inline float row_amax(int num_blocks, Load load, float (&scratch)[32]) {
   float amax = 0.0f;
   for (int b = threadIdx.x; b < num_blocks; b += blockDim.x) {
-    float x[16];
+    float x[kBlockSize];
     load(b, x);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) amax = fmaxf(amax, finite_abs(x[i]));
+    amax = fmaxf(amax, finite_amax(x));
   }
   return block_max(amax, scratch);
 }

@@ -20,8 +20,7 @@ __device__ inline void store_decoded(__nv_bfloat16* out, const Block& block) {
   uint32_t words[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const uint32_t pair = static_cast<uint32_t>(block.codes >> (8 * i));
-    const __nv_bfloat162 two = __floats2bfloat162_rn(e2m1_decode(pair) * scale, e2m1_decode(pair >> 4) * scale);
+    const __nv_bfloat162 two = __floats2bfloat162_rn(block.values[2 * i] * scale, block.values[2 * i + 1] * scale);
     words[i] = *reinterpret_cast<const uint32_t*>(&two);
   }
   reinterpret_cast<uint4*>(out)[0] = make_uint4(words[0], words[1], words[2], words[3]);
@@ -30,7 +29,7 @@ __device__ inline void store_decoded(__nv_bfloat16* out, const Block& block) {
 
 // Block b of a row in Blackwell's layout.
 __device__ inline void store_swizzled(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
-  reinterpret_cast<uint64_t*>(p.packed)[int64_t{row} * num_blocks + b] = block.codes;
+  reinterpret_cast<uint64_t*>(p.packed)[int64_t{row} * num_blocks + b] = block.codes();
   p.block_scale[sf_offset_128x4(row, b, num_blocks)] = static_cast<uint8_t>(block.scale);
 }
 

@@ -31,8 +31,7 @@ __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const 
       float values[kBlockSize];
       load(b, values);
       Block seen = {};
-#pragma unroll
-      for (int i = 0; i < kBlockSize; ++i) seen.nonfinite += !isfinite(values[i]);
+      seen.nonfinite = count_nonfinite(values, block_amax(values));
       if (source.counts) report(p.input.status, seen, token);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
