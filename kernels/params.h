@@ -6,11 +6,10 @@
 
 #include <stdint.h>
 
-/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Kernels of
- * GEMM_SM90_WIDE_ROWS rows or more have fewer threads, with more registers. */
+/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Those whose CTA has four
+ * weight tiles have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
-#define GEMM_SM90_WIDE_ROWS 80
-#define GEMM_SM90_WIDE_THREADS 384
+#define GEMM_SM90_FOUR_TILES_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
 /* The widest kernel multiplies as many token rows as a tile has, in steps: fine down to where most tiles are, then

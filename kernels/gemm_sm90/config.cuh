@@ -53,7 +53,7 @@ constexpr int tiles_of_cta(int rows, bool is_linear) {
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
 template <int kN, int kColumnBytes, int kTiles>
-struct ConfigOfTiles : Config<kN, 4, kN >= GEMM_SM90_WIDE_ROWS ? 2 : 4, 1, 2, kColumnBytes> {};
+struct ConfigOfTiles : Config<kN, kTiles, 2, 1, 2, kColumnBytes> {};
 template <int kN, int kColumnBytes>
 struct ConfigOfTiles<kN, kColumnBytes, 2> : Config<kN, 2, 2, 2, 4, kColumnBytes> {};
 template <int kN, int kColumnBytes>
@@ -74,7 +74,7 @@ struct SharedStorage {
 
 template <class C>
 constexpr bool kFitsLaunch =
-    C::kThreads == (C::kN >= GEMM_SM90_WIDE_ROWS ? GEMM_SM90_WIDE_THREADS : GEMM_SM90_THREADS) && C::kStages >= 3 &&
+    C::kThreads == (C::kTiles == 4 ? GEMM_SM90_FOUR_TILES_THREADS : GEMM_SM90_THREADS) && C::kStages >= 3 &&
     sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

@@ -107,11 +107,14 @@ struct RowGather {
 struct WeightTiles {
   const uint8_t* tiles;
   int num_tiles;
+  uint64_t policy;
 
   template <class C>
   __device__ static WeightTiles of(const GemmParams& p, const Tile& tile, const MTiles& m_tiles) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kTiles, m_tiles.end - tile.first_m_tile)};
+            min(C::kTiles, m_tiles.end - tile.first_m_tile),
+            // An expert's row tiles are done together; those of a linear may be many rounds apart.
+            ptx::read_policy(p.list.row_offsets != nullptr)};
   }
 
   // Starts the copies of a stage, of slabs `slab` and on. One thread.
@@ -121,7 +124,7 @@ struct WeightTiles {
     ptx::mbarrier_expect_tx(shared.full[stage], num_tiles * bytes);
     for (int m = 0; m < num_tiles; ++m) {
       ptx::bulk_copy(shared.tiles[stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
-                     shared.full[stage]);
+                     shared.full[stage], policy);
     }
   }
 

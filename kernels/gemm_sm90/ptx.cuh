@@ -39,12 +39,21 @@ __device__ inline void mbarrier_wait(uint64_t& bar, uint32_t parity) {
 
 // ---- Copies ("Data Movement and Conversion Instructions: cp.async, cp.async.bulk")
 
+// How L2 is to keep what is read once, or as usual.
+__device__ inline uint64_t read_policy(bool once) {
+  uint64_t first, normal;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
+  return once ? first : normal;
+}
+
 // Global to shared through the copy engine; `bytes` a multiple of 16, both addresses 16-byte aligned.
-__device__ inline void bulk_copy(void* dst, const void* src, uint32_t bytes, uint64_t& bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(dst)),
-               "l"(__cvta_generic_to_global(src)), "r"(bytes), "r"(shared_address(&bar))
-               : "memory");
+__device__ inline void bulk_copy(void* dst, const void* src, uint32_t bytes, uint64_t& bar, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(shared_address(dst)),
+      "l"(__cvta_generic_to_global(src)), "r"(bytes), "r"(shared_address(&bar)), "l"(policy)
+      : "memory");
 }
 
 __device__ inline void cp_async_16(uint32_t dst, const void* src) {

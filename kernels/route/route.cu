@@ -123,7 +123,7 @@ __device__ void place_segments(const RouteParams& p) {
 
 // Turns segment_counts of one expert into rows before the segment within its chunk, and sums each chunk.
 __device__ void sum_expert(const RouteParams& p, int expert) {
-  constexpr int kBatch = 16;  // loads in flight
+  constexpr int kBatch = 32;  // loads in flight
   const int64_t num_local = p.num_local_experts;
   for (int c = 0; c < p.num_chunks; ++c) p.tables.row_counts[c * num_local + expert] = 0;
   int32_t sum = 0, chunk = 0;

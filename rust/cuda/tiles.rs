@@ -49,8 +49,10 @@ const TILE_OVERHEAD: f64 = 64.0;
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles. A CTA takes all of a
 /// multiprocessor's shared memory.
 pub fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> (Kernel, Shape) {
-    let wide = tile_rows >= params::GEMM_SM90_WIDE_ROWS;
-    let threads = if wide { params::GEMM_SM90_WIDE_THREADS } else { params::GEMM_SM90_THREADS };
+    let threads = match tiles_of_cta(tile_rows, kind == GemmKind::Linear) {
+        4 => params::GEMM_SM90_FOUR_TILES_THREADS,
+        _ => params::GEMM_SM90_THREADS,
+    };
     let blocks = tiles.clamp(1, num_sms as usize) as u32;
     (Kernel::GemmSm90(kind, tile_rows), Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES))
 }
@@ -101,10 +103,14 @@ pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
 /// What a CTA's tile costs beside its rows, in rows, where one matrix has to fill all multiprocessors: mostly dequantising.
 const LINEAR_OVERHEAD: usize = 48;
 
-/// Weight tiles of a linear's CTA.
-fn tiles_of_cta(rows: u32) -> usize {
+/// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
+fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
+    let four = match is_linear {
+        true => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
+        false => params::GEMM_SM90_FOUR_TILES_ROWS,
+    };
     match rows {
-        params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS.. => 4,
+        rows if rows >= four => 4,
         params::GEMM_SM90_TWO_TILES_ROWS.. => 2,
         _ => 1,
     }
@@ -114,8 +120,8 @@ fn tiles_of_cta(rows: u32) -> usize {
 /// are spread by more and smaller row tiles, which read the weights again from L2.
 pub fn linear_tile_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
     let cost = |rows: u32| {
-        let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(tiles_of_cta(rows));
-        tiles.div_ceil(num_sms as usize) * tiles_of_cta(rows) * (rows as usize + LINEAR_OVERHEAD)
+        let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(tiles_of_cta(rows, true));
+        tiles.div_ceil(num_sms as usize) * tiles_of_cta(rows, true) * (rows as usize + LINEAR_OVERHEAD)
     };
     GEMM_ROWS.into_iter().min_by_key(|rows| cost(*rows)).unwrap_or(GEMM_ROWS[0])
 }
