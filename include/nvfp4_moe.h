@@ -240,6 +240,8 @@ typedef struct nvfp4_moe_linear_args {
 
 int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc *desc, nvfp4_moe_linear **out);
 void nvfp4_moe_linear_destroy(nvfp4_moe_linear *linear);
+/* As nvfp4_moe_layer_storage_size, and only prepare may write it: on CUDA forward may read it while the kernel before
+ * it on the stream still runs. */
 int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear *linear, uint64_t *out);
 int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linear_weights *weights, void *storage,
                                  uint64_t storage_size, struct CUstream_st *stream);

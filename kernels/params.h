@@ -45,7 +45,6 @@ typedef struct RoutingTables {
   int32_t *tile_starts;       /* [C, L + 1] row tiles before the i-th active expert; [num_active] = all */
   int32_t *num_active;        /* [C] */
   int32_t *chunk_first_token; /* [C + 1] */
-  int32_t *slice_tiles;       /* [C] tiles of 64 columns in a slice of y: as many as its rows leave room for */
 } RoutingTables;
 
 typedef struct RouteParams {
@@ -69,8 +68,6 @@ typedef struct RouteParams {
   int32_t chunk_rows;    /* R */
   int32_t row_alignment; /* 1, or 128 for the 128x4 layouts */
   int32_t tile_rows;     /* rows of one GEMM tile */
-  int32_t hidden_tiles;  /* tiles of 64 columns of y */
-  int64_t y_room;        /* values of a slice */
 } RouteParams;
 
 /* Which rows a row-wise kernel visits: all; or, with slot_to_row alone, tokens; or, with row_to_slot, grouped rows. */
@@ -128,31 +125,17 @@ typedef struct AmaxParams {
   int32_t reserved;
 } AmaxParams;
 
-/* Tiles of 64 weight rows: those of a launch; or one slice of y's columns, as wide as the rows that there are leave room
- * for, so that slices follow the routing and not its worst case. */
-typedef struct MTileRange {
-  const int32_t *slice_tiles_on_device; /* [1] tiles of a slice. NULL: first to end */
-  int32_t first;                        /* 0 with slices */
-  int32_t end;                          /* with slices the end of all */
-  int32_t slice;
-  int32_t reserved;
-} MTileRange;
-
-/* A slice is whole blocks of so many weight tiles, those of one CTA. */
-#define SLICE_TILES 4
-
 /* Columns of a thread, at a time; hidden_size is a multiple of 16. */
 #define COMBINE_COLUMNS 8
 
 typedef struct CombineParams {
   const int32_t *slot_to_row;       /* [T * k] */
   const int32_t *chunk_first_token; /* [2]: tokens of this chunk */
-  const void *y;                    /* bf16 [R, columns of m_tiles] of GEMM2's output */
+  const void *y;                    /* bf16 [R, hidden]: GEMM2's output */
   const float *topk_weights;        /* [T, k] or NULL = 1 */
   int64_t topk_weights_row_stride;
   void *out; /* bf16 [T, hidden] */
   int64_t out_row_stride;
-  MTileRange m_tiles; /* y's columns */
   int32_t hidden;
   int32_t top_k;
 } CombineParams;
@@ -242,16 +225,17 @@ typedef struct PrepareRowAlphaParams {
   float factor; /* what the GEMM's products lack */
 } PrepareRowAlphaParams;
 
-/* The grouped rows of a GEMM, and the weight tiles of a launch. */
+/* The grouped rows of a GEMM, and its weight tiles. */
 typedef struct TileList {
   const int32_t *row_offsets; /* [L + 1]. NULL: one expert with num_rows rows */
   const int32_t *row_counts;  /* [L] */
   const int32_t *active_experts;
   const int32_t *tile_starts;
   const int32_t *num_active;
-  MTileRange m_tiles;
+  int32_t m_tiles; /* of 64 weight rows */
   int32_t num_rows;
   int32_t tile_rows; /* of a tile, at most: what tile_starts counts by; the kernel's size or less */
+  int32_t reserved;
 } TileList;
 
 /* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */
@@ -264,7 +248,7 @@ typedef struct GemmParams {
   int64_t x_row_stride;          /* of bf16 or e4m3 rows, in elements */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
-  void *out;            /* bf16. gemm1: h [R, features]; gemm2: y [R, columns of m_tiles]; linear: [T, features] */
+  void *out;            /* bf16. gemm1: h [R, features]; gemm2: y, the same; linear: [T, features] */
   const void *bias;     /* linear: bf16 [features] or NULL */
   int64_t out_row_stride;
   int32_t top_k;
@@ -288,7 +272,6 @@ typedef struct PortableGemmParams {
   const int32_t *row_to_slot;   /* bf16: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
   int64_t x_row_stride;         /* bf16: elements */
   float *sums;      /* f32 [rows, out_row_stride]. Or NULL */
-  void *y;          /* bf16 [rows, columns of m_tiles]. Or NULL */
   void *out;        /* bf16 [rows, out_row_stride], with bias. Or NULL */
   const void *bias; /* bf16 [features] or NULL */
   int64_t out_row_stride;

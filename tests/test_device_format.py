@@ -52,6 +52,10 @@ def test_codecs(ask, codec):
         assert int(answer, 16) == wanted, question
 
 
+def test_values_round_as_the_borders_say(ask):
+    assert ask(["e2m1_borders"]) == ["0"]
+
+
 def test_swizzled_layout(ask):
     offsets = [words[1:] for words in read_lines("sf_layout.txt") if words[0] == "offset"]
     answers = ask([f"sf_offset {row} {col} {cols}" for row, col, cols, _ in offsets])

@@ -187,6 +187,47 @@ def test_pro_under_ep8_with_8192_tokens_uses_150_megabytes(mode):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", ["bf16", "nvfp4"])
+def test_a_linear_waits_for_whatever_came_before(mode, device):
+    """Its launch may overlap a kernel's end; copies and fills, as nodes of a graph too, it follows."""
+    k, n, num_tokens = 4096, 4096, 64
+    generator = torch.Generator().manual_seed(11)
+    codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(0x18, 0x58, (n, k // 16), dtype=torch.uint8, generator=generator)
+    linear = Linear(in_features=k, out_features=n, mode=mode, scale_policy="dynamic", device=device)
+    linear.prepare(LinearWeights(codes.cuda(), scales.cuda(), torch.full((1,), k**-0.5 / 15, device="cuda")))
+    sources = [generate.tokens(num_tokens, k, generator).cuda() for _ in range(4)]
+    expected = [linear(source).clone() for source in sources]
+    x, outs = torch.zeros_like(sources[0]), [torch.empty_like(expected[0]) for _ in range(9)]
+
+    def forwards():
+        for i in range(4):
+            x.copy_(sources[i])  # a copy between buffers
+            linear(x, out=outs[i])
+        for i in range(4):
+            torch.mul(sources[i], 1, out=x)  # a kernel
+            linear(x, out=outs[4 + i])
+        x.zero_()
+        linear(x, out=outs[8])
+
+    def check():
+        for i in range(8):
+            assert torch.equal(bits(outs[i]), bits(expected[i % 4]))
+        assert not outs[8].any()
+
+    forwards()
+    check()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        forwards()
+    for out in outs:
+        out.fill_(1)
+    for _ in range(3):
+        graph.replay()
+    check()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_rows_past_2_to_the_31_bytes(device):
     """x of 2.2 GB and weights of 2.3 GB: the last rows equal the same rows on their own."""
     layer = random_layer(62, 7168, 3072, num_experts=62, top_k=1, device=device)

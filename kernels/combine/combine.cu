@@ -3,7 +3,6 @@
 #include <cuda_bf16.h>
 
 #include "../common/overlap.cuh"
-#include "../common/tiles.cuh"
 #include "../params.h"
 
 namespace nvfp4 {
@@ -52,10 +51,9 @@ struct Slots {
 
 static_assert(kColumns * sizeof(__nv_bfloat16) == sizeof(uint4), "what a thread reads of a row at once");
 
-// y has `num_cols` columns, from first_col of out on; `col` counts from there. `slots` are the token's first ones.
-__device__ void combine_columns(const CombineParams& p, int64_t token, const Slots& slots, int first_col, int num_cols,
-                                int col) {
-  const bool inside = col < num_cols;
+// Columns `col` and on of a token; `slots` are its first ones.
+__device__ void combine_columns(const CombineParams& p, int64_t token, const Slots& slots, int col) {
+  const bool inside = col < p.hidden;
   float sum[kColumns] = {};
   const auto add = [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
     uint4 y[kBatch];
@@ -63,7 +61,7 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
     for (int i = 0; i < kBatch; ++i) {
       if (i < valid && inside) {
         y[i] =
-            *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.y) + int64_t{row[i]} * num_cols + col);
+            *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(p.y) + int64_t{row[i]} * p.hidden + col);
       }
     }
 #pragma unroll
@@ -79,7 +77,7 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
   };
   for (int k = 0; k < p.top_k; k += 32) (k == 0 ? slots : Slots::read(p, token, token + 1, k)).for_each_batch(add);
   if (!inside) return;
-  auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + first_col + col;
+  auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_row_stride + col;
   if (reinterpret_cast<uintptr_t>(out) % sizeof(uint4) == 0) {
     uint4 all;
     auto* const two = reinterpret_cast<__nv_bfloat162*>(&all);
@@ -98,17 +96,14 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
 // Grid: x strides over the columns, y over the chunk's tokens.
 extern "C" __global__ void __launch_bounds__(256, 5) combine(const __grid_constant__ CombineParams p) {
   nvfp4::follow_previous();
-  const nvfp4::MTiles m_tiles = nvfp4::MTiles::of(p.m_tiles);
-  const int num_cols = m_tiles.columns(p.hidden);
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   const int64_t end = p.chunk_first_token[1];
   int64_t token = p.chunk_first_token[0] + blockIdx.y;
   nvfp4::Slots slots = nvfp4::Slots::read(p, token, end, 0);
   for (; token < end; token += gridDim.y) {
     const nvfp4::Slots next = nvfp4::Slots::read(p, token + gridDim.y, end, 0);
-    for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < num_cols; first += step) {
-      const int col = first + threadIdx.x * nvfp4::kColumns;
-      nvfp4::combine_columns(p, token, slots, m_tiles.first_column(), num_cols, col);
+    for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < p.hidden; first += step) {
+      nvfp4::combine_columns(p, token, slots, first + threadIdx.x * nvfp4::kColumns);
     }
     slots = next;
   }

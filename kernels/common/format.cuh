@@ -3,8 +3,6 @@
 #pragma once
 #include <cstdint>
 
-#include "floats.cuh"
-
 namespace nvfp4 {
 
 constexpr int kBlockSize = 16;  // values that share one block scale
@@ -36,9 +34,9 @@ __device__ inline float e2m1_decode(uint32_t code) {
 // of two below, and of 1/2 below 1: adding 3/2 * 2^23 of that step makes f32's own ties-to-even round to it. Equal to a
 // comparison with all seven borders for every f32.
 __device__ inline float e2m1_round(float x) {
-  const float a = fminf(fabsf(x), kE2m1Max);
+  const float clamped = fmaxf(fminf(x, kE2m1Max), -kE2m1Max), a = fabsf(clamped);
   const float power = __uint_as_float(__float_as_uint(fmaxf(a, 1.0f)) & 0x7F800000u);
-  return copysignf(__fmaf_rn(power, -0x1.8p22f, __fmaf_rn(power, 0x1.8p22f, a)), x);
+  return copysignf(__fmaf_rn(power, -0x1.8p22f, __fmaf_rn(power, 0x1.8p22f, a)), clamped);
 }
 
 // The code of an e2m1 value: from 1 on exponent and first bit of the fraction, below 0.5 and 0.
@@ -82,12 +80,15 @@ __device__ inline float dynamic_global_scale(float amax) {
   return amax == 0.0f ? 1.0f : fmaxf(__fdiv_rn(amax, kE2m1Max * kE4m3Max), kMinGlobalScale);
 }
 
-// The largest magnitude; NaN if one value is.
+// The largest magnitude; NaN if one value is. Magnitudes order as their bits do, and NaN lies above all.
 __device__ inline float block_amax(const float (&x)[kBlockSize]) {
-  float amax = 0.0f;
+  uint32_t amax = 0;
 #pragma unroll
-  for (int i = 0; i < kBlockSize; ++i) amax = max_nan(amax, fabsf(x[i]));
-  return amax;
+  for (int i = 0; i < kBlockSize; ++i) {
+    const uint32_t magnitude = __float_as_uint(x[i]) & 0x7FFFFFFFu;
+    amax = magnitude > amax ? magnitude : amax;
+  }
+  return __uint_as_float(amax);
 }
 
 // NaN and infinite values of a block with this amax.

@@ -1,9 +1,21 @@
 // The activation between the GEMMs.
 #pragma once
 #include "../params.h"
-#include "floats.cuh"
 
 namespace nvfp4 {
+
+// min and max that keep a NaN, unlike fminf.
+__device__ inline float min_nan(float a, float b) {
+  float d;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+  return d;
+}
+
+__device__ inline float max_nan(float a, float b) {
+  float d;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
+  return d;
+}
 
 __device__ inline float exp2_approx(float x) {
   float d;

@@ -5,22 +5,6 @@
 
 namespace nvfp4 {
 
-// Weight tiles of a launch.
-struct MTiles {
-  static constexpr int32_t kRows = 64;  // of a tile
-  int32_t first, end;
-
-  __device__ static MTiles of(const MTileRange& p) {
-    if (!p.slice_tiles_on_device) return {p.first, p.end};
-    const int32_t width = *p.slice_tiles_on_device, first = min(p.slice * width, p.end);
-    return {first, min(first + width, p.end)};
-  }
-
-  // What these tiles of a matrix with so many rows are of its result.
-  __device__ int32_t first_column() const { return first * kRows; }
-  __device__ int32_t columns(int32_t features) const { return min(end * kRows, features) - first_column(); }
-};
-
 struct Tile {
   int32_t expert;
   int32_t first_m_tile;  // the first of this CTA's
@@ -32,9 +16,8 @@ struct Tile {
 // few tiles as hold them, in eights: two tiles of 80 cost less than one of 144 and one of 16 where the kernel's work
 // follows the rows, and no more elsewhere.
 template <int kMTiles, class Body>
-__device__ void for_each_tile(const TileList& p, const MTiles& m_tiles, Body body) {
-  const int32_t m_blocks = (m_tiles.end - m_tiles.first + kMTiles - 1) / kMTiles;
-  if (m_blocks <= 0) return;
+__device__ void for_each_tile(const TileList& p, Body body) {
+  const int32_t m_blocks = (p.m_tiles + kMTiles - 1) / kMTiles;
   const bool grouped = p.row_offsets != nullptr;
   const int32_t num_active = grouped ? *p.num_active : 1;
   int32_t active = 0, start = 0,
@@ -51,7 +34,7 @@ __device__ void for_each_tile(const TileList& p, const MTiles& m_tiles, Body bod
     const int32_t rows = grouped ? p.row_counts[expert] : p.num_rows;
     const int32_t rows_each = (rows + row_tiles - 1) / row_tiles + 7 & ~7;
     const int32_t row = in_expert % row_tiles * rows_each;
-    body(Tile{expert, m_tiles.first + in_expert / row_tiles * kMTiles, (grouped ? p.row_offsets[expert] : 0) + row,
+    body(Tile{expert, in_expert / row_tiles * kMTiles, (grouped ? p.row_offsets[expert] : 0) + row,
               min(rows - row, rows_each)});
   }
 }

@@ -84,15 +84,11 @@ __device__ void multiply(const SharedTile& rows, const SharedTile& weights, cons
   }
 }
 
-__device__ void store(const PortableGemmParams& p, const MTiles& m_tiles, const float* alphas, int64_t row, int feature,
-                      float sum) {
+__device__ void store(const PortableGemmParams& p, const float* alphas, int64_t row, int feature, float sum) {
   const float global_scale = p.x_global_scale ? p.x_global_scale[row] : 1.0f;
   const float factor = global_scale * alphas[feature / p.alpha_features];
   if (p.sums) {
     p.sums[row * p.out_row_stride + feature] = sum * factor;
-  } else if (p.y) {
-    const int64_t at = row * m_tiles.columns(p.features) + feature - m_tiles.first_column();
-    static_cast<__nv_bfloat16*>(p.y)[at] = __float2bfloat16_rn(sum * factor);
   } else {
     const auto* bias = static_cast<const __nv_bfloat16*>(p.bias);
     const float value = fmaf(sum, factor, bias ? __bfloat162float(bias[feature]) : 0.0f);
@@ -100,8 +96,7 @@ __device__ void store(const PortableGemmParams& p, const MTiles& m_tiles, const 
   }
 }
 
-__device__ void store_tile(const PortableGemmParams& p, const MTiles& m_tiles, const Tile& tile, const Lane& lane,
-                           const Sums& acc) {
+__device__ void store_tile(const PortableGemmParams& p, const Tile& tile, const Lane& lane, const Sums& acc) {
   const float* alphas =
       reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride);
 #pragma unroll
@@ -112,8 +107,7 @@ __device__ void store_tile(const PortableGemmParams& p, const MTiles& m_tiles, c
       for (int v = 0; v < 4; ++v) {
         const int r = lane.first_row + 16 * i + lane.g + v / 2 * 8;
         const int feature = tile.first_m_tile * kTile + lane.first_feature + 8 * j + 2 * lane.c + v % 2;
-        if (r < tile.num_rows && feature < p.features)
-          store(p, m_tiles, alphas, tile.first_row + r, feature, acc[i][j][v]);
+        if (r < tile.num_rows && feature < p.features) store(p, alphas, tile.first_row + r, feature, acc[i][j][v]);
       }
     }
   }
@@ -124,8 +118,7 @@ __device__ void gemm(const PortableGemmParams& p, const Rows& rows) {
   __shared__ SharedTile shared_rows, shared_weights;
   const Lane lane;
   const int num_blocks = p.k / kBlockSize;
-  const MTiles m_tiles = MTiles::of(p.list.m_tiles);
-  for_each_tile<1>(p.list, m_tiles, [&](const Tile& tile) {
+  for_each_tile<1>(p.list, [&](const Tile& tile) {
     const uint64_t expert = tile.expert * p.expert_stride;
     const Nvfp4Rows weights{reinterpret_cast<const uint64_t*>(p.codes + expert), p.block_scale + expert, num_blocks};
     const int first_feature = tile.first_m_tile * kTile;
@@ -137,7 +130,7 @@ __device__ void gemm(const PortableGemmParams& p, const Rows& rows) {
       multiply(shared_rows, shared_weights, lane, acc);
       __syncthreads();
     }
-    store_tile(p, m_tiles, tile, lane, acc);
+    store_tile(p, tile, lane, acc);
   });
 }
 

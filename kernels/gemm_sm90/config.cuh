@@ -73,8 +73,7 @@ struct SharedStorage {
 };
 
 template <class C>
-constexpr bool kFitsLaunch =
-    C::kThreads == (C::kTiles == 4 ? GEMM_SM90_FOUR_TILES_THREADS : GEMM_SM90_THREADS) && C::kStages >= 3 &&
-    sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
+constexpr bool kFitsLaunch = C::kThreads == (C::kTiles == 4 ? GEMM_SM90_FOUR_TILES_THREADS : GEMM_SM90_THREADS) &&
+                             C::kStages >= 3 && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

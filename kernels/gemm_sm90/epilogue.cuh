@@ -35,8 +35,7 @@ struct Pair {
 template <class C, Epilogue kEpilogue>
 class Output {
  public:
-  __device__ Output(const GemmParams& p, const Tile& tile, const MTiles& m_tiles, SharedStorage<C>& shared)
-      : p_(p), tile_(tile), m_tiles_(m_tiles) {
+  __device__ Output(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared) : p_(p), tile_(tile) {
     const int lane = threadIdx.x % 32;
     if constexpr (kEpilogue == Epilogue::kLinear) {
       const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane / 16;
@@ -76,12 +75,9 @@ class Output {
   __device__ static int warp() { return threadIdx.x % 128 / 32; }
   __device__ static int first_even() { return threadIdx.x % 32 / 8 * 2; }
   __device__ static int token() { return threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }  // first that this thread stores
-  __device__ int64_t row_stride() const {
-    return kEpilogue == Epilogue::kGemm2 ? m_tiles_.columns(p_.features) : p_.out_row_stride;
-  }
   template <class T>
   __device__ T* at(int feature) const {
-    return static_cast<T*>(p_.out) + (tile_.first_row + token()) * row_stride() + feature;
+    return static_cast<T*>(p_.out) + (tile_.first_row + token()) * p_.out_row_stride + feature;
   }
 
   template <int kValues>
@@ -104,7 +100,7 @@ class Output {
 #pragma unroll
     for (int j = 0; j < kValues / 4; ++j) {
       if (8 * j >= tile_.num_rows) return;
-      put(8 * j * row_stride(), 8 * j + token() < tile_.num_rows, &acc[4 * j]);
+      put(8 * j * p_.out_row_stride, 8 * j + token() < tile_.num_rows, &acc[4 * j]);
     }
   }
 
@@ -123,8 +119,7 @@ class Output {
   template <int kValues>
   __device__ void store_y(int feature, const float (&acc)[kValues]) const {
     const float alpha = __shfl_sync(~0u, alpha_, 0);
-    // y holds the columns of this launch only.
-    auto* const y = at<__nv_bfloat16>(feature - m_tiles_.first_column());
+    auto* const y = at<__nv_bfloat16>(feature);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
       const uint2 four = Pair::gather_four(Pair::transpose(sum[0] * alpha, sum[1] * alpha),
                                            Pair::transpose(sum[2] * alpha, sum[3] * alpha));
@@ -134,16 +129,17 @@ class Output {
 
   template <int kValues>
   __device__ void store_linear(int feature, int group_tile, const float (&acc)[kValues]) const {
-    const int own = group_tile * 16 + threadIdx.x % 32 / 4;  // lane that holds the first weight row of this thread's sums
+    const int own =
+        group_tile * 16 + threadIdx.x % 32 / 4;  // lane that holds the first weight row of this thread's sums
     const float alpha_low = __shfl_sync(~0u, alpha_, own), alpha_high = __shfl_sync(~0u, alpha_, own + 8);
     const float bias_low = __shfl_sync(~0u, bias_, own), bias_high = __shfl_sync(~0u, bias_, own + 8);
     // out is the caller's, and may begin anywhere.
     const bool aligned = (reinterpret_cast<uintptr_t>(p_.out) | p_.out_row_stride * 2) % 8 == 0;
     auto* const out = at<__nv_bfloat16>(feature);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
-      const uint2 four = Pair::gather_four(
-          Pair::transpose(fmaf(sum[0], alpha_low, bias_low), fmaf(sum[1], alpha_low, bias_low)),
-          Pair::transpose(fmaf(sum[2], alpha_high, bias_high), fmaf(sum[3], alpha_high, bias_high)));
+      const uint2 four =
+          Pair::gather_four(Pair::transpose(fmaf(sum[0], alpha_low, bias_low), fmaf(sum[1], alpha_low, bias_low)),
+                            Pair::transpose(fmaf(sum[2], alpha_high, bias_high), fmaf(sum[3], alpha_high, bias_high)));
       if (!valid) return;
       if (aligned && feature + 4 <= p_.features) {
         *reinterpret_cast<uint2*>(out + row) = four;
@@ -158,7 +154,6 @@ class Output {
 
   const GemmParams& p_;
   const Tile& tile_;
-  const MTiles& m_tiles_;
   // Of the expert: gemm1 {gate, up}, gemm2 {down}, in lanes 0 and 1. Linear: of the warp's 16 weight rows in each tile.
   float alpha_ = 0.0f;
   float bias_ = 0.0f;

@@ -36,12 +36,11 @@ __device__ void gemm(const GemmParams& p) {
 
 // One kernel for each epilogue, kind of row and row-tile size.
 #define NVFP4_GEMM(name, n, column_bytes, epilogue)                                                                   \
-  extern "C" __global__ void                                                                                          \
-  __launch_bounds__(nvfp4::ConfigOf<n, column_bytes, nvfp4::Epilogue::epilogue>::kThreads, 1)                         \
-      name##_n##n(const __grid_constant__ GemmParams p) {                                                             \
+  extern "C" __global__ void __launch_bounds__(nvfp4::ConfigOf<n, column_bytes, nvfp4::Epilogue::epilogue>::kThreads, \
+                                               1) name##_n##n(const __grid_constant__ GemmParams p) {                 \
     nvfp4::gemm<nvfp4::ConfigOf<n, column_bytes, nvfp4::Epilogue::epilogue>, nvfp4::Epilogue::epilogue>(p);           \
   }
-#define NVFP4_GEMMS(n)                    \
+#define NVFP4_GEMMS(n)                     \
   NVFP4_GEMM(gemm1_sm90, n, 2, kGemm1)     \
   NVFP4_GEMM(gemm1_fp8_sm90, n, 1, kGemm1) \
   NVFP4_GEMM(gemm2_sm90, n, 2, kGemm2)     \

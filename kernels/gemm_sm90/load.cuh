@@ -110,9 +110,9 @@ struct WeightTiles {
   uint64_t policy;
 
   template <class C>
-  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile, const MTiles& m_tiles) {
+  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kTiles, m_tiles.end - tile.first_m_tile),
+            min(C::kTiles, p.list.m_tiles - tile.first_m_tile),
             // An expert's row tiles are done together; those of a linear may be many rounds apart.
             ptx::read_policy(p.list.row_offsets != nullptr)};
   }
@@ -153,9 +153,8 @@ struct WeightTiles {
 template <class C, class Body>
 __device__ void for_each_tile_to_load(const GemmParams& p, SharedStorage<C>& shared, Body body) {
   bool waits = p.tiles_known;
-  const MTiles m_tiles = MTiles::of(p.list.m_tiles);
-  for_each_tile<C::kTiles>(p.list, m_tiles, [&](const Tile& tile) {
-    const WeightTiles weights = WeightTiles::of<C>(p, tile, m_tiles);
+  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
+    const WeightTiles weights = WeightTiles::of<C>(p, tile);
     const int started = waits ? weights.load_ahead(p, shared) : 0;
     waits = false;
     body(tile, weights, started);

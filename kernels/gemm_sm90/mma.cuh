@@ -223,9 +223,8 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0);
   const int m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
-  const MTiles m_tiles = MTiles::of(p.list.m_tiles);
-  for_each_tile<C::kTiles>(p.list, m_tiles, [&](const Tile& tile) {
-    const Output output(p, tile, m_tiles, shared);
+  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
+    const Output output(p, tile, shared);
     Accumulation<C> sums(shared, ring, m, k);
     // Past the last weight tile this multiplies what the stage held before, and stores nothing.
     sums.run(p.num_slabs, tile.num_rows);
@@ -233,7 +232,7 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
       const int m_tile = tile.first_m_tile + m * C::kGroupTiles + i;
-      if (m_tile < m_tiles.end) output.store(m_tile, i, sums.acc[i], shared);
+      if (m_tile < p.list.m_tiles) output.store(m_tile, i, sums.acc[i], shared);
     }
   });
 }

@@ -123,7 +123,7 @@ __device__ void place_segments(const RouteParams& p) {
 
 // Turns segment_counts of one expert into rows before the segment within its chunk, and sums each chunk.
 __device__ void sum_expert(const RouteParams& p, int expert) {
-  constexpr int kBatch = 32;  // loads in flight
+  constexpr int kBatch = 16;  // loads in flight
   const int64_t num_local = p.num_local_experts;
   for (int c = 0; c < p.num_chunks; ++c) p.tables.row_counts[c * num_local + expert] = 0;
   int32_t sum = 0, chunk = 0;
@@ -148,15 +148,6 @@ __device__ void sum_expert(const RouteParams& p, int expert) {
     }
   }
   p.tables.row_counts[chunk * num_local + expert] = sum;
-}
-
-// Tiles of 64 columns in a slice of y with so many rows: slices of equal width, no narrower and no more of them than
-// the host launches for as many rows as there is room for.
-__device__ int32_t slice_tiles(const RouteParams& p, int32_t num_rows) {
-  const int64_t fitting = min(int64_t{p.hidden_tiles}, p.y_room / (max(1, num_rows) * int64_t{64}));
-  const int32_t most = max(static_cast<int32_t>(fitting) / SLICE_TILES, 1) * SLICE_TILES;
-  const int32_t slices = (p.hidden_tiles + most - 1) / most;
-  return ((p.hidden_tiles + slices - 1) / slices + SLICE_TILES - 1) / SLICE_TILES * SLICE_TILES;
 }
 
 // Row offsets, active experts and row tiles of one chunk, by one warp. rows_of(e) gives an expert's rows; place(e, row)
@@ -191,7 +182,6 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
   if (lane == 0) {
     offsets[num_local] = before.v[0];
     t.num_active[chunk] = before.v[1];
-    t.slice_tiles[chunk] = slice_tiles(p, before.v[0]);
     starts[before.v[1]] = before.v[2];
   }
 }

@@ -1,4 +1,4 @@
-//! One MoE forward: route, and for each chunk h, GEMM2's input, and by slices GEMM2 and combine. What both families of
+//! One MoE forward: route, and for each chunk h, GEMM2's input, then y, its result, and combine. What both families of
 //! kernels share is here; [`super::hopper`] and [`super::portable`] have the rest.
 
 use super::Stream;
@@ -6,7 +6,7 @@ use super::device::Shape;
 use super::kernels::{Kernel, ROUTE_SHARED_BYTES, params};
 use super::layer::CudaLayer;
 use super::plan::LayerPlan;
-use super::storage::TILE;
+use super::storage::Matrix;
 use super::{BLOCKS_PER_SM, THREADS};
 use crate::config::{Kernels, LayerConfig, ScalePolicy};
 use crate::error::Result;
@@ -30,7 +30,7 @@ impl Call<'_> {
     /// # Safety
     /// The pointers of `args` are device memory as the header states, `base` is a workspace of the plan's size.
     pub unsafe fn run(&self, observe: bool) -> Result<()> {
-        let (plan, w2_tiles) = (self.plan, self.layer.slice.w2.m_tiles);
+        let plan = self.plan;
         let hopper = plan.kernels == Kernels::Hopper;
         // SAFETY: by contract.
         unsafe {
@@ -44,15 +44,12 @@ impl Call<'_> {
                 if observe {
                     self.observe(chunk)?;
                 }
-                for index in 0..w2_tiles.div_ceil(plan.slice_tiles) {
-                    let m_tiles = self.y_slice(chunk, index);
-                    if hopper {
-                        self.hopper_y(chunk, m_tiles)?
-                    } else {
-                        self.portable_y(chunk, m_tiles)?
-                    }
-                    self.combine(chunk, m_tiles)?;
+                if hopper {
+                    self.hopper_y(chunk)?
+                } else {
+                    self.portable_y(chunk)?
                 }
+                self.combine(chunk)?;
             }
         }
         Ok(())
@@ -80,7 +77,6 @@ impl Call<'_> {
                 tile_starts: plan.tile_starts.pointer(self.base),
                 num_active: plan.num_active.pointer(self.base),
                 chunk_first_token: plan.chunk_first_token.pointer(self.base),
-                slice_tiles: plan.slice_tiles_found.pointer(self.base),
             },
             segment_counts: plan.segment_counts.pointer(self.base),
             segment_totals: plan.segment_totals.pointer(self.base),
@@ -101,8 +97,6 @@ impl Call<'_> {
             chunk_rows: plan.rows as i32,
             row_alignment: plan.row_alignment as i32,
             tile_rows: plan.tile_rows as i32,
-            hidden_tiles: self.layer.slice.w2.m_tiles as i32,
-            y_room: plan.y_room(),
         };
         let local = config.num_local_experts as u32;
         let warp_bytes = local * 4;
@@ -201,8 +195,8 @@ impl Call<'_> {
         }
     }
 
-    /// The grouped rows of a chunk, and the weight tiles of a launch.
-    pub(super) fn tile_list(&self, chunk: usize, m_tiles: params::MTileRange) -> params::TileList {
+    /// The grouped rows of a chunk, and the weight tiles of a matrix.
+    pub(super) fn tile_list(&self, chunk: usize, matrix: &Matrix) -> params::TileList {
         let (plan, local, base) = (self.plan, self.config.num_local_experts, self.base);
         params::TileList {
             row_offsets: plan.row_offsets.pointer(base).wrapping_add(chunk * (local + 1)),
@@ -210,22 +204,9 @@ impl Call<'_> {
             active_experts: plan.active_experts.pointer(base).wrapping_add(chunk * local),
             tile_starts: plan.tile_starts.pointer(base).wrapping_add(chunk * (local + 1)),
             num_active: plan.num_active.pointer(base).wrapping_add(chunk),
-            m_tiles,
+            m_tiles: matrix.m_tiles as i32,
             tile_rows: plan.tile_rows as i32,
             ..Default::default()
-        }
-    }
-
-    /// The weight tiles of the `index`-th slice of y: as many as the chunk's rows leave room for, if there are several.
-    fn y_slice(&self, chunk: usize, index: usize) -> params::MTileRange {
-        let (plan, w2_tiles) = (self.plan, self.layer.slice.w2.m_tiles);
-        if plan.slice_tiles == w2_tiles {
-            return all_m_tiles(w2_tiles);
-        }
-        params::MTileRange {
-            slice_tiles_on_device: plan.slice_tiles_found.pointer(self.base).wrapping_add(chunk),
-            slice: index as i32,
-            ..all_m_tiles(w2_tiles)
         }
     }
 
@@ -234,12 +215,11 @@ impl Call<'_> {
     pub(super) fn worst_tiles(&self, list: &params::TileList) -> usize {
         let row_tiles =
             self.config.num_local_experts.min(self.plan.rows) + self.plan.rows / self.plan.tile_rows as usize;
-        row_tiles * (list.m_tiles.end - list.m_tiles.first) as usize
+        row_tiles * list.m_tiles as usize
     }
 
-    unsafe fn combine(&self, chunk: usize, m_tiles: params::MTileRange) -> Result<()> {
+    unsafe fn combine(&self, chunk: usize) -> Result<()> {
         let (plan, args) = (self.plan, self.args);
-        let cols = (plan.slice_tiles * TILE).min(self.config.hidden_size) as u32; // or more, where rows are fewer
         let params = params::CombineParams {
             slot_to_row: plan.slot_to_row.pointer(self.base),
             chunk_first_token: plan.chunk_first_token.pointer(self.base).wrapping_add(chunk),
@@ -248,20 +228,15 @@ impl Call<'_> {
             topk_weights_row_stride: args.topk_weights_row_stride as i64,
             out: args.out.cast(),
             out_row_stride: args.out_row_stride as i64,
-            m_tiles,
             hidden: self.config.hidden_size as i32,
             top_k: self.config.top_k as i32,
         };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
         let (blocks, tokens) = (self.layer.device.num_sms * BLOCKS_PER_SM, args.num_tokens as u32);
-        let col_blocks = blocks.div_ceil(tokens).min((cols / params::COMBINE_COLUMNS).div_ceil(THREADS));
+        let col_blocks =
+            blocks.div_ceil(tokens).min((self.config.hidden_size as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));
         let token_blocks = tokens.min(blocks / col_blocks);
         // SAFETY: regions of the workspace; weights and out by contract.
         unsafe { self.launch(Kernel::Combine, Shape::new([col_blocks, token_blocks, 1], THREADS, 0), &params) }
     }
-}
-
-/// All weight tiles of a matrix.
-pub(super) fn all_m_tiles(m_tiles: usize) -> params::MTileRange {
-    params::MTileRange { end: m_tiles as i32, ..Default::default() }
 }

@@ -2,7 +2,7 @@
 //! again to bf16, exactly, but for each row's scale; h in place. In mode fp8 both become e4m3, and each row of h takes the
 //! first half of its own place.
 
-use super::forward::{Call, all_m_tiles};
+use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::storage::Matrix;
 use super::tiles::{GemmKind, gemm_launch};
@@ -22,7 +22,7 @@ impl Call<'_> {
         let (plan, args, config) = (self.plan, self.args, self.config);
         let matrix = &self.layer.slice.w13;
         let mut params = params::GemmParams {
-            list: self.tile_list(chunk, all_m_tiles(matrix.m_tiles)),
+            list: self.tile_list(chunk, matrix),
             x: args.x.cast(),
             x_row_stride: args.x_row_stride as i64,
             row_to_slot: self.row_to_slot(chunk),
@@ -129,11 +129,11 @@ impl Call<'_> {
         unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(self.plan.rows), &params) }
     }
 
-    /// GEMM2 for a slice of y.
+    /// GEMM2.
     ///
     /// # Safety
     /// As [`Call::run`].
-    pub(super) unsafe fn hopper_y(&self, chunk: usize, m_tiles: params::MTileRange) -> Result<()> {
+    pub(super) unsafe fn hopper_y(&self, chunk: usize) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
         // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
         let (kind, stride) = match config.mode {
@@ -141,11 +141,12 @@ impl Call<'_> {
             _ => (GemmKind::Gemm2, config.intermediate_size),
         };
         let params = params::GemmParams {
-            list: self.tile_list(chunk, m_tiles),
+            list: self.tile_list(chunk, &self.layer.slice.w2),
             x: plan.h.rows.pointer(self.base).cast_const().cast(),
             x_row_stride: stride as i64,
             row_scale: if self.quantised() { plan.h.global_scale.pointer(self.base) } else { std::ptr::null() },
             out: plan.y(self.base),
+            out_row_stride: config.hidden_size as i64,
             features: config.hidden_size as i32,
             tiles_known: 1,
             ..self.weights(&self.layer.slice.w2, 2)

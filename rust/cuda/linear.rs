@@ -1,7 +1,6 @@
 //! One NVFP4 linear on a CUDA device.
 
 use super::device::{Buffer, Device, Shape};
-use super::forward::all_m_tiles;
 use super::kernels::{Kernel, params};
 use super::plan::LinearPlan;
 use super::portable::{GEMM_THREADS, gemm_kernel};
@@ -190,7 +189,7 @@ impl CudaLinear {
         let m_tiles = self.layout.weight.m_tiles;
         let list = params::TileList {
             num_rows: args.num_tokens as i32,
-            m_tiles: all_m_tiles(m_tiles),
+            m_tiles: m_tiles as i32,
             tile_rows: rows as i32,
             ..Default::default()
         };

@@ -2,26 +2,20 @@
 //!
 //! Tokens are processed in *chunks*: contiguous ranges whose routed slots fit the rows of the workspace. Routing finds
 //! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
-//! GEMM2 and combine go over the hidden columns in *slices*, so that its result need not be held whole.
 
-use super::kernels::{ROUTE_SHARED_BYTES, params};
-use super::storage::TILE;
+use super::kernels::ROUTE_SHARED_BYTES;
 use super::tiles::{PORTABLE_ROWS, tile_rows};
 use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::{Region, Walk};
 use std::ffi::c_void;
 
-/// Bytes that rows of h may take before a call is cut in chunks.
-const H_BUDGET: usize = 48 << 20;
-/// Rows of a local expert that a chunk has room for at least: with that many, reading weights again costs nothing. The worst
-/// routing of 8192 tokens of DeepSeek-V4-Pro then has 6 chunks, and a uniform one under EP8 fills two thirds of one.
+/// Bytes of a chunk's h and y before a call is cut in chunks: 8192 tokens of DeepSeek-V4-Pro under EP8 have room for 15 % more
+/// rows than a uniform routing gives them, and the worst routing has 7 chunks.
+const CHUNK_BYTES: usize = 142 << 20;
+/// Rows of a local expert that a chunk has room for even where it takes more, if a uniform routing comes near: with that
+/// many, reading weights again costs nothing.
 const CHUNK_ROWS_PER_EXPERT: usize = 192;
-/// Bytes of GEMM2's result before its columns are cut in slices, or as much as h takes where that is more: each slice ends
-/// with multiprocessors that idle. A uniform routing of 8192 tokens of DeepSeek-V4-Pro under EP8 has one slice, as would one
-/// of 4 % more rows.
-const Y_BUDGET: usize = 88 << 20;
-const SLICE_TILES: usize = params::SLICE_TILES as usize;
 /// Up to this many tokens, one block of threads routes.
 const SMALL_TOKENS: usize = 1024;
 
@@ -84,52 +78,6 @@ impl Operand {
     }
 }
 
-/// What a chunk has room for.
-struct Room {
-    /// Routed slots.
-    slots: usize,
-    /// Rows, padding included.
-    rows: usize,
-    x_by_row: bool,
-    /// Bytes that a slice of y shares with what is read before it is written.
-    shared_bytes: usize,
-}
-
-impl Room {
-    /// For at least `fewest_slots`, if there are as many.
-    fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize, fewest_slots: usize) -> Self {
-        let (inter, local) = (config.intermediate_size, config.num_local_experts);
-        let roomy = (H_BUDGET / (2 * inter)).max(CHUNK_ROWS_PER_EXPERT * local).max(fewest_slots);
-        let slots = roomy.min(max_tokens * config.top_k);
-        let y_bytes = |rows: usize, least: usize| {
-            let bytes = |tiles: usize| 2 * rows * tiles * TILE;
-            let budget = Y_BUDGET.max(2 * rows * inter).max(least);
-            // Not a slice's own size, which would shrink where one more row narrows the slices.
-            bytes(config.hidden_size.div_ceil(TILE)).min(budget.max(bytes(SLICE_TILES))).max(least)
-        };
-        if kernels == Kernels::Portable {
-            // Every expert that has rows may need all but one of them as padding.
-            let rows = (slots + (ALIGNED_ROWS - 1) * local.min(slots)) / ALIGNED_ROWS * ALIGNED_ROWS;
-            return Room { slots, rows, x_by_row: true, shared_bytes: y_bytes(rows, 4 * rows * 2 * inter) };
-        }
-        // Quantised rows of x and their scales. All tokens of a call, or where that is more than y takes, a chunk's rows;
-        // where those are more, too, as many as leave h and x no more than h and y take.
-        let x_bytes = match config.mode {
-            Mode::Bf16 => 0,
-            Mode::Fp8 => config.hidden_size + 4,
-            Mode::Nvfp4 => 2 * config.hidden_size + 4,
-        };
-        let shared_bytes = y_bytes(slots, 0) + if x_bytes > 0 { 4 * slots } else { 0 };
-        let x_by_row = max_tokens * x_bytes > shared_bytes;
-        if !x_by_row || slots * x_bytes <= shared_bytes {
-            return Room { slots, rows: slots, x_by_row, shared_bytes };
-        }
-        let rows = ((slots * 2 * inter + shared_bytes) / (2 * inter + x_bytes)).max(fewest_slots.min(slots));
-        let shared_bytes = shared_bytes + (slots - rows) * 2 * inter;
-        Room { slots: rows, rows, x_by_row, shared_bytes: shared_bytes.max(rows * x_bytes) }
-    }
-}
-
 /// The plan of one MoE forward.
 #[derive(Debug)]
 #[allow(missing_docs)]
@@ -146,9 +94,6 @@ pub struct LayerPlan {
     pub segment_tokens: usize,
     /// Rows of a GEMM tile.
     pub tile_rows: u32,
-    /// 64-row weight tiles of w2 in a slice, with as many rows as there is room for. Where there are fewer, slices are
-    /// wider, and the last ones empty.
-    pub slice_tiles: usize,
     pub slot_to_row: Region<i32>,
     pub row_to_slot: Region<i32>,
     pub row_offsets: Region<i32>,
@@ -157,7 +102,6 @@ pub struct LayerPlan {
     pub tile_starts: Region<i32>,
     pub num_active: Region<i32>,
     pub chunk_first_token: Region<i32>,
-    pub slice_tiles_found: Region<i32>,
     pub segment_counts: Region<i32>,
     pub segment_totals: Region<i32>,
     pub h: Operand,
@@ -165,7 +109,7 @@ pub struct LayerPlan {
     pub x_by_row: bool,
     /// GEMM1's input where it is not the caller's x, of a chunk.
     pub x: Operand,
-    /// bf16: GEMM2's slice of y; before that, where SwiGLU is a kernel of its own, f32: GEMM1's gate and up.
+    /// bf16: y, GEMM2's result; before that, where SwiGLU is a kernel of its own, f32: GEMM1's gate and up.
     pub sums: Region<f32>,
     pub workspace_size: u64,
 }
@@ -174,7 +118,7 @@ impl LayerPlan {
     /// For calls of up to `max_tokens` tokens. Every region grows with `max_tokens`, so a larger plan's workspace serves
     /// smaller calls.
     pub fn new(kernels: Kernels, config: &LayerConfig, max_tokens: usize) -> Self {
-        let (hidden, local) = (config.hidden_size, config.num_local_experts);
+        let (hidden, inter, local) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
         let slots = max_tokens * config.top_k;
         // Few tokens: a segment for each of the block's warps, 32 at most, of slots for most of its lanes. Many: 256
         // segments, of whole tokens.
@@ -183,23 +127,37 @@ impl LayerPlan {
             false => max_tokens.div_ceil(256).max(SMALL_TOKENS / 32),
         };
         let segment_slots = segment_tokens * config.top_k;
-        let room = Room::new(kernels, config, max_tokens, 2 * segment_slots);
-        // A segment that starts below chunk_slots ends within the rows, so it never straddles a border.
-        let chunk_slots = if slots <= room.slots { slots.max(1) } else { room.slots - segment_slots + 1 };
-        let chunks = slots.saturating_sub(1) / chunk_slots + 1;
+        let uniform_slots = (slots * local).div_ceil(config.num_experts);
+        let roomy = (CHUNK_BYTES / (2 * inter + 2 * hidden))
+            .max((uniform_slots * 115 / 100 + segment_slots).min(CHUNK_ROWS_PER_EXPERT * local))
+            .max(2 * segment_slots);
+        let slot_rows = slots.min(roomy);
+        // A segment that starts below chunk_slots ends within the rows, so it never straddles a border. As many chunks as
+        // are needed, of equal size.
+        let most = if slots <= slot_rows { slots.max(1) } else { slot_rows - segment_slots + 1 };
+        let chunks = slots.div_ceil(most).max(1);
+        let chunk_slots = slots.div_ceil(chunks).max(1);
         let segment_room = if max_tokens <= SMALL_TOKENS { max_tokens.min(32) } else { 256 };
 
-        let hidden_tiles = hidden.div_ceil(TILE);
-        let fitting = room.shared_bytes / (2 * room.rows * TILE).max(1) / SLICE_TILES * SLICE_TILES;
-        // As many slices as are needed, of equal size.
-        let slices = hidden_tiles.div_ceil(fitting.max(SLICE_TILES));
-        let slice_tiles = hidden_tiles.div_ceil(slices).next_multiple_of(SLICE_TILES).min(hidden_tiles);
+        // Every expert that has rows may need all but one of them as padding.
+        let (row_alignment, rows) = match kernels {
+            Kernels::Hopper => (1, slot_rows),
+            Kernels::Portable => {
+                let padded = slot_rows + (ALIGNED_ROWS - 1) * local.min(slot_rows);
+                (ALIGNED_ROWS, padded / ALIGNED_ROWS * ALIGNED_ROWS)
+            }
+        };
+        let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
+        let sums_len = (2 * rows * hidden).max(gate_up_bytes) / 4;
+        // On Hopper x in another form lies by token, or by row where a chunk has fewer: in the place of y either way.
+        let x_by_row = kernels == Kernels::Portable || rows < max_tokens;
+        let (x_rows, x_form) = (if x_by_row { rows } else { max_tokens }, Form::of_x(config.mode, kernels));
 
         let mut walk = Walk::default();
         let mut plan = LayerPlan {
             kernels,
-            rows: room.rows,
-            row_alignment: if kernels == Kernels::Hopper { 1 } else { ALIGNED_ROWS },
+            rows,
+            row_alignment,
             chunks,
             chunk_slots,
             segments: max_tokens.div_ceil(segment_tokens),
@@ -208,48 +166,34 @@ impl LayerPlan {
                 Kernels::Hopper => tile_rows(max_tokens, config.top_k, config.num_experts),
                 Kernels::Portable => PORTABLE_ROWS,
             },
-            slice_tiles,
             slot_to_row: walk.region(slots),
-            row_to_slot: walk.region(chunks * room.rows),
+            row_to_slot: walk.region(chunks * rows),
             row_offsets: walk.region(chunks * (local + 1)),
             row_counts: walk.region(chunks * local),
             active_experts: walk.region(chunks * local),
             tile_starts: walk.region(chunks * (local + 1)),
             num_active: walk.region(chunks),
             chunk_first_token: walk.region(chunks + 1),
-            slice_tiles_found: walk.region(chunks),
             segment_counts: walk.region(segment_room * local),
             segment_totals: walk.region(segment_room),
-            h: Operand::new(&mut walk, Form::of(config.mode, kernels), room.rows, config.intermediate_size),
-            x_by_row: room.x_by_row,
+            h: Operand::new(&mut walk, Form::of(config.mode, kernels), rows, config.intermediate_size),
+            x_by_row,
             x: Operand::default(),
             sums: Region::default(),
             workspace_size: 0,
         };
-        let x_rows = if room.x_by_row { room.rows } else { max_tokens };
-        let x_form = Form::of_x(config.mode, kernels);
-        if kernels == Kernels::Hopper {
-            // GEMM1 has read a chunk's x before GEMM2 writes its y: they share their place.
-            let mut x_walk = walk.clone();
-            plan.x = x_form.map_or_else(Operand::default, |form| Operand::new(&mut x_walk, form, x_rows, hidden));
-            plan.sums = walk.region(room.shared_bytes.div_ceil(4));
-            plan.workspace_size = walk.size().max(x_walk.size());
-        } else {
-            plan.x = x_form.map_or_else(Operand::default, |form| Operand::new(&mut walk, form, x_rows, hidden));
-            plan.sums = walk.region(room.shared_bytes.div_ceil(4));
-            plan.workspace_size = walk.size();
-        }
+        // GEMM1 has read a chunk's x before GEMM2 writes its y: on Hopper they share their place. On others gate and up do.
+        let mut shared = walk.clone();
+        let x_walk = if kernels == Kernels::Hopper { &mut shared } else { &mut walk };
+        plan.x = x_form.map_or_else(Operand::default, |form| Operand::new(x_walk, form, x_rows, hidden));
+        plan.sums = walk.region(sums_len);
+        plan.workspace_size = walk.size().max(shared.size());
         plan
     }
 
-    /// Where GEMM2 writes, and combine reads: bf16 [rows, columns of the slice].
+    /// Where GEMM2 writes, and combine reads: bf16 [rows, hidden].
     pub fn y(&self, base: *mut u8) -> *mut c_void {
         self.sums.pointer(base).cast()
-    }
-
-    /// How many values of y there is room for.
-    pub fn y_room(&self) -> i64 {
-        2 * self.sums.len as i64
     }
 
     /// Shared memory with which one block of threads routes; `None` where it takes more kernels.
@@ -314,22 +258,23 @@ mod tests {
             assert!(plan.workspace_size <= 150_000_000, "{mode:?}: {}", plan.workspace_size);
         }
         let plan = LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, Mode::Bf16), 8192);
-        assert!(plan.rows >= 3 * 8192 * 6 / 16, "one chunk holds 1.5 times a uniform routing's slots: {}", plan.rows);
-        assert_eq!(plan.slice_tiles, 56, "two slices at most");
-        assert!(plan.y_room() >= 8192 * 6 / 8 * 104 / 100 * 7168, "one for 4 % more rows than a uniform routing has");
+        assert!(
+            plan.chunk_slots >= 8192 * 6 / 8 * 114 / 100,
+            "14 % more than a uniform routing has: {}",
+            plan.chunk_slots
+        );
+        assert_eq!(plan.chunks, 7);
+        let plan = LayerPlan::new(Kernels::Hopper, &layer(4096, 2048, 256, 256, Mode::Bf16), 8192);
+        assert_eq!((plan.chunks, plan.rows), (1, 8192 * 6), "all experts here, 192 rows each");
     }
 
     #[test]
     fn x_lies_by_token_until_a_chunks_rows_are_fewer() {
         let plan = |mode, tokens| LayerPlan::new(Kernels::Hopper, &layer(7168, 3072, 384, 48, mode), tokens);
-        assert!(!plan(Mode::Nvfp4, 4096).x_by_row && !plan(Mode::Fp8, 8192).x_by_row);
-        let by_row = plan(Mode::Nvfp4, 8192);
-        assert!(
-            by_row.x_by_row && by_row.chunk_slots >= 8192 * 6 / 8 * 115 / 100,
-            "15 % more than uniform routing has"
-        );
-        assert!(by_row.sums.len * 4 >= by_row.rows * (2 * 7168 + 4));
-        assert!(plan(Mode::Fp8, 65_536).workspace_size < 160_000_000, "bounded, however many tokens");
+        let (few, many) = (plan(Mode::Nvfp4, 4096), plan(Mode::Nvfp4, 8192));
+        assert!(!few.x_by_row && many.x_by_row);
+        assert!(many.sums.len * 4 >= many.rows * 2 * 7168, "x and y of a row take as much");
+        assert!(plan(Mode::Fp8, 65_536).workspace_size < 200_000_000, "bounded, however many tokens");
         for top_k in [1, 2, 6] {
             let config = LayerConfig { top_k, ..layer(64, 16, 384, 48, Mode::Nvfp4) };
             assert!(!LayerPlan::new(Kernels::Hopper, &config, 100).x_by_row, "few tokens");

@@ -3,7 +3,7 @@
 
 use super::BLOCKS_PER_SM;
 use super::device::Shape;
-use super::forward::{Call, all_m_tiles};
+use super::forward::Call;
 use super::kernels::{Kernel, params};
 use super::plan::Operand;
 use super::storage::Matrix;
@@ -59,7 +59,7 @@ impl Call<'_> {
                 input.top_k = config.top_k as i32;
             }
             let params = params::PortableGemmParams {
-                list: self.tile_list(chunk, all_m_tiles(matrix.m_tiles)),
+                list: self.tile_list(chunk, matrix),
                 sums: plan.sums.pointer(self.base),
                 out_row_stride: 2 * inter as i64,
                 alpha_features: inter as i32,
@@ -115,16 +115,17 @@ impl Call<'_> {
         unsafe { self.launch(Kernel::SwigluRows, self.layer.device.by_rows(plan.rows), &params) }
     }
 
-    /// GEMM2 for a slice of y.
+    /// GEMM2.
     ///
     /// # Safety
     /// As [`Call::run`].
-    pub(super) unsafe fn portable_y(&self, chunk: usize, m_tiles: params::MTileRange) -> Result<()> {
+    pub(super) unsafe fn portable_y(&self, chunk: usize) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
         let input = plan.h.as_input(self.base, config.mode, config.intermediate_size);
         let params = params::PortableGemmParams {
-            list: self.tile_list(chunk, m_tiles),
-            y: plan.y(self.base),
+            list: self.tile_list(chunk, &self.layer.slice.w2),
+            out: plan.y(self.base),
+            out_row_stride: config.hidden_size as i64,
             alpha_features: config.hidden_size as i32,
             ..self.portable_weights(&self.layer.slice.w2, 2, input)
         };
