@@ -202,7 +202,7 @@ __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_o
   const int64_t num_local = p.num_local_experts;
   int32_t* const active = t.active_experts + chunk * num_local;
   int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
-  int32_t first[kSteps] = {};  // place of the next expert of so many steps, less one
+  int32_t first[kSteps] = {};  // [i]: place of the next expert of i + 1 steps
   for (int base = 0; base < p.num_local_experts; base += 32) {
     const int steps = base + lane < p.num_local_experts ? tile_steps(p, rows_of(base + lane)) : 0;
 #pragma unroll

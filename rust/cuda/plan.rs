@@ -182,7 +182,7 @@ impl LayerPlan {
             sums: Region::default(),
             workspace_size: 0,
         };
-        // GEMM1 has read a chunk's x before GEMM2 writes its y: on Hopper they share their place. On others gate and up do.
+        // GEMM1 has read a chunk's x before GEMM2 writes its y: on Hopper they share their place. Elsewhere gate and up do.
         let mut shared = walk.clone();
         let x_walk = if kernels == Kernels::Hopper { &mut shared } else { &mut walk };
         plan.x = x_form.map_or_else(Operand::default, |form| Operand::new(x_walk, form, x_rows, hidden));
