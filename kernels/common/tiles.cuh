@@ -5,6 +5,9 @@
 
 namespace nvfp4 {
 
+// Tiles that so many rows take.
+__device__ inline int32_t row_tiles_of(int32_t rows, int32_t tile_rows) { return (rows + tile_rows - 1) / tile_rows; }
+
 struct Tile {
   int32_t expert;
   int32_t first_m_tile;  // the first of this CTA's
@@ -21,7 +24,7 @@ __device__ void for_each_tile(const TileList& p, Body body) {
   const bool grouped = p.row_offsets != nullptr;
   const int32_t num_active = grouped ? *p.num_active : 1;
   int32_t active = 0, start = 0,
-          end = grouped ? (num_active > 0 ? p.tile_starts[1] : 0) : (p.num_rows + p.tile_rows - 1) / p.tile_rows;
+          end = grouped ? (num_active > 0 ? p.tile_starts[1] : 0) : row_tiles_of(p.num_rows, p.tile_rows);
   for (int32_t tile = blockIdx.x;; tile += gridDim.x) {
     while (active < num_active && tile >= end * m_blocks) {
       if (++active == num_active) return;

@@ -9,6 +9,7 @@
 //   route_small    all three in one block, for few tokens of one chunk
 #include "../common/overlap.cuh"
 #include "../common/scan.cuh"
+#include "../common/tiles.cuh"
 #include "../params.h"
 
 namespace nvfp4 {
@@ -164,7 +165,7 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
     const int e = base + lane;
     const int32_t rows = e < p.num_local_experts ? rows_of(e) : 0;
     const int32_t aligned = (rows + p.row_alignment - 1) / p.row_alignment * p.row_alignment;
-    Counts<3> at = {aligned, rows > 0, (rows + p.tile_rows - 1) / p.tile_rows};
+    Counts<3> at = {aligned, rows > 0, row_tiles_of(rows, p.tile_rows)};
     const Counts<3> all = warp_exclusive_scan(at);
     if (e < p.num_local_experts) {
       const int32_t first = before.v[0] + at.v[0];
@@ -188,7 +189,7 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
 
 // Columns of an expert's tiles, in steps; experts without rows have none.
 __device__ int tile_steps(const RouteParams& p, int32_t rows) {
-  const int32_t tiles = (rows + p.tile_rows - 1) / p.tile_rows, step = max(tiles, 1) * GEMM_SM90_COLUMN_STEP;
+  const int32_t step = max(row_tiles_of(rows, p.tile_rows), 1) * GEMM_SM90_COLUMN_STEP;
   return (rows + step - 1) / step;
 }
 
@@ -226,7 +227,7 @@ __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_o
   int32_t before = 0;
   for (int base = 0; base < num_active; base += 32) {
     const int i = base + lane;
-    Counts<1> at = {i < num_active ? (rows_of(active[i]) + p.tile_rows - 1) / p.tile_rows : 0};
+    Counts<1> at = {i < num_active ? row_tiles_of(rows_of(active[i]), p.tile_rows) : 0};
     const Counts<1> all = warp_exclusive_scan(at);
     if (i < num_active) starts[i] = before + at.v[0];
     before += all.v[0];

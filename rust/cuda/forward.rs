@@ -159,7 +159,22 @@ impl Call<'_> {
         }
     }
 
-    /// A launch whose blocks stride over them.
+    /// x in NVFP4, as the GEMMs of these kernels read it.
+    ///
+    /// # Safety
+    /// As [`Call::run`].
+    pub(super) unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
+        let params = params::QuantizeParams {
+            input: self.quantizer_x(chunk),
+            static_scale: self.static_scale(self.scales.w13),
+            num_cols: self.config.hidden_size as i32,
+            ..self.plan.x.as_output(self.base, self.plan.kernels)
+        };
+        // SAFETY: by contract of the caller.
+        unsafe { self.launch(Kernel::QuantizeRows, self.by_x_rows(), &params) }
+    }
+
+    /// A launch whose blocks stride over what [`Self::quantizer_x`] names.
     pub(super) fn by_x_rows(&self) -> Shape {
         self.layer.device.by_rows(if self.plan.x_by_row { self.plan.rows } else { self.args.num_tokens })
     }

@@ -100,30 +100,12 @@ impl Call<'_> {
         unsafe { self.launch(Kernel::QuantizeRowsFp8, self.layer.device.by_rows(plan.rows), &params) }
     }
 
-    unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
-        let plan = self.plan;
-        let params = params::QuantizeParams {
-            input: self.quantizer_x(chunk),
-            decoded: plan.x.rows.pointer(self.base).cast(),
-            row_scale: plan.x.global_scale.pointer(self.base),
-            static_scale: self.static_scale(self.scales.w13),
-            num_cols: self.config.hidden_size as i32,
-            ..Default::default()
-        };
-        // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.by_x_rows(), &params) }
-    }
-
     unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
-        let inter = self.config.intermediate_size;
-        let h = self.plan.h.rows.pointer(self.base);
         let params = params::QuantizeParams {
             input: self.quantizer_h(chunk),
-            decoded: h.cast(),
-            row_scale: self.plan.h.global_scale.pointer(self.base),
             static_scale: self.static_scale(self.scales.w2),
-            num_cols: inter as i32,
-            ..Default::default()
+            num_cols: self.config.intermediate_size as i32,
+            ..self.plan.h.as_output(self.base, self.plan.kernels)
         };
         // SAFETY: regions of the workspace.
         unsafe { self.launch(Kernel::QuantizeRows, self.layer.device.by_rows(self.plan.rows), &params) }

@@ -152,7 +152,7 @@ impl CudaLinear {
             unsafe { self.device.launch_overlapping(Kernel::AmaxRows, by_rows, stream, &params) }?;
         }
         if quantised {
-            let mut params = params::QuantizeParams {
+            let params = params::QuantizeParams {
                 input: params::QuantizerInput {
                     source,
                     status: self.device.status(),
@@ -160,18 +160,10 @@ impl CudaLinear {
                     x_row_stride: args.x_row_stride as i64,
                     ..Default::default()
                 },
-                row_scale: plan.x.global_scale.pointer(base),
                 static_scale: if config.scale_policy == ScalePolicy::Static { input_scale } else { 0.0 },
                 num_cols: config.in_features as i32,
-                ..Default::default()
+                ..plan.x.as_output(base, self.kernels)
             };
-            match self.kernels {
-                Kernels::Hopper => params.decoded = plan.x.rows.pointer(base).cast(),
-                Kernels::Portable => {
-                    params.packed = plan.x.rows.pointer(base);
-                    params.block_scale = plan.x.block_scale.pointer(base);
-                }
-            }
             // SAFETY: regions of the workspace; x by contract.
             unsafe { self.device.launch_overlapping(Kernel::QuantizeRows, by_rows, stream, &params) }?;
         }

@@ -3,7 +3,7 @@
 //! Tokens are processed in *chunks*: contiguous ranges whose routed slots fit the rows of the workspace. Routing finds
 //! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
 
-use super::kernels::ROUTE_SHARED_BYTES;
+use super::kernels::{ROUTE_SHARED_BYTES, params};
 use super::tiles::{PORTABLE_ROWS, tile_rows};
 use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
@@ -74,6 +74,22 @@ impl Operand {
             rows: walk.region(rows * row_bytes),
             block_scale: walk.region(scales),
             global_scale: walk.region(if form == Form::Bf16 { 0 } else { rows }),
+        }
+    }
+
+    /// As what quantising to NVFP4 writes: decoded on Hopper, packed elsewhere.
+    pub fn as_output(&self, base: *mut u8, kernels: Kernels) -> params::QuantizeParams {
+        let row_scale = self.global_scale.pointer(base);
+        match kernels {
+            Kernels::Hopper => {
+                params::QuantizeParams { decoded: self.rows.pointer(base).cast(), row_scale, ..Default::default() }
+            }
+            Kernels::Portable => params::QuantizeParams {
+                packed: self.rows.pointer(base),
+                block_scale: self.block_scale.pointer(base),
+                row_scale,
+                ..Default::default()
+            },
         }
     }
 }

@@ -51,7 +51,7 @@ impl Call<'_> {
         // SAFETY: regions of the workspace, prepared weights; x by contract.
         unsafe {
             if config.mode == Mode::Nvfp4 {
-                self.gather_x(chunk)?;
+                self.quantize_x(chunk)?;
             } else {
                 input.x = args.x.cast();
                 input.x_row_stride = args.x_row_stride as i64;
@@ -70,47 +70,29 @@ impl Call<'_> {
         }
     }
 
-    /// The rows of a chunk in packed form: a token's values for each expert that it goes to.
-    unsafe fn gather_x(&self, chunk: usize) -> Result<()> {
-        let plan = self.plan;
-        let params = params::QuantizeParams {
-            input: self.quantizer_x(chunk),
-            packed: plan.x.rows.pointer(self.base),
-            block_scale: plan.x.block_scale.pointer(self.base),
-            row_scale: plan.x.global_scale.pointer(self.base),
-            static_scale: self.static_scale(self.scales.w13),
-            num_cols: self.config.hidden_size as i32,
-            ..Default::default()
-        };
-        // SAFETY: by contract of the caller.
-        unsafe { self.launch(Kernel::QuantizeRows, self.by_x_rows(), &params) }
-    }
-
     /// SwiGLU, and in mode nvfp4 requantise.
     unsafe fn activate(&self, chunk: usize) -> Result<()> {
         let (plan, config) = (self.plan, self.config);
-        let mut params = params::ActivationParams {
+        let (out, h) = match config.mode {
+            Mode::Nvfp4 => (plan.h.as_output(self.base, plan.kernels), std::ptr::null_mut()),
+            _ => (params::QuantizeParams::default(), plan.h.rows.pointer(self.base).cast()),
+        };
+        let params = params::ActivationParams {
             out: params::QuantizeParams {
                 input: params::QuantizerInput {
                     source: params::RowSource { row_to_slot: self.row_to_slot(chunk), ..self.h_rows(chunk) },
                     status: self.layer.device.status(),
                     ..Default::default()
                 },
+                static_scale: self.static_scale(self.scales.w2),
                 num_cols: config.intermediate_size as i32,
-                ..Default::default()
+                ..out
             },
+            h,
             gate_up: plan.sums.pointer(self.base),
             swiglu: self.swiglu(),
             ..Default::default()
         };
-        if config.mode == Mode::Nvfp4 {
-            params.out.packed = plan.h.rows.pointer(self.base);
-            params.out.block_scale = plan.h.block_scale.pointer(self.base);
-            params.out.row_scale = plan.h.global_scale.pointer(self.base);
-            params.out.static_scale = self.static_scale(self.scales.w2);
-        } else {
-            params.h = plan.h.rows.pointer(self.base).cast();
-        }
         // SAFETY: by contract of the caller.
         unsafe { self.launch(Kernel::SwigluRows, self.layer.device.by_rows(plan.rows), &params) }
     }
