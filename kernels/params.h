@@ -34,16 +34,22 @@ typedef struct DeviceStatus {
   uint64_t calls;
 } DeviceStatus;
 
+/* The rows of an expert in a chunk, and its place among the tiles of a GEMM. */
+typedef struct RowGroup {
+  int32_t expert;     /* local; -1: the end of a list */
+  int32_t first_row;  /* a multiple of row_alignment */
+  int32_t num_rows;   /* 1 or more */
+  int32_t first_tile; /* row tiles of the groups before it */
+} RowGroup;
+
 /* The routing tables of all chunks. A chunk is a contiguous range of tokens whose routed slots fit R rows. */
 typedef struct RoutingTables {
   int32_t *slot_to_row;       /* [T * k] row inside the slot's chunk, -1 = unrouted */
   int32_t *row_to_slot;       /* [C, R] -1 = padding (only where row_alignment > 1) */
   int32_t *row_offsets;       /* [C, L + 1] multiples of row_alignment */
   int32_t *row_counts;        /* [C, L] */
-  int32_t *active_experts;    /* [C, L] experts with rows; the first num_active are valid. Ascending; where a
-                                 tile's work follows its rows, those of wide tiles first */
-  int32_t *tile_starts;       /* [C, L + 1] row tiles before the i-th active expert; [num_active] = all */
-  int32_t *num_active;        /* [C] */
+  RowGroup *groups;           /* [C, L + 2] those with rows, by expert, or where a tile's work follows its rows wide
+                                 tiles first; then two ends, so that readers may look one ahead */
   int32_t *chunk_first_token; /* [C + 1] */
 } RoutingTables;
 
@@ -227,14 +233,10 @@ typedef struct PrepareRowAlphaParams {
 
 /* The grouped rows of a GEMM, and its weight tiles. */
 typedef struct TileList {
-  const int32_t *row_offsets; /* [L + 1]. NULL: one expert with num_rows rows */
-  const int32_t *row_counts;  /* [L] */
-  const int32_t *active_experts;
-  const int32_t *tile_starts;
-  const int32_t *num_active;
-  int32_t m_tiles; /* of 64 weight rows */
+  const RowGroup *groups; /* up to an end. NULL: one expert with num_rows rows */
+  int32_t m_tiles;        /* of 64 weight rows */
   int32_t num_rows;
-  int32_t tile_rows; /* of a tile, at most: what tile_starts counts by; the kernel's size or less */
+  int32_t tile_rows; /* of a tile, at most: what first_tile counts by; the kernel's size or less */
   int32_t reserved;
 } TileList;
 

@@ -95,11 +95,11 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
 
 // Grid: x strides over the columns, y over the chunk's tokens.
 extern "C" __global__ void __launch_bounds__(256, 5) combine(const __grid_constant__ CombineParams p) {
-  nvfp4::follow_previous();
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   const int64_t end = p.chunk_first_token[1];
   int64_t token = p.chunk_first_token[0] + blockIdx.y;
   nvfp4::Slots slots = nvfp4::Slots::read(p, token, end, 0);
+  nvfp4::follow_previous();  // routing was complete before it began
   for (; token < end; token += gridDim.y) {
     const nvfp4::Slots next = nvfp4::Slots::read(p, token + gridDim.y, end, 0);
     for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < p.hidden; first += step) {

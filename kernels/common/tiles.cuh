@@ -21,24 +21,20 @@ struct Tile {
 template <int kMTiles, class Body>
 __device__ void for_each_tile(const TileList& p, Body body) {
   const int32_t m_blocks = (p.m_tiles + kMTiles - 1) / kMTiles;
-  const bool grouped = p.row_offsets != nullptr;
-  const int32_t num_active = grouped ? *p.num_active : 1;
-  int32_t active = 0, start = 0,
-          end = grouped ? (num_active > 0 ? p.tile_starts[1] : 0) : row_tiles_of(p.num_rows, p.tile_rows);
-  for (int32_t tile = blockIdx.x;; tile += gridDim.x) {
-    while (active < num_active && tile >= end * m_blocks) {
-      if (++active == num_active) return;
-      start = end;
-      end = p.tile_starts[active + 1];
+  RowGroup group = p.groups ? p.groups[0] : RowGroup{0, 0, p.num_rows, 0};
+  RowGroup next = p.groups ? p.groups[1] : RowGroup{-1, 0, 0, row_tiles_of(p.num_rows, p.tile_rows)};
+  if (group.expert < 0) return;
+  for (int32_t tile = blockIdx.x, i = 2;; tile += gridDim.x) {
+    while (tile >= next.first_tile * m_blocks) {
+      if (next.expert < 0) return;
+      group = next;
+      next = p.groups[i++];
     }
-    if (active >= num_active) return;
-    const int32_t row_tiles = end - start, in_expert = tile - start * m_blocks;
-    const int32_t expert = grouped ? p.active_experts[active] : 0;
-    const int32_t rows = grouped ? p.row_counts[expert] : p.num_rows;
-    const int32_t rows_each = (rows + row_tiles - 1) / row_tiles + 7 & ~7;
-    const int32_t row = in_expert % row_tiles * rows_each;
-    body(Tile{expert, in_expert / row_tiles * kMTiles, (grouped ? p.row_offsets[expert] : 0) + row,
-              min(rows - row, rows_each)});
+    const int32_t row_tiles = next.first_tile - group.first_tile, in_group = tile - group.first_tile * m_blocks;
+    const int32_t rows_each = (group.num_rows + row_tiles - 1) / row_tiles + 7 & ~7;
+    const int32_t row = in_group % row_tiles * rows_each;
+    body(Tile{group.expert, in_group / row_tiles * kMTiles, group.first_row + row,
+              min(group.num_rows - row, rows_each)});
   }
 }
 

@@ -110,11 +110,9 @@ struct WeightTiles {
   uint64_t policy;
 
   template <class C>
-  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile) {
+  __device__ static WeightTiles of(const GemmParams& p, const Tile& tile, uint64_t policy) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kTiles, p.list.m_tiles - tile.first_m_tile),
-            // An expert's row tiles are done together; those of a linear may be many rounds apart.
-            ptx::read_policy(p.list.row_offsets != nullptr)};
+            min(C::kTiles, p.list.m_tiles - tile.first_m_tile), policy};
   }
 
   // Starts the copies of a stage, of slabs `slab` and on. One thread.
@@ -135,11 +133,12 @@ struct WeightTiles {
     if (producer_thread<C>() == 0) start<C>(p, shared, ring.stage, slab);
   }
 
-  // Of a CTA's first tile: fills the ring while the kernel before this one still runs, whose results weights do not
-  // need, then waits for it. Returns the slabs that were started.
+  // Of a CTA's first tile: starts copies before anything is known of rows, which the kernel before this one may still
+  // find or compute, then waits for that kernel. Returns the slabs that were started: of the whole ring, or of one
+  // stage where that kernel has ended, because more would come before the first stage's rows.
   template <class C>
   __device__ int load_ahead(const GemmParams& p, SharedStorage<C>& shared) const {
-    const int slabs = min(C::kStages * C::kSlabs, p.num_slabs);
+    const int slabs = min((p.tiles_known ? C::kStages : 1) * C::kSlabs, p.num_slabs);
     if (producer_thread<C>() == 0) {
       for (int stage = 0; stage * C::kSlabs < slabs; ++stage) start<C>(p, shared, stage, stage * C::kSlabs);
     }
@@ -148,28 +147,20 @@ struct WeightTiles {
   }
 };
 
-// Calls body(tile, weights, started) for this CTA's tiles, when the kernel before this one has been waited for. Of the
-// first tile, `started` slabs of weights may be under way by then.
-template <class C, class Body>
-__device__ void for_each_tile_to_load(const GemmParams& p, SharedStorage<C>& shared, Body body) {
-  bool waits = p.tiles_known;
-  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
-    const WeightTiles weights = WeightTiles::of<C>(p, tile);
-    const int started = waits ? weights.load_ahead(p, shared) : 0;
-    waits = false;
-    body(tile, weights, started);
-  });
-  if (waits) follow_previous();
-}
-
 template <class C>
 __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // cp.async moves 16 aligned bytes; a view may start at any element.
   const uintptr_t row_bytes = p.x_row_stride * C::kColumnBytes;
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | row_bytes) % 16 == 0;
   const int full_slabs = aligned ? p.k_valid * C::kColumnBytes / 128 * C::kLineSlabs : 0;
+  // An expert's row tiles are done together; those of a linear may be many rounds apart.
+  const uint64_t policy = ptx::read_policy(p.list.groups != nullptr);
   Ring<C> ring;
-  for_each_tile_to_load(p, shared, [&](const Tile& tile, const WeightTiles& weights, int started) {
+  bool is_first = true;
+  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
+    const WeightTiles weights = WeightTiles::of<C>(p, tile, policy);
+    const int started = is_first ? weights.load_ahead(p, shared) : 0;
+    is_first = false;
     RowGather<C> rows(p, tile);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       if (slab >= started) weights.load(p, shared, ring, slab);
@@ -190,6 +181,7 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       ring.advance();
     }
   });
+  if (is_first) follow_previous();
   ptx::cp_async_wait_all();  // a thread must not end with copies in flight
 }
 

@@ -151,39 +151,34 @@ __device__ void sum_expert(const RouteParams& p, int expert) {
   p.tables.row_counts[chunk * num_local + expert] = sum;
 }
 
-// Row offsets, active experts and row tiles of one chunk, by one warp. rows_of(e) gives an expert's rows; place(e, row)
-// learns the first.
+// Row offsets and groups of one chunk, by one warp. rows_of(e) gives an expert's rows; place(e, row) learns the first.
 template <class RowsOf, class Place>
 __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, Place place) {
   const int lane = threadIdx.x % 32;
   const RoutingTables& t = p.tables;
   const int64_t num_local = p.num_local_experts;
   int32_t* const offsets = t.row_offsets + chunk * (num_local + 1);
-  int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
+  RowGroup* const groups = t.groups + chunk * (num_local + 2);
   Counts<3> before = {};
-  for (int base = 0; base < p.num_local_experts; base += 32) {
+  for (int base = 0; base < num_local; base += 32) {
     const int e = base + lane;
-    const int32_t rows = e < p.num_local_experts ? rows_of(e) : 0;
+    const int32_t rows = e < num_local ? rows_of(e) : 0;
     const int32_t aligned = (rows + p.row_alignment - 1) / p.row_alignment * p.row_alignment;
     Counts<3> at = {aligned, rows > 0, row_tiles_of(rows, p.tile_rows)};
     const Counts<3> all = warp_exclusive_scan(at);
-    if (e < p.num_local_experts) {
-      const int32_t first = before.v[0] + at.v[0];
-      offsets[e] = first;
-      place(e, first);
-      if (rows > 0) {
-        t.active_experts[chunk * num_local + before.v[1] + at.v[1]] = e;
-        starts[before.v[1] + at.v[1]] = before.v[2] + at.v[2];
-      }
+    for (int i = 0; i < 3; ++i) at.v[i] += before.v[i];
+    if (e < num_local) {
+      offsets[e] = at.v[0];
+      place(e, at.v[0]);
+      if (rows > 0) groups[at.v[1]] = RowGroup{e, at.v[0], rows, at.v[2]};
       int32_t* const row_to_slot = t.row_to_slot + int64_t{chunk} * p.chunk_rows;
-      for (int32_t r = first + rows; r < first + aligned; ++r) row_to_slot[r] = -1;
+      for (int32_t r = at.v[0] + rows; r < at.v[0] + aligned; ++r) row_to_slot[r] = -1;
     }
     for (int i = 0; i < 3; ++i) before.v[i] += all.v[i];
   }
   if (lane == 0) {
     offsets[num_local] = before.v[0];
-    t.num_active[chunk] = before.v[1];
-    starts[before.v[1]] = before.v[2];
+    groups[before.v[1]] = groups[before.v[1] + 1] = RowGroup{-1, before.v[0], 0, before.v[2]};
   }
 }
 
@@ -193,43 +188,45 @@ __device__ int tile_steps(const RouteParams& p, int32_t rows) {
   return (rows + step - 1) / step;
 }
 
-// Orders a chunk's experts by the width of their tiles, widest first, so that narrow ones even out the end. For the
-// kernel whose work follows its rows. One warp.
+// Orders a chunk's groups by the width of their tiles, widest first, so that narrow ones even out the end. For the
+// kernel whose work follows its rows. One warp; lay_out_chunk() came before.
 template <class RowsOf>
 __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_of) {
   constexpr int kSteps = GEMM_SM90_WIDEST_ROWS / GEMM_SM90_COLUMN_STEP;
   const int lane = threadIdx.x % 32;
-  const RoutingTables& t = p.tables;
   const int64_t num_local = p.num_local_experts;
-  int32_t* const active = t.active_experts + chunk * num_local;
-  int32_t* const starts = t.tile_starts + chunk * (num_local + 1);
+  const int32_t* const offsets = p.tables.row_offsets + chunk * (num_local + 1);
+  RowGroup* const groups = p.tables.groups + chunk * (num_local + 2);
   int32_t first[kSteps] = {};  // [i]: place of the next expert of i + 1 steps
-  for (int base = 0; base < p.num_local_experts; base += 32) {
-    const int steps = base + lane < p.num_local_experts ? tile_steps(p, rows_of(base + lane)) : 0;
+  int num_groups = 0;
+  for (int base = 0; base < num_local; base += 32) {
+    const int steps = base + lane < num_local ? tile_steps(p, rows_of(base + lane)) : 0;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int here = __popc(__ballot_sync(~0u, steps == i + 1));
+      num_groups += here;
 #pragma unroll
       for (int narrower = 0; narrower < i; ++narrower) first[narrower] += here;
     }
   }
-  for (int base = 0; base < p.num_local_experts; base += 32) {
-    const int e = base + lane, steps = e < p.num_local_experts ? tile_steps(p, rows_of(e)) : 0;
+  for (int base = 0; base < num_local; base += 32) {
+    const int e = base + lane;
+    const int32_t rows = e < num_local ? rows_of(e) : 0;
+    const int steps = tile_steps(p, rows);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const uint32_t peers = __ballot_sync(~0u, steps == i + 1);
-      if (steps == i + 1) active[first[i] + __popc(peers & ((1u << lane) - 1))] = e;
+      if (steps == i + 1) groups[first[i] + __popc(peers & ((1u << lane) - 1))] = RowGroup{e, offsets[e], rows, 0};
       first[i] += __popc(peers);
     }
   }
   __syncwarp();
-  const int num_active = t.num_active[chunk];
   int32_t before = 0;
-  for (int base = 0; base < num_active; base += 32) {
+  for (int base = 0; base < num_groups; base += 32) {
     const int i = base + lane;
-    Counts<1> at = {i < num_active ? row_tiles_of(rows_of(active[i]), p.tile_rows) : 0};
+    Counts<1> at = {i < num_groups ? row_tiles_of(groups[i].num_rows, p.tile_rows) : 0};
     const Counts<1> all = warp_exclusive_scan(at);
-    if (i < num_active) starts[i] = before + at.v[0];
+    if (i < num_groups) groups[i].first_tile = before + at.v[0];
     before += all.v[0];
   }
 }
@@ -287,7 +284,7 @@ struct SmallRouting {
         sum += own[i];
       }
     }
-    p.tables.row_counts[expert] = rows[expert] = sum;
+    rows[expert] = sum;
   }
 };
 

@@ -73,9 +73,7 @@ impl Call<'_> {
                 row_to_slot: plan.row_to_slot.pointer(self.base),
                 row_offsets: plan.row_offsets.pointer(self.base),
                 row_counts: plan.row_counts.pointer(self.base),
-                active_experts: plan.active_experts.pointer(self.base),
-                tile_starts: plan.tile_starts.pointer(self.base),
-                num_active: plan.num_active.pointer(self.base),
+                groups: plan.groups.pointer(self.base),
                 chunk_first_token: plan.chunk_first_token.pointer(self.base),
             },
             segment_counts: plan.segment_counts.pointer(self.base),
@@ -214,11 +212,7 @@ impl Call<'_> {
     pub(super) fn tile_list(&self, chunk: usize, matrix: &Matrix) -> params::TileList {
         let (plan, local, base) = (self.plan, self.config.num_local_experts, self.base);
         params::TileList {
-            row_offsets: plan.row_offsets.pointer(base).wrapping_add(chunk * (local + 1)),
-            row_counts: plan.row_counts.pointer(base).wrapping_add(chunk * local),
-            active_experts: plan.active_experts.pointer(base).wrapping_add(chunk * local),
-            tile_starts: plan.tile_starts.pointer(base).wrapping_add(chunk * (local + 1)),
-            num_active: plan.num_active.pointer(base).wrapping_add(chunk),
+            groups: plan.groups.pointer(base).wrapping_add(chunk * (local + 2)),
             m_tiles: matrix.m_tiles as i32,
             tile_rows: plan.tile_rows as i32,
             ..Default::default()
