@@ -53,6 +53,10 @@ typedef struct RoutingTables {
   int32_t *chunk_first_token; /* [C + 1] */
 } RoutingTables;
 
+/* Segments of a call, at most; threads of route_scan, a multiple of 32. */
+#define ROUTE_MAX_SEGMENTS 256
+#define ROUTE_SCAN_THREADS 1024
+
 typedef struct RouteParams {
   RoutingTables tables;
   int32_t *segment_counts; /* [S, L] then the rows of earlier segments of the same chunk and expert */
@@ -149,7 +153,8 @@ typedef struct CombineParams {
 /* Rows of bf16 to e4m3, each with one scale (mode fp8). */
 typedef struct QuantizeFp8Params {
   QuantizerInput input;
-  uint8_t *out;                     /* e4m3 [rows, num_cols]; may be x, each row in the place of its own first half */
+  uint8_t *out;                     /* e4m3 [rows, num_cols padded to 64 with 0], slabs transposed
+                                       (gemm_sm90/layout.cuh); may be x, each row in the place of its own start */
   int64_t out_row_stride;           /* bytes */
   float *row_scale;                 /* [rows] the scale that decodes */
   int32_t num_cols;                 /* a multiple of 16 */

@@ -5,12 +5,14 @@
 
 namespace nvfp4 {
 
-// Four scales as bf16 of scale * 2^118, two a register: bytes 0 and 2 in `even`, 1 and 3 in `odd`.
+// Four scales as bf16 of scale * 2^118, two a register: bytes 0 and 2 in `even`, 1 and 3 in `odd`. `word` is
+// scale_word() of them.
 struct ScalePairs {
   uint32_t even, odd;
 
-  __device__ static ScalePairs decode(uint32_t bytes) {
-    return {ptx::masked_or(bytes << 4, 0x0FF00FF0u, 0x70007000u), ptx::masked_or(bytes >> 4, 0x0FF00FF0u, 0x70007000u)};
+  __device__ static ScalePairs decode(uint32_t word) {
+    return {ptx::masked_or(word, 0x0FF00FF0u, 0x70007000u),
+            ptx::masked_or(__funnelshift_r(word, word, 8), 0x0FF00FF0u, 0x70007000u)};
   }
 };
 
@@ -18,23 +20,27 @@ struct ScalePairs {
 // which are half kHalf of both registers, times 2^-8.
 template <int kHalf>
 __device__ void dequantize(uint32_t word, uint32_t scale_02, uint32_t scale_13, uint32_t (&a)[4]) {
-  constexpr uint32_t kSign = 0x80008000u, kMagnitude = 0x01C001C0u;
-  a[0] = ptx::mul_bf16x2_half<kHalf>(word & (kSign | kMagnitude), scale_02);
-  a[1] = ptx::mul_bf16x2_half<kHalf>(word << 3 & (kSign | kMagnitude), scale_13);
-  a[2] = ptx::mul_bf16x2_half<kHalf>(ptx::masked_or(word << 1, kSign, word << 6 & kMagnitude), scale_02);
-  a[3] = ptx::mul_bf16x2_half<kHalf>(ptx::masked_or(word << 2, kSign, word >> 3 & kMagnitude), scale_13);
+  a[0] = ptx::mul_bf16x2_half<kHalf>(word & kPairBits, scale_02);
+  a[1] = ptx::mul_bf16x2_half<kHalf>(word << 3 & kPairBits, scale_13);
+  a[2] = ptx::mul_bf16x2_half<kHalf>(word << 6 & kPairBits, scale_02);
+  a[3] = ptx::mul_bf16x2_half<kHalf>(gather_pair_3(word) & kPairBits, scale_13);
 }
 
-// One word of codes to two registers of an e4m3 A fragment: of rows g and g + 8, whose scales are bytes 2 kHalf and
-// 2 kHalf + 1.
-template <int kHalf>
-__device__ void dequantize_fp8(uint32_t word, uint32_t scales, uint32_t& row_g, uint32_t& row_g8) {
+// The magnitudes of a block in mode fp8, a byte each.
+struct Fp8Table {
+  uint32_t low, high;
+
+  __device__ explicit Fp8Table(uint32_t scale) : low(fp8_table_low(scale)), high(fp8_table_high(scale)) {}
+  // Of four codes, the low half of `magnitudes`.
+  __device__ uint32_t look_up(uint32_t magnitudes) const { return ptx::select_bytes(low, high, magnitudes); }
+};
+
+// One word of codes to two registers of an e4m3 A fragment: of rows g and g + 8.
+__device__ inline void dequantize_fp8(uint32_t word, Fp8Table g, Fp8Table g8, uint32_t& row_g, uint32_t& row_g8) {
   constexpr uint32_t kSigns = 0x80808080u;
-  const uint32_t g = scales >> (16 * kHalf) & 0xFF, g8 = scales >> (16 * kHalf + 8) & 0xFF;
   const uint32_t magnitudes = word & 0x77777777u;
-  row_g = ptx::masked_or(word, kSigns, ptx::select_bytes(fp8_table_low(g), fp8_table_high(g), magnitudes));
-  row_g8 =
-      ptx::masked_or(word << 4, kSigns, ptx::select_bytes(fp8_table_low(g8), fp8_table_high(g8), magnitudes >> 16));
+  row_g = ptx::masked_or(word, kSigns, g.look_up(magnitudes));
+  row_g8 = ptx::masked_or(word << 4, kSigns, g8.look_up(magnitudes >> 16));
 }
 
 }  // namespace nvfp4

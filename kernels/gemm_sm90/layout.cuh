@@ -11,30 +11,33 @@
 // the first of a pair in the low half of the word. Within a half, sign s and magnitude bits abc of pairs 0 to 3 lie at
 //
 //   bit  15 14 13 12 11 10  9  8  7  6  5  4  3  2  1  0
-//        s0 s2 s3 s1 a3 b3 c3 a0 b0 c0 a1 b1 c1 a2 b2 c2
+//        s0 c3 s3 s1 a3 b3 s2 a0 b0 c0 a1 b1 c1 a2 b2 c2
 //
-// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6), a shift and a mask leave pair 1, and two
-// shifts and masks pairs 2 and 3. Six logical operations a word, one shift to the right: those two kinds share a pipe
-// of half the rate, which is what bounds dequantisation; shifts to the left are multiplications, on another.
+// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6), and a shift and a mask pairs 1 and 2. What
+// the three leave over is brought together by a mask, a shift and a multiplication (gather_pair_3). Five logical
+// operations a word, one shift to the right: those two kinds share a pipe of half the rate, which is what bounds
+// dequantisation; shifts to the left are multiplications, on another.
 //
 // A block scale is stored as e5m3 without a sign: exponent 21 + log2, so that `0x7000 | byte << 4` is bf16 of
 // scale * 2^118, in both halves of a register at once. Every e4m3 scale fits, subnormals included; a block of scale 0
 // has its codes set to 0 instead. The product misses 2^8, which the output factors hold. All 4,064 products are exact
 // in bf16.
 //
-// Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each.
+// Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each; each word of four is rotated by
+// 4 bits, so that a mask finds two of them.
 //
-// In mode fp8 a tile holds the same for e4m3 tensor cores (k32): word j is block j of 16 columns, values of columns 4c
-// .. 4c+3 of rows g and g + 8. Nibble i of a half word selects a byte of a table (magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6
-// times the block scale); the signs are where a mask leaves them at the top of four bytes, of row g at once, of row g +
-// 8 after a shift by 4:
+// In mode fp8 a tile holds the same for e4m3 tensor cores (k32), in another order of columns, which rows of x and h
+// follow (fp8_row_word): thread (g, c) has all of block c of 16 columns, so that rows g and g + 8 take one scale each.
+// Word j is columns 4j .. 4j+3 of the block, of both rows. Nibble i of a half word selects a byte of a table
+// (magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 times the block scale); the signs are where a mask leaves them at the top of
+// four bytes, of row g at once, of row g + 8 after a shift by 4:
 //
 //   bit  31 .. 28   27 .. 24   23 .. 20   19 .. 16   15 .. 12   11 .. 8    7 .. 4     3 .. 0
 //        s3 m3'     s3' m2'    s2 m1'     s2' m0'    s1 m3      s1' m2     s0 m1      s0' m0       (' row g + 8)
 //
-// Its block scales are powers of two, stored as 8 * (11 + log2 of scale over the part's largest), so that the largest
-// is 2^6 and all products are normal e4m3 values: a table is two constants plus the scale in each byte but zero's. The
-// output factors hold the part's largest over 2^6.
+// Scales of a tile: 2 bytes a thread, of rows g and g + 8. They are powers of two, stored as 8 * (11 + log2 of scale
+// over the part's largest), so that the largest is 2^6 and all products are normal e4m3 values: a table is two
+// constants plus the scale in each byte but zero's. The output factors hold the part's largest over 2^6.
 //
 // Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are
 // up of the same features. So the thread that accumulates a gate value accumulates its up value too.
@@ -53,11 +56,32 @@ static_assert(kTileBytes == 2304 && kTileBytes % 16 == 0, "bulk copies move mult
 // One half word of one value of a pair: e2m1 code to its scattered bits.
 __host__ __device__ constexpr uint32_t scatter_code(uint32_t pair, uint32_t code) {
   const uint32_t sign = code >> 3 & 1, magnitude = code & 7;
-  constexpr uint32_t kSignBit[4] = {15, 12, 14, 13}, kMagnitudeBit[4] = {6, 3, 0, 9};
-  return sign << kSignBit[pair] | magnitude << kMagnitudeBit[pair];
+  if (pair == 3) return sign << 13 | (magnitude >> 1) << 10 | (magnitude & 1) << 14;
+  return (sign << 15 | magnitude << 6) >> 3 * pair;
 }
 static_assert((scatter_code(0, 15) | scatter_code(1, 15) | scatter_code(2, 15) | scatter_code(3, 15)) == 0xFFFF,
               "the four pairs share a half word without a gap");
+
+constexpr uint32_t kPairBits = 0x81C081C0u;  // of pair 0
+
+// Pair 3 of a word where that mask finds it: copies 0, 5 and 10 bits higher put c3, a3 and b3, and s3 in their places.
+__host__ __device__ constexpr uint32_t gather_pair_3(uint32_t word) {
+  return (word >> 8 & 0x006C006Cu) * (1 | 1 << 5 | 1 << 10);
+}
+
+constexpr bool pairs_are_found() {
+  for (uint32_t pair = 0; pair < 4; ++pair) {
+    const uint32_t own = scatter_code(pair, 15) * 0x10001u;
+    for (uint32_t codes = 0; codes < 512; ++codes) {  // of a pair, beside others that are 0 or all ones
+      const uint32_t low = codes & 15, high = codes >> 4 & 15;
+      const uint32_t word = scatter_code(pair, low) | scatter_code(pair, high) << 16 | (codes < 256 ? 0 : ~own);
+      const uint32_t found = pair == 3 ? gather_pair_3(word) : word << 3 * pair;
+      if ((found & kPairBits) != (scatter_code(0, low) | scatter_code(0, high) << 16)) return false;
+    }
+  }
+  return true;
+}
+static_assert(pairs_are_found(), "as pair 0");
 
 // A finite, non-negative, non-zero e4m3 scale as e5m3 with exponent 21 + log2.
 __host__ __device__ constexpr uint32_t e5m3_scale(uint32_t e4m3) {
@@ -69,6 +93,9 @@ __host__ __device__ constexpr uint32_t e5m3_scale(uint32_t e4m3) {
 static_assert(e5m3_scale(0x38) == 21 << 3, "1.0");
 static_assert(e5m3_scale(1) == 12 << 3 && e5m3_scale(7) == (14 << 3 | 6), "2^-9, and 7 * 2^-9 = 2^-7 * 1.75");
 
+// Four of these, the first in the low byte, as a tile holds them.
+__host__ __device__ constexpr uint32_t scale_word(uint32_t bytes) { return bytes << 4 | bytes >> 28; }
+
 // Mode fp8: the word of four codes (16 bits) of row g and of row g + 8.
 __host__ __device__ constexpr uint32_t fp8_word(uint32_t low, uint32_t high) {
   uint32_t word = (low & 0x7777) | (high & 0x7777) << 16;
@@ -77,6 +104,13 @@ __host__ __device__ constexpr uint32_t fp8_word(uint32_t low, uint32_t high) {
   return word;
 }
 static_assert(fp8_word(0x8F21, 0) == 0x80800721 && fp8_word(0, 0x9ABC) == 0x1A3C0808, "signs at the tops of bytes");
+
+// Mode fp8: where words of four columns lie in a row of e4m3, as a count of words: word `i` of block `block`. A tensor
+// core's step of 32 columns takes words i = 2 step and 2 step + 1 of four blocks; of a slab, they are transposed.
+__host__ __device__ constexpr int fp8_row_word(int block, int i) {
+  return block / kSlabSteps * (kSlabCols / 4) + i * 4 + block % kSlabSteps;
+}
+static_assert(fp8_row_word(0, 1) == 4 && fp8_row_word(3, 0) == 3 && fp8_row_word(5, 2) == 16 + 8 + 1, "by columns");
 
 // Exponent of two of a positive finite e4m3 byte, rounded down.
 __host__ __device__ constexpr int e4m3_exponent(uint32_t e4m3) {

@@ -7,8 +7,12 @@
 
 namespace nvfp4 {
 
-// What a thread reads of a slab of its weight tile.
-struct SlabWords {
+// What a thread reads of a slab of its weight tile, for rows of bf16 or of e4m3.
+template <int kColumnBytes>
+struct SlabWords;
+
+template <>
+struct SlabWords<2> {
   uint4 codes;
   uint2 scales;
 
@@ -18,17 +22,9 @@ struct SlabWords {
   }
 
   // A fragments of all steps.
-  template <int kColumnBytes>
   __device__ void dequantize_all(uint32_t (*a)[4]) const {
-    if constexpr (kColumnBytes == 2) {
-      dequantize_two<0>(a[0], a[1]);
-      dequantize_two<1>(a[2], a[3]);
-    } else {
-      dequantize_fp8<0>(codes.x, scales.x, a[0][0], a[0][1]);
-      dequantize_fp8<1>(codes.y, scales.x, a[0][2], a[0][3]);
-      dequantize_fp8<0>(codes.z, scales.y, a[1][0], a[1][1]);
-      dequantize_fp8<1>(codes.w, scales.y, a[1][2], a[1][3]);
-    }
+    dequantize_two<0>(a[0], a[1]);
+    dequantize_two<1>(a[2], a[3]);
   }
 
  private:
@@ -38,6 +34,25 @@ struct SlabWords {
     const ScalePairs pairs = ScalePairs::decode(i == 0 ? scales.x : scales.y);
     dequantize<0>(i == 0 ? codes.x : codes.z, pairs.even, pairs.odd, a);
     dequantize<1>(i == 0 ? codes.y : codes.w, pairs.even, pairs.odd, b);
+  }
+};
+
+template <>
+struct SlabWords<1> {
+  uint4 codes;
+  uint32_t scales;
+
+  __device__ static SlabWords read(const uint8_t* tile) {
+    const int t = threadIdx.x % 128;
+    return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint16_t*>(tile + kTileCodeBytes)[t]};
+  }
+
+  __device__ void dequantize_all(uint32_t (*a)[4]) const {
+    const Fp8Table g(scales & 0xFF), g8(scales >> 8);
+    dequantize_fp8(codes.x, g, g8, a[0][0], a[0][1]);
+    dequantize_fp8(codes.y, g, g8, a[0][2], a[0][3]);
+    dequantize_fp8(codes.z, g, g8, a[1][0], a[1][1]);
+    dequantize_fp8(codes.w, g, g8, a[1][2], a[1][3]);
   }
 };
 
@@ -107,6 +122,7 @@ class Accumulation {
   }
 
  private:
+  using Words = SlabWords<C::kColumnBytes>;
   static constexpr bool kByTile = C::kGroupTiles == 2;  // else by columns
   static constexpr bool kReadsAhead = kByTile;
   static constexpr int kPartSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
@@ -139,7 +155,7 @@ class Accumulation {
   __device__ void read(int part) {
 #pragma unroll
     for (int i = 0; i < kPartSlabs; ++i) {
-      words_[i] = SlabWords::read(tiles_ + tile_of(part) * kTileStride + (slab_of(part) + i) * kTileBytes);
+      words_[i] = Words::read(tiles_ + tile_of(part) * kTileStride + (slab_of(part) + i) * kTileBytes);
     }
   }
 
@@ -164,7 +180,7 @@ class Accumulation {
       if (!kReadsAhead) read(part);
 #pragma unroll
       for (int i = 0; i < kPartSlabs; ++i) {
-        words_[i].template dequantize_all<C::kColumnBytes>(&a[part % 2][i * C::kSteps]);
+        words_[i].dequantize_all(&a[part % 2][i * C::kSteps]);
       }
       if (kReadsAhead && part + 1 < kParts) read(part + 1);
       with_columns<C>(num_rows, [&](auto columns) {
@@ -193,9 +209,9 @@ class Accumulation {
     for (int slab = 0; slab < slabs; ++slab) {
 #pragma unroll
       for (int tile = 0; tile < C::kGroupTiles; ++tile) {
-        const SlabWords words = SlabWords::read(tiles_ + tile * kTileStride + slab * kTileBytes);
+        const Words words = Words::read(tiles_ + tile * kTileStride + slab * kTileBytes);
         uint32_t a[C::kSteps][4];
-        words.template dequantize_all<C::kColumnBytes>(a);
+        words.dequantize_all(a);
         ptx::wgmma_fence();
 #pragma unroll
         for (int i = 0; i < C::kSteps; ++i) {
@@ -214,7 +230,7 @@ class Accumulation {
   const int m_, k_;                 // of this warpgroup
   int previous_ = -1;               // stage
   const uint8_t* tiles_ = nullptr;  // this warpgroup's, of the stage that is being read
-  SlabWords words_[kPartSlabs];     // of the next part
+  Words words_[kPartSlabs];         // of the next part
 };
 
 template <class C, class Output>

@@ -70,10 +70,10 @@ __device__ uint32_t fragment(uint2 low, uint2 high, int c) {
          scatter_two<3>(high.y >> 8 * c);
 }
 
-// The word of one block in mode fp8.
-__device__ uint32_t fp8_fragment(uint2 low, uint2 high, int c) {
-  const int shift = 16 * (c % 2);
-  return fp8_word((c < 2 ? low.x : low.y) >> shift & 0xFFFF, (c < 2 ? high.x : high.y) >> shift & 0xFFFF);
+// Word j of a block in mode fp8.
+__device__ uint32_t fp8_fragment(uint2 low, uint2 high, int j) {
+  const int shift = 16 * (j % 2);
+  return fp8_word((j < 2 ? low.x : low.y) >> shift & 0xFFFF, (j < 2 ? high.x : high.y) >> shift & 0xFFFF);
 }
 
 // One tile of those that are staged.
@@ -82,19 +82,20 @@ __device__ void store_tile(const Staged& staged, int slab, bool fp8, uint8_t* ti
   uint32_t words[kSlabSteps];
 #pragma unroll
   for (int j = 0; j < kSlabSteps; ++j) {
-    const uint2 low = staged.codes[row][first + j], high = staged.codes[row + 8][first + j];
-    words[j] = fp8 ? fp8_fragment(low, high, t % 4) : fragment(low, high, t % 4);
+    const int block = first + (fp8 ? t % 4 : j);
+    const uint2 low = staged.codes[row][block], high = staged.codes[row + 8][block];
+    words[j] = fp8 ? fp8_fragment(low, high, j) : fragment(low, high, t % 4);
   }
   reinterpret_cast<uint4*>(tile)[t] = make_uint4(words[0], words[1], words[2], words[3]);
 
-  // 256 scales, two a thread: byte (warp * 8 + g) * 8 + j * 2 + half.
-  uint32_t pair = 0;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int at = 2 * t + i, group = at / 8, j = at % 8 / 2, half = at % 2;
-    pair |= uint32_t{staged.scales[group / 8 * 16 + group % 8 + half * 8][first + j]} << (8 * i);
+  // 256 scales, two a thread, of rows g and g + 8: of step t % 4 (bf16), and of block t % 4 (fp8), which are the same.
+  const uint32_t pair = staged.scales[row][first + t % 4] | staged.scales[row + 8][first + t % 4] << 8;
+  const uint32_t next = __shfl_down_sync(~0u, pair, 1);
+  if (fp8) {
+    reinterpret_cast<uint16_t*>(tile + kTileCodeBytes)[t] = static_cast<uint16_t>(pair);
+  } else if (t % 2 == 0) {
+    reinterpret_cast<uint32_t*>(tile + kTileCodeBytes)[t / 2] = scale_word(pair | next << 16);
   }
-  reinterpret_cast<uint16_t*>(tile + kTileCodeBytes)[t] = static_cast<uint16_t>(pair);
 }
 
 // Of one scale, into what this thread has seen.

@@ -1,6 +1,7 @@
 // Rows of bf16 to e4m3, one block of threads a row, with a scale from the row's largest finite magnitude: the law of
 // rust/format/row.rs. e4m3 by the conversion of sm_89 and later.
 #include "../common/overlap.cuh"
+#include "../gemm_sm90/layout.cuh"
 #include "quantize_row.cuh"
 
 namespace nvfp4 {
@@ -19,14 +20,15 @@ __device__ uint32_t e4m3_pair(float low, float high) {
 
 __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const Row& source, float (&scratch)[32]) {
   const int num_blocks = p.num_cols / kBlockSize;
+  const int padded_blocks = (num_blocks + kSlabSteps - 1) / kSlabSteps * kSlabSteps;
   const LoadRow load(p.input.x, p.input.x_row_stride, source.source);
   const float scale = fp8_row_scale(row_amax(num_blocks, load, scratch)), encode = __fdiv_rn(1.0f, scale);
   if (threadIdx.x == 0) p.row_scale[row] = scale;
   const int64_t token = token_of(p.input, row, source);
-  auto* const out = reinterpret_cast<uint4*>(p.out + row * p.out_row_stride);
-  for (int first = 0; first < num_blocks; first += blockDim.x) {
+  auto* const out = reinterpret_cast<uint32_t*>(p.out + row * p.out_row_stride);
+  for (int first = 0; first < padded_blocks; first += blockDim.x) {
     const int b = first + threadIdx.x;
-    uint32_t words[4];
+    uint32_t words[4] = {};
     if (b < num_blocks) {
       float values[kBlockSize];
       load(b, values);
@@ -40,7 +42,9 @@ __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const 
       }
     }
     __syncthreads();  // out may be x: what this round writes has been read, and lies before what the next ones read
-    if (b < num_blocks) out[b] = make_uint4(words[0], words[1], words[2], words[3]);
+    if (b >= padded_blocks) continue;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[fp8_row_word(b, i)] = words[i];
   }
 }
 

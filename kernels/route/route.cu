@@ -98,8 +98,8 @@ __device__ void write_slot(const RouteParams& p, int64_t chunk, uint32_t slot, i
   p.tables.slot_to_row[slot] = row;
 }
 
-// Chunk of each segment, and the first token of each chunk.
-__device__ void place_segments(const RouteParams& p) {
+// Chunk of each segment, kept in `chunk_of`, and the first token of each chunk.
+__device__ void place_segments(const RouteParams& p, int32_t* chunk_of) {
   __shared__ Counts<1> scratch[33];
   const RoutingTables& t = p.tables;
   int32_t slots_before = 0;
@@ -111,7 +111,7 @@ __device__ void place_segments(const RouteParams& p) {
     const int32_t before = slots_before + count.v[0];
     const int32_t chunk = before / p.chunk_slots;
     if (s < p.num_segments) {
-      p.segment_totals[s] = chunk;
+      p.segment_totals[s] = chunk_of[s] = chunk;
       const int32_t next = s + 1 < p.num_segments ? (before + own) / p.chunk_slots : p.num_chunks;
       if (s == 0) t.chunk_first_token[0] = 0;
       for (int32_t c = chunk + 1; c <= next; ++c) {
@@ -122,33 +122,67 @@ __device__ void place_segments(const RouteParams& p) {
   }
 }
 
-// Turns segment_counts of one expert into rows before the segment within its chunk, and sums each chunk.
-__device__ void sum_expert(const RouteParams& p, int expert) {
-  constexpr int kBatch = 16;  // loads in flight
-  const int64_t num_local = p.num_local_experts;
-  for (int c = 0; c < p.num_chunks; ++c) p.tables.row_counts[c * num_local + expert] = 0;
-  int32_t sum = 0, chunk = 0;
-  for (int base = 0; base < p.num_segments; base += kBatch) {
-    int32_t own[kBatch], chunks[kBatch];
+// Calls visit(segment, count) for an expert's counts in a run of segments.
+template <class Visit>
+__device__ void for_each_count(const RouteParams& p, int expert, int first, int end, Visit visit) {
+  constexpr int kBatch = 8;  // loads in flight
+  const int32_t* const counts = p.segment_counts + expert;
+  for (int base = first; base < end; base += kBatch) {
+    int32_t own[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) own[i] = base + i < end ? counts[int64_t{base + i} * p.num_local_experts] : 0;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const bool valid = base + i < p.num_segments;
-      own[i] = valid ? p.segment_counts[(base + i) * num_local + expert] : 0;
-      chunks[i] = valid ? p.segment_totals[base + i] : chunk;
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (base + i >= p.num_segments) break;
-      if (chunks[i] != chunk) {
-        p.tables.row_counts[chunk * num_local + expert] = sum;
-        chunk = chunks[i];
-        sum = 0;
-      }
-      p.segment_counts[(base + i) * num_local + expert] = sum;
-      sum += own[i];
+      if (base + i < end) visit(base + i, own[i]);
     }
   }
-  p.tables.row_counts[chunk * num_local + expert] = sum;
+}
+
+// Turns segment_counts into rows before the segment within its chunk, and sums each chunk: a thread for each expert and
+// run of segments, which sums its run, then starts again from what runs before it hold of its first chunk.
+__device__ void sum_experts(const RouteParams& p, const int32_t* chunk_of) {
+  __shared__ int32_t sums[ROUTE_SCAN_THREADS];
+  const int num_local = p.num_local_experts, width = min((num_local + 31) / 32 * 32, ROUTE_SCAN_THREADS);
+  const int runs = ROUTE_SCAN_THREADS / width, run = threadIdx.x / width, in_run = threadIdx.x % width;
+  const int segments = (p.num_segments + runs - 1) / runs;  // of a run
+  const int first = run * segments, end = min(first + segments, p.num_segments);
+  const auto chunk_before = [&](int segment) { return segment == 0 ? 0 : chunk_of[segment - 1]; };
+  for (int expert = in_run; expert - in_run < num_local; expert += width) {
+    const bool valid = expert < num_local && run < runs && first < end;
+    int32_t sum = 0;
+    if (valid) {
+      if (run == 0) {
+        for (int c = 0; c < p.num_chunks; ++c) p.tables.row_counts[int64_t{c} * num_local + expert] = 0;
+      }
+      int32_t chunk = chunk_before(first);
+      for_each_count(p, expert, first, end, [&](int segment, int32_t count) {
+        if (chunk_of[segment] != chunk) sum = 0;
+        chunk = chunk_of[segment];
+        sum += count;
+      });
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (valid) {
+      int32_t chunk = chunk_before(first);
+      sum = 0;
+      for (int before = run - 1; before >= 0; --before) {
+        sum += sums[before * width + in_run];
+        if (chunk_before(before * segments) != chunk) break;  // that run's sum begins within the chunk
+      }
+      for_each_count(p, expert, first, end, [&](int segment, int32_t count) {
+        if (chunk_of[segment] != chunk) {
+          p.tables.row_counts[int64_t{chunk} * num_local + expert] = sum;
+          chunk = chunk_of[segment];
+          sum = 0;
+        }
+        p.segment_counts[int64_t{segment} * num_local + expert] = sum;
+        sum += count;
+      });
+      if (end == p.num_segments) p.tables.row_counts[int64_t{chunk} * num_local + expert] = sum;
+    }
+    __syncthreads();  // the sums have been read
+  }
 }
 
 // Row offsets and groups of one chunk, by one warp. rows_of(e) gives an expert's rows; place(e, row) learns the first.
@@ -198,13 +232,11 @@ __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_o
   const int32_t* const offsets = p.tables.row_offsets + chunk * (num_local + 1);
   RowGroup* const groups = p.tables.groups + chunk * (num_local + 2);
   int32_t first[kSteps] = {};  // [i]: place of the next expert of i + 1 steps
-  int num_groups = 0;
   for (int base = 0; base < num_local; base += 32) {
     const int steps = base + lane < num_local ? tile_steps(p, rows_of(base + lane)) : 0;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int here = __popc(__ballot_sync(~0u, steps == i + 1));
-      num_groups += here;
 #pragma unroll
       for (int narrower = 0; narrower < i; ++narrower) first[narrower] += here;
     }
@@ -221,6 +253,7 @@ __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_o
     }
   }
   __syncwarp();
+  const int num_groups = first[0];  // the narrowest come last
   int32_t before = 0;
   for (int base = 0; base < num_groups; base += 32) {
     const int i = base + lane;
@@ -304,14 +337,14 @@ extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_const
   });
 }
 
-extern "C" __global__ void __launch_bounds__(512, 1) route_scan(const __grid_constant__ RouteParams p) {
+extern "C" __global__ void __launch_bounds__(ROUTE_SCAN_THREADS, 1) route_scan(const __grid_constant__ RouteParams p) {
   using namespace nvfp4;
+  __shared__ int32_t chunk_of[ROUTE_MAX_SEGMENTS];
   follow_previous();
   count_call(p);
-  place_segments(p);
+  place_segments(p, chunk_of);
   __syncthreads();
-  for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) sum_expert(p, e);
-  __syncthreads();
+  sum_experts(p, chunk_of);
   for (int c = threadIdx.x / 32; c < p.num_chunks; c += blockDim.x / 32) {
     const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
     const auto rows_of = [&](int e) { return rows[e]; };

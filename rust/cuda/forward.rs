@@ -109,7 +109,7 @@ impl Call<'_> {
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];
             let by_segments = Shape::new(blocks, warps * 32, warps * warp_bytes);
             self.launch(Kernel::RouteCount, by_segments, &params)?;
-            self.launch(Kernel::RouteScan, Shape::new([1, 1, 1], 512, 0), &params)?;
+            self.launch(Kernel::RouteScan, Shape::new([1, 1, 1], params::ROUTE_SCAN_THREADS, 0), &params)?;
             self.launch(Kernel::RouteScatter, by_segments, &params)
         }
     }
@@ -195,7 +195,7 @@ impl Call<'_> {
         let h = params::AmaxParams {
             source: self.h_rows(chunk),
             x: self.plan.h.rows.pointer(self.base).cast_const().cast(),
-            x_row_stride: self.config.intermediate_size as i64,
+            x_row_stride: self.plan.h_stride as i64,
             amax: amax.wrapping_add(1),
             num_cols: self.config.intermediate_size as i32,
             reserved: 0,

@@ -4,6 +4,7 @@
 
 use super::forward::Call;
 use super::kernels::{Kernel, params};
+use super::plan::fp8_row_bytes;
 use super::storage::Matrix;
 use super::tiles::{GemmKind, gemm_launch};
 use crate::config::Mode;
@@ -27,7 +28,7 @@ impl Call<'_> {
             x_row_stride: args.x_row_stride as i64,
             row_to_slot: self.row_to_slot(chunk),
             out: plan.h.rows.pointer(self.base).cast(),
-            out_row_stride: config.intermediate_size as i64,
+            out_row_stride: plan.h_stride as i64,
             features: config.intermediate_size as i32,
             swiglu: self.swiglu(),
             tiles_known: (chunk > 0 || self.quantised()).into(),
@@ -35,7 +36,10 @@ impl Call<'_> {
         };
         if self.quantised() {
             params.x = plan.x.rows.pointer(self.base).cast_const().cast();
-            params.x_row_stride = config.hidden_size as i64;
+            params.x_row_stride = match config.mode {
+                Mode::Fp8 => fp8_row_bytes(config.hidden_size) as i64,
+                _ => config.hidden_size as i64,
+            };
             params.row_scale = plan.x.global_scale.pointer(self.base);
             if plan.x_by_row {
                 params.row_to_slot = std::ptr::null();
@@ -66,7 +70,7 @@ impl Call<'_> {
             status: self.layer.device.status(),
             row_to_token_slot: self.row_to_slot(chunk),
             x: self.plan.h.rows.pointer(self.base).cast_const().cast(),
-            x_row_stride: self.config.intermediate_size as i64,
+            x_row_stride: self.plan.h_stride as i64,
         }
     }
 
@@ -76,7 +80,7 @@ impl Call<'_> {
         let params = params::QuantizeFp8Params {
             input: self.quantizer_x(chunk),
             out: plan.x.rows.pointer(self.base),
-            out_row_stride: hidden as i64,
+            out_row_stride: fp8_row_bytes(hidden) as i64,
             row_scale: plan.x.global_scale.pointer(self.base),
             num_cols: hidden as i32,
             ..Default::default()
@@ -91,7 +95,7 @@ impl Call<'_> {
         let params = params::QuantizeFp8Params {
             input: self.quantizer_h(chunk),
             out: plan.h.rows.pointer(self.base),
-            out_row_stride: 2 * inter as i64,
+            out_row_stride: 2 * plan.h_stride as i64,
             row_scale: plan.h.global_scale.pointer(self.base),
             num_cols: inter as i32,
             ..Default::default()
@@ -119,8 +123,8 @@ impl Call<'_> {
         let (plan, config) = (self.plan, self.config);
         // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
         let (kind, stride) = match config.mode {
-            Mode::Fp8 => (GemmKind::Gemm2Fp8, 2 * config.intermediate_size),
-            _ => (GemmKind::Gemm2, config.intermediate_size),
+            Mode::Fp8 => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
+            _ => (GemmKind::Gemm2, plan.h_stride),
         };
         let params = params::GemmParams {
             list: self.tile_list(chunk, &self.layer.slice.w2),
@@ -144,7 +148,8 @@ impl Call<'_> {
             expert_stride: self.layer.slice.stride,
             alphas: self.layer.slice.alphas.pointer(self.layer.storage).wrapping_add(alpha),
             top_k: self.config.top_k as i32,
-            k_valid: matrix.cols as i32,
+            // Rows of e4m3 are padded with zeros.
+            k_valid: if self.config.mode == Mode::Fp8 { fp8_row_bytes(matrix.cols) } else { matrix.cols } as i32,
             num_slabs: matrix.slabs as i32,
             ..Default::default()
         }

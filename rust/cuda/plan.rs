@@ -16,6 +16,8 @@ const CHUNK_BYTES: usize = 142 << 20;
 /// Rows of a local expert that a chunk has room for even where it takes more, if a uniform routing comes near: with that
 /// many, reading weights again costs nothing.
 const CHUNK_ROWS_PER_EXPERT: usize = 192;
+/// Runs of whole tokens that routing counts by.
+const MAX_SEGMENTS: usize = params::ROUTE_MAX_SEGMENTS as usize;
 /// Up to this many tokens, one block of threads routes.
 const SMALL_TOKENS: usize = 1024;
 
@@ -29,7 +31,7 @@ enum Form {
     Bf16,
     /// NVFP4, decoded to bf16 but for its global scale. Or e4m3 in the place of bf16.
     Decoded,
-    /// e4m3.
+    /// e4m3, padded to whole slabs.
     Fp8,
     /// NVFP4 with 128x4 swizzled block scales.
     Swizzled,
@@ -55,6 +57,11 @@ impl Form {
     }
 }
 
+/// Of a row of e4m3 as tensor cores read it: whole slabs of 64 columns, each transposed (`kernels/gemm_sm90/layout.cuh`).
+pub fn fp8_row_bytes(cols: usize) -> usize {
+    cols.next_multiple_of(64)
+}
+
 /// Rows of a GEMM's input: values, block scales and global scales, as far as the form has them.
 #[derive(Debug, Default)]
 pub struct Operand {
@@ -67,7 +74,7 @@ impl Operand {
     fn new(walk: &mut Walk, form: Form, rows: usize, cols: usize) -> Self {
         let (row_bytes, scales) = match form {
             Form::Bf16 | Form::Decoded => (2 * cols, 0),
-            Form::Fp8 => (cols, 0),
+            Form::Fp8 => (fp8_row_bytes(cols), 0),
             Form::Swizzled => (cols / 2, sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize),
         };
         Operand {
@@ -119,6 +126,8 @@ pub struct LayerPlan {
     pub segment_counts: Region<i32>,
     pub segment_totals: Region<i32>,
     pub h: Operand,
+    /// Elements of bf16 from one row of h to the next; in mode fp8 a row of e4m3 has room in the place of its bf16.
+    pub h_stride: usize,
     /// Does `x` hold a chunk's gathered rows? Else its tokens.
     pub x_by_row: bool,
     /// GEMM1's input where it is not the caller's x, of a chunk.
@@ -138,7 +147,7 @@ impl LayerPlan {
         // segments, of whole tokens.
         let segment_tokens = match max_tokens <= SMALL_TOKENS {
             true => max_tokens.div_ceil(32).max(32 / config.top_k).max(1),
-            false => max_tokens.div_ceil(256).max(SMALL_TOKENS / 32),
+            false => max_tokens.div_ceil(MAX_SEGMENTS).max(SMALL_TOKENS / 32),
         };
         let segment_slots = segment_tokens * config.top_k;
         let uniform_slots = (slots * local).div_ceil(config.num_experts);
@@ -151,7 +160,7 @@ impl LayerPlan {
         let most = if slots <= slot_rows { slots.max(1) } else { slot_rows - segment_slots + 1 };
         let chunks = slots.div_ceil(most).max(1);
         let chunk_slots = slots.div_ceil(chunks).max(1);
-        let segment_room = if max_tokens <= SMALL_TOKENS { max_tokens.min(32) } else { 256 };
+        let segment_room = if max_tokens <= SMALL_TOKENS { max_tokens.min(32) } else { MAX_SEGMENTS };
 
         // Every expert that has rows may need all but one of them as padding.
         let (row_alignment, rows) = match kernels {
@@ -163,6 +172,10 @@ impl LayerPlan {
         };
         let gate_up_bytes = if kernels == Kernels::Portable { 4 * rows * 2 * inter } else { 0 };
         let sums_len = (2 * rows * hidden).max(gate_up_bytes) / 4;
+        let h_stride = match config.mode {
+            Mode::Fp8 => inter.max(fp8_row_bytes(inter) / 2),
+            _ => inter,
+        };
         // On Hopper x in another form lies by token, or by row where a chunk has fewer: in the place of y either way.
         let x_by_row = kernels == Kernels::Portable || rows < max_tokens;
         let (x_rows, x_form) = (if x_by_row { rows } else { max_tokens }, Form::of_x(config.mode, kernels));
@@ -188,7 +201,8 @@ impl LayerPlan {
             chunk_first_token: walk.region(chunks + 1),
             segment_counts: walk.region(segment_room * local),
             segment_totals: walk.region(segment_room),
-            h: Operand::new(&mut walk, Form::of(config.mode, kernels), rows, config.intermediate_size),
+            h: Operand::new(&mut walk, Form::of(config.mode, kernels), rows, h_stride),
+            h_stride,
             x_by_row,
             x: Operand::default(),
             sums: Region::default(),
@@ -319,6 +333,7 @@ mod tests {
             assert!(plan.chunks == 1 || plan.chunk_slots - 1 + segment_slots <= plan.rows);
             assert!(plan.chunks * plan.chunk_slots >= tokens * 6);
             assert!(plan.segments * plan.segment_tokens >= tokens);
+            assert!(plan.segments <= MAX_SEGMENTS);
             assert!((plan.segments - 1) * plan.segment_tokens < tokens);
         }
     }

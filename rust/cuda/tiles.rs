@@ -44,7 +44,12 @@ pub const GEMM_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
 
 /// What a tile costs beside its rows, in rows: mostly dequantising weights, which takes issue slots, and the more of them
 /// while tensor cores read and write registers (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
-const TILE_OVERHEAD: f64 = 80.0;
+fn tile_overhead(kernel: u32) -> f64 {
+    match kernel {
+        params::GEMM_SM90_FOUR_TILES_ROWS..=112 => 64.0, // their stages are large
+        _ => 80.0,
+    }
+}
 
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles. A CTA takes all of a
 /// multiprocessor's shared memory.
@@ -80,7 +85,7 @@ fn expert_cost(rows: f64, kernel: u32) -> f64 {
         params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + WIDEST_OVERHEAD,
         _ => f64::from(kernel),
     };
-    tiles * (columns + TILE_OVERHEAD)
+    tiles * (columns + tile_overhead(kernel))
 }
 
 /// The tile in which an expert's rows under uniform routing cost least.
@@ -148,10 +153,13 @@ mod tests {
         assert_eq!(tile_rows(1, 6, 256), 8, "one token has at most one row of each expert");
         assert_eq!(tile_rows(8, 6, 6), 8, "8 tokens have at most 8");
         assert_eq!(tile_rows(512, 6, 256), 24, "12 rows, up to 19 in nearly all experts");
+        assert_eq!(tile_rows(1024, 6, 384), 24, "16 rows, up to 24");
+        assert_eq!(tile_rows(1024, 6, 256), 48, "24 rows, up to 34");
         assert_eq!(tile_rows(2048, 6, 384), 48, "32 rows, up to 44");
         assert_eq!(tile_rows(8192, 6, 384), 144, "128 rows, up to 150");
         assert_eq!(tile_rows(4096, 6, 384), 80, "64 rows, up to 88");
         assert_eq!([40.0, 48.5, 81.0, 112.0, 113.0, 144.0].map(widest_columns), [48, 80, 112, 112, 128, 144]);
+        assert_eq!(tile_rows(4096, 6, 256), 112, "96 rows, up to 116");
         assert_eq!(tile_rows(8192, 6, 256), 112, "192 rows are two tiles of 96, up to 232 of 112");
     }
 
