@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_parts
+
 ROOT = Path(__file__).parents[1]
 MAX_LINES = 400
 SOURCES = {".rs", ".c", ".h", ".hpp", ".cpp", ".cu", ".cuh", ".py"}
@@ -84,3 +86,9 @@ def test_nothing_names_a_registry_or_a_machine():
 def test_the_changelog_knows_the_version():
     version = re.search(r'^version = "(.+)"', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
     assert re.search(rf"^## .*\b{re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("part", gpu_parts.PARTS)
+def test_what_the_benchmark_of_parts_takes_out_is_there(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_parts, "BUILD", tmp_path)
+    gpu_parts.changed_kernels(part, 48)
