@@ -50,7 +50,8 @@ constexpr int tiles_of_cta(int rows, bool is_linear) {
 }
 
 // Slabs of a stage with four tiles: as many of four as fit three times, because copies and waits cost the less the
-// fewer they are (measured for 48 to 144 rows). At 128 rows of e4m3 the compiler lacks registers for four.
+// fewer they are (measured for 48 to 144 rows). 8192 bytes hold what is no stage. At 128 rows of e4m3 the compiler
+// lacks registers for four.
 constexpr int slabs_of_stage(int rows, int column_bytes) {
   if (column_bytes == 1) return rows == 128 ? 2 : 4;
   const int fit = (GEMM_SM90_SHARED_BYTES - 8192) / 3 / (rows * kSlabCols * column_bytes + 4 * kTileBytes);

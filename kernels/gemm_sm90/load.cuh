@@ -119,7 +119,7 @@ struct WeightTiles {
   // them holds up its warp's copies of rows so long that producers fall behind (by 5 to 12 % of a GEMM).
   template <class C>
   __device__ void start(const GemmParams& p, SharedStorage<C>& shared, uint32_t stage, int slab) const {
-    constexpr int kStarters = C::kTiles == 4 ? 4 : 1;
+    constexpr int kStarters = C::kTiles == 4 ? 4 : 1;  // two by a thread each were slower
     if (producer_thread<C>() >= kStarters) return;
     const uint32_t bytes = min(C::kSlabs, p.num_slabs - slab) * kTileBytes;
     for (int m = kStarters == 1 ? 0 : producer_thread<C>(); m < num_tiles; m += kStarters) {

@@ -36,10 +36,7 @@ impl Call<'_> {
         };
         if self.quantised() {
             params.x = plan.x.rows.pointer(self.base).cast_const().cast();
-            params.x_row_stride = match config.mode {
-                Mode::Fp8 => fp8_row_bytes(config.hidden_size) as i64,
-                _ => config.hidden_size as i64,
-            };
+            params.x_row_stride = self.padded_cols(config.hidden_size) as i64;
             params.row_scale = plan.x.global_scale.pointer(self.base);
             if plan.x_by_row {
                 params.row_to_slot = std::ptr::null();
@@ -80,7 +77,7 @@ impl Call<'_> {
         let params = params::QuantizeFp8Params {
             input: self.quantizer_x(chunk),
             out: plan.x.rows.pointer(self.base),
-            out_row_stride: fp8_row_bytes(hidden) as i64,
+            out_row_stride: self.padded_cols(hidden) as i64,
             row_scale: plan.x.global_scale.pointer(self.base),
             num_cols: hidden as i32,
             ..Default::default()
@@ -141,6 +138,11 @@ impl Call<'_> {
         unsafe { self.launch_gemm(kind, &params) }
     }
 
+    /// Columns of a row as a GEMM reads it: e4m3 is padded with zeros.
+    fn padded_cols(&self, cols: usize) -> usize {
+        if self.config.mode == Mode::Fp8 { fp8_row_bytes(cols) } else { cols }
+    }
+
     /// A matrix, and the first of its output factors.
     fn weights(&self, matrix: &Matrix, alpha: usize) -> params::GemmParams {
         params::GemmParams {
@@ -148,8 +150,7 @@ impl Call<'_> {
             expert_stride: self.layer.slice.stride,
             alphas: self.layer.slice.alphas.pointer(self.layer.storage).wrapping_add(alpha),
             top_k: self.config.top_k as i32,
-            // Rows of e4m3 are padded with zeros.
-            k_valid: if self.config.mode == Mode::Fp8 { fp8_row_bytes(matrix.cols) } else { matrix.cols } as i32,
+            k_valid: self.padded_cols(matrix.cols) as i32,
             num_slabs: matrix.slabs as i32,
             ..Default::default()
         }

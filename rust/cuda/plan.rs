@@ -4,6 +4,7 @@
 //! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
 
 use super::kernels::{ROUTE_SHARED_BYTES, params};
+use super::storage::TILE;
 use super::tiles::{PORTABLE_ROWS, tile_rows};
 use crate::config::{Kernels, LayerConfig, LinearConfig, Mode};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
@@ -59,7 +60,7 @@ impl Form {
 
 /// Of a row of e4m3 as tensor cores read it: whole slabs of 64 columns, each transposed (`kernels/gemm_sm90/layout.cuh`).
 pub fn fp8_row_bytes(cols: usize) -> usize {
-    cols.next_multiple_of(64)
+    cols.next_multiple_of(TILE)
 }
 
 /// Rows of a GEMM's input: values, block scales and global scales, as far as the form has them.

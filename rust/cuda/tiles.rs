@@ -46,7 +46,7 @@ pub const GEMM_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
 /// while tensor cores read and write registers (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
 fn tile_overhead(kernel: u32) -> f64 {
     match kernel {
-        params::GEMM_SM90_FOUR_TILES_ROWS..=112 => 64.0, // their stages are large
+        params::GEMM_SM90_FOUR_TILES_ROWS..=112 => 64.0, // stages of three slabs or four: slabs_of_stage in gemm_sm90/config.cuh
         _ => 80.0,
     }
 }

@@ -13,6 +13,7 @@ dequantize (codes are multiplied as they are). Columns: median us of both GEMMs,
 
 import argparse
 import concurrent.futures
+import itertools
 import os
 import shutil
 import subprocess
@@ -92,7 +93,7 @@ def changed_kernels(part: str, tile_rows: int) -> Path:
     return folder
 
 
-def compile_case(part: str, mode: str, shape: str, tile_rows: int, *, link: bool) -> Path:
+def compile_program(part: str, mode: str, shape: str, tile_rows: int, *, link: bool) -> Path:
     folder = changed_kernels(part, tile_rows)
     suffix = f"{'_fp8' if mode == 'fp8' else ''}_sm90_n{tile_rows}"
     experts, hidden, inter = SHAPES[shape]
@@ -100,16 +101,16 @@ def compile_case(part: str, mode: str, shape: str, tile_rows: int, *, link: bool
         "NAME1": "gemm1" + suffix, "NAME2": "gemm2" + suffix, "TILE_ROWS": tile_rows,
         "COLUMN_BYTES": 1 if mode == "fp8" else 2, "EXPERTS": experts, "HIDDEN": hidden, "INTERMEDIATE": inter,
     }  # fmt: skip
-    main = folder / "main.cu"
-    main.write_text(f'#include "gemm_sm90/gemm_sm90.cu"\n#include "{ROOT}/tests/bench/gpu_parts.cu"\n')
+    source = folder / "main.cu"
+    source.write_text(f'#include "gemm_sm90/gemm_sm90.cu"\n#include "{ROOT}/tests/bench/gpu_parts.cu"\n')
     nvcc = shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
     program = folder / "main"
     target = ["-gencode", "arch=compute_90a,code=sm_90a"]
     defines = [f"-D{name}={value}" for name, value in values.items()]
-    command = [nvcc, "-std=c++17", "-O3", *target, *defines, "-I", folder, main, "-o", program]
+    command = [nvcc, "-std=c++17", "-O3", *target, *defines, "-I", folder, source, "-o", program]
     done = subprocess.run(command if link else [*command, "-c"], capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"nvcc failed on {main}:\n{done.stderr}")
+        sys.exit(f"nvcc failed on {source}:\n{done.stderr}")
     return program
 
 
@@ -122,25 +123,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="each runs all programs in turn")
     parser.add_argument("--compile-only", action="store_true", help="and do not link: for a machine without a GPU")
     args = parser.parse_args()
+    parts = args.parts.split(",")
     cases = [tuple(map(int, case.split(":"))) for case in args.cases.split(",")]
-    wanted = [(part, rows, tile_rows) for rows, tile_rows in cases for part in args.parts.split(",")]
+    # Of a part and a row-tile size, whatever the rows.
+    wanted = {(part, tile_rows) for _, tile_rows in cases for part in parts}
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        programs = dict(
-            zip(
-                wanted,
-                pool.map(
-                    lambda case: compile_case(case[0], args.mode, args.shape, case[2], link=not args.compile_only),
-                    wanted,
-                ),
-                strict=True,
+        programs = {
+            (part, tile_rows): pool.submit(
+                compile_program, part, args.mode, args.shape, tile_rows, link=not args.compile_only
             )
-        )
+            for part, tile_rows in wanted
+        }
+    programs = {key: future.result() for key, future in programs.items()}
     if args.compile_only:
         return
     print("mode shape rows tile part us gemm1_us gemm2_us gemm1_MHz gemm2_MHz")
     for _ in range(args.rounds):
-        for (part, rows, tile_rows), program in programs.items():
-            output = subprocess.run([program, str(rows), "40"], check=True, capture_output=True, text=True).stdout
+        for (rows, tile_rows), part in itertools.product(cases, parts):
+            command = [programs[part, tile_rows], str(rows), "40"]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             (_, us1, mhz1), (_, us2, mhz2) = (line.split() for line in output.splitlines())
             both = float(us1) + float(us2)
             print(args.mode, args.shape, rows, tile_rows, part, f"{both:.1f}", us1, us2, mhz1, mhz2, flush=True)
