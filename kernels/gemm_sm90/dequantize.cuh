@@ -20,10 +20,11 @@ struct ScalePairs {
 // which are half kHalf of both registers, times 2^-8.
 template <int kHalf>
 __device__ void dequantize(uint32_t word, uint32_t scale_02, uint32_t scale_13, uint32_t (&a)[4]) {
-  a[0] = ptx::mul_bf16x2_half<kHalf>(word & kPairBits, scale_02);
-  a[1] = ptx::mul_bf16x2_half<kHalf>(word << 3 & kPairBits, scale_13);
-  a[2] = ptx::mul_bf16x2_half<kHalf>(word << 6 & kPairBits, scale_02);
-  a[3] = ptx::mul_bf16x2_half<kHalf>(gather_pair_3(word) & kPairBits, scale_13);
+  const PairWords words(word);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    a[i] = ptx::mul_bf16x2_half<kHalf>(words.pair[i] & kPairBits, i % 2 == 0 ? scale_02 : scale_13);
+  }
 }
 
 // The magnitudes of a block in mode fp8, a byte each.

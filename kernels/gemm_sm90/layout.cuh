@@ -11,12 +11,13 @@
 // the first of a pair in the low half of the word. Within a half, sign s and magnitude bits abc of pairs 0 to 3 lie at
 //
 //   bit  15 14 13 12 11 10  9  8  7  6  5  4  3  2  1  0
-//        s0 c3 s3 s1 a3 b3 s2 a0 b0 c0 a1 b1 c1 a2 b2 c2
+//        s0 a2 b2 c2 a1 b1 c1 a0 b0 c0 s2 c3 s3 s1 a3 b3
 //
-// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6), and a shift and a mask pairs 1 and 2. What
-// the three leave over is brought together by a mask, a shift and a multiplication (gather_pair_3). Five logical
-// operations a word, one shift to the right: those two kinds share a pipe of half the rate, which is what bounds
-// dequantisation; shifts to the left are multiplications, on another.
+// so that a mask leaves pair 0 as bf16 of value * 2^-126 (bits 15, 8, 7, 6). A rotation of the word by 6 and the mask
+// find pair 2, a shift of that by 3 to the left pair 1 (s1 and s2 lie in the other half). What the three leave over is
+// brought together by a mask and a multiplication (gather_pair_3). Eight operations a word: five logical ones and the
+// rotation share a pipe of half the rate; the shift to the left is a multiplication, on another. Found by a search of
+// all rotations: no layout has a shift and a mask for each pair, as sign and magnitude do not tile 16 bits.
 //
 // A block scale is stored as e5m3 without a sign: exponent 21 + log2, so that `0x7000 | byte << 4` is bf16 of
 // scale * 2^118, in both halves of a register at once. Every e4m3 scale fits, subnormals included; a block of scale 0
@@ -53,30 +54,42 @@ constexpr int kTileBytes = kTileCodeBytes + kTileRows * kSlabCols / 16;
 constexpr int kSlabSteps = kSlabCols / 16;
 static_assert(kTileBytes == 2304 && kTileBytes % 16 == 0, "bulk copies move multiples of 16 bytes");
 
-// One half word of one value of a pair: e2m1 code to its scattered bits.
-__host__ __device__ constexpr uint32_t scatter_code(uint32_t pair, uint32_t code) {
-  const uint32_t sign = code >> 3 & 1, magnitude = code & 7;
-  if (pair == 3) return sign << 13 | (magnitude >> 1) << 10 | (magnitude & 1) << 14;
-  return (sign << 15 | magnitude << 6) >> 3 * pair;
-}
-static_assert((scatter_code(0, 15) | scatter_code(1, 15) | scatter_code(2, 15) | scatter_code(3, 15)) == 0xFFFF,
-              "the four pairs share a half word without a gap");
-
 constexpr uint32_t kPairBits = 0x81C081C0u;  // of pair 0
 
-// Pair 3 of a word where that mask finds it: copies 0, 5 and 10 bits higher put c3, a3 and b3, and s3 in their places.
-__host__ __device__ constexpr uint32_t gather_pair_3(uint32_t word) {
-  return (word >> 8 & 0x006C006Cu) * (1 | 1 << 5 | 1 << 10);
+// Two e2m1 codes as the bits of a pair.
+__host__ __device__ constexpr uint32_t scatter_pair(uint32_t pair, uint32_t low, uint32_t high) {
+  const uint32_t signs = low >> 3 & 1 | (high >> 3 & 1) << 16, magnitudes = low & 7 | (high & 7) << 16;
+  if (pair == 3) return signs << 3 | magnitudes >> 1 & 0x00030003u | (magnitudes & 0x00010001u) << 4;
+  const uint32_t first = signs << 15 | magnitudes << 6;
+  return first << 3 * pair | first >> 1 >> (31 - 3 * pair);
 }
+static_assert((scatter_pair(0, 15, 0) | scatter_pair(1, 15, 0) | scatter_pair(2, 15, 0) | scatter_pair(3, 15, 0)) ==
+                  (~0u ^ (scatter_pair(0, 0, 15) | scatter_pair(1, 0, 15) | scatter_pair(2, 0, 15) |
+                          scatter_pair(3, 0, 15))),
+              "the values share a word without a gap");
+
+// Pair 3 of a word where kPairBits finds it: copies 2, 7 and 12 bits higher put c3, a3 and b3, and s3 in their places.
+__host__ __device__ constexpr uint32_t gather_pair_3(uint32_t word) {
+  return (word & 0x001B001Bu) * (1 << 2 | 1 << 7 | 1 << 12);
+}
+
+// Where kPairBits finds pairs 0 to 3 of a word.
+struct PairWords {
+  uint32_t pair[4];
+
+  __host__ __device__ constexpr explicit PairWords(uint32_t word) : pair{word, 0, word >> 6 | word << 26, 0} {
+    pair[1] = pair[2] << 3;
+    pair[3] = gather_pair_3(word);
+  }
+};
 
 constexpr bool pairs_are_found() {
   for (uint32_t pair = 0; pair < 4; ++pair) {
-    const uint32_t own = scatter_code(pair, 15) * 0x10001u;
+    const uint32_t own = scatter_pair(pair, 15, 15);
     for (uint32_t codes = 0; codes < 512; ++codes) {  // of a pair, beside others that are 0 or all ones
       const uint32_t low = codes & 15, high = codes >> 4 & 15;
-      const uint32_t word = scatter_code(pair, low) | scatter_code(pair, high) << 16 | (codes < 256 ? 0 : ~own);
-      const uint32_t found = pair == 3 ? gather_pair_3(word) : word << 3 * pair;
-      if ((found & kPairBits) != (scatter_code(0, low) | scatter_code(0, high) << 16)) return false;
+      const uint32_t word = scatter_pair(pair, low, high) | (codes < 256 ? 0 : ~own);
+      if ((PairWords(word).pair[pair] & kPairBits) != scatter_pair(0, low, high)) return false;
     }
   }
   return true;

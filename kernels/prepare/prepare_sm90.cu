@@ -58,16 +58,13 @@ __device__ void stage(const PrepareParams& p, int expert, int m, int first_block
   }
 }
 
-// Two codes, one for each half word, as the pair that layout.cuh says.
-template <int kPair>
-__device__ uint32_t scatter_two(uint32_t two) {
-  return scatter_code(kPair, two & 15) | scatter_code(kPair, two >> 4 & 15) << 16;
-}
-
 // The word of one step: see layout.cuh.
 __device__ uint32_t fragment(uint2 low, uint2 high, int c) {
-  return scatter_two<0>(low.x >> 8 * c) | scatter_two<1>(high.x >> 8 * c) | scatter_two<2>(low.y >> 8 * c) |
-         scatter_two<3>(high.y >> 8 * c);
+  const uint32_t pairs[4] = {low.x, high.x, low.y, high.y};
+  uint32_t word = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) word |= scatter_pair(i, pairs[i] >> 8 * c & 15, pairs[i] >> (8 * c + 4) & 15);
+  return word;
 }
 
 // Word j of a block in mode fp8.
