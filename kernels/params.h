@@ -89,6 +89,8 @@ typedef struct RowSource {
   const int32_t *end_row_on_device;   /* [1] or NULL: num_rows */
   int32_t num_rows;
   int32_t top_k;
+  int32_t rows_known; /* 1: the numbers on the device were complete before the previous kernel began */
+  int32_t reserved;
 } RowSource;
 
 /* What a quantiser reads. */
@@ -135,8 +137,10 @@ typedef struct AmaxParams {
   int32_t reserved;
 } AmaxParams;
 
-/* Columns of a thread, at a time; hidden_size is a multiple of 16. */
+/* Columns of a thread, at a time; hidden_size is a multiple of 16. Blocks launched a multiprocessor: three rounds of the
+ * five that run at once. */
 #define COMBINE_COLUMNS 8
+#define COMBINE_BLOCKS_PER_SM 15
 
 typedef struct CombineParams {
   const int32_t *slot_to_row;       /* [T * k] */

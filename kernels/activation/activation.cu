@@ -1,5 +1,4 @@
 // Between the GEMMs where GEMM1 has no fused epilogue: clamped SwiGLU, rounded to bf16, and on to NVFP4 in mode nvfp4.
-#include "../common/overlap.cuh"
 #include "../common/swiglu.cuh"
 #include "../quantize/quantize_row.cuh"
 
@@ -49,7 +48,6 @@ __device__ void store_row(const ActivationParams& p, int64_t row, const Row& sou
 
 // One block of threads a row.
 extern "C" __global__ void __launch_bounds__(256, 2) swiglu_rows(const __grid_constant__ ActivationParams p) {
-  nvfp4::follow_previous();
   __shared__ float scratch[32];
   nvfp4::for_each_row_of_block(p.out.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.out.input.source, r);

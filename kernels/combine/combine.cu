@@ -83,7 +83,7 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
     auto* const two = reinterpret_cast<__nv_bfloat162*>(&all);
 #pragma unroll
     for (int j = 0; j < kColumns / 2; ++j) two[j] = __floats2bfloat162_rn(sum[2 * j], sum[2 * j + 1]);
-    *reinterpret_cast<uint4*>(out) = all;
+    __stcs(reinterpret_cast<uint4*>(out), all);  // out is large and read late: y stays in L2 instead
   } else {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) out[j] = __float2bfloat16_rn(sum[j]);
@@ -98,6 +98,7 @@ extern "C" __global__ void __launch_bounds__(256, 5) combine(const __grid_consta
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   const int64_t end = p.chunk_first_token[1];
   int64_t token = p.chunk_first_token[0] + blockIdx.y;
+  if (token >= end) return nvfp4::pass_by();
   nvfp4::Slots slots = nvfp4::Slots::read(p, token, end, 0);
   nvfp4::follow_previous();  // routing was complete before it began
   for (; token < end; token += gridDim.y) {

@@ -26,4 +26,11 @@ __device__ inline void follow_previous() {
   let_next_start();
 }
 
+// All that a block without work does, where tables that were complete when this kernel began say so. The first block
+// waits, so that whoever waits for this kernel has waited for those before it.
+__device__ inline void pass_by() {
+  let_next_start();
+  if (blockIdx.x + blockIdx.y == 0) wait_for_previous();
+}
+
 }  // namespace nvfp4

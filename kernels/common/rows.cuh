@@ -4,6 +4,7 @@
 
 #include "../params.h"
 #include "format.cuh"
+#include "overlap.cuh"
 
 namespace nvfp4 {
 
@@ -13,12 +14,17 @@ struct Row {
   bool counts;     // false: another row counts the same input
 };
 
-// Calls body(row) for this block's share of the rows.
+// Follows the previous kernel, then calls body(row) for this block's share of the rows.
 template <class Body>
 __device__ void for_each_row_of_block(const RowSource& source, Body body) {
-  const int32_t first = source.first_row_on_device ? *source.first_row_on_device : 0;
+  if (!source.rows_known) follow_previous();
+  const int32_t first = (source.first_row_on_device ? *source.first_row_on_device : 0) + blockIdx.x;
   const int32_t end = source.end_row_on_device ? *source.end_row_on_device : source.num_rows;
-  for (int32_t row = first + blockIdx.x; row < end; row += gridDim.x) body(row);
+  if (source.rows_known) {
+    if (first >= end) return pass_by();
+    follow_previous();
+  }
+  for (int32_t row = first; row < end; row += gridDim.x) body(row);
 }
 
 __device__ inline Row row_at(const RowSource& source, int32_t row) {

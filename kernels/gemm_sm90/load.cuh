@@ -182,7 +182,7 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       ring.advance();
     }
   });
-  if (is_first) follow_previous();
+  if (is_first) return pass_by();
   ptx::cp_async_wait_all();  // a thread must not end with copies in flight
 }
 

@@ -1,9 +1,7 @@
 // Rows of bf16 to NVFP4, one block of threads a row.
-#include "../common/overlap.cuh"
 #include "quantize_row.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) quantize_rows(const __grid_constant__ QuantizeParams p) {
-  nvfp4::follow_previous();
   __shared__ float scratch[32];
   nvfp4::for_each_row_of_block(p.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.input.source, r);
@@ -13,7 +11,6 @@ extern "C" __global__ void __launch_bounds__(256) quantize_rows(const __grid_con
 
 // Calibration: the largest finite magnitude that these rows hold.
 extern "C" __global__ void __launch_bounds__(256) amax_rows(const __grid_constant__ AmaxParams p) {
-  nvfp4::follow_previous();
   __shared__ float scratch[32];
   nvfp4::for_each_row_of_block(p.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.source, r);

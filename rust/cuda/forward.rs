@@ -2,12 +2,12 @@
 //! kernels share is here; [`super::hopper`] and [`super::portable`] have the rest.
 
 use super::Stream;
+use super::THREADS;
 use super::device::Shape;
 use super::kernels::{Kernel, ROUTE_SHARED_BYTES, params};
 use super::layer::CudaLayer;
 use super::plan::LayerPlan;
 use super::storage::Matrix;
-use super::{BLOCKS_PER_SM, THREADS};
 use crate::config::{Kernels, LayerConfig, ScalePolicy};
 use crate::error::Result;
 use crate::layer::{InputScales, LayerArgs};
@@ -130,6 +130,7 @@ impl Call<'_> {
         params::RowSource {
             end_row_on_device: self.plan.row_offsets.pointer(self.base).wrapping_add(chunk * (local + 1) + local),
             top_k: self.config.top_k as i32,
+            rows_known: 1,
             ..Default::default()
         }
     }
@@ -138,13 +139,20 @@ impl Call<'_> {
     pub(super) fn quantizer_x(&self, chunk: usize) -> params::QuantizerInput {
         let slot_to_row = self.plan.slot_to_row.pointer(self.base);
         let first_token = self.plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
+        let rows_known = (chunk > 0).into(); // the first chunk's quantiser follows routing
         let source = match self.plan.x_by_row {
-            true => params::RowSource { slot_to_row, row_to_slot: self.row_to_slot(chunk), ..self.h_rows(chunk) },
+            true => params::RowSource {
+                slot_to_row,
+                row_to_slot: self.row_to_slot(chunk),
+                rows_known,
+                ..self.h_rows(chunk)
+            },
             false => params::RowSource {
                 slot_to_row,
                 first_row_on_device: first_token,
                 end_row_on_device: first_token.wrapping_add(1),
                 top_k: self.config.top_k as i32,
+                rows_known,
                 ..Default::default()
             },
         };
@@ -241,7 +249,8 @@ impl Call<'_> {
             top_k: self.config.top_k as i32,
         };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
-        let (blocks, tokens) = (self.layer.device.num_sms * BLOCKS_PER_SM, args.num_tokens as u32);
+        let blocks = self.layer.device.num_sms * params::COMBINE_BLOCKS_PER_SM;
+        let tokens = args.num_tokens as u32;
         let col_blocks =
             blocks.div_ceil(tokens).min((self.config.hidden_size as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));
         let token_blocks = tokens.min(blocks / col_blocks);
