@@ -49,7 +49,7 @@ typedef struct RoutingTables {
   int32_t *row_offsets;       /* [C, L + 1] multiples of row_alignment */
   int32_t *row_counts;        /* [C, L] */
   RowGroup *groups;           /* [C, L + 2] those with rows, by expert, or where a tile's work follows its rows wide
-                                 tiles first; then two ends, so that readers may look one ahead */
+                                 tiles first; then two ends, so that readers may look one ahead; the last is one too */
   int32_t *chunk_first_token; /* [C + 1] */
 } RoutingTables;
 
@@ -242,11 +242,11 @@ typedef struct PrepareRowAlphaParams {
 
 /* The grouped rows of a GEMM, and its weight tiles. */
 typedef struct TileList {
-  const RowGroup *groups; /* up to an end. NULL: one expert with num_rows rows */
+  const RowGroup *groups; /* up to an end; last_group is one, too. NULL: one expert with num_rows rows */
   int32_t m_tiles;        /* of 64 weight rows */
   int32_t num_rows;
   int32_t tile_rows; /* of a tile, at most: what first_tile counts by; the kernel's size or less */
-  int32_t reserved;
+  int32_t last_group; /* L + 1 */
 } TileList;
 
 /* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */

@@ -10,21 +10,31 @@ __device__ inline int32_t row_tiles_of(int32_t rows, int32_t tile_rows) { return
 
 struct Tile {
   int32_t expert;
-  int32_t first_m_tile;  // the first of this CTA's
+  int32_t first_m_tile;  // the first of this CTA's weight tiles
+  int32_t num_m_tiles;   // 1 or more
   int32_t first_row;     // in the chunk
   int32_t num_rows;      // 1 .. tile_rows
 };
 
 // A CTA's tile is kMTiles weight tiles of 64 rows by up to tile_rows rows. An expert's rows are spread evenly over as
 // few tiles as hold them, in eights: two tiles of 80 cost less than one of 144 and one of 16 where the kernel's work
-// follows the rows, and no more elsewhere.
+// follows the rows, and no more elsewhere. The CTAs' last round, if that gives work to twice as many, is done in halves
+// of a tile's weight tiles: half of a CTA's warpgroups are faster by themselves.
 template <int kMTiles, class Body>
 __device__ void for_each_tile(const TileList& p, Body body) {
   const int32_t m_blocks = (p.m_tiles + kMTiles - 1) / kMTiles;
   RowGroup group = p.groups ? p.groups[0] : RowGroup{0, 0, p.num_rows, 0};
   RowGroup next = p.groups ? p.groups[1] : RowGroup{-1, 0, 0, row_tiles_of(p.num_rows, p.tile_rows)};
+  int32_t whole = INT32_MAX;  // tiles that are not halved
+  if constexpr (kMTiles > 1) {
+    const int32_t tiles = (p.groups ? p.groups[p.last_group] : next).first_tile * m_blocks;
+    const int32_t in_last_round = tiles % gridDim.x;
+    if (2 * in_last_round <= gridDim.x) whole = tiles - in_last_round;
+  }
   if (group.expert < 0) return;
-  for (int32_t tile = blockIdx.x, i = 2;; tile += gridDim.x) {
+  for (int32_t at = blockIdx.x, i = 2;; at += gridDim.x) {
+    const bool halved = at >= whole;
+    const int32_t tile = halved ? whole + (at - whole) / 2 : at;
     while (tile >= next.first_tile * m_blocks) {
       if (next.expert < 0) return;
       group = next;
@@ -33,8 +43,11 @@ __device__ void for_each_tile(const TileList& p, Body body) {
     const int32_t row_tiles = next.first_tile - group.first_tile, in_group = tile - group.first_tile * m_blocks;
     const int32_t rows_each = (group.num_rows + row_tiles - 1) / row_tiles + 7 & ~7;
     const int32_t row = in_group % row_tiles * rows_each;
-    body(Tile{group.expert, in_group / row_tiles * kMTiles, group.first_row + row,
-              min(group.num_rows - row, rows_each)});
+    const int32_t most = halved ? kMTiles / 2 : kMTiles;
+    const int32_t first_m_tile = in_group / row_tiles * kMTiles + (halved && (at - whole) % 2 != 0 ? most : 0);
+    const int32_t num_m_tiles = min(most, p.m_tiles - first_m_tile);
+    if (num_m_tiles <= 0) continue;
+    body(Tile{group.expert, first_m_tile, num_m_tiles, group.first_row + row, min(group.num_rows - row, rows_each)});
   }
 }
 

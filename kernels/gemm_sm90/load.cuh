@@ -19,6 +19,11 @@ struct Ring {
       parity ^= 1;
     }
   }
+
+  __device__ void advance(uint32_t stages) {
+    parity ^= (stage + stages) / C::kStages & 1;
+    stage = (stage + stages) % C::kStages;
+  }
 };
 
 // Producers come after the consumers, whose warps wgmma groups by fours.
@@ -112,7 +117,7 @@ struct WeightTiles {
   template <class C>
   __device__ static WeightTiles of(const GemmParams& p, const Tile& tile, uint64_t policy) {
     return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
-            min(C::kTiles, p.list.m_tiles - tile.first_m_tile), policy};
+            tile.num_m_tiles, policy};
   }
 
   // Starts the copies of a stage, of slabs `slab` and on. Of four tiles each by a thread of its own: one for all of

@@ -102,7 +102,7 @@ class Accumulation {
  public:
   float acc[C::kGroupTiles][C::kN / 2];
 
-  __device__ Accumulation(SharedStorage<C>& shared, Ring<C>& ring, int m, int k)
+  __device__ Accumulation(SharedStorage<C>& shared, Ring<C> ring, int m, int k)
       : shared_(shared), ring_(ring), m_(m), k_(k) {
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
@@ -119,6 +119,18 @@ class Accumulation {
     if (left + k_ * C::kGroupSlabs > 0) part_of_stage(left);
     ptx::wgmma_wait<0>();
     release_previous();
+  }
+
+  __device__ Ring<C> ring() const { return ring_; }
+
+  // Lets the stages of a tile pass, of which this warpgroup has no weights.
+  __device__ void skip(int num_slabs) {
+    for (int slab = 0; slab < num_slabs; slab += C::kSlabs) {
+      ptx::mbarrier_wait(shared_.full[ring_.stage], ring_.parity);
+      previous_ = ring_.stage;
+      release_previous();
+      ring_.advance();
+    }
   }
 
  private:
@@ -226,7 +238,7 @@ class Accumulation {
   }
 
   SharedStorage<C>& shared_;
-  Ring<C>& ring_;
+  Ring<C> ring_;
   const int m_, k_;                 // of this warpgroup
   int previous_ = -1;               // stage
   const uint8_t* tiles_ = nullptr;  // this warpgroup's, of the stage that is being read
@@ -242,13 +254,22 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
     const Output output(p, tile, shared);
     Accumulation<C> sums(shared, ring, m, k);
-    // Past the last weight tile this multiplies what the stage held before, and stores nothing.
-    sums.run(p.num_slabs, tile.num_rows);
+    // A second weight tile that there is not is multiplied as the stage held it before, and not stored.
+    if (C::kM == 1 || m * C::kGroupTiles < tile.num_m_tiles) {
+      sums.run(p.num_slabs, tile.num_rows);
+    } else {
+      sums.skip(p.num_slabs);
+    }
+    if constexpr (C::kM == 1) {
+      ring = sums.ring();
+    } else {  // the compiler would not see that a warp agrees on what comes of both branches
+      ring.advance((p.num_slabs + C::kSlabs - 1) / C::kSlabs);
+    }
     if (!reduce_along_k<C>(shared, m, k, sums.acc[0])) return;
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
-      const int m_tile = tile.first_m_tile + m * C::kGroupTiles + i;
-      if (m_tile < p.list.m_tiles) output.store(m_tile, i, sums.acc[i], shared);
+      const int own = m * C::kGroupTiles + i;
+      if (own < tile.num_m_tiles) output.store(tile.first_m_tile + own, i, sums.acc[i], shared);
     }
   });
 }

@@ -121,7 +121,7 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
   }
   if (lane == 0) {
     offsets[num_local] = before.v[0];
-    groups[before.v[1]] = groups[before.v[1] + 1] = RowGroup{-1, before.v[0], 0, before.v[2]};
+    groups[before.v[1]] = groups[before.v[1] + 1] = groups[num_local + 1] = {-1, before.v[0], 0, before.v[2]};
   }
 }
 

@@ -221,6 +221,7 @@ impl Call<'_> {
         let (plan, local, base) = (self.plan, self.config.num_local_experts, self.base);
         params::TileList {
             groups: plan.groups.pointer(base).wrapping_add(chunk * (local + 2)),
+            last_group: local as i32 + 1,
             m_tiles: matrix.m_tiles as i32,
             tile_rows: plan.tile_rows as i32,
             ..Default::default()

@@ -54,11 +54,12 @@ fn tile_overhead(kernel: u32) -> f64 {
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles. A CTA takes all of a
 /// multiprocessor's shared memory.
 pub fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> (Kernel, Shape) {
-    let threads = match tiles_of_cta(tile_rows, kind == GemmKind::Linear) {
-        4 => params::GEMM_SM90_FOUR_TILES_THREADS,
-        _ => params::GEMM_SM90_THREADS,
+    let (threads, halves) = match tiles_of_cta(tile_rows, kind == GemmKind::Linear) {
+        4 => (params::GEMM_SM90_FOUR_TILES_THREADS, 2),
+        2 => (params::GEMM_SM90_THREADS, 2),
+        _ => (params::GEMM_SM90_THREADS, 1),
     };
-    let blocks = tiles.clamp(1, num_sms as usize) as u32;
+    let blocks = (tiles * halves).clamp(1, num_sms as usize) as u32;
     (Kernel::GemmSm90(kind, tile_rows), Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES))
 }
 

@@ -123,7 +123,7 @@ int main(int argc, char** argv) {
   CHECK(cudaDeviceSynchronize());
 
   GemmParams gemm1 = {};
-  gemm1.list = {on_device, INTERMEDIATE / 32, 0, TILE_ROWS, 0};
+  gemm1.list = {on_device, INTERMEDIATE / 32, 0, TILE_ROWS, EXPERTS + 1};
   gemm1.tiles = weights1;
   gemm1.expert_stride = kTiles1 * kTileBytes;
   gemm1.alphas = reinterpret_cast<const float*>(weights1);  // any values
