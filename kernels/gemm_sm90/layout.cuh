@@ -64,8 +64,8 @@ __host__ __device__ constexpr uint32_t scatter_pair(uint32_t pair, uint32_t low,
   return first << 3 * pair | first >> 1 >> (31 - 3 * pair);
 }
 static_assert((scatter_pair(0, 15, 0) | scatter_pair(1, 15, 0) | scatter_pair(2, 15, 0) | scatter_pair(3, 15, 0)) ==
-                  (~0u ^ (scatter_pair(0, 0, 15) | scatter_pair(1, 0, 15) | scatter_pair(2, 0, 15) |
-                          scatter_pair(3, 0, 15))),
+                  (~0u ^
+                   (scatter_pair(0, 0, 15) | scatter_pair(1, 0, 15) | scatter_pair(2, 0, 15) | scatter_pair(3, 0, 15))),
               "the values share a word without a gap");
 
 // Pair 3 of a word where kPairBits finds it: copies 2, 7 and 12 bits higher put c3, a3 and b3, and s3 in their places.

@@ -223,12 +223,12 @@ extern "C" __global__ void __launch_bounds__(1024, 1) route_small(const __grid_c
     count_call(p);
   }
   __syncthreads();
-  const int num_slots = p.num_tokens * p.top_k;
-  for (int slot = threadIdx.x; slot < num_slots; slot += blockDim.x) {
+  const int segment = threadIdx.x / 32;  // whose slots this warp kept
+  if (segment >= p.num_segments) return;
+  const int32_t* const before = small.before + segment * p.num_local_experts;
+  const SlotRange slots(p, segment);
+  for (uint32_t slot = slots.first + threadIdx.x % 32; slot < slots.end; slot += 32) {
     const int2 kept = small.slots[slot];  // segments follow each other without a gap
-    const int segment = slot / small.segment_slots;
-    const int32_t row =
-        kept.x < 0 ? kNotRouted : small.rows[kept.x] + small.before[segment * p.num_local_experts + kept.x] + kept.y;
-    write_slot(p, 0, slot, row);
+    write_slot(p, 0, slot, kept.x < 0 ? kNotRouted : small.rows[kept.x] + before[kept.x] + kept.y);
   }
 }

@@ -7,28 +7,21 @@
 namespace nvfp4 {
 namespace {
 
-// Chunk of each segment, kept in `chunk_of`, and the first token of each chunk.
+// Chunk of each segment, kept in `chunk_of`, and the first token of each chunk: a thread for each segment.
 __device__ void place_segments(const RouteParams& p, int32_t* chunk_of) {
+  static_assert(ROUTE_MAX_SEGMENTS <= ROUTE_SCAN_THREADS);
   __shared__ Counts<1> scratch[33];
   const RoutingTables& t = p.tables;
-  int32_t slots_before = 0;
-  for (int base = 0; base < p.num_segments; base += blockDim.x) {
-    const int s = base + threadIdx.x;
-    Counts<1> count = {s < p.num_segments ? p.segment_totals[s] : 0};
-    const int32_t own = count.v[0];
-    const Counts<1> all = block_exclusive_scan(count, scratch);
-    const int32_t before = slots_before + count.v[0];
-    const int32_t chunk = before / p.chunk_slots;
-    if (s < p.num_segments) {
-      p.segment_totals[s] = chunk_of[s] = chunk;
-      const int32_t next = s + 1 < p.num_segments ? (before + own) / p.chunk_slots : p.num_chunks;
-      if (s == 0) t.chunk_first_token[0] = 0;
-      for (int32_t c = chunk + 1; c <= next; ++c) {
-        t.chunk_first_token[c] = min((s + 1) * p.segment_tokens, p.num_tokens);
-      }
-    }
-    slots_before += all.v[0];
-  }
+  const int s = threadIdx.x;
+  const int32_t own = s < p.num_segments ? p.segment_totals[s] : 0;
+  Counts<1> before = {own};
+  block_exclusive_scan(before, scratch);
+  if (s >= p.num_segments) return;
+  const int32_t chunk = before.v[0] / p.chunk_slots;
+  const int32_t next = s + 1 < p.num_segments ? (before.v[0] + own) / p.chunk_slots : p.num_chunks;
+  p.segment_totals[s] = chunk_of[s] = chunk;
+  if (s == 0) t.chunk_first_token[0] = 0;
+  for (int32_t c = chunk + 1; c <= next; ++c) t.chunk_first_token[c] = min((s + 1) * p.segment_tokens, p.num_tokens);
 }
 
 // Calls visit(segment, count) for an expert's counts in a run of segments.
