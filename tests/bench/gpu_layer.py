@@ -7,9 +7,9 @@ layer    one call in a CUDA graph of several, each on inputs of its own; median 
 
 Skews: `uniform` (1 in 8 slots is local under EP8), `hot` (one local expert has every token, the rest is uniform),
 `zipf` (the expert of rank r is chosen like 1 / r, ranks dealt at random), `local` (every slot is, so Pro takes several
-chunks at 8192 tokens) and `six` (every token goes to the same six local experts). `rows` are the slots routed here: at
-8192 tokens the floor grows as they do. Every layer's result is checked first, on the quantised or bf16 operands of the
-other family of kernels; mode fp8's, which that family lacks, against mode bf16.
+chunks at 8192 tokens), `six` (every token goes to the same six local experts) and `none` (no slot is local). `rows`
+are the slots routed here: at 8192 tokens the floor grows as they do. Every layer's result is checked first, on the
+quantised or bf16 operands of the other family of kernels; mode fp8's, which that family lacks, against mode bf16.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from reference.layer import relative_l2
 
 # hidden, intermediate, experts, local experts, top_k: one of 8 expert-parallel ranks
 SHAPES = {"pro8": (7168, 3072, 384, 48, 6), "flash8": (4096, 2048, 256, 32, 6)}
-SKEWS = ("uniform", "hot", "zipf", "local", "six")
+FEW_TOKENS_SKEWS = ("uniform", "none")
+SKEWS = ("uniform", "hot", "zipf", "local", "six")  # at 8192 tokens
 
 
 def copy_bandwidth() -> float:
@@ -76,6 +77,8 @@ def prepare_rate(layer: Layer, weights: LayerWeights) -> float:
 def route(skew: str, num_tokens: int, experts: int, local: int, top_k: int, generator) -> torch.Tensor:
     if skew == "six":
         return torch.arange(top_k, dtype=torch.int32).expand(num_tokens, top_k).contiguous()
+    if skew == "none":
+        return local + generate.random_ids(num_tokens, experts - local, top_k, generator)
     if skew == "zipf":
         ranks = torch.randperm(experts, generator=generator).int()
         return ranks[generate.zipf_ids(num_tokens, experts, top_k, generator)]
@@ -135,8 +138,10 @@ def main() -> None:
             workspace = torch.empty(
                 max(layer.workspace_size(num_tokens) for layer in layers.values()), dtype=torch.uint8, device="cuda"
             )
-            for skew in SKEWS if num_tokens == 8192 else SKEWS[:1]:
-                batches = make_batches(shape, num_tokens, skew, generator)
+            for skew in SKEWS if num_tokens == 8192 else FEW_TOKENS_SKEWS:
+                # One generator for the others, whose draws are those of older records.
+                draws = torch.Generator().manual_seed(1) if skew == "none" else generator
+                batches = make_batches(shape, num_tokens, skew, draws)
                 out = torch.empty_like(batches[0][0])
                 for mode in ("bf16", "nvfp4"):
                     results = [
