@@ -1,6 +1,7 @@
 // Programmatic dependent launch: a kernel's start overlaps the end of the one before it. Every kernel of a linear, and
 // of a layer's forward but the first, waits before it touches what earlier ones wrote, and lets the next start only
-// then: so whatever is complete where one kernel waits no more, is complete for all that follow it. Source: PTX ISA,
+// then: so whatever is complete where one kernel waits no more, is complete for all that follow it. Kernels that find
+// no work in such tables let the next start at once (pass_by); that one waits all the same. Source: PTX ISA,
 // "griddepcontrol".
 #pragma once
 
