@@ -89,7 +89,7 @@ typedef struct RowSource {
   const int32_t *end_row_on_device;   /* [1] or NULL: num_rows */
   int32_t num_rows;
   int32_t top_k;
-  int32_t rows_known; /* 1: the numbers on the device were complete before the previous kernel began */
+  int32_t rows_known; /* 1: the numbers on the device were complete before the previous kernel let this one start */
   int32_t reserved;
 } RowSource;
 
@@ -267,7 +267,8 @@ typedef struct GemmParams {
   int32_t num_slabs;
   int32_t features; /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
   SwigluParams swiglu;
-  int32_t tiles_known; /* the routing tables were complete before the previous kernel began: weights need not wait */
+  int32_t tiles_known; /* the routing tables were complete before the previous kernel let this one start: weights need not
+                          wait */
 } GemmParams;
 
 /* out = rows x weights^T over grouped rows, by any GPU, in Blackwell's layouts. */

@@ -2,30 +2,16 @@
 
 import struct
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from test_golden import quantize_cases, read_lines
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory):
+def ask(host_program):
     """ask(questions): one line of answer for each; tests/layout/device_format.cpp has the words."""
-    program = tmp_path_factory.mktemp("device_format") / "device_format"
-    flags = [
-        "-std=c++17",
-        "-O1",
-        "-ffp-contract=off",
-        "-Wall",
-        "-Wno-unknown-pragmas",
-        "-Werror",
-        "-I",
-        ROOT / "kernels",
-    ]
-    subprocess.run(["c++", *flags, ROOT / "tests/layout/device_format.cpp", "-o", program], check=True)
+    program = host_program("device_format", "-O1", "-ffp-contract=off")
 
     def ask(questions: list[str]) -> list[str]:
         done = subprocess.run([program], input="\n".join(questions), check=True, capture_output=True, text=True)

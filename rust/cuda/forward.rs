@@ -1,13 +1,12 @@
 //! One MoE forward: route, and for each chunk h, GEMM2's input, then y, its result, and combine. What both families of
 //! kernels share is here; [`super::hopper`] and [`super::portable`] have the rest.
 
-use super::Stream;
-use super::THREADS;
 use super::device::Shape;
 use super::kernels::{Kernel, ROUTE_SHARED_BYTES, params};
 use super::layer::CudaLayer;
 use super::plan::LayerPlan;
 use super::storage::Matrix;
+use super::{Stream, THREADS};
 use crate::config::{Kernels, LayerConfig, ScalePolicy};
 use crate::error::Result;
 use crate::layer::{InputScales, LayerArgs};
@@ -137,27 +136,22 @@ impl Call<'_> {
 
     /// A chunk's rows, or its tokens, of which quantisers visit those that are routed here.
     pub(super) fn quantizer_x(&self, chunk: usize) -> params::QuantizerInput {
-        let slot_to_row = self.plan.slot_to_row.pointer(self.base);
         let first_token = self.plan.chunk_first_token.pointer(self.base).wrapping_add(chunk);
-        let rows_known = (chunk > 0).into(); // the first chunk's quantiser follows routing
-        let source = match self.plan.x_by_row {
-            true => params::RowSource {
-                slot_to_row,
-                row_to_slot: self.row_to_slot(chunk),
-                rows_known,
-                ..self.h_rows(chunk)
-            },
+        let rows = match self.plan.x_by_row {
+            true => params::RowSource { row_to_slot: self.row_to_slot(chunk), ..self.h_rows(chunk) },
             false => params::RowSource {
-                slot_to_row,
                 first_row_on_device: first_token,
                 end_row_on_device: first_token.wrapping_add(1),
                 top_k: self.config.top_k as i32,
-                rows_known,
                 ..Default::default()
             },
         };
         params::QuantizerInput {
-            source,
+            source: params::RowSource {
+                slot_to_row: self.plan.slot_to_row.pointer(self.base),
+                rows_known: (chunk > 0).into(), // the first chunk's quantiser follows routing
+                ..rows
+            },
             status: self.layer.device.status(),
             x: self.args.x.cast(),
             x_row_stride: self.args.x_row_stride as i64,

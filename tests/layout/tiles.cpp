@@ -48,8 +48,9 @@ static void check(const TileList& list, int num_rows, int ctas) {
   }
   for (const int times : seen)
     if (times != 1) fail(list, ctas, "times that a row and a weight tile meet", times, 1);
-  const int last = list.groups ? list.groups[list.last_group].first_tile : (num_rows + list.tile_rows - 1) / list.tile_rows;
-  const int whole = last * ((list.m_tiles + kMTiles - 1) / kMTiles), rounds = (whole + ctas - 1) / ctas;
+  const int row_tiles =
+      list.groups ? list.groups[list.last_group].first_tile : nvfp4::row_tiles_of(num_rows, list.tile_rows);
+  const int whole = row_tiles * ((list.m_tiles + kMTiles - 1) / kMTiles), rounds = (whole + ctas - 1) / ctas;
   for (const int each : half_rounds)
     if (each > 2 * rounds) fail(list, ctas, "half rounds", each, 2 * rounds);
   ++checked;
