@@ -71,10 +71,10 @@ fn write_list(out: &Path, sources: &[&str]) {
         .iter()
         .map(|source| {
             let (name, path) = (source, fatbin(out, source));
-            format!("    Module {{ name: {name:?}, image: include_bytes!({:?}) }},\n", path.display().to_string())
+            format!("    Image {{ name: {name:?}, bytes: include_bytes!({:?}) }},\n", path.display().to_string())
         })
         .collect();
-    let text = format!("/// Every module of this build.\npub const MODULES: &[Module] = &[\n{entries}];\n");
+    let text = format!("/// Every module of this build.\npub static IMAGES: &[Image] = &[\n{entries}];\n");
     fs::write(out.join("kernels.rs"), text).unwrap_or_else(|e| panic!("kernels.rs: {e}"));
 }
 

@@ -1,23 +1,25 @@
 //! What a layer or linear is asked to be, checked once.
 
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
+use crate::shape::MoeShape;
 
 /// Where pointers live and work runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Device {
     /// This process.
     Cpu,
-    /// A CUDA device by its ordinal, and the kernels that run there.
-    Cuda(i32, Kernels),
+    /// A CUDA device by its ordinal, and whose kernels run there.
+    Cuda(i32, KernelChoice),
 }
 
-/// Families of CUDA kernels: how weights and rows lie, and which GEMMs read them.
+/// Whose kernels a CUDA device shall run; `cuda/family.rs` finds those that do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kernels {
-    /// Compute capability 9.0.
-    Hopper,
-    /// Any from 8.0 on, in Blackwell's layouts: an oracle on the device.
+pub enum KernelChoice {
+    /// Those made for this GPU; where there are none, an error.
+    Own,
+    /// The portable ones, for any GPU from compute capability 8.0 on: an oracle on the device.
     Portable,
 }
 
@@ -42,48 +44,6 @@ pub enum ScalePolicy {
     Dynamic,
 }
 
-/// The clamped SwiGLU: `gate = min(gate, limit); up = clamp(up, -limit, limit)`, then
-/// `gate * sigmoid(alpha * gate) * (up + beta)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Swiglu {
-    /// Infinite where there is no clamp.
-    pub limit: f32,
-    /// 1 for plain SiLU.
-    pub alpha: f32,
-    /// 0 for plain SwiGLU.
-    pub beta: f32,
-}
-
-impl Swiglu {
-    /// From the header's fields, in which 0 means "no limit" and "alpha 1".
-    pub fn new(limit: f32, alpha: f32, beta: f32) -> Result<Self> {
-        if limit.is_nan() || limit < 0.0 {
-            return Err(Error::argument("swiglu_limit", limit, "it must be 0 (no clamp) or positive", "Pass 0."));
-        }
-        for (name, value) in [("swiglu_alpha", alpha), ("swiglu_beta", beta)] {
-            if !value.is_finite() {
-                return Err(Error::argument(name, value, "it must be finite", "Pass 0 for the plain SwiGLU."));
-            }
-        }
-        let limit = if limit == 0.0 { f32::INFINITY } else { limit };
-        Ok(Swiglu { limit, alpha: if alpha == 0.0 { 1.0 } else { alpha }, beta })
-    }
-
-    /// One element, in f32.
-    pub fn apply(self, gate: f32, up: f32) -> f32 {
-        // Not f32::min/max: they would swallow a NaN, which must stay in its row.
-        let gate = if gate > self.limit { self.limit } else { gate };
-        let up = if up > self.limit {
-            self.limit
-        } else if up < -self.limit {
-            -self.limit
-        } else {
-            up
-        };
-        gate / (1.0 + (-self.alpha * gate).exp()) * (up + self.beta)
-    }
-}
-
 /// A checked layer description.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // the fields are those of nvfp4_moe_layer_desc
@@ -97,10 +57,22 @@ pub struct LayerConfig {
     pub num_local_experts: usize,
     pub first_local_expert: usize,
     pub top_k: usize,
-    pub swiglu: Swiglu,
+    pub activation: Activation,
+    /// Rows of a tile that a benchmark asks for; none: the library chooses.
+    pub tile_rows: Option<u32>,
 }
 
 impl LayerConfig {
+    /// Lengths of its weights.
+    pub fn shape(&self) -> MoeShape {
+        MoeShape {
+            experts: self.num_local_experts,
+            hidden: self.hidden_size,
+            inter: self.intermediate_size,
+            projections: self.activation.projections(),
+        }
+    }
+
     /// Check every rule that does not depend on the device.
     pub fn validate(&self) -> Result<()> {
         check_block_multiple("hidden_size", self.hidden_size)?;
@@ -141,6 +113,8 @@ pub struct LinearConfig {
     pub in_features: usize,
     pub out_features: usize,
     pub num_parts: usize,
+    /// Rows of a tile that a benchmark asks for; none: the library chooses.
+    pub tile_rows: Option<u32>,
 }
 
 impl LinearConfig {
@@ -167,22 +141,4 @@ fn check_block_multiple(name: &str, value: usize) -> Result<()> {
         return Err(Error::argument(name, value, rule, "Pad the weights with zeros."));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn swiglu_clamps_before_the_sigmoid() {
-        let clamped = Swiglu::new(10.0, 0.0, 0.0).unwrap();
-        let silu = |g: f32| g / (1.0 + (-g).exp());
-        assert_eq!(clamped.apply(30.0, 1.0), silu(10.0), "not min(silu(30), 10)");
-        assert_eq!(clamped.apply(-30.0, 1.0), silu(-30.0), "gate has no lower bound");
-        assert_eq!(clamped.apply(1.0, -30.0), silu(1.0) * -10.0);
-        let oss = Swiglu::new(7.0, 1.702, 1.0).unwrap();
-        assert_eq!(oss.apply(2.0, 3.0), 2.0 / (1.0 + (-1.702f32 * 2.0).exp()) * 4.0);
-        assert!(clamped.apply(f32::NAN, 1.0).is_nan() && clamped.apply(1.0, f32::NAN).is_nan());
-        assert_eq!(Swiglu::new(0.0, 1.0, 0.0).unwrap().apply(100.0, 100.0), 1e4);
-    }
 }

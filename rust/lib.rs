@@ -7,6 +7,8 @@
 //! ```
 
 pub mod abi;
+pub mod activation;
+pub mod call;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
@@ -16,6 +18,7 @@ pub mod format;
 pub mod layer;
 pub mod linear;
 pub mod routing;
+pub mod shape;
 pub mod status;
 pub mod threads;
 pub mod workspace;

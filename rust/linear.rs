@@ -1,66 +1,19 @@
-//! The NVFP4 linear: a configuration, a weight, and the state around it. Backends compute.
+// SPDX-License-Identifier: Apache-2.0
+//! The NVFP4 linear: policy and checks above a backend that computes.
 
+use crate::call::{LinearArgs, LinearBackend, LinearWeights, Storage, Stream, missing_input_scale};
 use crate::config::{Device, LinearConfig, Mode, ScalePolicy};
-use crate::cpu;
-use crate::cuda::{CudaLinear, Stream};
+use crate::cpu::CpuLinear;
+use crate::cuda::CudaLinear;
 use crate::error::{Error, Result};
 use crate::format::{check_global_scale, input_scale_from_amax};
-use crate::layer::{Storage, Tensor, check_block_scales, check_weight_global_scales, missing_input_scale};
-
-/// The weight of a linear; fields as in `nvfp4_moe_linear_weights`.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct LinearWeights {
-    pub weight: Tensor<u8>,
-    pub block_scale: Tensor<u8>,
-    pub global_scale: Tensor<f32>,
-    /// First row after each part: ascending, the last is `out_features`.
-    pub part_ends: Vec<usize>,
-    pub bias: Option<Tensor<u16>>,
-    pub input_scale: f32,
-}
-
-impl LinearWeights {
-    /// The part, and so the global scale, that a row belongs to.
-    pub fn part_of_row(&self, row: usize) -> usize {
-        self.part_ends.partition_point(|end| *end <= row)
-    }
-}
-
-/// Arguments of a forward; fields as in `nvfp4_moe_linear_args`, checked, strides filled in.
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct LinearArgs {
-    pub num_tokens: usize,
-    pub x: *const u16,
-    pub x_row_stride: usize,
-    pub out: *mut u16,
-    pub out_row_stride: usize,
-    pub workspace: *mut u8,
-    pub workspace_size: u64,
-}
-
-// SAFETY: tasks of a call read through these pointers, and write `out` and `workspace` in parts of one task each.
-unsafe impl Send for LinearArgs {}
-// SAFETY: as above.
-unsafe impl Sync for LinearArgs {}
 
 /// One NVFP4 linear.
 #[derive(Debug)]
 pub struct Linear {
     config: LinearConfig,
     input_scale: f32,
-    backend: Backend,
-}
-
-#[derive(Debug)]
-enum Backend {
-    /// `amax`: the largest finite input that calibration met; negative while there was none.
-    Cpu {
-        weights: Option<LinearWeights>,
-        amax: f32,
-    },
-    Cuda(CudaLinear),
+    backend: Box<dyn LinearBackend>,
 }
 
 impl Linear {
@@ -68,9 +21,9 @@ impl Linear {
     pub fn new(config: LinearConfig) -> Result<Self> {
         config.validate()?;
         check_mode(config.mode)?;
-        let backend = match config.device {
-            Device::Cpu => Backend::Cpu { weights: None, amax: -1.0 },
-            Device::Cuda(ordinal, kernels) => Backend::Cuda(CudaLinear::new(ordinal, kernels, &config)?),
+        let backend: Box<dyn LinearBackend> = match config.device {
+            Device::Cpu => Box::new(CpuLinear::new(&config)),
+            Device::Cuda(ordinal, choice) => Box::new(CudaLinear::new(ordinal, choice, &config)?),
         };
         Ok(Linear { config, input_scale: 0.0, backend })
     }
@@ -82,44 +35,26 @@ impl Linear {
 
     /// Bytes of storage for the prepared weight; 0 on the CPU, which uses it in place.
     pub fn storage_size(&self) -> u64 {
-        match &self.backend {
-            Backend::Cpu { .. } => 0,
-            Backend::Cuda(linear) => linear.storage_size(),
-        }
+        self.backend.storage_size()
     }
 
     /// Take the weight.
     ///
     /// # Safety
-    /// Each tensor is valid on the linear's device and has the length that the header states. On the CPU the tensors, on
-    /// CUDA the storage must outlive the linear.
+    /// As [`LinearBackend::prepare`].
     pub unsafe fn prepare(&mut self, weights: LinearWeights, storage: Storage, stream: Stream) -> Result<()> {
         if weights.input_scale != 0.0 {
             check_global_scale("input_scale", weights.input_scale)?;
         }
-        let input_scale = weights.input_scale;
-        match &mut self.backend {
-            Backend::Cpu { weights: own, .. } => {
-                // SAFETY: CPU tensors are host memory, by contract.
-                unsafe {
-                    check_block_scales("block_scale", weights.block_scale.slice())?;
-                    check_weight_global_scales("global_scale", weights.global_scale.slice())?;
-                }
-                *own = Some(weights);
-            }
-            // SAFETY: by contract.
-            Backend::Cuda(linear) => unsafe { linear.prepare(&weights, storage, stream) }?,
-        }
-        self.input_scale = input_scale;
+        // SAFETY: the caller's promise is the backend's.
+        unsafe { self.backend.prepare(&weights, storage, stream) }?;
+        self.input_scale = weights.input_scale;
         Ok(())
     }
 
     /// Workspace bytes for up to `max_tokens` tokens.
     pub fn workspace_size(&self, max_tokens: usize) -> u64 {
-        match &self.backend {
-            Backend::Cpu { .. } => cpu::LinearPlan::new(&self.config, cpu::isa::best(), max_tokens).workspace_size,
-            Backend::Cuda(linear) => linear.workspace_size(&self.config, max_tokens),
-        }
+        self.backend.workspace_size(max_tokens)
     }
 
     /// out = x * weight^T + bias; on CUDA, enqueued.
@@ -127,22 +62,13 @@ impl Linear {
     /// # Safety
     /// The pointers of `args` are valid as the header states.
     pub unsafe fn forward(&self, args: &LinearArgs, stream: Stream) -> Result<()> {
-        self.backend.check_prepared()?;
+        self.check_prepared()?;
         let is_static = self.config.mode == Mode::Nvfp4 && self.config.scale_policy == ScalePolicy::Static;
         if is_static && self.input_scale == 0.0 {
             return Err(missing_input_scale("input_scale is"));
         }
-        let (config, input_scale) = (&self.config, self.input_scale);
-        // SAFETY: by contract.
-        unsafe {
-            match &self.backend {
-                Backend::Cpu { weights: Some(weights), .. } => {
-                    cpu::linear_forward(&cpu::LinearCall { config, weights, input_scale, args }, false).map(|_| ())
-                }
-                Backend::Cpu { weights: None, .. } => Ok(()),
-                Backend::Cuda(linear) => linear.forward(config, input_scale, args, stream, false),
-            }
-        }
+        // SAFETY: the caller's promise is the backend's.
+        unsafe { self.backend.forward(self.input_scale, args, stream) }
     }
 
     /// Compute in mode bf16 and remember the largest input.
@@ -150,28 +76,14 @@ impl Linear {
     /// # Safety
     /// As [`Linear::forward`].
     pub unsafe fn calibrate(&mut self, args: &LinearArgs, stream: Stream) -> Result<()> {
-        self.backend.check_prepared()?;
-        let config = &LinearConfig { mode: Mode::Bf16, ..self.config.clone() };
-        // SAFETY: by contract.
-        unsafe {
-            match &mut self.backend {
-                Backend::Cpu { weights: Some(weights), amax } => {
-                    let call = cpu::LinearCall { config, weights, input_scale: 0.0, args };
-                    *amax = amax.max(cpu::linear_forward(&call, true)?);
-                    Ok(())
-                }
-                Backend::Cpu { weights: None, .. } => Ok(()),
-                Backend::Cuda(linear) => linear.forward(config, 0.0, args, stream, true),
-            }
-        }
+        self.check_prepared()?;
+        // SAFETY: the caller's promise is the backend's.
+        unsafe { self.backend.calibrate(args, stream) }
     }
 
     /// The input scale that calibration asks for; forgets what it saw.
     pub fn calibrated_scale(&mut self) -> Result<f32> {
-        let seen = match &mut self.backend {
-            Backend::Cpu { amax, .. } => std::mem::replace(amax, -1.0),
-            Backend::Cuda(linear) => linear.take_amax()?,
-        };
+        let seen = self.backend.take_amax()?;
         if seen < 0.0 {
             let text = "calibrated rows is 0; at least 1 is needed. Call nvfp4_moe_linear_calibrate with some tokens.";
             return Err(Error::NotPrepared(text.to_owned()));
@@ -185,6 +97,11 @@ impl Linear {
         self.input_scale = input_scale;
         Ok(())
     }
+
+    fn check_prepared(&self) -> Result<()> {
+        let text = "the linear has 0 prepared weights; forward needs 1. Call nvfp4_moe_linear_prepare first.";
+        if self.backend.is_prepared() { Ok(()) } else { Err(Error::NotPrepared(text.to_owned())) }
+    }
 }
 
 /// Mode fp8 is for MoE layers: a linear has no kernels for it, on any device.
@@ -196,16 +113,5 @@ fn check_mode(mode: Mode) -> Result<()> {
              Use bf16, which is exact for the weights."
                 .to_owned(),
         )),
-    }
-}
-
-impl Backend {
-    fn check_prepared(&self) -> Result<()> {
-        let prepared = match self {
-            Backend::Cpu { weights, .. } => weights.is_some(),
-            Backend::Cuda(linear) => linear.is_prepared(),
-        };
-        let text = "the linear has 0 prepared weights; forward needs 1. Call nvfp4_moe_linear_prepare first.";
-        if prepared { Ok(()) } else { Err(Error::NotPrepared(text.to_owned())) }
     }
 }

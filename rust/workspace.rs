@@ -1,5 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Scratch memory: one walk computes sizes and places, so that they cannot disagree.
 
+use crate::call::Workspace;
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 
@@ -59,7 +61,8 @@ impl Walk {
 }
 
 /// The rules for a workspace that a caller brings, on every device.
-pub fn check_workspace(own: *mut u8, own_size: u64, size: u64) -> Result<()> {
+pub fn check_workspace(own: Workspace, size: u64) -> Result<()> {
+    let (own, own_size) = (own.pointer, own.size);
     let misaligned = own.addr() as u64 % WORKSPACE_ALIGNMENT;
     if misaligned != 0 {
         let rule = format!("it must be a multiple of {WORKSPACE_ALIGNMENT}, and is {misaligned} past one");

@@ -1,7 +1,7 @@
 //! Checks that exports share: integers and pointers as they cross from C.
 
 use super::header::*;
-use crate::config::{Device, Kernels, Mode, ScalePolicy};
+use crate::config::{Device, KernelChoice, Mode, ScalePolicy};
 use crate::error::{Error, Result};
 
 pub(crate) fn null_error(name: &str) -> Error {
@@ -77,8 +77,8 @@ pub(crate) fn device_of(kind: i32, ordinal: i32) -> Result<Device> {
         (NVFP4_MOE_DEVICE_CPU, _) => {
             Err(Error::argument("device_ordinal", ordinal, "it must be 0 on the CPU", "Pass 0."))
         }
-        (NVFP4_MOE_DEVICE_CUDA, 0..) => Ok(Device::Cuda(ordinal, Kernels::Hopper)),
-        (NVFP4_MOE_DEVICE_CUDA_PORTABLE, 0..) => Ok(Device::Cuda(ordinal, Kernels::Portable)),
+        (NVFP4_MOE_DEVICE_CUDA, 0..) => Ok(Device::Cuda(ordinal, KernelChoice::Own)),
+        (NVFP4_MOE_DEVICE_CUDA_PORTABLE, 0..) => Ok(Device::Cuda(ordinal, KernelChoice::Portable)),
         (NVFP4_MOE_DEVICE_CUDA | NVFP4_MOE_DEVICE_CUDA_PORTABLE, _) => {
             Err(Error::argument("device_ordinal", ordinal, "it must not be negative", "Pass a CUDA device index."))
         }

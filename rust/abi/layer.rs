@@ -2,10 +2,11 @@
 
 use super::header::*;
 use super::{Struct, device_of, guard, mode_of, not_null, not_null_mut, policy_of, read_struct, size_of_field, stride};
-use crate::config::{LayerConfig, Swiglu};
+use crate::activation::Activation;
+use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
+use crate::config::LayerConfig;
 use crate::error::{Error, Result};
-use crate::format::BLOCK_SIZE;
-use crate::layer::{InputScales, Layer, LayerArgs, LayerWeights, Storage, Tensor};
+use crate::layer::Layer;
 
 // SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
 unsafe impl Struct for nvfp4_moe_layer_desc {
@@ -35,7 +36,8 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
         num_local_experts: size_of_field("num_local_experts", desc.num_local_experts)?,
         first_local_expert: size_of_field("first_local_expert", desc.first_local_expert)?,
         top_k: size_of_field("top_k", desc.top_k)?,
-        swiglu: Swiglu::new(desc.swiglu_limit, desc.swiglu_alpha, desc.swiglu_beta)?,
+        activation: Activation::swiglu(desc.swiglu_limit, desc.swiglu_alpha, desc.swiglu_beta)?,
+        tile_rows: None,
     })
 }
 
@@ -44,57 +46,62 @@ fn tensor<T>(name: &str, pointer: *const T, len: usize) -> Result<Tensor<T>> {
 }
 
 fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWeights> {
-    let (hidden, inter, experts) = (config.hidden_size, config.intermediate_size, config.num_local_experts);
-    let values = experts * inter * hidden; // of w2; w13 has twice as many
+    let shape = config.shape();
     if w.up_first != 0 && w.up_first != 1 {
         let remedy = "Pass 0 if gate rows come first.";
         return Err(Error::argument("up_first", w.up_first, "it must be 0 or 1", remedy));
     }
     Ok(LayerWeights {
         up_first: w.up_first == 1,
-        w13: tensor("w13", w.w13, values)?,
-        w13_block_scale: tensor("w13_block_scale", w.w13_block_scale, 2 * values / BLOCK_SIZE)?,
-        w13_global_scale: tensor("w13_global_scale", w.w13_global_scale, 2 * experts)?,
-        w2: tensor("w2", w.w2, values / 2)?,
-        w2_block_scale: tensor("w2_block_scale", w.w2_block_scale, values / BLOCK_SIZE)?,
-        w2_global_scale: tensor("w2_global_scale", w.w2_global_scale, experts)?,
+        w13: tensor("w13", w.w13, shape.w13())?,
+        w13_block_scale: tensor("w13_block_scale", w.w13_block_scale, shape.w13_block_scale())?,
+        w13_global_scale: tensor("w13_global_scale", w.w13_global_scale, shape.w13_global_scale())?,
+        w2: tensor("w2", w.w2, shape.w2())?,
+        w2_block_scale: tensor("w2_block_scale", w.w2_block_scale, shape.w2_block_scale())?,
+        w2_global_scale: tensor("w2_global_scale", w.w2_global_scale, shape.w2_global_scale())?,
         input_scales: InputScales { w13: w.w13_input_scale, w2: w.w2_input_scale },
     })
 }
 
-fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerArgs>> {
-    let num_tokens = size_of_field("num_tokens", a.num_tokens)?;
-    let topk_ids_are_i64 = match a.topk_ids_dtype as u32 {
-        NVFP4_MOE_DTYPE_I32 => false,
-        NVFP4_MOE_DTYPE_I64 => true,
+fn ids_are_i64(dtype: i32) -> Result<bool> {
+    match dtype as u32 {
+        NVFP4_MOE_DTYPE_I32 => Ok(false),
+        NVFP4_MOE_DTYPE_I64 => Ok(true),
         _ => {
             let rule = "it must be 0 (int32) or 1 (int64)";
-            return Err(Error::argument("topk_ids_dtype", a.topk_ids_dtype, rule, "Convert the ids."));
+            Err(Error::argument("topk_ids_dtype", dtype, rule, "Convert the ids."))
         }
-    };
+    }
+}
+
+fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerArgs>> {
+    let num_tokens = size_of_field("num_tokens", a.num_tokens)?;
     let mapped = if a.expert_map.is_null() { 0 } else { config.num_experts };
     if usize::try_from(a.num_experts_mapped) != Ok(mapped) {
         let rule = format!("it must be {mapped}: num_experts where expert_map is given, else 0");
         return Err(Error::argument("num_experts_mapped", a.num_experts_mapped, rule, "Pass the map's length."));
     }
+    let is_i64 = ids_are_i64(a.topk_ids_dtype)?;
     if num_tokens == 0 {
         return Ok(None);
     }
+    let topk_ids = match is_i64 {
+        false => TopkIds::I32(super::aligned("topk_ids", a.topk_ids.cast(), 4)?),
+        true => TopkIds::I64(super::aligned("topk_ids", a.topk_ids.cast(), 8)?),
+    };
     let (hidden, top_k) = (config.hidden_size, config.top_k);
     let checked = LayerArgs {
         num_tokens,
         x: super::aligned("x", a.x.cast(), 2)?,
         x_row_stride: stride("x_row_stride", a.x_row_stride, "hidden_size", hidden)?,
-        topk_ids: super::aligned("topk_ids", a.topk_ids.cast::<u8>(), if topk_ids_are_i64 { 8 } else { 4 })?,
+        topk_ids,
         topk_ids_row_stride: stride("topk_ids_row_stride", a.topk_ids_row_stride, "top_k", top_k)?,
-        topk_ids_are_i64,
         topk_weights: super::aligned_or_null("topk_weights", a.topk_weights, 4)?,
         topk_weights_row_stride: stride("topk_weights_row_stride", a.topk_weights_row_stride, "top_k", top_k)?,
         expert_map: super::aligned_or_null("expert_map", a.expert_map, 4)?,
         out: super::aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
         out_row_stride: stride("out_row_stride", a.out_row_stride, "hidden_size", hidden)?,
-        workspace: a.workspace.cast(),
-        workspace_size: a.workspace_size,
+        workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
     let span = |row_stride: usize| 2 * ((num_tokens - 1) * row_stride + hidden);
     super::no_overlap(checked.x, span(checked.x_row_stride), checked.out, span(checked.out_row_stride))?;

@@ -5,11 +5,11 @@ use super::{
     Struct, aligned, device_of, guard, mode_of, not_null, not_null_mut, null_error, policy_of, read_struct,
     size_of_field, stride,
 };
+use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
 use crate::config::LinearConfig;
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
-use crate::layer::{Storage, Tensor};
-use crate::linear::{Linear, LinearArgs, LinearWeights};
+use crate::linear::Linear;
 
 // SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
 unsafe impl Struct for nvfp4_moe_linear_desc {
@@ -36,6 +36,7 @@ fn config(desc: &nvfp4_moe_linear_desc) -> Result<LinearConfig> {
         in_features: size_of_field("in_features", desc.in_features)?,
         out_features: size_of_field("out_features", desc.out_features)?,
         num_parts: size_of_field("num_parts", desc.num_parts)?.max(1),
+        tile_rows: None,
     })
 }
 
@@ -88,8 +89,7 @@ fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<Linea
         x_row_stride: stride("x_row_stride", a.x_row_stride, "in_features", config.in_features)?,
         out: aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
         out_row_stride: stride("out_row_stride", a.out_row_stride, "out_features", config.out_features)?,
-        workspace: a.workspace.cast(),
-        workspace_size: a.workspace_size,
+        workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
     let x_bytes = 2 * ((num_tokens - 1) * checked.x_row_stride + config.in_features);
     let out_bytes = 2 * ((num_tokens - 1) * checked.out_row_stride + config.out_features);

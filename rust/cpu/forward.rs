@@ -1,119 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The MoE forward on the CPU.
 
 use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
-use super::isa::{self, Isa};
+use super::isa::Isa;
 use super::operands::{MIN_TASK_VALUES, Operands, RowTransform};
+use super::parts_of::PartsOf;
 use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
-use super::shared::Shared;
 use super::shared_workspace::with_workspace;
+use crate::call::{Calibration, InputScales, LayerArgs, LayerWeights};
 use crate::config::LayerConfig;
 use crate::error::Result;
-use crate::layer::{Calibration, InputScales, LayerArgs, LayerWeights};
-use crate::routing::{Placement, Routing, max_rows, route};
+use crate::routing::{Placement, Routing, route};
 use crate::{status, threads};
 use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Compute the layer; with `observe`, also widen it by the inputs of both GEMMs.
-///
-/// # Safety
-/// All pointers are host memory, valid as the header states.
-pub unsafe fn forward(
-    config: &LayerConfig,
-    weights: &LayerWeights,
-    input_scales: InputScales,
-    args: &LayerArgs,
-    observe: Option<&mut Calibration>,
-) -> Result<()> {
-    if args.num_tokens == 0 {
-        return Ok(());
-    }
-    let isa = isa::best();
-    let plan = LayerPlan::new(config, isa, args.num_tokens);
-    let call = Call { config, weights, input_scales, args, isa, plan: &plan };
-    let seen = with_workspace(args.workspace, args.workspace_size, plan.workspace_size, |base| {
-        let base = Shared(base);
-        threads::run(|| {
-            let mut seen = Calibration::default();
-            for first in (0..args.num_tokens).step_by(CHUNK_TOKENS) {
-                let tokens = first..(first + CHUNK_TOKENS).min(args.num_tokens);
-                // SAFETY: the workspace has the plan's size; chunks run one after another.
-                unsafe { call.chunk(base, tokens, observe.is_some(), &mut seen) };
-            }
-            seen
-        })
-    })??;
-    if let Some(observe) = observe {
-        observe.x_amax = observe.x_amax.max(seen.x_amax);
-        observe.h_amax = observe.h_amax.max(seen.h_amax);
-    }
-    Ok(())
+/// One forward: what it computes, with which instructions.
+#[allow(missing_docs)]
+pub struct LayerCall<'a> {
+    pub config: &'a LayerConfig,
+    pub weights: &'a LayerWeights,
+    pub input_scales: InputScales,
+    pub args: &'a LayerArgs,
+    pub isa: &'a Isa,
+    /// Ask for the largest inputs of both GEMMs.
+    pub observe: bool,
 }
 
-struct Call<'a> {
-    config: &'a LayerConfig,
-    weights: &'a LayerWeights,
-    input_scales: InputScales,
-    args: &'a LayerArgs,
-    isa: &'a Isa,
-    plan: &'a LayerPlan,
-}
+impl LayerCall<'_> {
+    /// Compute the layer; returns the largest inputs of both GEMMs if asked to.
+    ///
+    /// # Safety
+    /// All pointers are host memory, valid as the header states.
+    pub unsafe fn run(&self) -> Result<Calibration> {
+        let num_tokens = self.args.num_tokens;
+        let plan = LayerPlan::new(self.config, self.isa, num_tokens);
+        with_workspace(self.args.workspace, plan.workspace_size, |base| {
+            let base = PartsOf::new(base);
+            threads::run(|| {
+                (0..num_tokens).step_by(CHUNK_TOKENS).fold(Calibration::default(), |seen, first| {
+                    let tokens = first..(first + CHUNK_TOKENS).min(num_tokens);
+                    // SAFETY: the workspace has the plan's size; chunks run one after another.
+                    seen.widened_by(unsafe { self.chunk(&plan, base.address(0), tokens) })
+                })
+            })
+        })?
+    }
 
-impl Call<'_> {
     /// All steps for one range of tokens.
-    unsafe fn chunk(&self, base: Shared<u8>, tokens: Range<usize>, observe: bool, seen: &mut Calibration) {
-        let (config, plan) = (self.config, self.plan);
-        let slots = tokens.len() * config.top_k;
-        let rows = max_rows(slots, config.num_local_experts, ROW_ALIGNMENT);
-        // SAFETY: regions of one walk do not overlap.
-        let (slot_to_row, row_to_slot, row_offsets) = unsafe {
-            (
-                Shared(plan.slot_to_row.pointer(base.0)).part(0, slots),
-                Shared(plan.row_to_slot.pointer(base.0)).part(0, rows),
-                Shared(plan.row_offsets.pointer(base.0)).part(0, config.num_local_experts + 1),
-            )
-        };
+    unsafe fn chunk(&self, plan: &LayerPlan, base: *mut u8, tokens: Range<usize>) -> Calibration {
+        let (config, isa) = (self.config, self.isa);
+        let (slots, top_k) = (tokens.len() * config.top_k, config.top_k);
+        // SAFETY: the workspace is this plan's, and this chunk alone uses it.
+        let mut tables = unsafe { plan.routing(base, slots, config.num_local_experts) };
         // SAFETY: ids and map are valid as the header states.
-        unsafe { self.route(&tokens, Routing { slot_to_row, row_to_slot, padded_row_offsets: row_offsets }) };
+        unsafe { self.route(&tokens, &mut tables) };
+        let Routing { slot_to_row, row_to_slot, padded_row_offsets: row_offsets } = tables;
         let num_rows = row_offsets[config.num_local_experts] as usize;
         let row_to_slot = &row_to_slot[..num_rows];
-        let token_of_row = |row: usize| row_to_slot[row] as usize / config.top_k;
+        let token_of_row = |row: usize| row_to_slot[row] as usize / top_k;
 
-        let x =
-            Operands::new(self.isa, config.hidden_size, plan.x.pointer(base.0), plan.x_global_scale.pointer(base.0));
-        let is_routed = |token: usize| slot_to_row[token * config.top_k..][..config.top_k].iter().any(|row| *row >= 0);
+        let x = plan.x.operands(isa, base);
+        let is_routed = |token: usize| slot_to_row[token * top_k..][..top_k].iter().any(|row| *row >= 0);
         // SAFETY: rows of x are valid for hidden_size values.
         let x_row = |token: usize| unsafe {
             let pointer = self.args.x.add((tokens.start + token) * self.args.x_row_stride);
             is_routed(token).then(|| std::slice::from_raw_parts(pointer.cast::<bf16>(), config.hidden_size))
         };
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w13);
-        let x_amax = x.write(tokens.len(), x_row, transform, observe, |token| tokens.start + token);
+        let x_amax = x.write(tokens.len(), x_row, transform, self.observe, |token| tokens.start + token);
 
-        let h: Shared<bf16> = Shared(plan.h.pointer(base.0).cast());
+        let h: PartsOf<bf16> = PartsOf::new(plan.h.pointer(base));
         // SAFETY: h has a row for each routed slot.
         unsafe { self.gemm1(&x, row_offsets, token_of_row, h) };
 
-        let (h_pointer, h_scale) = (plan.h_operand.pointer(base.0), plan.h_global_scale.pointer(base.0));
-        let h_operand = Operands::new(self.isa, config.intermediate_size, h_pointer, h_scale);
+        let h_operand = plan.h_operand.operands(isa, base);
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w2);
         let width = config.intermediate_size;
         // SAFETY: gemm1 wrote these rows and is done.
         let h_row = |row: usize| unsafe { Some(&*h.part(row * width, width)) };
-        let h_amax = h_operand.write(num_rows, h_row, transform, observe, |row| tokens.start + token_of_row(row));
+        let token_of_row = |row: usize| tokens.start + token_of_row(row);
+        let h_amax = h_operand.write(num_rows, h_row, transform, self.observe, token_of_row);
 
-        let y = Shared(plan.y.pointer(base.0));
+        let y = PartsOf::new(plan.y.pointer(base));
         // SAFETY: y has a row for each routed slot.
         unsafe { self.gemm2(&h_operand, row_offsets, y) };
         // SAFETY: gemm2 wrote the rows; out is valid as the header states.
         unsafe { self.combine(&tokens, slot_to_row, y) };
-
-        seen.x_amax = seen.x_amax.max(x_amax);
-        seen.h_amax = seen.h_amax.max(h_amax);
+        Calibration { x_amax, h_amax }
     }
 
-    unsafe fn route(&self, tokens: &Range<usize>, mut tables: Routing) {
+    unsafe fn route(&self, tokens: &Range<usize>, tables: &mut Routing) {
         let (config, args) = (self.config, self.args);
         // SAFETY: NULL, or num_experts entries.
         let expert_map = unsafe {
@@ -128,16 +106,10 @@ impl Call<'_> {
         let id_of_slot = |slot: usize| {
             let index = (tokens.start + slot / config.top_k) * args.topk_ids_row_stride + slot % config.top_k;
             // SAFETY: ids are valid for this token and k.
-            unsafe {
-                if args.topk_ids_are_i64 {
-                    *args.topk_ids.cast::<i64>().add(index)
-                } else {
-                    i64::from(*args.topk_ids.cast::<i32>().add(index))
-                }
-            }
+            unsafe { args.topk_ids.get(index) }
         };
         let slots = tokens.len() * config.top_k;
-        let bad = route(placement, slots, id_of_slot, ROW_ALIGNMENT, &mut tables);
+        let bad = route(placement, slots, id_of_slot, ROW_ALIGNMENT, tables);
         if let Some(slot) = bad.first_slot {
             status::CPU.add_out_of_range(tokens.start + slot / config.top_k, bad.count);
         }
@@ -149,7 +121,7 @@ impl Call<'_> {
         x: &Operands,
         row_offsets: &[i32],
         token_of_row: impl Fn(usize) -> usize + Sync,
-        h: Shared<bf16>,
+        h: PartsOf<bf16>,
     ) {
         let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
         // SAFETY: host tensors, not written during the call.
@@ -182,7 +154,7 @@ impl Call<'_> {
                     for (j, h) in h.iter_mut().enumerate() {
                         let gate = gate[j] * (alphas[i] * gate_scale);
                         let up = up[j] * (alphas[i] * up_scale);
-                        *h = bf16::from_f32(self.config.swiglu.apply(gate, up));
+                        *h = bf16::from_f32(self.config.activation.apply(gate, up));
                     }
                 }
             });
@@ -190,7 +162,7 @@ impl Call<'_> {
     }
 
     /// y = h * w2^T in f32, a row for each routed slot.
-    unsafe fn gemm2(&self, h: &Operands, row_offsets: &[i32], y: Shared<f32>) {
+    unsafe fn gemm2(&self, h: &Operands, row_offsets: &[i32], y: PartsOf<f32>) {
         let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
         // SAFETY: host tensors, not written during the call.
         let (codes, scales, globals) = unsafe {
@@ -215,9 +187,9 @@ impl Call<'_> {
     }
 
     /// out[t] = sum over k of weight * y in f32, each a fused multiply-add, in order of k; 0 where no slot is routed.
-    unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: Shared<f32>) {
+    unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: PartsOf<f32>) {
         let config = self.config;
-        let out = Shared(self.args.out.cast::<bf16>());
+        let out = PartsOf::new(self.args.out.cast::<bf16>());
         let tokens_at_a_time = (MIN_TASK_VALUES / (config.top_k * config.hidden_size)).max(1);
         tokens.clone().into_par_iter().with_min_len(tokens_at_a_time).for_each_init(
             Vec::new,

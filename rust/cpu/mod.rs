@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The CPU backend: the embedded default, and the oracle of every GPU path.
 //!
 //! Weights are used in place, in checkpoint order. The pipeline is the GPU's, step by step:
@@ -6,12 +7,12 @@
 mod forward;
 mod gemm;
 pub mod isa;
+mod layer;
 mod linear;
 mod operands;
+mod parts_of;
 mod plan;
-mod shared;
 mod shared_workspace;
 
-pub use forward::forward;
-pub use linear::{LinearCall, linear_forward};
-pub use plan::{LayerPlan, LinearPlan};
+pub use layer::CpuLayer;
+pub use linear::CpuLinear;

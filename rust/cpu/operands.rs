@@ -1,7 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Activation rows as the microkernel wants them: quantised or not, in the instruction set's order, zero-padded.
 
 use super::isa::Isa;
-use super::shared::Shared;
+use super::parts_of::PartsOf;
 use crate::config::{Mode, ScalePolicy};
 use crate::format::{
     BLOCK_SIZE, BlockReport, QuantScale, dequantize_row, dynamic_global_scale, e4m3_decode, finite_amax, quantize_row,
@@ -9,7 +10,6 @@ use crate::format::{
 };
 use crate::status;
 use half::{bf16, slice::HalfFloatSliceExt};
-use parking_lot::Mutex;
 use rayon::prelude::*;
 
 /// Values that one thread handles before another is worth waking: some 20 us of work.
@@ -45,8 +45,8 @@ pub struct Operands<'a> {
     isa: &'a Isa,
     reduction: usize,
     row_bytes: usize,
-    rows: Shared<u8>,
-    global_scales: Shared<f32>,
+    rows: PartsOf<u8>,
+    global_scales: PartsOf<f32>,
 }
 
 impl<'a> Operands<'a> {
@@ -56,8 +56,8 @@ impl<'a> Operands<'a> {
             isa,
             reduction,
             row_bytes: isa.operand_row_bytes(reduction),
-            rows: Shared(rows),
-            global_scales: Shared(global_scales),
+            rows: PartsOf::new(rows),
+            global_scales: PartsOf::new(global_scales),
         }
     }
 
@@ -70,33 +70,31 @@ impl<'a> Operands<'a> {
         observe: bool,
         token_of_row: impl Fn(usize) -> usize + Sync,
     ) -> f32 {
-        let amax = Mutex::new(-1.0f32);
         let rows_at_a_time = (MIN_TASK_VALUES / self.reduction).max(1);
-        (0..count).into_par_iter().with_min_len(rows_at_a_time).for_each_init(RowBuffers::default, |buffers, row| {
-            let Some(values) = source(row) else { return };
-            // SAFETY: each row is written by one task.
-            let out = unsafe { self.rows.part(row * self.row_bytes, self.row_bytes) };
+        let rows = (0..count).into_par_iter().with_min_len(rows_at_a_time);
+        let amaxes = rows.map_init(RowBuffers::default, |buffers, row| {
+            let Some(values) = source(row) else { return -1.0 };
+            // SAFETY: each row, and its scale, is written by one task.
+            let (out, scale) = unsafe {
+                (self.rows.part(row * self.row_bytes, self.row_bytes), &mut self.global_scales.part(row, 1)[0])
+            };
             let seen = write_operand(self.isa, values, transform, observe, buffers, out);
             status::CPU.add_blocks(token_of_row(row), seen.report);
-            // SAFETY: as above.
-            unsafe { self.global_scales.part(row, 1)[0] = seen.global_scale };
-            if observe {
-                let mut amax = amax.lock();
-                *amax = amax.max(seen.amax);
-            }
+            *scale = seen.global_scale;
+            seen.amax
         });
-        amax.into_inner()
+        amaxes.reduce(|| -1.0, f32::max)
     }
 
     /// The operand row.
     pub fn row(&self, row: usize) -> *const u8 {
-        self.rows.0.wrapping_add(row * self.row_bytes)
+        self.rows.address(row * self.row_bytes)
     }
 
     /// What the row's GEMM results are multiplied by, beside the weight's global scale.
     pub fn global_scale(&self, row: usize) -> f32 {
         // SAFETY: written before the GEMM that reads it.
-        unsafe { *self.global_scales.0.add(row) }
+        unsafe { *self.global_scales.address(row) }
     }
 }
 
@@ -107,7 +105,7 @@ struct RowSeen {
     global_scale: f32,
     /// Counted by the quantiser.
     report: BlockReport,
-    /// Largest finite magnitude, where asked for.
+    /// Largest finite magnitude; -1 where it was not asked for.
     amax: f32,
 }
 
@@ -133,7 +131,7 @@ fn write_operand(
 ) -> RowSeen {
     buffers.values.resize(row.len(), 0.0);
     row.convert_to_f32_slice(&mut buffers.values);
-    let amax = if observe { finite_amax(&buffers.values) } else { 0.0 };
+    let amax = if observe { finite_amax(&buffers.values) } else { -1.0 };
     let (global_scale, report) = match transform {
         RowTransform::Keep => (1.0, BlockReport::default()),
         RowTransform::Static(scale) => (scale, buffers.quantize(scale)),

@@ -1,9 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How a call is cut up, and where its scratch lies.
 
 use super::isa::Isa;
+use super::operands::Operands;
+use super::parts_of::PartsOf;
 use crate::config::{LayerConfig, LinearConfig};
-use crate::routing::max_rows;
+use crate::routing::{Routing, max_rows};
 use crate::workspace::{Region, Walk};
+use half::bf16;
 
 /// Tokens computed at a time. More would only make the workspace larger: with 1024 tokens the weights of an expert are
 /// decoded once for many rows already.
@@ -19,13 +23,12 @@ pub struct LayerPlan {
     pub slot_to_row: Region<i32>,
     pub row_to_slot: Region<i32>,
     pub row_offsets: Region<i32>,
-    /// Operands of x, a row a token, and what each row's GEMM results are multiplied by.
-    pub x: Region<u8>,
-    pub x_global_scale: Region<f32>,
-    /// bf16 output of the SwiGLU, a row a slot.
-    pub h: Region<u16>,
-    pub h_operand: Region<u8>,
-    pub h_global_scale: Region<f32>,
+    /// A row a token.
+    pub x: OperandPlan,
+    /// bf16 output of the activation, a row a slot.
+    pub h: Region<bf16>,
+    /// The same as GEMM2 reads it.
+    pub h_operand: OperandPlan,
     /// f32 output of GEMM2, a row a slot.
     pub y: Region<f32>,
     pub workspace_size: u64,
@@ -42,14 +45,49 @@ impl LayerPlan {
             slot_to_row: walk.region(slots),
             row_to_slot: walk.region(rows),
             row_offsets: walk.region(config.num_local_experts + 1),
-            x: walk.region(tokens * isa.operand_row_bytes(config.hidden_size)),
-            x_global_scale: walk.region(tokens),
+            x: OperandPlan::new(&mut walk, isa, tokens, config.hidden_size),
             h: walk.region(rows * config.intermediate_size),
-            h_operand: walk.region(rows * isa.operand_row_bytes(config.intermediate_size)),
-            h_global_scale: walk.region(rows),
+            h_operand: OperandPlan::new(&mut walk, isa, rows, config.intermediate_size),
             y: walk.region(rows * config.hidden_size),
             workspace_size: walk.size(),
         }
+    }
+
+    /// The routing tables of a chunk with so many slots.
+    ///
+    /// # Safety
+    /// `base` is a workspace of this plan, and nothing else uses its tables during `'a`.
+    pub unsafe fn routing<'a>(&self, base: *mut u8, slots: usize, local: usize) -> Routing<'a> {
+        let rows = max_rows(slots, local, ROW_ALIGNMENT);
+        let table = |region: &Region<i32>, len| {
+            // SAFETY: regions of one walk do not overlap, and are at least so long.
+            unsafe { PartsOf::new(region.pointer(base)).part(0, len) }
+        };
+        Routing {
+            slot_to_row: table(&self.slot_to_row, slots),
+            row_to_slot: table(&self.row_to_slot, rows),
+            padded_row_offsets: table(&self.row_offsets, local + 1),
+        }
+    }
+}
+
+/// Where a GEMM's input lies as the microkernel reads it, and what each row's results are multiplied by.
+#[derive(Debug)]
+pub struct OperandPlan {
+    rows: Region<u8>,
+    global_scales: Region<f32>,
+    reduction: usize,
+}
+
+impl OperandPlan {
+    fn new(walk: &mut Walk, isa: &Isa, rows: usize, reduction: usize) -> Self {
+        let (rows, global_scales) = (walk.region(rows * isa.operand_row_bytes(reduction)), walk.region(rows));
+        OperandPlan { rows, global_scales, reduction }
+    }
+
+    /// The operands in a workspace at `base`.
+    pub fn operands<'a>(&self, isa: &'a Isa, base: *mut u8) -> Operands<'a> {
+        Operands::new(isa, self.reduction, self.rows.pointer(base), self.global_scales.pointer(base))
     }
 }
 
@@ -57,8 +95,8 @@ impl LayerPlan {
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct LinearPlan {
-    pub x: Region<u8>,
-    pub x_global_scale: Region<f32>,
+    /// A row a token.
+    pub x: OperandPlan,
     pub workspace_size: u64,
 }
 
@@ -67,10 +105,6 @@ impl LinearPlan {
     pub fn new(config: &LinearConfig, isa: &Isa, max_tokens: usize) -> Self {
         let tokens = max_tokens.min(CHUNK_TOKENS);
         let mut walk = Walk::default();
-        LinearPlan {
-            x: walk.region(tokens * isa.operand_row_bytes(config.in_features)),
-            x_global_scale: walk.region(tokens),
-            workspace_size: walk.size(),
-        }
+        LinearPlan { x: OperandPlan::new(&mut walk, isa, tokens, config.in_features), workspace_size: walk.size() }
     }
 }

@@ -1,41 +1,93 @@
-//! Driver calls whose failures name the call, and what it was for.
+// SPDX-License-Identifier: Apache-2.0
+//! The CUDA driver, and the only file that names cudarc: contexts, modules, memory, launches. A refusal names the call,
+//! its code and what it was for.
 
+use crate::call::Stream;
 use crate::error::{Error, Result};
-use cudarc::driver::result::DriverError;
-use cudarc::driver::{result, sys};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::ffi::{CString, c_void};
+use std::fmt::Display;
+
+/// An address of device memory.
+pub type DeviceAddress = sys::CUdeviceptr;
 
 /// Turn a driver's refusal into [`Error::Cuda`]: `<call> is <code> (<its text>); it must be 0. <during what>`.
-pub fn check<T>(
-    call: &str,
-    outcome: std::result::Result<T, DriverError>,
-    during: impl FnOnce() -> String,
-) -> Result<T> {
+fn check<T>(call: &str, outcome: std::result::Result<T, DriverError>, during: impl Display) -> Result<T> {
     outcome.map_err(|error| {
         let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
         let text = text.unwrap_or_else(|| "no text".to_owned());
-        Error::Cuda(format!("{call} is {} ({text}); it must be 0. {}.", error.0 as u32, during()))
+        Error::Cuda(format!("{call} is {} ({text}); it must be 0. {during}.", error.0 as u32))
     })
 }
 
-/// Makes a context current, and the one before again when dropped.
+/// Can the driver's library be loaded? Every other call of cudarc panics where there is none.
+pub fn is_present() -> bool {
+    // SAFETY: only looks for the library.
+    unsafe { sys::is_culib_present() }
+}
+
+/// A device's primary context: the one that torch and the runtime API share. Held for the life of the process.
+#[derive(Debug, Clone, Copy)]
+pub struct Context(sys::CUcontext);
+
+// SAFETY: a context belongs to the process, not to a thread.
+unsafe impl Send for Context {}
+// SAFETY: the driver locks what changes.
+unsafe impl Sync for Context {}
+
+/// What a device says of itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Properties {
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub num_sms: u32,
+}
+
+/// Ask a device what it is; opens nothing.
+pub fn properties(ordinal: i32) -> Result<Properties> {
+    let during = format!("Opening CUDA device {ordinal}");
+    check("cuInit", result::init(), &during)?;
+    let device = check("cuDeviceGet", result::device::get(ordinal), &during)?;
+    let attribute = |attribute| {
+        // SAFETY: a device that cuDeviceGet returned.
+        check("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, attribute) }, &during)
+    };
+    use sys::CUdevice_attribute as Attribute;
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let num_sms = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+    Ok(Properties { capability: (major, minor), num_sms })
+}
+
+impl Context {
+    /// The device's primary context. Never released.
+    pub fn retain(ordinal: i32) -> Result<Self> {
+        let during = format!("Opening CUDA device {ordinal}");
+        let device = check("cuDeviceGet", result::device::get(ordinal), &during)?;
+        // SAFETY: a device that cuDeviceGet returned.
+        check("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) }, &during).map(Context)
+    }
+
+    /// Make it current until the result is dropped. torch's default stream is NULL, so the context decides the device.
+    pub fn enter(self) -> Result<Entered> {
+        let during = "Making the device's context current";
+        let before = check("cuCtxGetCurrent", result::ctx::get_current(), during)?;
+        let changed = before != Some(self.0);
+        if changed {
+            // SAFETY: a primary context that is held for the life of the process.
+            check("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.0) }, during)?;
+        }
+        Ok(Entered { before, changed })
+    }
+}
+
+/// A context made current; the one before is current again when this is dropped.
 #[derive(Debug)]
 pub struct Entered {
     before: Option<sys::CUcontext>,
     changed: bool,
-}
-
-impl Entered {
-    /// Make `context` current unless it is already. torch's default stream is NULL, so the context decides the device.
-    pub fn new(context: sys::CUcontext) -> Result<Self> {
-        let during = || "Making the device's context current".to_owned();
-        let before = check("cuCtxGetCurrent", result::ctx::get_current(), during)?;
-        let changed = before != Some(context);
-        if changed {
-            // SAFETY: a primary context that the device holds for the life of the process.
-            check("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) }, during)?;
-        }
-        Ok(Entered { before, changed })
-    }
 }
 
 impl Drop for Entered {
@@ -45,4 +97,155 @@ impl Drop for Entered {
             let _ = unsafe { result::ctx::set_current(self.before.unwrap_or(std::ptr::null_mut())) };
         }
     }
+}
+
+/// A loaded module. Never unloaded: its functions live as long as the process.
+#[derive(Debug, Clone, Copy)]
+pub struct Module(sys::CUmodule);
+
+impl Module {
+    /// Load a whole fat binary into the current context.
+    pub fn load(name: &str, image: &'static [u8]) -> Result<Self> {
+        // SAFETY: the image is a whole fat binary, which `build.rs` made.
+        let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
+        check("cuModuleLoadData", loaded, format_args!("Loading kernels/{name}")).map(Module)
+    }
+
+    /// A kernel, loaded now so that no launch has to, and allowed this much dynamic shared memory.
+    pub fn function(self, name: &str, shared_bytes: u32) -> Result<Function> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
+        let during = format!("Loading kernel {name}");
+        let c_name = CString::new(name).unwrap_or_default();
+        // SAFETY: a loaded module of the current context.
+        let function = check("cuModuleGetFunction", unsafe { result::module::get_function(self.0, c_name) }, &during)?;
+        // SAFETY: a function of it; loading it now keeps lazy loading out of a first launch, which may be captured.
+        check("cuFuncLoad", unsafe { sys::cuFuncLoad(function) }.result(), &during)?;
+        if shared_bytes > 0 {
+            // SAFETY: the same function.
+            let set = unsafe { result::function::set_function_attribute(function, MAX_SHARED, shared_bytes as i32) };
+            check("cuFuncSetAttribute", set, &during)?;
+        }
+        Ok(Function(function))
+    }
+}
+
+/// A kernel of the current context.
+#[derive(Debug, Clone, Copy)]
+pub struct Function(sys::CUfunction);
+
+// SAFETY: function handles belong to the context, not to a thread.
+unsafe impl Send for Function {}
+// SAFETY: they are never changed after loading.
+unsafe impl Sync for Function {}
+
+impl Function {
+    /// Enqueue over `grid` blocks; the context is current. `overlapping`: its start may overlap the end of the kernel before
+    /// it, for which it waits by itself (`kernels/common/overlap.cuh`).
+    ///
+    /// # Safety
+    /// The kernel takes one struct by value, `P`, whose pointers must be what its fields say until the stream has passed.
+    pub unsafe fn launch<P>(
+        self,
+        shape: ([u32; 3], u32, u32),
+        overlapping: bool,
+        stream: Stream,
+        params: &P,
+        during: impl Display,
+    ) -> Result<()> {
+        let (grid, threads, shared_bytes) = shape;
+        let mut overlaps = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: stream.cast(),
+            attrs: &raw mut overlaps,
+            numAttrs: overlapping.into(),
+        };
+        // SAFETY: the arguments are one `P`; its pointers are the caller's promise.
+        let outcome =
+            unsafe { sys::cuLaunchKernelEx(&config, self.0, arguments.as_mut_ptr(), std::ptr::null_mut()) }.result();
+        check("cuLaunchKernelEx", outcome, during)
+    }
+}
+
+/// Device memory of the current context.
+pub fn allocate(bytes: usize, during: impl Display) -> Result<DeviceAddress> {
+    // SAFETY: only asks for memory.
+    check("cuMemAlloc", unsafe { result::malloc_sync(bytes) }, during)
+}
+
+/// Give memory back; waits for work that may use it.
+///
+/// # Safety
+/// It came from [`allocate`] in this context, and is not used again.
+pub unsafe fn free(address: DeviceAddress, during: impl Display) -> Result<()> {
+    // SAFETY: freed once, as the caller promises.
+    check("cuMemFree", unsafe { result::free_sync(address) }, during)
+}
+
+/// Copy to the host after all work of the stream, and wait.
+///
+/// # Safety
+/// `source` holds as many `T` on the device; any bytes are a valid `T`.
+pub unsafe fn read<T: Copy>(source: *const T, values: &mut [T], stream: Stream, during: impl Display) -> Result<()> {
+    // SAFETY: as many values on both sides; the stream is waited for before `values` are used.
+    let copied = unsafe { result::memcpy_dtoh_async(values, source as DeviceAddress, stream.cast()) };
+    check("cuMemcpyDtoHAsync", copied, &during)?;
+    synchronize_stream(stream, during)
+}
+
+/// Copy to the device in the order of the stream, and wait.
+///
+/// # Safety
+/// `target` is memory for as many `T` on the device.
+pub unsafe fn write<T: Copy>(target: *mut T, values: &[T], stream: Stream, during: impl Display) -> Result<()> {
+    // SAFETY: as many values on both sides; the stream is waited for before `values` go.
+    let copied = unsafe { result::memcpy_htod_async(target as DeviceAddress, values, stream.cast()) };
+    check("cuMemcpyHtoDAsync", copied, &during)?;
+    synchronize_stream(stream, during)
+}
+
+/// Copy `bytes` from device memory to device memory, in the order of the stream.
+///
+/// # Safety
+/// Both sides hold as many bytes on the device.
+pub unsafe fn copy(
+    target: *mut u8,
+    source: *const u8,
+    bytes: usize,
+    stream: Stream,
+    during: impl Display,
+) -> Result<()> {
+    let (target, source) = (target as DeviceAddress, source as DeviceAddress);
+    // SAFETY: the caller vouches for both sides.
+    check("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(target, source, bytes, stream.cast()) }, during)
+}
+
+fn synchronize_stream(stream: Stream, during: impl Display) -> Result<()> {
+    // SAFETY: the caller's stream, which the driver checks.
+    check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream.cast()) }, during)
+}
+
+/// Wait for all work of the current context.
+pub fn synchronize_context(during: impl Display) -> Result<()> {
+    check("cuCtxSynchronize", result::ctx::synchronize(), during)
+}
+
+/// Is the stream being captured in a graph?
+pub fn is_capturing(stream: Stream) -> Result<bool> {
+    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the caller's stream, and a local to write to.
+    let outcome = unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) }.result();
+    check("cuStreamIsCapturing", outcome, "Asking whether the stream is captured")?;
+    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }

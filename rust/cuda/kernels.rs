@@ -1,171 +1,151 @@
-//! The kernels of this build, and their parameters.
+// SPDX-License-Identifier: Apache-2.0
+//! The kernels of this build: one table, which each family continues with its own rows.
 
-use super::driver::check;
-use super::tiles::{GEMM_ROWS, GemmKind};
+use super::driver::{Function, Module};
 use crate::error::Result;
-use cudarc::driver::{result, sys};
 use std::collections::HashMap;
-use std::ffi::CString;
 
-/// `kernels/params.h`, as bindgen reads it.
-#[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
+/// The structs that kernels take, as bindgen reads `kernels/**/params.h`.
+#[allow(missing_docs, dead_code, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }
 
 /// A fat binary that `build.rs` made.
 #[derive(Debug)]
-pub struct Module {
+pub struct Image {
     /// Its source under `kernels/`, without `.cu`.
     pub name: &'static str,
     /// What the driver loads.
-    pub image: &'static [u8],
+    pub bytes: &'static [u8],
 }
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The only compute capability on which modules named `_sm90` run.
-pub const HOPPER: (i32, i32) = (9, 0);
+/// Threads of a block of the row-wise kernels.
+pub const THREADS: u32 = 256;
 
-/// A kernel to launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum Kernel {
-    RouteSmall,
-    RouteCount,
-    RouteScan,
-    RouteScatter,
-    QuantizeRows,
-    QuantizeRowsFp8,
-    AmaxRows,
-    SwigluRows,
-    Combine,
-    PartScales,
-    PrepareTiles,
-    PrepareSwizzled,
-    PrepareAlphas,
-    PrepareRowAlphas,
-    GemmPortableBf16,
-    GemmPortableNvfp4,
-    /// A GEMM of `gemm_sm90` and its row-tile size.
-    GemmSm90(GemmKind, u32),
+/// When a kernel may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// When the kernel before it has ended.
+    AfterPrevious,
+    /// While the kernel before it ends: it waits by itself (`kernels/common/overlap.cuh`).
+    Overlapping,
 }
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Its name in the module.
+    pub name: &'static str,
+    /// Its source under `kernels/`, without `.cu`.
+    pub module: &'static str,
+    /// Threads of a block; 0: the launch says.
+    pub threads: u32,
+    /// Dynamic shared memory that it may be launched with.
+    pub shared_bytes: u32,
+    /// When it may start.
+    pub start: Start,
+}
+
+/// A row-wise kernel without dynamic shared memory, that overlaps what came before it.
+pub const ROW_WISE: Row = Row { name: "", module: "", threads: THREADS, shared_bytes: 0, start: Start::Overlapping };
+
+/// A kernel to launch: its row, and the place of that row in the table of kernels.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    row: &'static Row,
+    table: u16,
+    index: u16,
+}
+
+impl Kernel {
+    /// Row `index` of `rows`, which are table `table`: 0 is [`NEUTRAL`], 1 and on are those of `families::ALL`.
+    pub const fn of(rows: &'static [Row], table: usize, index: usize) -> Self {
+        Kernel { row: &rows[index], table: table as u16, index: index as u16 }
+    }
+
+    /// What the table says of it.
+    pub fn row(self) -> &'static Row {
+        self.row
+    }
+
+    /// Its table, and its row there.
+    pub fn place(self) -> (usize, usize) {
+        (self.table as usize, self.index as usize)
+    }
+}
+
+/// Define a table of kernels, and a constant for each of its rows: `CONSTANT = "name" of "module", what differs from ROW_WISE;`
+macro_rules! kernel_table {
+    ($(#[$doc:meta])* $rows:ident = $table:expr;
+     $($kernel:ident = $name:literal of $module:literal $(, $field:ident: $value:expr)*;)*) => {
+        $(#[$doc])*
+        pub static $rows: &[$crate::cuda::kernels::Row] = &[
+            $($crate::cuda::kernels::Row {
+                name: $name,
+                module: $module,
+                $($field: $value,)*
+                ..$crate::cuda::kernels::ROW_WISE
+            },)*
+        ];
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        enum Place { $($kernel,)* }
+        $(
+            #[doc = concat!("`", $name, "` of `kernels/", $module, ".cu`")]
+            pub const $kernel: $crate::cuda::kernels::Kernel =
+                $crate::cuda::kernels::Kernel::of($rows, $table, Place::$kernel as usize);
+        )*
+    };
+}
+pub(super) use kernel_table;
 
 /// Shared memory that routing may ask for: counters of up to this many bytes.
 pub const ROUTE_SHARED_BYTES: u32 = 160 * 1024;
 
-impl Kernel {
-    /// Its name in the module.
-    pub fn name(self) -> String {
-        match self {
-            Kernel::RouteSmall => "route_small".to_owned(),
-            Kernel::RouteCount => "route_count".to_owned(),
-            Kernel::RouteScan => "route_scan".to_owned(),
-            Kernel::RouteScatter => "route_scatter".to_owned(),
-            Kernel::QuantizeRows => "quantize_rows".to_owned(),
-            Kernel::QuantizeRowsFp8 => "quantize_rows_fp8".to_owned(),
-            Kernel::AmaxRows => "amax_rows".to_owned(),
-            Kernel::SwigluRows => "swiglu_rows".to_owned(),
-            Kernel::Combine => "combine".to_owned(),
-            Kernel::PartScales => "part_scales".to_owned(),
-            Kernel::PrepareTiles => "prepare_tiles".to_owned(),
-            Kernel::PrepareSwizzled => "prepare_swizzled".to_owned(),
-            Kernel::PrepareAlphas => "prepare_alphas".to_owned(),
-            Kernel::PrepareRowAlphas => "prepare_row_alphas".to_owned(),
-            Kernel::GemmPortableBf16 => "gemm_portable_bf16".to_owned(),
-            Kernel::GemmPortableNvfp4 => "gemm_portable_nvfp4".to_owned(),
-            Kernel::GemmSm90(kind, rows) => format!("{}_sm90_n{rows}", kind.name()),
-        }
-    }
-
-    /// The module that has it.
-    fn module(self) -> &'static str {
-        match self {
-            Kernel::RouteSmall | Kernel::RouteCount | Kernel::RouteScan | Kernel::RouteScatter => "route/route",
-            Kernel::QuantizeRows | Kernel::AmaxRows => "quantize/quantize",
-            Kernel::QuantizeRowsFp8 => "quantize/quantize_sm90",
-            Kernel::SwigluRows => "activation/activation",
-            Kernel::Combine => "combine/combine",
-            Kernel::PrepareSwizzled | Kernel::PrepareAlphas | Kernel::PrepareRowAlphas => "prepare/prepare",
-            Kernel::PartScales | Kernel::PrepareTiles => "prepare/prepare_sm90",
-            Kernel::GemmPortableBf16 | Kernel::GemmPortableNvfp4 => "gemm_portable/gemm_portable",
-            Kernel::GemmSm90(..) => "gemm_sm90/gemm_sm90",
-        }
-    }
-
-    /// Dynamic shared memory that it may be launched with.
-    fn max_shared_bytes(self) -> u32 {
-        match self {
-            Kernel::RouteSmall | Kernel::RouteCount | Kernel::RouteScatter => ROUTE_SHARED_BYTES,
-            Kernel::GemmSm90(..) => params::GEMM_SM90_SHARED_BYTES,
-            _ => 0,
-        }
-    }
-
-    fn all() -> Vec<Kernel> {
-        use Kernel::*;
-        let mut all =
-            vec![RouteSmall, RouteCount, RouteScan, RouteScatter, QuantizeRows, AmaxRows, SwigluRows, Combine];
-        all.extend([QuantizeRowsFp8, PartScales, PrepareTiles, PrepareSwizzled, PrepareAlphas, PrepareRowAlphas]);
-        all.extend([GemmPortableBf16, GemmPortableNvfp4]);
-        for kind in GemmKind::ALL {
-            all.extend(GEMM_ROWS.map(|rows| GemmSm90(kind, rows)));
-        }
-        all
-    }
+use Start::AfterPrevious;
+kernel_table! {
+    /// What runs on every GPU, for every family.
+    NEUTRAL = 0;
+    ROUTE_SMALL = "route_small" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES, start: AfterPrevious;
+    ROUTE_COUNT = "route_count" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES, start: AfterPrevious;
+    ROUTE_SCAN = "route_scan" of "route/route", threads: params::ROUTE_SCAN_THREADS;
+    ROUTE_SCATTER = "route_scatter" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES;
+    QUANTIZE_ROWS = "quantize_rows" of "quantize/quantize";
+    AMAX_ROWS = "amax_rows" of "quantize/quantize";
+    COMBINE = "combine" of "combine/combine";
+    PREPARE_ALPHAS = "prepare_alphas" of "prepare/prepare", start: AfterPrevious;
+    PREPARE_ROW_ALPHAS = "prepare_row_alphas" of "prepare/prepare", start: AfterPrevious;
 }
 
-/// Every kernel of one device, loaded and sized, so that no launch loads anything.
+/// Every kernel of one device, loaded and sized, so that no launch loads anything. By table, then by row; the tables of
+/// families that do not run there are empty.
 #[derive(Debug)]
-pub struct Functions(HashMap<Kernel, sys::CUfunction>);
-
-// SAFETY: function handles belong to the context, not to a thread.
-unsafe impl Send for Functions {}
-// SAFETY: as above; they are never changed after loading.
-unsafe impl Sync for Functions {}
+pub struct Functions(Vec<Vec<Function>>);
 
 impl Functions {
-    /// Load all modules that run on this compute capability into the current context.
-    pub fn load(capability: (i32, i32)) -> Result<Self> {
+    /// Load the rows of each table into the current context.
+    pub fn load(tables: impl Iterator<Item = &'static [Row]>) -> Result<Self> {
         let mut modules = HashMap::new();
-        for module in MODULES {
-            if module.name.ends_with("_sm90") && capability != HOPPER {
-                continue;
-            }
-            // SAFETY: the image is a whole fat binary.
-            let loaded = unsafe { result::module::load_data(module.image.as_ptr().cast()) };
-            modules
-                .insert(module.name, check("cuModuleLoadData", loaded, || format!("Loading kernels/{}", module.name))?);
-        }
-        let mut functions = HashMap::new();
-        for kernel in Kernel::all() {
-            if let Some(module) = modules.get(kernel.module()) {
-                functions.insert(kernel, load_function(*module, kernel)?);
-            }
-        }
-        Ok(Functions(functions))
+        let mut load = |row: &Row| {
+            let module = match modules.get(row.module) {
+                Some(module) => *module,
+                None => *modules.entry(row.module).or_insert(Module::load(row.module, image(row.module))?),
+            };
+            module.function(row.name, row.shared_bytes)
+        };
+        Ok(Functions(tables.map(|rows| rows.iter().map(&mut load).collect()).collect::<Result<_>>()?))
     }
 
     /// The handle of a kernel.
-    pub fn get(&self, kernel: Kernel) -> sys::CUfunction {
-        self.0[&kernel]
+    pub fn get(&self, kernel: Kernel) -> Function {
+        let (table, index) = kernel.place();
+        self.0[table][index]
     }
 }
 
-fn load_function(module: sys::CUmodule, kernel: Kernel) -> Result<sys::CUfunction> {
-    use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
-    let name = kernel.name();
-    let during = || format!("Loading kernel {name}");
-    let c_name = CString::new(name.as_str()).unwrap_or_default();
-    // SAFETY: a loaded module of the current context.
-    let function = check("cuModuleGetFunction", unsafe { result::module::get_function(module, c_name) }, during)?;
-    // SAFETY: a function of it; loading it now keeps lazy loading out of a first launch, which may be captured.
-    check("cuFuncLoad", unsafe { sys::cuFuncLoad(function) }.result(), during)?;
-    if kernel.max_shared_bytes() > 0 {
-        let bytes = kernel.max_shared_bytes() as i32;
-        // SAFETY: as above.
-        let set = unsafe { result::function::set_function_attribute(function, MAX_SHARED, bytes) };
-        check("cuFuncSetAttribute", set, during)?;
-    }
-    Ok(function)
+/// A module's fat binary. That each row's module was built is tested (`families.rs`).
+fn image(name: &str) -> &'static [u8] {
+    IMAGES.iter().find(|image| image.name == name).map_or(&[], |image| image.bytes)
 }

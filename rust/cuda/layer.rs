@@ -1,194 +1,191 @@
-//! One MoE layer on a CUDA device.
+// SPDX-License-Identifier: Apache-2.0
+//! One MoE layer on a CUDA device: memory, and the order of the steps.
 
-use super::device::{Buffer, Device, Shape};
-use super::forward::Call;
-use super::kernels::{Kernel, params};
-use super::parts::LayerParts;
-use super::plan::LayerPlan;
-use super::prepare::{
-    Source, check_storage, missing_factor, prepare_matrix, refuse_bad_scales, refuse_capture, workspace,
-};
+use super::device::Device;
+use super::devices;
+use super::family::Family;
+use super::forward::LayerCall;
+use super::kernels::{PREPARE_ALPHAS, THREADS, params};
+use super::plan::{LayerPlan, PlanRules};
+use super::prepare::{CountedScales, Source, check_storage, refuse_bad_scales, refuse_capture};
+use super::prepared::{PreparedLayer, State};
 use super::storage::ExpertSlice;
-use super::tiles::forced_rows;
-use super::{Stream, THREADS};
-use crate::config::{Kernels, LayerConfig, Mode};
+use super::tiles::TileTable;
+use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream};
+use crate::config::{KernelChoice, LayerConfig, Mode};
 use crate::error::Result;
-use crate::layer::{Calibration, InputScales, LayerArgs, LayerWeights, Storage};
-use std::sync::Arc;
 
-/// What a layer keeps on the device beside its weights.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-struct LayerState {
-    /// Largest finite inputs seen by calibration; -1 = none.
-    x_amax: f32,
-    h_amax: f32,
-    /// Scales that prepare refused.
-    bad_scales: u64,
+/// A mode that a layer computes in, and how its calls are laid out.
+#[derive(Debug)]
+struct Computation {
+    config: LayerConfig,
+    rules: PlanRules,
 }
 
-const FRESH: LayerState = LayerState { x_amax: -1.0, h_amax: -1.0, bad_scales: 0 };
+impl Computation {
+    fn new(family: &dyn Family, config: &LayerConfig, mode: Mode) -> Self {
+        let config = LayerConfig { mode, ..config.clone() };
+        Computation { rules: family.plan_rules(&config), config }
+    }
+}
 
 /// A layer, with or without weights.
 #[derive(Debug)]
 pub struct CudaLayer {
-    kernels: Kernels,
-    forced_rows: Option<u32>,
-    pub(super) device: Arc<Device>,
-    pub(super) slice: ExpertSlice,
-    pub(super) state: Buffer,
-    /// Prepared weights; NULL before prepare.
-    pub(super) storage: *mut u8,
+    family: &'static dyn Family,
+    layer: PreparedLayer,
+    tiles: TileTable,
+    /// In the layer's own mode.
+    own: Computation,
+    /// In calibration's, which is bf16.
+    calibrating: Computation,
 }
 
-// SAFETY: device pointers are read by kernels only.
-unsafe impl Send for CudaLayer {}
-// SAFETY: as above; shared use only launches kernels.
-unsafe impl Sync for CudaLayer {}
-
 impl CudaLayer {
-    /// Open the device, load its kernels.
-    pub fn new(ordinal: i32, kernels: Kernels, config: &LayerConfig) -> Result<Self> {
-        let forced_rows = forced_rows(kernels)?;
-        let device = Device::for_kernels(ordinal, kernels)?;
-        let state = device.allocate(size_of::<LayerState>())?;
-        let slice = ExpertSlice::new(kernels, config.hidden_size, config.intermediate_size);
-        Ok(CudaLayer { kernels, forced_rows, device, slice, state, storage: std::ptr::null_mut() })
+    /// Open the device, load its kernels, decide what does not depend on a call.
+    pub fn new(ordinal: i32, choice: KernelChoice, config: &LayerConfig) -> Result<Self> {
+        let (device, family) = devices::with_family(ordinal, choice)?;
+        family.check_mode(ordinal, config.mode)?;
+        let tiles = family.tile_table(config)?;
+        let state = device.allocate(size_of::<State>())?;
+        let slice = ExpertSlice::new(config.shape(), |walk, rows, cols| family.matrix(walk, rows, cols));
+        Ok(CudaLayer {
+            family,
+            layer: PreparedLayer { device, slice, state, storage: std::ptr::null_mut() },
+            tiles,
+            own: Computation::new(family, config, config.mode),
+            calibrating: Computation::new(family, config, Mode::Bf16),
+        })
     }
 
-    /// Bytes that prepare fills: an equal slice for each local expert.
-    pub fn storage_size(&self, config: &LayerConfig) -> u64 {
-        self.slice.stride * config.num_local_experts as u64
+    fn device(&self) -> &Device {
+        &self.layer.device
     }
 
-    /// Workspace bytes for up to `max_tokens` tokens, in the layer's mode and in calibration's.
-    pub fn workspace_size(&self, config: &LayerConfig, max_tokens: usize) -> u64 {
-        let calibrating = LayerConfig { mode: Mode::Bf16, ..config.clone() };
-        let size = |config: &LayerConfig| LayerPlan::new(self.kernels, config, max_tokens).workspace_size;
-        size(config).max(size(&calibrating))
+    fn plan(&self, computation: &Computation, num_tokens: usize) -> LayerPlan {
+        LayerPlan::new(&computation.rules, &computation.config, self.tiles.rows(num_tokens), num_tokens)
     }
 
-    /// Are there weights?
-    pub fn is_prepared(&self) -> bool {
-        !self.storage.is_null()
-    }
-
-    /// Bring weights into kernel layout. Waits for the stream, because it refuses broken scales.
-    ///
-    /// # Safety
-    /// The tensors are device memory as the header states, and so is `storage` for as long as the layer.
-    pub unsafe fn prepare(
-        &mut self,
-        config: &LayerConfig,
-        weights: &LayerWeights,
-        storage: Storage,
-        stream: Stream,
-    ) -> Result<()> {
-        let storage = check_storage(storage, self.storage_size(config), "Ask nvfp4_moe_layer_storage_size.")?;
-        let _entered = self.device.enter()?;
-        refuse_capture(&self.device, stream)?;
-        let state: *mut LayerState = self.state.pointer();
-        // SAFETY: the layer's own state; the tensors by contract.
-        unsafe {
-            self.device.write(state, FRESH, stream)?;
-            let bad_scales = (&raw mut (*state)).cast::<u8>().wrapping_add(8).cast::<u64>();
-            let parts = match config.mode {
-                Mode::Fp8 => Some(LayerParts::count(&self.device, weights, config.num_local_experts, stream)?),
-                _ => None,
-            };
-            let w13_parts = parts.as_ref().map_or(std::ptr::null(), LayerParts::w13);
-            let w2_parts = parts.as_ref().map_or(std::ptr::null(), LayerParts::w2);
-            let matrices = [
-                (self.slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true, w13_parts),
-                (self.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false, w2_parts),
-            ];
-            for (matrix, codes, block_scale, gated, parts) in matrices {
-                let source = Source {
-                    codes,
-                    block_scale,
-                    num_experts: config.num_local_experts,
-                    expert_stride: self.slice.stride,
-                    gated,
-                    up_first: weights.up_first,
-                    bad_scales,
-                    parts,
-                };
-                prepare_matrix(&self.device, self.kernels, &matrix, &source, storage, stream)?;
-            }
-            let params = params::PrepareAlphaParams {
-                w13_global_scale: weights.w13_global_scale.pointer,
-                w2_global_scale: weights.w2_global_scale.pointer,
-                alphas: self.slice.alphas.pointer(storage),
-                expert_stride: self.slice.stride,
-                bad_scales,
-                num_local_experts: config.num_local_experts as i32,
-                up_first: weights.up_first.into(),
-                factor: missing_factor(self.kernels, config.mode),
-                reserved: 0,
-                w13_parts,
-                w2_parts,
-            };
-            let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
-            self.device.launch(Kernel::PrepareAlphas, Shape::new([blocks, 1, 1], THREADS, 0), stream, &params)?;
-            refuse_bad_scales(self.device.read(state, stream)?.bad_scales)?;
-            if let Some(parts) = parts {
-                parts.check(&self.device, weights.up_first, stream)?;
-            }
-        }
-        self.storage = storage;
-        Ok(())
-    }
-
-    /// Enqueue the layer.
-    ///
-    /// # Safety
-    /// The pointers of `args` are device memory as the header states.
-    pub unsafe fn forward(
-        &self,
-        config: &LayerConfig,
-        scales: InputScales,
-        args: &LayerArgs,
-        stream: Stream,
-    ) -> Result<()> {
-        // SAFETY: by contract.
-        unsafe { self.enqueue(config, scales, args, stream, false) }
-    }
-
-    /// Enqueue the layer in mode bf16, and widen the calibration by both GEMMs' inputs.
-    ///
-    /// # Safety
-    /// As [`CudaLayer::forward`].
-    pub unsafe fn calibrate(&self, config: &LayerConfig, args: &LayerArgs, stream: Stream) -> Result<()> {
-        // SAFETY: by contract.
-        unsafe { self.enqueue(config, InputScales::default(), args, stream, true) }
-    }
-
-    /// What calibration saw on all streams; forgets it. Waits for the device's work.
-    pub fn take_calibration(&mut self) -> Result<Calibration> {
-        let _entered = self.device.enter()?;
-        let state: *mut LayerState = self.state.pointer();
-        self.device.synchronize()?;
-        // SAFETY: the layer's own state.
-        let seen = unsafe { self.device.read(state, std::ptr::null_mut()) }?;
-        // SAFETY: as above.
-        unsafe { self.device.write(state, FRESH, std::ptr::null_mut()) }?;
-        Ok(Calibration { x_amax: seen.x_amax, h_amax: seen.h_amax })
-    }
-
+    /// Enqueue every step; with `observe`, calibration's too.
     unsafe fn enqueue(
         &self,
-        config: &LayerConfig,
+        computation: &Computation,
         scales: InputScales,
         args: &LayerArgs,
         stream: Stream,
         observe: bool,
     ) -> Result<()> {
-        let mut plan = LayerPlan::new(self.kernels, config, args.num_tokens);
-        plan.tile_rows = self.forced_rows.unwrap_or(plan.tile_rows);
-        let _entered = self.device.enter()?;
-        let base = workspace(&self.device, args.workspace, args.workspace_size, plan.workspace_size, stream)?;
-        let call = Call { layer: self, config, scales, args, stream, plan: &plan, base };
-        // SAFETY: by contract.
-        unsafe { call.run(observe) }
+        let plan = &self.plan(computation, args.num_tokens);
+        let _entered = self.device().enter()?;
+        let base = self.device().workspace(args.workspace, plan.workspace_size, stream)?;
+        let call = LayerCall { layer: &self.layer, config: &computation.config, scales, args, stream, plan, base };
+        // SAFETY: the caller's promise; the device is entered, and `base` is a workspace of the plan's size.
+        unsafe {
+            call.route()?;
+            for chunk in 0..plan.chunks {
+                self.family.gemm1(&call, chunk)?;
+                if observe {
+                    call.observe(chunk)?;
+                }
+                self.family.gemm2(&call, chunk)?;
+                call.combine(chunk)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LayerBackend for CudaLayer {
+    /// An equal slice for each local expert.
+    fn storage_size(&self) -> u64 {
+        self.layer.slice.stride * self.own.config.num_local_experts as u64
+    }
+
+    fn is_prepared(&self) -> bool {
+        !self.layer.storage.is_null()
+    }
+
+    /// Bring weights into kernel layout. Waits for the stream, because it refuses broken scales.
+    unsafe fn prepare(&mut self, weights: &LayerWeights, storage: Storage, stream: Stream) -> Result<()> {
+        let storage = check_storage(storage, self.storage_size(), "Ask nvfp4_moe_layer_storage_size.")?;
+        let (family, config, layer) = (self.family, &self.own.config, &self.layer);
+        let device = &layer.device;
+        let _entered = device.enter()?;
+        refuse_capture(stream)?;
+        let state: *mut State = layer.state.pointer();
+        let bad_scales = State::bad_scales_at(state);
+        // SAFETY: the layer's own state; the tensors are device memory as the header states.
+        unsafe {
+            device.write(state, &[State::default()], stream)?;
+            let counted = family.count_scales(device, config, weights, stream)?;
+            let w13_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w13);
+            let w2_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w2);
+            let matrices = [
+                (&layer.slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true, w13_counted),
+                (&layer.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false, w2_counted),
+            ];
+            for (matrix, codes, block_scale, gated, counted) in matrices {
+                let source = Source {
+                    codes,
+                    block_scale,
+                    num_experts: config.num_local_experts,
+                    expert_stride: layer.slice.stride,
+                    gated,
+                    up_first: weights.up_first,
+                    bad_scales,
+                    counted,
+                };
+                family.prepare_matrix(device, matrix, &source, storage, stream)?;
+            }
+            let params = params::PrepareAlphaParams {
+                w13_global_scale: weights.w13_global_scale.pointer,
+                w2_global_scale: weights.w2_global_scale.pointer,
+                alphas: layer.slice.alphas.pointer(storage),
+                expert_stride: layer.slice.stride,
+                bad_scales,
+                num_local_experts: config.num_local_experts as i32,
+                up_first: weights.up_first.into(),
+                factor: family.missing_factor(config.mode),
+                reserved: 0,
+                w13_parts: w13_counted,
+                w2_parts: w2_counted,
+            };
+            let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
+            device.launch(PREPARE_ALPHAS.over([blocks, 1, 1]), stream, &params)?;
+            refuse_bad_scales(device.read(state, stream)?.bad_scales)?;
+            if let Some(counted) = counted {
+                counted.check(device, weights.up_first, stream)?;
+            }
+        }
+        self.layer.storage = storage;
+        Ok(())
+    }
+
+    /// Of the larger of both computations.
+    fn workspace_size(&self, max_tokens: usize) -> u64 {
+        let size = |computation| self.plan(computation, max_tokens).workspace_size;
+        size(&self.own).max(size(&self.calibrating))
+    }
+
+    unsafe fn forward(&self, scales: InputScales, args: &LayerArgs, stream: Stream) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.enqueue(&self.own, scales, args, stream, false) }
+    }
+
+    unsafe fn calibrate(&mut self, args: &LayerArgs, stream: Stream) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.enqueue(&self.calibrating, InputScales::default(), args, stream, true) }
+    }
+
+    /// What all streams saw. Waits for the device's work.
+    fn take_calibration(&mut self) -> Result<Calibration> {
+        let _entered = self.device().enter()?;
+        let state: *mut State = self.layer.state.pointer();
+        self.device().synchronize()?;
+        // SAFETY: the layer's own state.
+        let seen = unsafe { self.device().read(state.cast_const(), std::ptr::null_mut()) }?;
+        // SAFETY: the same memory.
+        unsafe { self.device().write(state, &[State::default()], std::ptr::null_mut()) }?;
+        Ok(Calibration { x_amax: seen.amax[0], h_amax: seen.amax[1] })
     }
 }

@@ -1,34 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The CUDA backend: decides, plans and launches what `kernels/` computes, through the driver API.
 //!
-//! After [`Layer::prepare`](layer::CudaLayer::prepare) a forward only launches kernels on the caller's stream: it
-//! allocates nothing, waits for nothing, and reads no device data, so it may be captured in a graph. Launches are sized
-//! by the worst case of the plan, and cut short on the device by what routing found.
+//! After prepare a forward only launches kernels on the caller's stream: it allocates nothing, waits for nothing, and reads
+//! no device data, so it may be captured in a graph. Launches are sized by the worst case of the plan, and cut short on the
+//! device by what routing found.
 //!
-//! Two families of kernels, [`Kernels`](crate::config::Kernels): Hopper's, and the portable ones, which read Blackwell's
-//! layouts on any GPU.
+//! From the ground up; each file uses only those above it:
+//!
+//! | file | has |
+//! |---|---|
+//! | `driver` | the driver's calls; the only file that names cudarc |
+//! | `kernels`, `launch` | the table of kernels; how one is launched |
+//! | `device` | one device: kernels loaded, memory, the shared workspace |
+//! | `storage`, `plan`, `tiles` | where weights and scratch lie; how a call is cut up |
+//! | `prepare`, `prepared` | rules for what prepare takes; what it leaves |
+//! | `forward`, `route`, `linear_call` | one call, and the steps that all families share |
+//! | `family` | what a family of kernels must answer |
+//! | `hopper/`, `portable/` | the families |
+//! | `families`, `devices`, `counters` | the list of them; which GPU runs which; its counters |
+//! | `layer`, `linear` | the two backends |
 
+mod counters;
 mod device;
+mod devices;
 mod driver;
+mod families;
+mod family;
 mod forward;
 mod hopper;
 mod kernels;
+mod launch;
 mod layer;
 mod linear;
-mod parts;
+mod linear_call;
 mod plan;
 mod portable;
 mod prepare;
+mod prepared;
+mod route;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod tiles;
 
-pub use device::{status_read, status_reset};
+pub use counters::{status_read, status_reset};
 pub use layer::CudaLayer;
 pub use linear::CudaLinear;
-
-/// A stream of the caller: `CUstream` or `cudaStream_t`.
-pub type Stream = cudarc::driver::sys::CUstream;
-
-/// Threads of a block of the row-wise kernels.
-const THREADS: u32 = 256;
-/// Blocks a multiprocessor for kernels that stride over rows.
-const BLOCKS_PER_SM: u32 = 8;

@@ -1,22 +1,15 @@
-//! What preparing a layer and a linear share: the rules for buffers, and the repacking of one matrix.
+// SPDX-License-Identifier: Apache-2.0
+//! What preparing a layer and a linear share: the rules for what a caller brings.
 
-use super::device::{Device, Shape};
-use super::kernels::{Kernel, params};
-use super::storage::Matrix;
-use super::{Stream, THREADS};
-use crate::config::{Kernels, Mode};
+use super::device::{Buffer, Device};
+use super::driver;
+use super::kernels::params;
+use crate::call::{Storage, Stream};
 use crate::error::{Error, Result};
-use crate::layer::Storage;
-use crate::workspace::{WORKSPACE_ALIGNMENT, check_workspace};
-
-/// The caller's workspace, checked, or the device's shared one.
-pub fn workspace(device: &Device, own: *mut u8, own_size: u64, size: u64, stream: Stream) -> Result<*mut u8> {
-    if own.is_null() {
-        return device.shared_workspace(size, stream);
-    }
-    check_workspace(own, own_size, size)?;
-    Ok(own)
-}
+use crate::format::{ScaleSpan, check_scale_spans};
+use crate::shape::MoeShape;
+use crate::workspace::WORKSPACE_ALIGNMENT;
+use std::sync::Arc;
 
 /// The rules for storage that a caller brings.
 pub fn check_storage(storage: Storage, needed: u64, remedy: &'static str) -> Result<*mut u8> {
@@ -35,8 +28,8 @@ pub fn check_storage(storage: Storage, needed: u64, remedy: &'static str) -> Res
 }
 
 /// Prepare reads back what it found, which a graph cannot.
-pub fn refuse_capture(device: &Device, stream: Stream) -> Result<()> {
-    if device.is_capturing(stream)? {
+pub fn refuse_capture(stream: Stream) -> Result<()> {
+    if driver::is_capturing(stream)? {
         let rule = "prepare waits for the stream, which a capture forbids";
         return Err(Error::argument("stream", "capturing", rule, "Prepare before capturing."));
     }
@@ -50,15 +43,6 @@ pub fn refuse_bad_scales(bad_scales: u64) -> Result<()> {
     }
     let rule = "it must be 0: block scales are finite and not negative, global scales finite and positive";
     Err(Error::argument("number of broken weight scales", bad_scales, rule, "Check the checkpoint's tensors."))
-}
-
-/// What the output factors must hold beside the global scales: Hopper's register dequantisation to bf16 leaves out 2^8.
-/// What it leaves out in mode fp8 is each part's own.
-pub fn missing_factor(kernels: Kernels, mode: Mode) -> f32 {
-    match (kernels, mode) {
-        (Kernels::Hopper, Mode::Bf16 | Mode::Nvfp4) => 256.0,
-        _ => 1.0,
-    }
 }
 
 /// One matrix of all experts, as the checkpoint has it, and where it goes.
@@ -78,63 +62,56 @@ pub struct Source {
     pub up_first: bool,
     /// Counts NaN and negative block scales; on the device.
     pub bad_scales: *mut u64,
-    /// Mode fp8: what its parts hold. Else NULL.
-    pub parts: *const params::PartScales,
+    /// Mode fp8: what the scales of its projections hold. Else NULL.
+    pub counted: *const params::PartScales,
 }
 
-/// Enqueue the repacking of one matrix of all experts.
-///
-/// # Safety
-/// As [`Device::launch`], with the pointers of `source` and the storage.
-pub unsafe fn prepare_matrix(
-    device: &Device,
-    kernels: Kernels,
-    matrix: &Matrix,
-    source: &Source,
-    storage: *mut u8,
-    stream: Stream,
-) -> Result<()> {
-    let experts = source.num_experts as u32;
-    match kernels {
-        Kernels::Hopper => {
-            let params = params::PrepareParams {
-                codes: source.codes,
-                block_scale: source.block_scale,
-                tiles: matrix.codes.pointer(storage),
-                expert_stride: source.expert_stride,
-                bad_scales: source.bad_scales,
-                num_local_experts: experts as i32,
-                rows: matrix.rows as i32,
-                cols: matrix.cols as i32,
-                num_m_tiles: matrix.m_tiles as i32,
-                num_slabs: matrix.slabs as i32,
-                gated: source.gated.into(),
-                up_first: source.up_first.into(),
-                reserved: 0,
-                parts: source.parts,
-            };
-            let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
-            let shape = Shape::new([runs, matrix.m_tiles as u32, experts], params::PREPARE_THREADS, 0);
-            // SAFETY: by contract.
-            unsafe { device.launch(Kernel::PrepareTiles, shape, stream, &params) }
-        }
-        Kernels::Portable => {
-            let params = params::PrepareSwizzledParams {
-                codes: source.codes,
-                block_scale: source.block_scale,
-                out_codes: matrix.codes.pointer(storage),
-                out_block_scale: matrix.block_scale.pointer(storage),
-                expert_stride: source.expert_stride,
-                bad_scales: source.bad_scales,
-                num_local_experts: experts as i32,
-                rows: matrix.rows as i32,
-                cols: matrix.cols as i32,
-                first_row: if source.gated && source.up_first { matrix.rows as i32 / 2 } else { 0 },
-            };
-            // A thread for each byte of the swizzled scales, padding included.
-            let grid = [matrix.block_scale.len.div_ceil(THREADS as usize) as u32, experts, 1];
-            // SAFETY: by contract.
-            unsafe { device.launch(Kernel::PrepareSwizzled, Shape::new(grid, THREADS, 0), stream, &params) }
-        }
+/// What mode fp8 asks of a layer's block scales, counted on the device: of each expert's gate, up and down, which have an
+/// output factor each. Judged by the same rule as the CPU's.
+#[derive(Debug)]
+pub struct CountedScales {
+    counted: Buffer,
+    num_experts: usize,
+    projection_scales: usize,
+}
+
+impl CountedScales {
+    /// Nothing counted yet.
+    ///
+    /// # Errors
+    /// The driver's, of the allocation and the copy.
+    pub fn new(device: &Arc<Device>, shape: MoeShape, stream: Stream) -> Result<Self> {
+        const NONE: params::PartScales = params::PartScales { not_powers: 0, smallest: 0x7f, largest: 0 };
+        let none = vec![NONE; 3 * shape.experts];
+        let counted = device.allocate(size_of_val(&none[..]))?;
+        // SAFETY: memory of that size.
+        unsafe { device.write(counted.pointer(), &none, stream) }?;
+        Ok(CountedScales { counted, num_experts: shape.experts, projection_scales: shape.projection_block_scales() })
+    }
+
+    /// Of w13, [num_experts, 2], in the checkpoint's order.
+    pub fn w13(&self) -> *mut params::PartScales {
+        self.counted.pointer()
+    }
+
+    /// Of w2, [num_experts].
+    pub fn w2(&self) -> *mut params::PartScales {
+        self.w13().wrapping_add(2 * self.num_experts)
+    }
+
+    /// Wait for the counting; refuse weights that are not exact in e4m3.
+    pub fn check(&self, device: &Device, up_first: bool, stream: Stream) -> Result<()> {
+        let mut counted = vec![params::PartScales::default(); 3 * self.num_experts];
+        // SAFETY: memory of that size, which the kernel has filled.
+        unsafe { device.read_all(self.w13().cast_const(), &mut counted, stream) }?;
+        let (w13, w2) = counted.split_at(2 * self.num_experts);
+        let experts = w13.chunks(2).zip(w2).map(|(w13, w2)| [&w13[0], &w13[1], w2].map(|counted| self.span(counted)));
+        check_scale_spans(experts, up_first)
+    }
+
+    fn span(&self, counted: &params::PartScales) -> ScaleSpan {
+        let ends: &[u8] = if counted.largest == 0 { &[] } else { &[counted.smallest as u8, counted.largest as u8] };
+        let num_scales = self.projection_scales as u64;
+        ScaleSpan { num_scales, not_powers: counted.not_powers.into(), ..ScaleSpan::of(ends) }
     }
 }

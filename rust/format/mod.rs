@@ -10,6 +10,7 @@ mod e4m3;
 mod row;
 mod scale_layout;
 mod scale_span;
+mod weight_scales;
 
 pub use block::{
     BlockReport, MIN_GLOBAL_SCALE, QuantScale, check_global_scale, dequantize_row, dynamic_global_scale, finite_amax,
@@ -20,6 +21,7 @@ pub use e4m3::{E4M3_MAX, E4M3_NAN, e4m3_decode, e4m3_encode, is_power_of_two};
 pub use row::{fp8_row_scale, quantize_row_fp8};
 pub use scale_layout::{SfLayout, sf_offset_128x4, sf_size_128x4};
 pub use scale_span::{MAX_SCALE_SPAN, Part, ScaleSpan, check_scale_spans};
+pub use weight_scales::{check_block_scales, check_weight_global_scales};
 
 /// Values that share one block scale.
 pub const BLOCK_SIZE: usize = 16;

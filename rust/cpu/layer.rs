@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The MoE layer on the CPU: weights stay where the caller has them.
+
+use super::forward::LayerCall;
+use super::isa;
+use super::plan::LayerPlan;
+use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream};
+use crate::config::{LayerConfig, Mode};
+use crate::error::Result;
+use crate::format::{ScaleSpan, check_block_scales, check_scale_spans, check_weight_global_scales};
+
+/// A layer, with or without weights.
+#[derive(Debug)]
+pub struct CpuLayer {
+    config: LayerConfig,
+    weights: Option<LayerWeights>,
+    calibration: Calibration,
+}
+
+impl CpuLayer {
+    /// A layer without weights.
+    pub fn new(config: &LayerConfig) -> Self {
+        CpuLayer { config: config.clone(), weights: None, calibration: Calibration::default() }
+    }
+
+    unsafe fn compute(
+        &self,
+        config: &LayerConfig,
+        input_scales: InputScales,
+        args: &LayerArgs,
+        observe: bool,
+    ) -> Result<Calibration> {
+        let Some(weights) = &self.weights else { return Ok(Calibration::default()) }; // the facade refused
+        // SAFETY: valid host memory, as the backend's caller promises.
+        unsafe { LayerCall { config, weights, input_scales, args, isa: isa::best(), observe }.run() }
+    }
+
+    /// Mode fp8 refuses weights that are not exact in e4m3, projection by projection. On the CPU nothing needs that, but
+    /// the CPU is the oracle of GPUs that do.
+    fn check_exact_in_e4m3(&self, w13_block_scale: &[u8], w2_block_scale: &[u8], up_first: bool) -> Result<()> {
+        let (scales, projections) = (self.config.shape().projection_block_scales(), self.config.shape().projections);
+        let experts = w13_block_scale.chunks(projections * scales).zip(w2_block_scale.chunks(scales));
+        let spans = experts.map(|(w13, w2)| {
+            let (first, second) = w13.split_at(scales);
+            [first, second, w2].map(ScaleSpan::of)
+        });
+        check_scale_spans(spans, up_first)
+    }
+}
+
+impl LayerBackend for CpuLayer {
+    fn storage_size(&self) -> u64 {
+        0
+    }
+
+    fn is_prepared(&self) -> bool {
+        self.weights.is_some()
+    }
+
+    unsafe fn prepare(&mut self, weights: &LayerWeights, _: Storage, _: Stream) -> Result<()> {
+        // SAFETY: host memory that nobody writes during the call.
+        let (w13, w2, w13_global, w2_global) = unsafe {
+            let w = weights;
+            (w.w13_block_scale.slice(), w.w2_block_scale.slice(), w.w13_global_scale.slice(), w.w2_global_scale.slice())
+        };
+        check_block_scales("w13_block_scale", w13)?;
+        check_block_scales("w2_block_scale", w2)?;
+        check_weight_global_scales("w13_global_scale", w13_global)?;
+        check_weight_global_scales("w2_global_scale", w2_global)?;
+        if self.config.mode == Mode::Fp8 {
+            self.check_exact_in_e4m3(w13, w2, weights.up_first)?;
+        }
+        self.weights = Some(*weights);
+        Ok(())
+    }
+
+    fn workspace_size(&self, max_tokens: usize) -> u64 {
+        LayerPlan::new(&self.config, isa::best(), max_tokens).workspace_size
+    }
+
+    unsafe fn forward(&self, scales: InputScales, args: &LayerArgs, _: Stream) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.compute(&self.config, scales, args, false) }.map(|_| ())
+    }
+
+    unsafe fn calibrate(&mut self, args: &LayerArgs, _: Stream) -> Result<()> {
+        let config = LayerConfig { mode: Mode::Bf16, ..self.config.clone() };
+        // SAFETY: the caller's promise is the same.
+        let seen = unsafe { self.compute(&config, InputScales::default(), args, true) }?;
+        self.calibration = self.calibration.widened_by(seen);
+        Ok(())
+    }
+
+    fn take_calibration(&mut self) -> Result<Calibration> {
+        Ok(std::mem::take(&mut self.calibration))
+    }
+}

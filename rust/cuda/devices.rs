@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The CUDA devices of this process.
+
+use super::device::Device;
+use super::family::Family;
+use super::kernels::IMAGES;
+use super::{driver, families};
+use crate::config::KernelChoice;
+use crate::error::{Error, Result};
+use once_cell::sync::Lazy;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Devices in use. They stay until the process ends: layers share their modules, and graphs their workspace.
+static DEVICES: Lazy<Mutex<HashMap<i32, Arc<Device>>>> = Lazy::new(Mutex::default);
+
+/// The device, opened when first asked for.
+pub fn get(ordinal: i32) -> Result<Arc<Device>> {
+    let mut devices = DEVICES.lock();
+    if let Some(device) = devices.get(&ordinal) {
+        return Ok(device.clone());
+    }
+    let device = Arc::new(open(ordinal)?);
+    devices.insert(ordinal, device.clone());
+    Ok(device)
+}
+
+/// The device, and the family of kernels that was asked for there.
+pub fn with_family(ordinal: i32, choice: KernelChoice) -> Result<(Arc<Device>, &'static dyn Family)> {
+    let device = get(ordinal)?;
+    let family = families::choose(ordinal, choice, device.capability)?;
+    Ok((device, family))
+}
+
+fn open(ordinal: i32) -> Result<Device> {
+    let unsupported = |reason: &str| Error::Unsupported(format!("device_ordinal is {ordinal} (CUDA); {reason}."));
+    if IMAGES.is_empty() {
+        return Err(unsupported("this build has no CUDA kernels, because nvcc was not found. Build with CUDA 13"));
+    }
+    if !driver::is_present() {
+        return Err(unsupported("libcuda.so.1 could not be loaded. Install NVIDIA's driver, or use the CPU"));
+    }
+    let properties = driver::properties(ordinal)?;
+    let (major, minor) = properties.capability;
+    if (major, minor) < (8, 0) {
+        let rule = format!("its compute capability is {major}.{minor}; the kernels need 8.0 or later. Use the CPU");
+        return Err(unsupported(&rule));
+    }
+    Device::open(ordinal, properties, families::tables(properties.capability))
+}

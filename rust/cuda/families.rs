@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The list of families, and which GPU runs which.
+
+use super::family::Family;
+use super::hopper::Hopper;
+use super::kernels::{NEUTRAL, Row};
+use super::portable::Portable;
+use crate::config::KernelChoice;
+use crate::error::{Error, Result};
+
+/// Every family. Its place is that of its table of kernels, counted from 1 (`Kernel::of`).
+pub static ALL: [&dyn Family; 2] = [&Hopper, &Portable];
+
+/// The tables of kernels of a GPU, in their places: the neutral one, then each family's, empty where it does not run.
+pub fn tables(capability: (i32, i32)) -> impl Iterator<Item = &'static [Row]> {
+    let families = ALL.into_iter();
+    std::iter::once(NEUTRAL).chain(families.map(move |it| if it.runs_on(capability) { it.kernels() } else { &[] }))
+}
+
+/// Which GPU runs what. Never other kernels in the place of those that were asked for: their numbers and layouts differ.
+pub fn choose(ordinal: i32, choice: KernelChoice, capability: (i32, i32)) -> Result<&'static dyn Family> {
+    let found = match choice {
+        KernelChoice::Portable => return Ok(&Portable),
+        KernelChoice::Own => ALL.into_iter().find(|family| family.is_own() && family.runs_on(capability)),
+    };
+    found.ok_or_else(|| {
+        let (major, minor) = capability;
+        Error::Unsupported(format!(
+            "device_kind is 1 (Hopper's kernels); they need compute capability 9.0, and CUDA device {ordinal} has \
+             {major}.{minor}. Pass 2, the portable kernels (cuda-portable), which need 8.0 or later."
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::kernels::{self, IMAGES};
+    use crate::cuda::{hopper, portable};
+
+    fn all_rows() -> impl Iterator<Item = &'static Row> {
+        std::iter::once(NEUTRAL).chain(ALL.into_iter().map(Family::kernels)).flatten()
+    }
+
+    #[test]
+    fn tables_and_modules_name_each_other() {
+        if IMAGES.is_empty() {
+            return; // a build without nvcc
+        }
+        for row in all_rows() {
+            assert!(IMAGES.iter().any(|image| image.name == row.module), "kernels/{}.cu was not built", row.module);
+        }
+        for image in IMAGES {
+            assert!(all_rows().any(|row| row.module == image.name), "{} has no kernel", image.name);
+        }
+        let mut names: Vec<_> = all_rows().map(|row| row.name).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a kernel has one row");
+    }
+
+    #[test]
+    fn kernels_find_themselves() {
+        let tables: Vec<_> = std::iter::once(NEUTRAL).chain(ALL.into_iter().map(Family::kernels)).collect();
+        for kernel in [kernels::ROUTE_SMALL, kernels::PREPARE_ROW_ALPHAS, hopper::PREPARE_TILES, portable::SWIGLU_ROWS]
+        {
+            let (table, index) = kernel.place();
+            assert!(std::ptr::eq(&raw const tables[table][index], kernel.row()), "{}", kernel.row().name);
+        }
+    }
+
+    #[test]
+    fn a_gpu_has_its_own_kernels_or_an_error() {
+        assert!(choose(0, KernelChoice::Own, (9, 0)).is_ok_and(Family::is_own));
+        for capability in [(8, 0), (8, 9), (10, 0), (10, 3), (12, 0)] {
+            assert!(choose(0, KernelChoice::Own, capability).is_err());
+            assert!(choose(0, KernelChoice::Portable, capability).is_ok_and(|family| !family.is_own()));
+        }
+    }
+}

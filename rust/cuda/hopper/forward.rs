@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Hopper's steps of a call.
+
+use super::fp8_row_bytes;
+use super::kernels::{GemmKind, QUANTIZE_ROWS_FP8, gemm};
+use super::tiles::{linear_rows, tiles_of_cta};
+use crate::config::{LayerConfig, Mode};
+use crate::cuda::forward::LayerCall;
+use crate::cuda::kernels::{QUANTIZE_ROWS, params};
+use crate::cuda::launch::Launch;
+use crate::cuda::linear_call::LinearCall;
+use crate::cuda::storage::Matrix;
+use crate::error::Result;
+
+/// GEMM1 with the activation. In modes nvfp4 and fp8 before it x is quantised, and after it h, in place.
+///
+/// # Safety
+/// The pointers of the call are device memory as the header states, and the device is entered.
+pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
+    let (plan, args, config, base) = (call.plan, call.args, call.config, call.base);
+    let quantised = config.mode != Mode::Bf16;
+    let matrix = &call.layer.slice.w13;
+    let mut params = params::GemmParams {
+        list: call.tile_list(chunk, matrix),
+        x: args.x.cast(),
+        x_row_stride: args.x_row_stride as i64,
+        row_to_slot: call.row_to_slot(chunk),
+        out: plan.h.rows.pointer(base).cast(),
+        out_row_stride: plan.h_stride as i64,
+        features: config.intermediate_size as i32,
+        swiglu: call.activation(),
+        tiles_known: (chunk > 0 || quantised).into(),
+        ..weights(call, matrix, 0)
+    };
+    if quantised {
+        params.x = plan.x.rows.pointer(base).cast_const().cast();
+        params.x_row_stride = padded_cols(config, config.hidden_size) as i64;
+        params.row_scale = plan.x.global_scale.pointer(base);
+        if plan.x_by_row {
+            params.row_to_slot = std::ptr::null();
+        }
+    }
+    // SAFETY: regions of the workspace, prepared weights; the caller vouches for x.
+    unsafe {
+        match config.mode {
+            Mode::Bf16 => launch_gemm(call, GemmKind::Gemm1, &params),
+            Mode::Nvfp4 => {
+                call.quantize_x(chunk)?;
+                launch_gemm(call, GemmKind::Gemm1, &params)?;
+                quantize_h(call, chunk)
+            }
+            Mode::Fp8 => {
+                quantize_x_fp8(call, chunk)?;
+                launch_gemm(call, GemmKind::Gemm1Fp8, &params)?;
+                quantize_h_fp8(call, chunk)
+            }
+        }
+    }
+}
+
+/// A chunk's rows of h.
+fn quantizer_h(call: &LayerCall, chunk: usize) -> params::QuantizerInput {
+    params::QuantizerInput {
+        source: call.h_rows(chunk),
+        status: call.layer.device.status(),
+        row_to_token_slot: call.row_to_slot(chunk),
+        x: call.plan.h.rows.pointer(call.base).cast_const().cast(),
+        x_row_stride: call.plan.h_stride as i64,
+    }
+}
+
+unsafe fn quantize_h(call: &LayerCall, chunk: usize) -> Result<()> {
+    let params = params::QuantizeParams {
+        input: quantizer_h(call, chunk),
+        static_scale: call.static_scale(call.scales.w2),
+        num_cols: call.config.intermediate_size as i32,
+        ..call.plan.h.as_output(call.base)
+    };
+    // SAFETY: regions of the workspace.
+    unsafe { call.launch(call.layer.device.by_rows(QUANTIZE_ROWS, call.plan.rows), &params) }
+}
+
+/// e4m3 of x.
+unsafe fn quantize_x_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
+    let (x, hidden) = (&call.plan.x, call.config.hidden_size);
+    let params = params::QuantizeFp8Params {
+        input: call.quantizer_x(chunk),
+        out: x.rows.pointer(call.base),
+        out_row_stride: fp8_row_bytes(hidden) as i64,
+        row_scale: x.global_scale.pointer(call.base),
+        num_cols: hidden as i32,
+        ..Default::default()
+    };
+    // SAFETY: regions of the workspace; the caller vouches for x.
+    unsafe { call.launch(call.by_x_rows(QUANTIZE_ROWS_FP8), &params) }
+}
+
+/// e4m3 of h: a row is written over its own bf16.
+unsafe fn quantize_h_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
+    let h = &call.plan.h;
+    let params = params::QuantizeFp8Params {
+        input: quantizer_h(call, chunk),
+        out: h.rows.pointer(call.base),
+        out_row_stride: 2 * call.plan.h_stride as i64,
+        row_scale: h.global_scale.pointer(call.base),
+        num_cols: call.config.intermediate_size as i32,
+        ..Default::default()
+    };
+    // SAFETY: regions of the workspace.
+    unsafe { call.launch(call.layer.device.by_rows(QUANTIZE_ROWS_FP8, call.plan.rows), &params) }
+}
+
+/// GEMM2.
+///
+/// # Safety
+/// As [`gemm1`], after it.
+pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
+    let (plan, config, base) = (call.plan, call.config, call.base);
+    // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
+    let (kind, stride) = match config.mode {
+        Mode::Fp8 => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
+        Mode::Bf16 | Mode::Nvfp4 => (GemmKind::Gemm2, plan.h_stride),
+    };
+    let quantised = config.mode != Mode::Bf16;
+    let matrix = &call.layer.slice.w2;
+    let params = params::GemmParams {
+        list: call.tile_list(chunk, matrix),
+        x: plan.h.rows.pointer(base).cast_const().cast(),
+        x_row_stride: stride as i64,
+        row_scale: if quantised { plan.h.global_scale.pointer(base) } else { std::ptr::null() },
+        out: plan.y(base),
+        out_row_stride: config.hidden_size as i64,
+        features: config.hidden_size as i32,
+        tiles_known: 1,
+        ..weights(call, matrix, config.activation.projections())
+    };
+    // SAFETY: regions of the workspace, prepared weights.
+    unsafe { launch_gemm(call, kind, &params) }
+}
+
+/// Columns of a row as a GEMM reads it: e4m3 is padded with zeros.
+fn padded_cols(config: &LayerConfig, cols: usize) -> usize {
+    if config.mode == Mode::Fp8 { fp8_row_bytes(cols) } else { cols }
+}
+
+/// A matrix, and the first of its output factors.
+fn weights(call: &LayerCall, matrix: &Matrix, alpha: usize) -> params::GemmParams {
+    let (slice, storage) = (&call.layer.slice, call.layer.storage);
+    params::GemmParams {
+        tiles: matrix.codes.pointer(storage),
+        expert_stride: slice.stride,
+        alphas: slice.alphas.pointer(storage).wrapping_add(alpha),
+        top_k: call.config.top_k as i32,
+        k_valid: padded_cols(call.config, matrix.cols) as i32,
+        num_slabs: matrix.slabs as i32,
+        ..Default::default()
+    }
+}
+
+unsafe fn launch_gemm(call: &LayerCall, kind: GemmKind, params: &params::GemmParams) -> Result<()> {
+    let launch = gemm_launch(kind, call.plan.tile_rows, call.worst_tiles(&params.list), call.layer.device.num_sms);
+    // SAFETY: the caller vouches for the pointers of `params`.
+    unsafe { call.launch(launch, params) }
+}
+
+/// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles.
+fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> Launch {
+    let weight_tiles = tiles_of_cta(tile_rows, kind == GemmKind::Linear);
+    let threads = if weight_tiles == 4 { params::GEMM_SM90_FOUR_TILES_THREADS } else { params::GEMM_SM90_THREADS };
+    let most = tiles * weight_tiles.min(2); // halves, in the last round
+    let blocks = most.clamp(1, num_sms as usize) as u32;
+    gemm(kind, tile_rows).over([blocks, 1, 1]).with_threads(threads).sharing(params::GEMM_SM90_SHARED_BYTES)
+}
+
+/// A linear's GEMM.
+///
+/// # Safety
+/// As [`gemm1`].
+pub unsafe fn linear(call: &LinearCall) -> Result<()> {
+    let (linear, config, args, plan) = (call.linear, call.config, call.args, call.plan);
+    let (matrix, quantised) = (&linear.layout.weight, config.mode == Mode::Nvfp4);
+    let num_sms = linear.device.num_sms;
+    let rows = config.tile_rows.unwrap_or_else(|| linear_rows(args.num_tokens, matrix.m_tiles, num_sms));
+    let (list, tiles) = call.tiles(rows);
+    let params = params::GemmParams {
+        list,
+        tiles: matrix.codes.pointer(linear.storage),
+        alphas: linear.layout.row_alphas.pointer(linear.storage),
+        x: if quantised { plan.x.rows.pointer(call.base).cast_const().cast() } else { args.x.cast() },
+        x_row_stride: if quantised { config.in_features } else { args.x_row_stride } as i64,
+        row_scale: if quantised { plan.x.global_scale.pointer(call.base) } else { std::ptr::null_mut() },
+        out: args.out.cast(),
+        bias: linear.bias(),
+        out_row_stride: args.out_row_stride as i64,
+        top_k: 1,
+        k_valid: matrix.cols as i32,
+        num_slabs: matrix.slabs as i32,
+        features: config.out_features as i32,
+        tiles_known: 1,
+        ..Default::default()
+    };
+    // SAFETY: regions of the workspace, the prepared weight; the caller vouches for x and out.
+    unsafe { linear.device.launch(gemm_launch(GemmKind::Linear, rows, tiles, num_sms), call.stream, &params) }
+}

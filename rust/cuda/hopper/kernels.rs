@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Hopper's table of kernels.
+
+use crate::cuda::kernels::Start::AfterPrevious;
+use crate::cuda::kernels::{Kernel, ROW_WISE, Row, params};
+
+/// What becomes of the result of a GEMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GemmKind {
+    /// The activation of gate and up, to bf16.
+    Gemm1,
+    /// The same, of e4m3 rows and weights prepared for mode fp8.
+    Gemm1Fp8,
+    /// bf16 for combine.
+    Gemm2,
+    /// The same, of e4m3 rows.
+    Gemm2Fp8,
+    /// bf16 with bias.
+    Linear,
+}
+
+/// Its place among the tables of `families.rs`.
+const TABLE: usize = 1;
+
+/// A GEMM takes all of a multiprocessor's shared memory. Its threads follow its row-tile size.
+const GEMM: Row = Row { module: "hopper/gemm", threads: 0, shared_bytes: params::GEMM_SM90_SHARED_BYTES, ..ROW_WISE };
+
+/// Rows of the table, and the row-tile sizes, for the sizes that `kernels/hopper/gemm.cu` is compiled for.
+macro_rules! kernels_of_sizes {
+    ($($rows:literal)*) => {
+        /// Row-tile sizes: how many token rows one CTA multiplies with its weight rows.
+        pub const GEMM_ROWS: [u32; [$($rows),*].len()] = [$($rows),*];
+
+        /// Every kernel of Hopper: GEMMs by kind, then by size; then the rest.
+        pub static KERNELS: &[Row] = &[
+            $(Row { name: concat!("gemm1_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm1_fp8_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm2_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm2_fp8_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("linear_sm90_n", $rows), ..GEMM },)*
+            Row { name: "quantize_rows_fp8", module: "hopper/quantize_fp8", ..ROW_WISE },
+            Row { name: "part_scales", module: "hopper/prepare", start: AfterPrevious, ..ROW_WISE },
+            Row {
+                name: "prepare_tiles",
+                module: "hopper/prepare",
+                threads: params::PREPARE_THREADS,
+                start: AfterPrevious,
+                ..ROW_WISE
+            },
+        ];
+    };
+}
+kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144);
+
+/// The first row that is not a GEMM's.
+const OTHERS: usize = 5 * GEMM_ROWS.len();
+
+/// Rows of bf16 to e4m3.
+pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
+/// Counts what mode fp8 asks of block scales.
+pub const PART_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
+/// A weight matrix into tiles.
+pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
+
+/// The GEMM of this kind and row-tile size, which must be one of [`GEMM_ROWS`].
+pub fn gemm(kind: GemmKind, rows: u32) -> Kernel {
+    let size = GEMM_ROWS.iter().position(|size| *size == rows).unwrap_or(0);
+    Kernel::of(KERNELS, TABLE, kind as usize * GEMM_ROWS.len() + size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_and_kinds_find_their_rows() {
+        assert_eq!(QUANTIZE_ROWS_FP8.row().name, "quantize_rows_fp8");
+        assert_eq!(PART_SCALES.row().name, "part_scales");
+        assert_eq!(PREPARE_TILES.row().name, "prepare_tiles");
+        for rows in GEMM_ROWS {
+            assert_eq!(gemm(GemmKind::Gemm1, rows).row().name, format!("gemm1_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm1Fp8, rows).row().name, format!("gemm1_fp8_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm2, rows).row().name, format!("gemm2_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm2Fp8, rows).row().name, format!("gemm2_fp8_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Linear, rows).row().name, format!("linear_sm90_n{rows}"));
+        }
+    }
+}

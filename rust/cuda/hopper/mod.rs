@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Hopper's own kernels (`kernels/hopper/`): weights dequantised in registers beside the tensor cores, the activation in
+//! GEMM1's epilogue.
+//!
+//! In mode nvfp4 x and h are quantised and decoded again to bf16, exactly, but for each row's scale; h in place. In mode fp8
+//! both become e4m3, and each row of h takes the first half of its own place.
+
+mod forward;
+mod kernels;
+mod prepare;
+mod tiles;
+
+pub use kernels::KERNELS;
+#[cfg(test)]
+pub use kernels::PREPARE_TILES;
+
+use super::device::Device;
+use super::family::Family;
+use super::forward::LayerCall;
+use super::kernels::Row;
+use super::linear_call::LinearCall;
+use super::plan::{Form, PlanRules};
+use super::prepare::{CountedScales, Source};
+use super::storage::Matrix;
+use super::tiles::TileTable;
+use crate::call::{LayerWeights, Stream};
+use crate::config::{LayerConfig, Mode};
+use crate::error::Result;
+use crate::workspace::Walk;
+use std::sync::Arc;
+
+/// Rows and columns of a weight tile.
+const TILE: usize = 64;
+/// Bytes of a weight tile: codes and block scales (`kernels/hopper/layout.cuh`).
+const TILE_BYTES: usize = TILE * TILE / 2 + TILE * TILE / 16;
+
+/// Bytes of a row of e4m3 as tensor cores read it: whole slabs of 64 columns, each transposed (`kernels/hopper/layout.cuh`).
+fn fp8_row_bytes(cols: usize) -> usize {
+    cols.next_multiple_of(TILE)
+}
+
+/// Compute capability 9.0.
+#[derive(Debug)]
+pub struct Hopper;
+
+impl Family for Hopper {
+    fn is_own(&self) -> bool {
+        true
+    }
+
+    fn runs_on(&self, capability: (i32, i32)) -> bool {
+        capability == (9, 0)
+    }
+
+    fn kernels(&self) -> &'static [Row] {
+        KERNELS
+    }
+
+    fn check_mode(&self, _: i32, mode: Mode) -> Result<()> {
+        match mode {
+            Mode::Bf16 | Mode::Nvfp4 | Mode::Fp8 => Ok(()),
+        }
+    }
+
+    /// Tiles [m_tiles, slabs] of 64 x 64; in w13 gate and up rows alternate by 8, so that a tile holds 32 features.
+    fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix {
+        let (m_tiles, slabs) = (rows.div_ceil(TILE), cols.div_ceil(TILE));
+        let (codes, block_scale) = (walk.region(m_tiles * slabs * TILE_BYTES), walk.region(0));
+        Matrix { rows, cols, m_tiles, slabs, codes, block_scale }
+    }
+
+    /// Dequantising to bf16 in registers leaves out 2^8. What it leaves out in mode fp8 is each projection's own.
+    fn missing_factor(&self, mode: Mode) -> f32 {
+        match mode {
+            Mode::Bf16 | Mode::Nvfp4 => 256.0,
+            Mode::Fp8 => 1.0,
+        }
+    }
+
+    fn plan_rules(&self, config: &LayerConfig) -> PlanRules {
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let (x, h, h_stride) = match config.mode {
+            Mode::Bf16 => (None, Form::Bf16, inter),
+            Mode::Nvfp4 => (Some(Form::Decoded), Form::Decoded, inter),
+            Mode::Fp8 => {
+                let x = Form::Fp8 { row_bytes: fp8_row_bytes(hidden) };
+                (Some(x), Form::Decoded, inter.max(fp8_row_bytes(inter) / 2))
+            }
+        };
+        PlanRules { row_alignment: 1, x, x_by_row: false, x_in_place_of_y: true, h, h_stride, gemm1_sums: false }
+    }
+
+    fn linear_x(&self, mode: Mode) -> Option<Form> {
+        (mode == Mode::Nvfp4).then_some(Form::Decoded)
+    }
+
+    fn tile_table(&self, config: &LayerConfig) -> Result<TileTable> {
+        tiles::layer_table(config)
+    }
+
+    fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()> {
+        tiles::check_rows(tile_rows)
+    }
+
+    unsafe fn count_scales(
+        &self,
+        device: &Arc<Device>,
+        config: &LayerConfig,
+        weights: &LayerWeights,
+        stream: Stream,
+    ) -> Result<Option<CountedScales>> {
+        match config.mode {
+            Mode::Bf16 | Mode::Nvfp4 => Ok(None),
+            // SAFETY: the caller's promise is the same.
+            Mode::Fp8 => unsafe { prepare::count_scales(device, config.shape(), weights, stream) }.map(Some),
+        }
+    }
+
+    unsafe fn prepare_matrix(
+        &self,
+        device: &Device,
+        matrix: &Matrix,
+        source: &Source,
+        storage: *mut u8,
+        stream: Stream,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { prepare::prepare_tiles(device, matrix, source, storage, stream) }
+    }
+
+    unsafe fn gemm1(&self, call: &LayerCall, chunk: usize) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { forward::gemm1(call, chunk) }
+    }
+
+    unsafe fn gemm2(&self, call: &LayerCall, chunk: usize) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { forward::gemm2(call, chunk) }
+    }
+
+    unsafe fn linear(&self, call: &LinearCall) -> Result<()> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { forward::linear(call) }
+    }
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The row-tile size of Hopper's GEMMs: how many token rows one CTA multiplies with its weight rows.
+
+use super::kernels::GEMM_ROWS;
+use crate::config::LayerConfig;
+use crate::cuda::kernels::params;
+use crate::cuda::tiles::TileTable;
+use crate::error::{Error, Result};
+
+/// The size by the mean of an expert's rows, `tokens * top_k / num_experts`: below the first number take the second.
+///
+/// Found by sweeping every size on an H100 and an H200 (`tests/bench/gpu_tiles.py`; docs/measurements.md), and smoothed by
+/// the model in this file's tests: an expert's rows scatter around the mean, so a size must hold the usual most of them,
+/// and two even tiles cost less than one that is full and one that is not. The last column is a workload of each row.
+const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
+    (5.4, 8),      // decoding: Flash up to 229 tokens, Pro up to 343
+    (11.82, 16),   // Pro, 512 tokens: 8 rows, up to 14
+    (18.65, 24),   // Flash, 512 tokens: 12 rows, up to 19; Pro, 1024: 16 rows, up to 24
+    (41.37, 48),   // Flash, 1024 tokens: 24 rows, up to 34; Pro, 2048: 32 rows, up to 44
+    (56.2, 64),    // Flash, 2048 tokens: 48 rows, up to 62
+    (70.2, 80),    // Pro, 4096 tokens: 64 rows, up to 80
+    (85.2, 96),    // Kimi-K2, 4096 tokens: 85 rows, just below
+    (101.33, 112), // Flash, 4096 tokens: 96 rows, up to 116
+    (153.0, 144),  // Pro, 8192 tokens: 128 rows, up to 150
+    (181.0, 96),   // Kimi-K2, 8192 tokens: 171 rows are two tiles of 86
+    (215.5, 112),  // Flash, 8192 tokens: 192 rows are two tiles of 96
+    (290.7, 144),  // Qwen3-235B, 4096 tokens: 256 rows are two tiles of 128
+    (334.4, 112),  // three tiles of 100 to 112
+    (423.0, 144),  // Flash, 16384 tokens: 384 rows are three tiles of 128
+    (452.0, 112),  // four tiles
+    (515.5, 144),  // Qwen3-235B, 8192 tokens: 512 rows are four tiles of 128
+    (542.0, 112),  // five tiles
+    (606.5, 144),  // five tiles
+    (667.0, 112),  // six tiles
+    (730.0, 144),  // six tiles
+    (798.0, 112),  // Flash, 32768 tokens: 768 rows are seven tiles of 112
+    (855.0, 144),  // six tiles
+];
+
+/// Beyond the table: so many tiles that it matters little how full the last is.
+const SIZE_OF_MANY_ROWS: u32 = 112;
+
+/// The size for a call of so many tokens. A token has at most one row of each expert, so no size needs to hold more rows
+/// than there are tokens.
+fn size_for(num_tokens: usize, config: &LayerConfig) -> u32 {
+    let mean = (num_tokens * config.top_k) as f64 / config.num_experts as f64;
+    let by_mean =
+        SIZE_BY_MEAN_ROWS.iter().find(|(limit, _)| mean < *limit).map_or(SIZE_OF_MANY_ROWS, |(_, size)| *size);
+    let enough = GEMM_ROWS.into_iter().find(|size| *size as usize >= num_tokens).unwrap_or(by_mean);
+    by_mean.min(enough)
+}
+
+/// The table of a layer, by tokens.
+pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
+    check_rows(config.tile_rows)?;
+    if let Some(rows) = config.tile_rows {
+        return Ok(TileTable::always(rows));
+    }
+    // Tokens at which the size may change: the last below each limit of the mean, and those that a size just holds.
+    let last_below = |limit: f64| {
+        let tokens = (limit * config.num_experts as f64 / config.top_k as f64).ceil() as usize;
+        (tokens.saturating_sub(2)..=tokens)
+            .rev()
+            .find(|t| ((t * config.top_k) as f64 / config.num_experts as f64) < limit)
+    };
+    let mut ends: Vec<usize> = SIZE_BY_MEAN_ROWS.iter().filter_map(|(limit, _)| last_below(*limit)).collect();
+    ends.extend(GEMM_ROWS.map(|size| size as usize));
+    ends.sort_unstable();
+    ends.dedup();
+    Ok(TileTable::new(ends.into_iter().map(|end| (end, size_for(end, config))).collect(), SIZE_OF_MANY_ROWS))
+}
+
+/// Refuse a size that no kernel was compiled for.
+pub fn check_rows(tile_rows: Option<u32>) -> Result<()> {
+    match tile_rows {
+        Some(rows) if !GEMM_ROWS.contains(&rows) => {
+            let rule = format!("it must be 0 (the library chooses) or one of {GEMM_ROWS:?}");
+            Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Weight tiles of a CTA, as `tiles_of_cta` of `kernels/hopper/config.cuh`. A linear is one matrix: fewer tiles, so that more
+/// CTAs share it.
+pub fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
+    let four = match is_linear {
+        true => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
+        false => params::GEMM_SM90_FOUR_TILES_ROWS,
+    };
+    match rows {
+        rows if rows >= four => 4,
+        params::GEMM_SM90_TWO_TILES_ROWS.. => 2,
+        _ => 1,
+    }
+}
+
+/// What a CTA's tile costs beside its rows, in rows, where one matrix has to fill all multiprocessors: mostly dequantising.
+const LINEAR_OVERHEAD: usize = 48;
+
+/// Rounds that tiles of so many weight tiles take. The last is done in halves where there is room for twice its tiles
+/// (`for_each_tile` in kernels/common/tiles.cuh), in 67 to 70 % of the time (measured).
+fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
+    let in_last = tiles % num_sms as usize;
+    let halved = weight_tiles > 1 && in_last > 0 && 2 * in_last <= num_sms as usize;
+    tiles.div_ceil(num_sms as usize) as f64 - if halved { 0.3 } else { 0.0 }
+}
+
+/// The size of a linear's GEMM: the one whose rounds over all multiprocessors, each as long as its tile, take least. Few
+/// weight rows are spread by more and smaller row tiles, which read the weights again from L2. Integers and eleven sizes: a
+/// table would say no more.
+pub fn linear_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
+    let cost = |rows: u32| {
+        let weight_tiles = tiles_of_cta(rows, true);
+        let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(weight_tiles);
+        rounds(tiles, weight_tiles, num_sms) * (weight_tiles * (rows as usize + LINEAR_OVERHEAD)) as f64
+    };
+    GEMM_ROWS.into_iter().min_by(|a, b| cost(*a).total_cmp(&cost(*b))).unwrap_or(GEMM_ROWS[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::tests::layer_config;
+
+    /// What an expert's rows cost in tiles of a size, in rows: rows are spread evenly over as few tiles as hold them, and
+    /// the widest kernel multiplies as many columns as a tile has, in steps. A tile costs 64 or 80 rows beside its own, to
+    /// dequantise weights (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
+    fn expert_cost(rows: f64, size: u32) -> f64 {
+        let tiles = (rows / f64::from(size)).ceil();
+        let columns = match size {
+            params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + 4.0,
+            _ => f64::from(size),
+        };
+        let beside = if (params::GEMM_SM90_FOUR_TILES_ROWS..=112).contains(&size) { 64.0 } else { 80.0 };
+        tiles * (columns + beside)
+    }
+
+    /// What the widest kernel multiplies for a tile of so many rows.
+    fn widest_columns(rows: f64) -> u32 {
+        let coarse = (params::GEMM_SM90_FEWEST_COLUMNS..params::GEMM_SM90_COARSE_COLUMNS)
+            .step_by(params::GEMM_SM90_COARSE_STEP as usize);
+        let fine = (params::GEMM_SM90_COARSE_COLUMNS..params::GEMM_SM90_WIDEST_ROWS)
+            .step_by(params::GEMM_SM90_COLUMN_STEP as usize);
+        coarse.chain(fine).find(|columns| f64::from(*columns) >= rows).unwrap_or(params::GEMM_SM90_WIDEST_ROWS)
+    }
+
+    /// The expected cost under uniform routing: rows are binomial, near enough to normal.
+    fn cost(num_tokens: usize, config: &LayerConfig, size: u32) -> f64 {
+        let share = config.top_k as f64 / config.num_experts as f64;
+        let mean = num_tokens as f64 * share;
+        let deviation = (mean * (1.0 - share)).sqrt();
+        let likely = (-32..=32).map(|eighth| f64::from(eighth) / 8.0).map(|z: f64| {
+            let rows = (mean + z * deviation).round().clamp(1.0, num_tokens.max(1) as f64);
+            (-z * z / 2.0).exp() * expert_cost(rows, size)
+        });
+        likely.sum()
+    }
+
+    #[test]
+    fn the_table_is_within_a_hundredth_of_the_model() {
+        for (top_k, experts) in [(6, 256), (6, 384), (8, 384), (8, 256), (8, 128), (10, 512), (22, 512), (4, 128)] {
+            let config = LayerConfig { top_k, num_experts: experts, ..layer_config() };
+            let table = layer_table(&config).unwrap();
+            for tokens in (1..1100).chain((1100..28_000).step_by(37)) {
+                let best = GEMM_ROWS.map(|size| cost(tokens, &config, size)).into_iter().fold(f64::MAX, f64::min);
+                let chosen = cost(tokens, &config, table.rows(tokens));
+                assert!(chosen <= 1.01 * best, "{top_k} of {experts}, {tokens} tokens: {}", table.rows(tokens));
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_by_tokens_is_the_table_by_mean() {
+        for (top_k, experts) in [(6, 256), (1, 16), (6, 6), (8, 8), (22, 512), (1, 1)] {
+            let config = LayerConfig { top_k, num_experts: experts, ..layer_config() };
+            let table = layer_table(&config).unwrap();
+            for tokens in (1..3000).chain((3000..200_000).step_by(499)) {
+                assert_eq!(table.rows(tokens), size_for(tokens, &config), "{top_k} of {experts}, {tokens} tokens");
+            }
+        }
+        let few = LayerConfig { top_k: 6, num_experts: 6, ..layer_config() };
+        assert_eq!(layer_table(&few).unwrap().rows(8), 8, "8 tokens have at most 8 rows of an expert");
+    }
+
+    #[test]
+    fn sizes_grow_with_rows_per_expert() {
+        let rows =
+            |tokens, experts| size_for(tokens, &LayerConfig { top_k: 6, num_experts: experts, ..layer_config() });
+        assert_eq!([rows(1, 256), rows(512, 256), rows(1024, 384), rows(1024, 256)], [8, 24, 24, 48]);
+        assert_eq!([rows(2048, 384), rows(4096, 384), rows(8192, 384)], [48, 80, 144]);
+        assert_eq!([rows(4096, 256), rows(8192, 256)], [112, 112]);
+        assert_eq!([40.0, 48.5, 81.0, 112.0, 113.0, 144.0].map(widest_columns), [48, 80, 112, 112, 128, 144]);
+    }
+
+    #[test]
+    fn a_benchmark_may_ask_for_a_size_that_there_is() {
+        let forced = |rows| layer_table(&LayerConfig { tile_rows: Some(rows), ..layer_config() });
+        assert_eq!(forced(96).unwrap().rows(1), 96);
+        let text = forced(13).unwrap_err().to_string();
+        assert!(text.contains("tile_rows is 13; it must be 0 (the library chooses) or one of [8, 16"), "{text}");
+    }
+
+    #[test]
+    fn a_linear_fills_the_multiprocessors() {
+        // 2048 weight rows are 32 tiles: 64 tokens in tiles of 16 make 128 CTAs, in one tile of 64 only 8.
+        assert_eq!(linear_rows(64, 32, 132), 16);
+        assert_eq!(linear_rows(512, 32, 132), 64, "16 blocks of two weight tiles, 8 row tiles");
+        assert_eq!(linear_rows(1, 32, 132), 8);
+        assert_eq!(linear_rows(64, 112, 132), 64, "56 CTAs, which become 112 of half as many weights");
+        assert_eq!(linear_rows(256, 32, 132), 64, "64 CTAs, which become 128");
+        assert_eq!(linear_rows(4096, 256, 132), 128, "2048 CTAs in 16 rounds, the last all but full");
+    }
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Laws of plans and storage that hold for every family.
+
+use super::family::Family;
+use super::hopper::Hopper;
+use super::kernels::params;
+use super::plan::LayerPlan;
+use super::portable::Portable;
+use super::storage::ExpertSlice;
+use crate::activation::Activation;
+use crate::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
+
+const MODES: [Mode; 3] = [Mode::Bf16, Mode::Nvfp4, Mode::Fp8];
+const FAMILIES: [&dyn Family; 2] = [&Hopper, &Portable];
+
+/// DeepSeek-V4-Pro under EP8, mode bf16.
+pub fn layer_config() -> LayerConfig {
+    LayerConfig {
+        device: Device::Cuda(0, KernelChoice::Own),
+        mode: Mode::Bf16,
+        scale_policy: ScalePolicy::Dynamic,
+        hidden_size: 7168,
+        intermediate_size: 3072,
+        num_experts: 384,
+        num_local_experts: 48,
+        first_local_expert: 0,
+        top_k: 6,
+        activation: Activation::swiglu(10.0, 0.0, 0.0).unwrap(),
+        tile_rows: None,
+    }
+}
+
+fn layer(hidden_size: usize, intermediate_size: usize, num_experts: usize, local: usize, mode: Mode) -> LayerConfig {
+    LayerConfig { mode, hidden_size, intermediate_size, num_experts, num_local_experts: local, ..layer_config() }
+}
+
+fn plan_of(family: &dyn Family, config: &LayerConfig, tokens: usize) -> LayerPlan {
+    let tile_rows = family.tile_table(config).unwrap().rows(tokens);
+    LayerPlan::new(&family.plan_rules(config), config, tile_rows, tokens)
+}
+
+fn slice_of(family: &dyn Family, config: &LayerConfig) -> ExpertSlice {
+    ExpertSlice::new(config.shape(), |walk, rows, cols| family.matrix(walk, rows, cols))
+}
+
+#[test]
+fn a_slice_costs_9_bits_a_weight_and_no_more_where_tiles_fit() {
+    for family in FAMILIES {
+        let slice = slice_of(family, &layer_config());
+        assert_eq!(slice.stride, (3 * 7168 * 3072 * 9 / 16) as u64 + 256, "{family:?}");
+    }
+    let odd = layer(144, 48, 8, 8, Mode::Bf16);
+    let slice = slice_of(&Hopper, &odd);
+    assert_eq!((slice.w13.m_tiles, slice.w13.slabs, slice.w2.m_tiles, slice.w2.slabs), (2, 3, 3, 1));
+    let slice = slice_of(&Portable, &odd);
+    assert_eq!((slice.w13.codes.len, slice.w13.block_scale.len), (96 * 72, 128 * 12), "scales padded to 128 x 4");
+    assert_eq!((slice.w2.codes.len, slice.w2.block_scale.len), (144 * 24, 256 * 4));
+}
+
+#[test]
+fn pro_under_ep8_with_8192_tokens_stays_within_150_megabytes() {
+    for mode in MODES {
+        let plan = plan_of(&Hopper, &layer(7168, 3072, 384, 48, mode), 8192);
+        assert!(plan.workspace_size <= 150_000_000, "{mode:?}: {}", plan.workspace_size);
+    }
+    let plan = plan_of(&Hopper, &layer(7168, 3072, 384, 48, Mode::Bf16), 8192);
+    assert!(plan.chunk_slots >= 8192 * 6 / 8 * 114 / 100, "14 % more than a uniform routing has: {}", plan.chunk_slots);
+    assert_eq!(plan.chunks, 7);
+    let plan = plan_of(&Hopper, &layer(4096, 2048, 256, 256, Mode::Bf16), 8192);
+    assert_eq!((plan.chunks, plan.rows), (1, 8192 * 6), "all experts here, 192 rows each");
+}
+
+#[test]
+fn x_lies_by_token_until_a_chunks_rows_are_fewer() {
+    let plan = |mode, tokens| plan_of(&Hopper, &layer(7168, 3072, 384, 48, mode), tokens);
+    let (few, many) = (plan(Mode::Nvfp4, 4096), plan(Mode::Nvfp4, 8192));
+    assert!(!few.x_by_row && many.x_by_row);
+    assert!(many.gemm_out.len * 4 >= many.rows * 2 * 7168, "x and y of a row take as much");
+    assert!(plan(Mode::Fp8, 65_536).workspace_size < 200_000_000, "bounded, however many tokens");
+    for top_k in [1, 2, 6] {
+        let config = LayerConfig { top_k, ..layer(64, 16, 384, 48, Mode::Nvfp4) };
+        assert!(!plan_of(&Hopper, &config, 100).x_by_row, "few tokens");
+    }
+}
+
+#[test]
+fn workspace_never_shrinks_with_more_tokens() {
+    for (hidden, inter, experts, local) in [(7168, 3072, 384, 48), (4096, 2048, 256, 256), (64, 16, 512, 3)] {
+        for (mode, kernels) in
+            MODES.into_iter().flat_map(|mode| FAMILIES.into_iter().map(move |kernels| (mode, kernels)))
+        {
+            let config = layer(hidden, inter, experts, local, mode);
+            let mut before = 0;
+            for tokens in (0..3000).chain((3000..140_000).step_by(997)) {
+                let size = plan_of(kernels, &config, tokens).workspace_size;
+                assert!(size >= before, "{kernels:?}, {tokens} tokens: {size} after {before}");
+                before = size;
+            }
+        }
+    }
+}
+
+#[test]
+fn every_slot_fits_whatever_the_routing() {
+    for tokens in [1, 7, 1024, 1025, 8192, 131_072] {
+        let plan = plan_of(&Hopper, &layer(7168, 3072, 384, 48, Mode::Bf16), tokens);
+        let segment_slots = plan.segment_tokens * 6;
+        // A chunk's last segment starts below chunk_slots and adds at most segment_slots.
+        assert!(plan.chunks == 1 || plan.chunk_slots - 1 + segment_slots <= plan.rows);
+        assert!(plan.chunks * plan.chunk_slots >= tokens * 6);
+        assert!(plan.segments * plan.segment_tokens >= tokens);
+        assert!(plan.segments <= params::ROUTE_MAX_SEGMENTS as usize);
+        assert!((plan.segments - 1) * plan.segment_tokens < tokens);
+    }
+}
+
+#[test]
+fn padding_fits_whatever_the_routing() {
+    for (tokens, local) in [(1, 1), (1, 48), (3, 48), (129, 7), (4096, 384)] {
+        let config = layer(64, 16, 384, local, Mode::Nvfp4);
+        let plan = plan_of(&Portable, &config, tokens);
+        assert_eq!((plan.rows % 128, plan.chunks), (0, 1));
+        // The worst: one more row than a multiple for as many experts as there can be, the rest to one of them.
+        let experts = local.min(tokens * 6);
+        let padded = (tokens * 6 - (experts - 1)).next_multiple_of(128) + (experts - 1) * 128;
+        assert!(padded <= plan.rows && plan.rows < padded + 128, "{padded} in {}", plan.rows);
+    }
+}
