@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! AVX2, FMA and F16C: 8 lanes.
 
 use super::generic::{self, GROUP, Simd};
@@ -39,28 +40,8 @@ unsafe impl Simd for Avx2 {
     type Cursor = Cursor;
 
     #[inline(always)]
-    fn zero() -> __m256 {
-        // SAFETY: callers check `available`.
-        unsafe { _mm256_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn load_acc(from: *const f32) -> __m256 {
-        // SAFETY: by the trait's contract.
-        unsafe { _mm256_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store_acc(to: *mut f32, value: __m256) {
-        // SAFETY: by the trait's contract.
-        unsafe { _mm256_storeu_ps(to, value) }
-    }
-    #[inline(always)]
-    fn sum(acc: __m256) -> f32 {
-        // SAFETY: callers check `available`.
-        unsafe { sum256(acc) }
-    }
-    #[inline(always)]
     unsafe fn load_op(from: *const u8) -> __m256 {
-        // SAFETY: by the trait's contract.
+        // SAFETY: an operand vector is readable.
         unsafe { _mm256_loadu_ps(from.cast()) }
     }
     #[inline(always)]
@@ -70,7 +51,7 @@ unsafe impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_op(to: *mut u8, value: __m256) {
-        // SAFETY: by the trait's contract.
+        // SAFETY: an operand vector is writable.
         unsafe { _mm256_storeu_ps(to.cast(), value) }
     }
     #[inline(always)]
@@ -99,20 +80,6 @@ unsafe impl Simd for Avx2 {
             *words = _mm256_srli_epi32::<4>(*words);
             _mm256_mul_ps(_mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign)), scale)
         }
-    }
-}
-
-/// Sum of 8 lanes, halves first. In registers, because LLVM makes gathers of sums over lanes in memory.
-///
-/// # Safety
-/// The CPU has AVX.
-#[inline(always)]
-pub(super) unsafe fn sum256(acc: __m256) -> f32 {
-    // SAFETY: by contract.
-    unsafe {
-        let four = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps::<1>(acc));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
 }
 

@@ -1,6 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
 //! AVX-512 F/BW/VL: 16 lanes, and a 16-entry table look-up that decodes e2m1 in one instruction.
 
-use super::avx2::sum256;
 use super::generic::{self, GROUP, Simd};
 use super::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
@@ -20,19 +20,6 @@ pub(super) fn available() -> bool {
 fn write_group(values: &[f32], out: &mut [u8]) {
     for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         *out = values[8 * (place % 16) + place / 16].to_ne_bytes();
-    }
-}
-
-/// Sum of 16 lanes, halves first.
-///
-/// # Safety
-/// The CPU has AVX-512 F.
-#[inline(always)]
-pub(super) unsafe fn sum(acc: __m512) -> f32 {
-    // SAFETY: by contract.
-    unsafe {
-        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc)));
-        sum256(_mm256_add_ps(_mm512_castps512_ps256(acc), high))
     }
 }
 
@@ -91,28 +78,8 @@ unsafe impl Simd for Avx512 {
     type Cursor = Cursor;
 
     #[inline(always)]
-    fn zero() -> __m512 {
-        // SAFETY: callers check `available`.
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn load_acc(from: *const f32) -> __m512 {
-        // SAFETY: by the trait's contract.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store_acc(to: *mut f32, value: __m512) {
-        // SAFETY: by the trait's contract.
-        unsafe { _mm512_storeu_ps(to, value) }
-    }
-    #[inline(always)]
-    fn sum(acc: __m512) -> f32 {
-        // SAFETY: callers check `available`.
-        unsafe { sum(acc) }
-    }
-    #[inline(always)]
     unsafe fn load_op(from: *const u8) -> __m512 {
-        // SAFETY: by the trait's contract.
+        // SAFETY: an operand vector is readable.
         unsafe { _mm512_loadu_ps(from.cast()) }
     }
     #[inline(always)]
@@ -122,17 +89,17 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_op(to: *mut u8, value: __m512) {
-        // SAFETY: by the trait's contract.
+        // SAFETY: an operand vector is writable.
         unsafe { _mm512_storeu_ps(to.cast(), value) }
     }
     #[inline(always)]
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
-        // SAFETY: by the trait's contract.
+        // SAFETY: 64 code bytes and 8 scales are readable.
         unsafe { open_group(codes, block_scales) }
     }
     #[inline(always)]
     unsafe fn decode(cursor: &mut Cursor, _index: usize) -> __m512 {
-        // SAFETY: by the trait's contract.
+        // SAFETY: the CPU has the instructions.
         unsafe { decode(cursor) }
     }
 }

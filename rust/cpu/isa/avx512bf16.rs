@@ -1,7 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
 //! AVX-512 with bf16 dot products: twice the multiplications of f32. Weights (`e2m1 * block_scale`) and quantised
 //! activations are exact in bf16. The instruction flushes subnormal operands and sums to zero.
 
-use super::avx512::{Cursor, decode, open_group, sum};
+use super::avx512::{Cursor, decode, open_group};
 use super::generic::{self, GROUP, Simd};
 use super::{Isa, Tile, TileOut};
 use half::bf16;
@@ -42,28 +43,8 @@ unsafe impl Simd for Avx512Bf16 {
     type Cursor = Cursor;
 
     #[inline(always)]
-    fn zero() -> __m512 {
-        // SAFETY: callers check `available`.
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn load_acc(from: *const f32) -> __m512 {
-        // SAFETY: by the trait's contract.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn store_acc(to: *mut f32, value: __m512) {
-        // SAFETY: by the trait's contract.
-        unsafe { _mm512_storeu_ps(to, value) }
-    }
-    #[inline(always)]
-    fn sum(acc: __m512) -> f32 {
-        // SAFETY: callers check `available`.
-        unsafe { sum(acc) }
-    }
-    #[inline(always)]
     unsafe fn load_op(from: *const u8) -> __m512bh {
-        // SAFETY: by the trait's contract; the types differ in name only.
+        // SAFETY: an operand vector is readable; the types differ in name only.
         unsafe { std::mem::transmute(_mm512_loadu_si512(from.cast())) }
     }
     #[inline(always)]
@@ -73,12 +54,12 @@ unsafe impl Simd for Avx512Bf16 {
     }
     #[inline(always)]
     unsafe fn store_op(to: *mut u8, value: __m512bh) {
-        // SAFETY: by the trait's contract.
+        // SAFETY: an operand vector is writable.
         unsafe { _mm512_storeu_si512(to.cast(), std::mem::transmute::<__m512bh, __m512i>(value)) }
     }
     #[inline(always)]
     unsafe fn open_group(codes: *const u8, block_scales: *const u8) -> Cursor {
-        // SAFETY: by the trait's contract.
+        // SAFETY: 64 code bytes and 8 scales are readable.
         unsafe { open_group(codes, block_scales) }
     }
     #[inline(always)]

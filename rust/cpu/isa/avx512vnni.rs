@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! AVX-512 VNNI: 32 products of 16-bit integers an instruction, for weights and activations that are integers in
 //! disguise.
 //!
@@ -9,7 +10,8 @@
 //! 1/128 of the largest of their 16 neighbours; smaller ones are rounded to 2^-15 of that one's power of two, where bf16
 //! itself rounds to 2^-8. Values below 2^-127 count as 0.
 
-use super::avx512::{add_scaled, sum};
+use super::avx512::add_scaled;
+use super::lanes::Lanes;
 use super::rows::Rows;
 use super::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use crate::format::BLOCK_SIZE;
@@ -221,7 +223,7 @@ unsafe fn few_tokens<const ROWS: usize, const TOKENS: usize>(rows: &Rows<GROUP>,
             }
             for token in 0..TOKENS {
                 for row in 0..ROWS {
-                    out[token][first + row] = sum(sums[token][row]);
+                    out[token][first + row] = sums[token][row].sum();
                 }
             }
         }
@@ -287,7 +289,7 @@ unsafe fn many_tokens(rows: &Rows<GROUP>, x: &[*const u8], out: &mut TileOut) {
         }
         for (out, acc) in out.iter_mut().zip(acc.iter()) {
             for (out, acc) in out.iter_mut().zip(acc) {
-                *out = sum(acc.assume_init());
+                *out = acc.assume_init().sum();
             }
         }
     }

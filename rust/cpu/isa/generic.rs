@@ -1,5 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The tile algorithm, over any instruction set.
 
+use super::lanes::Lanes;
 use super::rows::Rows;
 use super::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use std::mem::MaybeUninit;
@@ -14,8 +16,8 @@ pub const GROUP: usize = 128;
 /// What an instruction set adds. All functions are inlined into one function compiled for it.
 ///
 /// # Safety
-/// An implementation may use instructions that not every CPU has; callers check. Pointers carry one `Acc` or
-/// `Op`, unaligned.
+/// An implementation may use instructions that not every CPU has; callers check. Pointers carry one `Op`,
+/// unaligned.
 pub unsafe trait Simd {
     /// Bytes of one operand vector.
     const OP_BYTES: usize;
@@ -27,21 +29,13 @@ pub unsafe trait Simd {
     const ROWS: usize;
     /// See `ROWS`.
     const TOKENS: usize;
-    /// f32 lanes.
-    type Acc: Copy;
+    /// Sums.
+    type Acc: Lanes;
     /// Operand values.
     type Op: Copy;
     /// A group on its way from codes to operands, in registers.
     type Cursor;
 
-    /// Accumulators of 0.
-    fn zero() -> Self::Acc;
-    /// Load accumulators.
-    unsafe fn load_acc(from: *const f32) -> Self::Acc;
-    /// Store accumulators.
-    unsafe fn store_acc(to: *mut f32, value: Self::Acc);
-    /// Sum of the lanes, in a fixed order: halves first.
-    fn sum(acc: Self::Acc) -> f32;
     /// Load an operand vector.
     unsafe fn load_op(from: *const u8) -> Self::Op;
     /// `acc + w * x`, lane by lane.
@@ -106,7 +100,7 @@ unsafe fn open_group<S: Simd>(rows: &Rows<GROUP>, row: usize, group: usize) -> S
 unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &Rows<GROUP>, x: &[*const u8], out: &mut TileOut) {
     let x = &x[..TOKENS];
     for first in (0..TILE_ROWS).step_by(FEW_TOKEN_ROWS) {
-        let mut sums = [[S::zero(); FEW_TOKEN_ROWS]; TOKENS];
+        let mut sums = [[S::Acc::zero(); FEW_TOKEN_ROWS]; TOKENS];
         for group in 0..rows.groups {
             // SAFETY: an operand row reaches to the end of the last group.
             unsafe {
@@ -129,7 +123,7 @@ unsafe fn few_tokens<S: Simd, const TOKENS: usize>(rows: &Rows<GROUP>, x: &[*con
         }
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, sum) in out[first..].iter_mut().zip(sums) {
-                *out = S::sum(sum);
+                *out = sum.sum();
             }
         }
     }
@@ -183,7 +177,7 @@ unsafe fn many_tokens<S: Simd>(rows: &Rows<GROUP>, x: &[*const u8], out: &mut Ti
     for (out, sums) in out.iter_mut().zip(acc.iter()) {
         for (out, lanes) in out.iter_mut().zip(sums) {
             // SAFETY: accumulators of the widest instruction set.
-            *out = S::sum(unsafe { S::load_acc(lanes.as_ptr()) });
+            *out = unsafe { S::Acc::load(lanes.as_ptr()) }.sum();
         }
     }
 }
@@ -202,10 +196,10 @@ unsafe fn dot<S: Simd, const ROWS: usize, const TOKENS: usize>(
     for first in (0..TILE_ROWS).step_by(ROWS) {
         // SAFETY: see `tile`; each pointer advances by whole operand vectors inside its row.
         unsafe {
-            let mut sums = [[S::zero(); ROWS]; TOKENS];
+            let mut sums = [[S::Acc::zero(); ROWS]; TOKENS];
             for token in 0..TOKENS {
                 for row in 0..ROWS {
-                    sums[token][row] = S::load_acc(acc[token][first + row].as_ptr());
+                    sums[token][row] = S::Acc::load(acc[token][first + row].as_ptr());
                 }
             }
             for vector in 0..vectors {
@@ -223,7 +217,7 @@ unsafe fn dot<S: Simd, const ROWS: usize, const TOKENS: usize>(
             }
             for token in 0..TOKENS {
                 for row in 0..ROWS {
-                    S::store_acc(acc[token][first + row].as_mut_ptr(), sums[token][row]);
+                    sums[token][row].store(acc[token][first + row].as_mut_ptr());
                 }
             }
         }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One microkernel, five instruction sets.
 //!
 //! A *tile* is [`TILE_ROWS`] weight rows times any number of activation rows over the whole reduction:
@@ -26,6 +27,7 @@ mod avx512bf16;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 mod generic;
+mod lanes;
 mod portable;
 mod rows;
 #[cfg(test)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Plain Rust: any CPU. The compiler vectorises what it can.
 
 use super::generic::{self, GROUP, Simd};
@@ -32,27 +33,8 @@ unsafe impl Simd for Portable {
     type Cursor = Cursor;
 
     #[inline(always)]
-    fn zero() -> [f32; 8] {
-        [0.0; 8]
-    }
-    #[inline(always)]
-    unsafe fn load_acc(from: *const f32) -> [f32; 8] {
-        // SAFETY: LANES values, unaligned, by the trait's contract.
-        unsafe { from.cast::<[f32; 8]>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn store_acc(to: *mut f32, value: [f32; 8]) {
-        // SAFETY: as above.
-        unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
-    }
-    #[inline(always)]
-    fn sum(acc: [f32; 8]) -> f32 {
-        let [a, b, c, d, e, f, g, h] = acc;
-        ((a + e) + (c + g)) + ((b + f) + (d + h))
-    }
-    #[inline(always)]
     unsafe fn load_op(from: *const u8) -> [f32; 8] {
-        // SAFETY: as above.
+        // SAFETY: an operand vector is readable.
         unsafe { from.cast::<[f32; 8]>().read_unaligned() }
     }
     #[inline(always)]
@@ -62,7 +44,7 @@ unsafe impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_op(to: *mut u8, value: [f32; 8]) {
-        // SAFETY: by the trait's contract.
+        // SAFETY: an operand vector is writable.
         unsafe { to.cast::<[f32; 8]>().write_unaligned(value) }
     }
     #[inline(always)]
