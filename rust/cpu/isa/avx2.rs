@@ -2,7 +2,7 @@
 //! AVX2, FMA and F16C: 8 lanes.
 
 use super::generic::{self, GROUP, Simd};
-use super::{Isa, Tile, TileOut};
+use super::tile::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
 
 pub(super) static ISA: Isa =

@@ -2,7 +2,7 @@
 //! AVX-512 F/BW/VL: 16 lanes, and a 16-entry table look-up that decodes e2m1 in one instruction.
 
 use super::generic::{self, GROUP, Simd};
-use super::{Isa, Tile, TileOut};
+use super::tile::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
 
 pub(super) static ISA: Isa =

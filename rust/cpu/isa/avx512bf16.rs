@@ -4,7 +4,7 @@
 
 use super::avx512::{Cursor, decode, open_group};
 use super::generic::{self, GROUP, Simd};
-use super::{Isa, Tile, TileOut};
+use super::tile::{Isa, Tile, TileOut};
 use half::bf16;
 use std::arch::x86_64::*;
 

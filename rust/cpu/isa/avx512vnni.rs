@@ -13,7 +13,7 @@
 use super::avx512::add_scaled;
 use super::lanes::Lanes;
 use super::rows::Rows;
-use super::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use super::tile::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use crate::format::BLOCK_SIZE;
 use std::arch::asm;
 use std::arch::x86_64::*;

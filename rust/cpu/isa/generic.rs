@@ -3,7 +3,7 @@
 
 use super::lanes::Lanes;
 use super::rows::Rows;
-use super::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use super::tile::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use std::mem::MaybeUninit;
 
 /// Groups decoded at a time: 8 rows x 512 f32 values are half of a 32 KiB L1.

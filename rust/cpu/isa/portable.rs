@@ -2,7 +2,7 @@
 //! Plain Rust: any CPU. The compiler vectorises what it can.
 
 use super::generic::{self, GROUP, Simd};
-use super::{Isa, Tile, TileOut};
+use super::tile::{Isa, Tile, TileOut};
 use crate::format::{BLOCK_SIZE, e2m1_decode, e4m3_decode};
 
 pub(super) static ISA: Isa =

@@ -1,6 +1,6 @@
 //! The weight rows of a tile, a group at a time.
 
-use super::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile};
+use super::tile::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile};
 use crate::format::BLOCK_SIZE;
 
 /// The rows of a tile, in groups of `GROUP` values.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hopper's steps of a call.
 
-use super::fp8_row_bytes;
 use super::kernels::{GemmKind, QUANTIZE_ROWS_FP8, gemm};
+use super::layout::fp8_row_bytes;
 use super::tiles::{linear_rows, tiles_of_cta};
 use crate::config::{LayerConfig, Mode};
 use crate::cuda::forward::LayerCall;

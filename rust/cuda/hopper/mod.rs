@@ -7,12 +7,15 @@
 
 mod forward;
 mod kernels;
+mod layout;
 mod prepare;
 mod tiles;
 
 pub use kernels::KERNELS;
 #[cfg(test)]
 pub use kernels::PREPARE_TILES;
+
+use layout::{TILE, TILE_BYTES, fp8_row_bytes};
 
 use super::device::Device;
 use super::family::Family;
@@ -28,16 +31,6 @@ use crate::config::{LayerConfig, Mode};
 use crate::error::Result;
 use crate::workspace::Walk;
 use std::sync::Arc;
-
-/// Rows and columns of a weight tile.
-const TILE: usize = 64;
-/// Bytes of a weight tile: codes and block scales (`kernels/hopper/layout.cuh`).
-const TILE_BYTES: usize = TILE * TILE / 2 + TILE * TILE / 16;
-
-/// Bytes of a row of e4m3 as tensor cores read it: whole slabs of 64 columns, each transposed (`kernels/hopper/layout.cuh`).
-fn fp8_row_bytes(cols: usize) -> usize {
-    cols.next_multiple_of(TILE)
-}
 
 /// Compute capability 9.0.
 #[derive(Debug)]

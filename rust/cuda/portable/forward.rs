@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The portable steps of a call.
 
-use super::{GEMM_BF16, GEMM_NVFP4, SWIGLU_ROWS, TILE};
+use super::kernels::{GEMM_BF16, GEMM_NVFP4, SWIGLU_ROWS, TILE};
 use crate::config::Mode;
 use crate::cuda::forward::LayerCall;
 use crate::cuda::kernels::{Kernel, params};

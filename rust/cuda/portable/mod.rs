@@ -6,12 +6,18 @@
 //! and requantising by a kernel of their own; GEMM2.
 
 mod forward;
+mod kernels;
+
+pub use kernels::KERNELS;
+#[cfg(test)]
+pub use kernels::SWIGLU_ROWS;
+
+use kernels::{PREPARE_SWIZZLED, TILE};
 
 use super::device::Device;
 use super::family::Family;
 use super::forward::LayerCall;
-use super::kernels::Start::AfterPrevious;
-use super::kernels::{Row, THREADS, kernel_table, params};
+use super::kernels::{Row, THREADS, params};
 use super::linear_call::LinearCall;
 use super::plan::{Form, PlanRules};
 use super::prepare::{CountedScales, Source};
@@ -24,19 +30,6 @@ use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::Walk;
 use std::sync::Arc;
 
-kernel_table! {
-    /// Every portable kernel.
-    KERNELS = 2;
-    GEMM_BF16 = "gemm_portable_bf16" of "portable/gemm", threads: GEMM_THREADS;
-    GEMM_NVFP4 = "gemm_portable_nvfp4" of "portable/gemm", threads: GEMM_THREADS;
-    SWIGLU_ROWS = "swiglu_rows" of "portable/activation";
-    PREPARE_SWIZZLED = "prepare_swizzled" of "portable/prepare", start: AfterPrevious;
-}
-
-/// Threads of a GEMM's block.
-const GEMM_THREADS: u32 = 128;
-/// Rows, and features, of a GEMM's tile.
-const TILE: usize = 64;
 /// Rows of an expert are padded to this in mode nvfp4's layouts, so that its block scales start a tile of their own.
 const ALIGNED_ROWS: usize = 128;
 
