@@ -5,7 +5,6 @@
  *
  * Every weight is the same number, so that the answer can be written down: with tokens whose values are all c,
  *   gate = up = c,  h = c * sigmoid(c) * c,  expert e gives (e + 1) * h,  out = sum over k of weight * (e + 1) * h. */
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -81,11 +80,15 @@ int main(void) {
 
   int wrong = 0;
   for (int t = 0; t < TOKENS; t++) {
-    const float c = (float)(t + 1), h = c / (1 + expf(-c)) * c;
+    static const float sigmoid[TOKENS] = {0.731059f, 0.880797f, 0.952574f}; /* of 1, 2 and 3 */
+    const float c = (float)(t + 1), h = c * sigmoid[t] * c;
     float wanted = 0;
     for (int s = t * TOP_K; s < (t + 1) * TOP_K; s++)
       if (topk_ids[s] >= 0) wanted += topk_weights[s] * (float)(topk_ids[s] + 1) * h;
-    for (int i = 0; i < HIDDEN; i++) wrong += !(fabsf(from_bf16(out[t * HIDDEN + i]) - wanted) <= 0.01f * wanted);
+    for (int i = 0; i < HIDDEN; i++) {
+      const float ratio = from_bf16(out[t * HIDDEN + i]) / wanted;
+      wrong += !(ratio > 0.99f && ratio < 1.01f); /* a NaN is wrong, too */
+    }
     printf("token %d: %.3f, wanted %.3f\n", t, from_bf16(out[t * HIDDEN]), wanted);
   }
   printf("layer.c: %s\n", wrong ? "WRONG" : "correct");
