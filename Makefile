@@ -23,12 +23,13 @@ CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
 KERNEL_FILES := $(wildcard kernels/*/*.cu kernels/*/*.cuh)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
-.PHONY: help setup build layertest test test-rust test-abi test-python test-torch-new test-vllm \
+.PHONY: help setup build install layertest test test-rust test-abi test-python test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
+	@echo "make install    the C library, headers and pkg-config file, to PREFIX (/usr/local); needs cargo, cc and cmake only"
 	@echo "make layertest  reference against runner: NVIDIA ModelOpt's checkpoint, DeepSeek-V4's, generated layers"
 	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch, vLLM (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
@@ -61,6 +62,12 @@ $(VENV_NEW)/.installed: tests/requirements-torch-new.txt
 build: setup
 	@$(STEP) "[build] cargo and the torch op" sh -c 'cmake -S . -B build/op -G Ninja \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(PY) && cmake --build build/op && cmake --install build/op --prefix vllm_plugin'
+
+PREFIX ?= /usr/local
+install:
+	cmake -S . -B build/c -DNVFP4_MOE_TORCH_OP=OFF
+	cmake --build build/c
+	cmake --install build/c --component library --prefix "$(PREFIX)"
 
 # The wheel as users build it: `pip wheel .` under build isolation.
 wheel: build/wheel.stamp
