@@ -1,34 +1,31 @@
 #include "checkpoint_op.h"
 
-#include <unordered_map>
-
-#include "handle_table.h"
+#include "moe_shape.h"
+#include "owned.h"
 
 namespace nvfp4_moe_op {
 namespace {
 
-struct Checkpoint {
-  explicit Checkpoint(nvfp4_moe_checkpoint* handle) : handle(handle) {}
+// Describing a layer reads all its scales: once is enough.
+using Infos = std::unordered_map<int32_t, nvfp4_moe_checkpoint_layer_info>;
+using Checkpoint = Owned<Infos, nvfp4_moe_checkpoint, nvfp4_moe_checkpoint_destroy>;
 
-  const Handle<nvfp4_moe_checkpoint, nvfp4_moe_checkpoint_destroy> handle;
-  // Describing a layer reads all its scales: once is enough.
-  std::mutex infos_mutex;
-  std::unordered_map<int32_t, nvfp4_moe_checkpoint_layer_info> infos;
-};
-
-HandleTable<Checkpoint>& checkpoints() {
-  static auto& table = *new HandleTable<Checkpoint>("checkpoint");
+Table<Checkpoint>& checkpoints() {
+  static auto& table = *new Table<Checkpoint>("checkpoint");
   return table;
 }
 
-nvfp4_moe_checkpoint_layer_info info_of(Checkpoint& checkpoint, int32_t layer) {
-  std::unique_lock lock(checkpoint.infos_mutex);
-  const auto known = checkpoint.infos.find(layer);
-  if (known != checkpoint.infos.end()) return known->second;
-  nvfp4_moe_checkpoint_layer_info info{};
-  info.struct_size = sizeof info;
-  check_status(nvfp4_moe_checkpoint_layer_info_read(checkpoint.handle.get(), layer, &info));
-  return checkpoint.infos.emplace(layer, info).first->second;
+nvfp4_moe_checkpoint_layer_info info_of(int64_t checkpoint_id, int64_t layer) {
+  const int32_t index = to_int32("layer", layer);
+  return checkpoints().with_unique(checkpoint_id, [&](Checkpoint& checkpoint) {
+    Infos& infos = checkpoint.known;
+    const auto found = infos.find(index);
+    if (found != infos.end()) return found->second;
+    nvfp4_moe_checkpoint_layer_info info{};
+    info.struct_size = sizeof info;
+    check_status(nvfp4_moe_checkpoint_layer_info_read(checkpoint.handle.get(), index, &info));
+    return infos.emplace(index, info).first->second;
+  });
 }
 
 std::string format_name(int32_t format) {
@@ -45,14 +42,13 @@ std::string format_name(int32_t format) {
 int64_t checkpoint_open(std::string directory) {
   nvfp4_moe_checkpoint* handle = nullptr;
   check_status(nvfp4_moe_checkpoint_open(directory.c_str(), &handle));
-  return checkpoints().add(std::make_shared<Checkpoint>(handle));
+  return checkpoints().add(Infos{}, handle);
 }
 
 void checkpoint_destroy(int64_t checkpoint) { checkpoints().remove(checkpoint); }
 
 LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer) {
-  const std::shared_ptr<Checkpoint> checkpoint = checkpoints().find(checkpoint_id);
-  const auto info = info_of(*checkpoint, to_int32("layer", layer));
+  const auto info = info_of(checkpoint_id, layer);
   return {format_name(info.format),
           info.hidden_size,
           info.intermediate_size,
@@ -68,56 +64,31 @@ LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer) {
 void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale,
                            const Tensor& w2, const Tensor& w2_block_scale, const Tensor& w2_global_scale,
                            int64_t first_expert, int64_t layer, int64_t checkpoint_id) {
-  const std::shared_ptr<Checkpoint> checkpoint = checkpoints().find(checkpoint_id);
-  const auto info = info_of(*checkpoint, to_int32("layer", layer));
-  const int64_t hidden = info.hidden_size, inter = info.intermediate_size;
+  const auto info = info_of(checkpoint_id, layer);
+  const MoeTensors tensors{w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale};
   const int64_t count = w13.dim() == 3 ? w13.size(0) : 0;
-  const Dim L{"L", count}, H{"H", hidden}, two_i{"2I", 2 * inter};
-
-  struct Expected {
-    const char* name;
-    const Tensor& tensor;
-    std::initializer_list<Dim> dims;
-    ScalarType dtype;
-  };
-  const Dim half_h{"H/2", hidden / 2}, sf_h{"H/16", hidden / 16}, half_i{"I/2", inter / 2}, sf_i{"I/16", inter / 16};
-  const auto check = [](const Expected& expected) {
-    check_shape(expected.tensor, expected.name, expected.dims);
-    check_device(expected.tensor, expected.name, Device(DeviceType::CPU), "checkpoint");
-    check_contiguous(expected.tensor, expected.name);
-    if (expected.dtype == ScalarType::Float8_e4m3fn)
-      check_dtype(expected.tensor, expected.name, {ScalarType::Float8_e4m3fn, ScalarType::Byte});
-    else
-      check_dtype(expected.tensor, expected.name, {expected.dtype});
-  };
-  check({"w13", w13, {L, two_i, half_h}, ScalarType::Byte});
-  check({"w13_block_scale", w13_block_scale, {L, two_i, sf_h}, ScalarType::Float8_e4m3fn});
-  check({"w13_global_scale", w13_global_scale, {L, {"2", 2}}, ScalarType::Float});
-  check({"w2", w2, {L, H, half_i}, ScalarType::Byte});
-  check({"w2_block_scale", w2_block_scale, {L, H, sf_i}, ScalarType::Float8_e4m3fn});
-  check({"w2_global_scale", w2_global_scale, {L}, ScalarType::Float});
+  const Device cpu(DeviceType::CPU);
+  MoeShape{count, info.hidden_size, info.intermediate_size}.check(tensors, Checks{cpu, "checkpoint"});
 
   nvfp4_moe_checkpoint_buffers buffers{};
   buffers.struct_size = sizeof buffers;
   buffers.first_expert = to_int32("first_expert", first_expert);
   buffers.num_experts = to_int32("w13.size(0)", count);
-  buffers.w13 = mutable_data<uint8_t>(w13);
-  buffers.w13_block_scale = mutable_data<uint8_t>(w13_block_scale);
-  buffers.w13_global_scale = mutable_data<float>(w13_global_scale);
-  buffers.w2 = mutable_data<uint8_t>(w2);
-  buffers.w2_block_scale = mutable_data<uint8_t>(w2_block_scale);
-  buffers.w2_global_scale = mutable_data<float>(w2_global_scale);
-  check_status(nvfp4_moe_checkpoint_read_layer(checkpoint->handle.get(), static_cast<int32_t>(layer), &buffers));
+  point_at(buffers, tensors);
+  checkpoints().with_shared(checkpoint_id, [&](const Checkpoint& checkpoint) {
+    check_status(nvfp4_moe_checkpoint_read_layer(checkpoint.handle.get(), to_int32("layer", layer), &buffers));
+  });
 }
 
 std::string checkpoint_inspect(int64_t checkpoint_id, bool as_json) {
-  const std::shared_ptr<Checkpoint> checkpoint = checkpoints().find(checkpoint_id);
-  size_t length = 0;
-  check_status(nvfp4_moe_checkpoint_inspect(checkpoint->handle.get(), as_json, nullptr, 0, &length));
-  std::string report(length, '\0');
-  check_status(
-      nvfp4_moe_checkpoint_inspect(checkpoint->handle.get(), as_json, report.data(), report.size() + 1, &length));
-  return report;
+  return checkpoints().with_shared(checkpoint_id, [&](const Checkpoint& checkpoint) {
+    const nvfp4_moe_checkpoint* handle = checkpoint.handle.get();
+    size_t length = 0;
+    check_status(nvfp4_moe_checkpoint_inspect(handle, as_json, nullptr, 0, &length));
+    std::string report(length, '\0');
+    check_status(nvfp4_moe_checkpoint_inspect(handle, as_json, report.data(), report.size() + 1, &length));
+    return report;
+  });
 }
 
 }  // namespace nvfp4_moe_op

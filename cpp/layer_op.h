@@ -16,11 +16,15 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
 void layer_destroy(int64_t layer);
 
 // The layer keeps what its handle points into: the weights on the CPU, where there is no storage, the storage on CUDA.
+// That is the one given, else the one it has, else one allocated here.
 void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale, const Tensor& w2,
                    const Tensor& w2_block_scale, const Tensor& w2_global_scale, double w13_input_scale,
                    double w2_input_scale, bool up_first, const std::optional<Tensor>& storage, int64_t layer);
 
 int64_t layer_storage_size(int64_t layer);
+
+// u8 [L, bytes of an expert]: where prepare put the weights, none on the CPU and before it.
+std::optional<Tensor> layer_storage(int64_t layer);
 
 // Bytes of a workspace tensor for up to max_tokens tokens, room for its alignment included.
 int64_t layer_workspace_size(int64_t layer, int64_t max_tokens);

@@ -6,9 +6,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include "checkpoint_op.h"
-#include "host_op.h"
+#include "format_op.h"
 #include "layer_op.h"
 #include "linear_op.h"
+#include "process_op.h"
+#include "status_op.h"
 
 STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def(
@@ -21,6 +23,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
       "Tensor w2_global_scale, float w13_input_scale, float w2_input_scale, bool up_first, Tensor(a!)? storage, "
       "int layer) -> ()");
   m.def("layer_storage_size(int layer) -> int");
+  m.def("layer_storage(int layer) -> Tensor?");
   m.def("layer_workspace_size(int layer, int max_tokens) -> int");
   m.def(
       "moe_forward(Tensor x, Tensor topk_ids, Tensor? topk_weights, Tensor? expert_map, Tensor(b!)? workspace, "
@@ -79,6 +82,7 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("layer_create", TORCH_BOX(&layer_create));
   m.impl("layer_destroy", TORCH_BOX(&layer_destroy));
   m.impl("layer_storage_size", TORCH_BOX(&layer_storage_size));
+  m.impl("layer_storage", TORCH_BOX(&layer_storage));
   m.impl("layer_workspace_size", TORCH_BOX(&layer_workspace_size));
   m.impl("layer_calibrated_scales", TORCH_BOX(&layer_calibrated_scales));
   m.impl("layer_set_input_scales", TORCH_BOX(&layer_set_input_scales));
@@ -100,24 +104,22 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("set_num_threads", TORCH_BOX(&set_num_threads));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CPU, m) {
+// The same functions on both devices: device and stream come from the handle and from torch.
+template <class Library>
+void implement_on_device(Library& m) {
   m.impl("layer_prepare", TORCH_BOX(&layer_prepare));
   m.impl("moe_forward", TORCH_BOX(&moe_forward));
   m.impl("moe_calibrate", TORCH_BOX(&moe_calibrate));
   m.impl("linear_prepare", TORCH_BOX(&linear_prepare));
   m.impl("linear_forward", TORCH_BOX(&linear_forward));
   m.impl("linear_calibrate", TORCH_BOX(&linear_calibrate));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CUDA, m) { implement_on_device(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CPU, m) {
+  implement_on_device(m);
   m.impl("checkpoint_read_layer", TORCH_BOX(&checkpoint_read_layer));
   m.impl("quantize", TORCH_BOX(&quantize));
   m.impl("dequantize", TORCH_BOX(&dequantize));
-}
-
-// The same functions: device and stream come from the handle and from torch.
-STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CUDA, m) {
-  m.impl("layer_prepare", TORCH_BOX(&layer_prepare));
-  m.impl("moe_forward", TORCH_BOX(&moe_forward));
-  m.impl("moe_calibrate", TORCH_BOX(&moe_calibrate));
-  m.impl("linear_prepare", TORCH_BOX(&linear_prepare));
-  m.impl("linear_forward", TORCH_BOX(&linear_forward));
-  m.impl("linear_calibrate", TORCH_BOX(&linear_calibrate));
 }

@@ -1,9 +1,17 @@
 #include "tensors.h"
 
-#include "error.h"
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 namespace nvfp4_moe_op {
 namespace {
+
+// Torch's number for a dtype. Its own conversion to ScalarType refuses a number that it does not know, before any check
+// here could name the tensor.
+int32_t number_of(const Tensor& tensor) {
+  int32_t number = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+  return number;
+}
 
 const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
@@ -23,6 +31,25 @@ std::string shape_text(const Tensor& tensor) {
   return text("[", sizes, "]");
 }
 
+[[noreturn]] void refuse_dtype(const Tensor& tensor, const char* name, Dtypes dtypes) {
+  std::string names;
+  for (ScalarType dtype : dtypes) {
+    if (dtype != ScalarType::Float4_e2m1fn_x2) names += text(names.empty() ? "" : " or ", dtype_name(dtype));
+  }
+  refuse(text(name, ".dtype"), dtype_name(static_cast<ScalarType>(number_of(tensor))), text("it must be ", names),
+         text("Convert it with .to(torch.", dtype_name(*dtypes.begin()), ")."));
+}
+
+[[noreturn]] void refuse_shape(const Tensor& tensor, const char* name, Dims dims) {
+  std::string names, sizes;
+  for (const Dim& dim : dims) {
+    names += text(names.empty() ? "" : ", ", dim.name);
+    sizes += text(sizes.empty() ? "" : ", ", dim.size);
+  }
+  refuse(text(name, ".shape"), shape_text(tensor), text("it must be [", names, "] = [", sizes, "]"),
+         "Pass the tensor that belongs to this description.");
+}
+
 }  // namespace
 
 std::string device_name(const Device& device) {
@@ -30,43 +57,36 @@ std::string device_name(const Device& device) {
   return text(device.is_cuda() ? "cuda" : "a device that is neither cpu nor cuda", ":", device.index());
 }
 
-void check_device(const Tensor& tensor, const char* name, const Device& device, const char* owner) {
-  const Device actual = tensor.device();
-  // Torch gives CPU tensors index -1 or 0.
-  if (actual.type() == device.type() && (device.is_cpu() || actual.index() == device.index())) return;
-  refuse(text(name, ".device"), device_name(actual), text("the ", owner, " is on ", device_name(device)),
-         text("Move it with .to(\"", device_name(device), "\")."));
-}
+bool has_dtype(const Tensor& tensor, ScalarType dtype) { return number_of(tensor) == static_cast<int32_t>(dtype); }
 
-void check_dtype(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> dtypes) {
-  std::string names;
+void check_dtype(const Tensor& tensor, const char* name, Dtypes dtypes) {
+  const int32_t number = number_of(tensor);
   for (ScalarType dtype : dtypes) {
-    if (tensor.scalar_type() == dtype) return;
-    names += text(names.empty() ? "" : " or ", dtype_name(dtype));
+    if (number == static_cast<int32_t>(dtype)) return;
   }
-  refuse(text(name, ".dtype"), dtype_name(tensor.scalar_type()), text("it must be ", names),
-         text("Convert it with .to(torch.", dtype_name(*dtypes.begin()), ")."));
+  refuse_dtype(tensor, name, dtypes);
 }
 
-void check_shape(const Tensor& tensor, const char* name, std::initializer_list<Dim> dims) {
-  bool fits = tensor.dim() == static_cast<int64_t>(dims.size());
-  std::string names, sizes;
-  int64_t i = 0;
-  for (const Dim& dim : dims) {
-    fits = fits && tensor.size(i) == dim.size;
-    names += text(i ? ", " : "", dim.name);
-    sizes += text(i ? ", " : "", dim.size);
-    ++i;
-  }
-  if (fits) return;
-  refuse(text(name, ".shape"), shape_text(tensor), text("it must be [", names, "] = [", sizes, "]"),
-         "Pass the tensor that belongs to this description.");
+void check_shape(const Tensor& tensor, const char* name, Dims dims) {
+  const auto sizes = tensor.sizes();
+  bool fits = sizes.size() == dims.size();
+  size_t i = 0;
+  for (const Dim& dim : dims) fits = fits && sizes[i++] == dim.size;
+  if (!fits) refuse_shape(tensor, name, dims);
 }
 
 void check_contiguous(const Tensor& tensor, const char* name) {
   if (tensor.is_contiguous()) return;
   refuse(name, text("a strided view of shape ", shape_text(tensor)), "it must be contiguous",
          "Call .contiguous() on it once, at load.");
+}
+
+void Checks::on_device(const Tensor& tensor, const char* name) const {
+  const Device actual = tensor.device();
+  // Torch gives CPU tensors index -1 or 0.
+  if (actual.type() == device.type() && (device.is_cpu() || actual.index() == device.index())) return;
+  refuse(text(name, ".device"), device_name(actual), text("the ", owner, " is on ", device_name(device)),
+         text("Move it with .to(\"", device_name(device), "\")."));
 }
 
 int64_t row_stride(const Tensor& matrix, const char* name) {
@@ -79,21 +99,6 @@ int64_t row_stride(const Tensor& matrix, const char* name) {
     refuse(text(name, ".stride(0)"), matrix.stride(0), text("rows of ", columns, " elements may not overlap"),
            "Call .contiguous() on it.");
   return matrix.stride(0);
-}
-
-Workspace aligned_workspace(const std::optional<Tensor>& workspace, const Device& device, const char* owner) {
-  if (!workspace) return {};
-  check_dtype(*workspace, "workspace", {ScalarType::Byte});
-  check_device(*workspace, "workspace", device, owner);
-  check_contiguous(*workspace, "workspace");
-  const auto address = reinterpret_cast<uintptr_t>(mutable_data<uint8_t>(*workspace));
-  const uint64_t skip = (kWorkspaceAlignment - address % kWorkspaceAlignment) % kWorkspaceAlignment;
-  const auto size = static_cast<uint64_t>(workspace->numel());
-  if (address == 0 || size < skip) {
-    refuse("workspace.numel()", size, text("it must hold ", kWorkspaceAlignment, " bytes at least"),
-           "Ask workspace_size for the number, or pass None for the library's own workspace.");
-  }
-  return {reinterpret_cast<void*>(address + skip), size - skip};
 }
 
 }  // namespace nvfp4_moe_op

@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "error.h"
+
 namespace nvfp4_moe_op {
 
 using torch::headeronly::DeviceType;
@@ -22,18 +24,44 @@ struct Dim {
   int64_t size;
 };
 
+using Dtypes = std::initializer_list<ScalarType>;
+using Dims = std::initializer_list<Dim>;
+
+// Pairs of e2m1: bytes, or torch's own type for them. Block scales: e4m3, or its bytes.
+constexpr Dtypes kPackedTypes = {ScalarType::Byte, ScalarType::Float4_e2m1fn_x2};
+constexpr Dtypes kScaleTypes = {ScalarType::Float8_e4m3fn, ScalarType::Byte};
+
 // "cpu" or "cuda:0".
 std::string device_name(const Device& device);
 
-// Refuse a tensor that is not on `device`, where `owner` (a layer, a linear) lives.
-void check_device(const Tensor& tensor, const char* name, const Device& device, const char* owner);
+bool has_dtype(const Tensor& tensor, ScalarType dtype);
 
 // Refuse a tensor of another dtype than those listed; the first one is what the remedy names.
-void check_dtype(const Tensor& tensor, const char* name, std::initializer_list<ScalarType> dtypes);
+void check_dtype(const Tensor& tensor, const char* name, Dtypes dtypes);
 
-void check_shape(const Tensor& tensor, const char* name, std::initializer_list<Dim> dims);
+void check_shape(const Tensor& tensor, const char* name, Dims dims);
 
 void check_contiguous(const Tensor& tensor, const char* name);
+
+// The checks of one call: every tensor must be where the `owner` (a layer, a linear) lives.
+struct Checks {
+  const Device& device;
+  const char* owner;
+
+  void on_device(const Tensor& tensor, const char* name) const;
+
+  // A tensor whose rows may be strided.
+  void operator()(const Tensor& tensor, const char* name, Dtypes dtypes, Dims dims) const {
+    check_dtype(tensor, name, dtypes);
+    check_shape(tensor, name, dims);
+    on_device(tensor, name);
+  }
+
+  void contiguous(const Tensor& tensor, const char* name, Dtypes dtypes, Dims dims) const {
+    (*this)(tensor, name, dtypes, dims);
+    check_contiguous(tensor, name);
+  }
+};
 
 // Elements between the rows of a matrix whose rows are contiguous and do not overlap.
 // 0 for at most one row, whose stride means nothing: the library then takes its own.
@@ -48,17 +76,5 @@ template <class T>
 T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
-
-// Scratch memory as the library wants it.
-struct Workspace {
-  void* address = nullptr;  // nullptr: the library's own
-  uint64_t size = 0;
-};
-
-// The library wants scratch aligned to 256 bytes; torch aligns host memory to 64.
-constexpr uint64_t kWorkspaceAlignment = 256;
-
-// The aligned part of a u8 tensor; workspace_size ops answer with room for this.
-Workspace aligned_workspace(const std::optional<Tensor>& workspace, const Device& device, const char* owner);
 
 }  // namespace nvfp4_moe_op

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from . import ops
-from .layer import Layer, LayerWeights
+from .layer import Layer
+from .weights import LayerWeights
 
 
 class CheckpointLayer(NamedTuple):
@@ -52,28 +53,9 @@ class Checkpoint:
         """
         info = self.layer_info(layer)
         count = info.num_experts - first_expert if num_experts is None else num_experts
-        hidden, inter = info.hidden_size, info.intermediate_size
-        weights = LayerWeights(
-            w13=torch.empty(count, 2 * inter, hidden // 2, dtype=torch.uint8),
-            w13_block_scale=torch.empty(count, 2 * inter, hidden // 16, dtype=torch.float8_e4m3fn),
-            w13_global_scale=torch.empty(count, 2),
-            w2=torch.empty(count, hidden, inter // 2, dtype=torch.uint8),
-            w2_block_scale=torch.empty(count, hidden, inter // 16, dtype=torch.float8_e4m3fn),
-            w2_global_scale=torch.empty(count),
-            w13_input_scale=info.w13_input_scale,
-            w2_input_scale=info.w2_input_scale,
-        )
-        self._ops.checkpoint_read_layer(
-            weights.w13,
-            weights.w13_block_scale,
-            weights.w13_global_scale,
-            weights.w2,
-            weights.w2_block_scale,
-            weights.w2_global_scale,
-            first_expert,
-            layer,
-            self.id,
-        )
+        scales = {"w13_input_scale": info.w13_input_scale, "w2_input_scale": info.w2_input_scale}
+        weights = LayerWeights.empty(count, info.hidden_size, info.intermediate_size, **scales)
+        self._ops.checkpoint_read_layer(*weights.tensors(), first_expert, layer, self.id)
         return weights
 
     def make_layer(

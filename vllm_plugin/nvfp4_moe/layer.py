@@ -1,41 +1,12 @@
 """The NVFP4 mixture-of-experts layer."""
 
 import weakref
-from dataclasses import dataclass, replace
 
 import torch
 
 from . import ops
 from .device import is_portable, resolve_device
-
-
-@dataclass
-class LayerWeights:
-    """A checkpoint's tensors, stacked over the L local experts, contiguous, block scales in linear order."""
-
-    w13: torch.Tensor
-    """e2m1x2 u8 [L, 2I, H/2]: gate rows, then up rows."""
-    w13_block_scale: torch.Tensor
-    """float8_e4m3fn (or its bytes) [L, 2I, H/16]."""
-    w13_global_scale: torch.Tensor
-    """f32 [L, 2]: of gate and of up; they may differ."""
-    w2: torch.Tensor
-    """e2m1x2 u8 [L, H, I/2]."""
-    w2_block_scale: torch.Tensor
-    """float8_e4m3fn (or its bytes) [L, H, I/16]."""
-    w2_global_scale: torch.Tensor
-    """f32 [L]."""
-    w13_input_scale: float = 0.0
-    """Decodes GEMM1's input: the maximum over ALL experts of the layer, local or not; 0 if there is none."""
-    w2_input_scale: float = 0.0
-    """The same for GEMM2's input."""
-    up_first: bool = False
-    """True if the up rows come before the gate rows, and up's global scale before gate's."""
-
-    def to(self, device: torch.device | str) -> "LayerWeights":
-        """The same on another device; tensors that are there already are shared."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)
+from .weights import LayerWeights
 
 
 class Layer:
@@ -99,22 +70,9 @@ class Layer:
 
     def prepare(self, weights: LayerWeights) -> "Layer":
         """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
-        if self.expert_slices is None and (size := self._ops.layer_storage_size(self.id)):
-            shape = (self.num_local_experts, size // self.num_local_experts)
-            self.expert_slices = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        self._ops.layer_prepare(
-            weights.w13,
-            weights.w13_block_scale,
-            weights.w13_global_scale,
-            weights.w2,
-            weights.w2_block_scale,
-            weights.w2_global_scale,
-            weights.w13_input_scale,
-            weights.w2_input_scale,
-            weights.up_first,
-            self.expert_slices,
-            self.id,
-        )
+        scales = weights.w13_input_scale, weights.w2_input_scale
+        self._ops.layer_prepare(*weights.tensors(), *scales, weights.up_first, None, self.id)
+        self.expert_slices = self._ops.layer_storage(self.id)
         return self
 
     def forward(
@@ -133,11 +91,9 @@ class Layer:
         topk_ids      i32 or i64 [T, k], global ids; one out of range is unrouted and counted, never an error
         topk_weights  f32 [T, k], applied once; None is 1
         expert_map    i32 [num_experts], global to local id, -1 = not here
-        workspace     u8 of `workspace_size(T)` bytes; None is the library's own, shared by all layers of the device
+        workspace     u8 or bf16, `workspace_size(T)` bytes; None is the library's own, one for a device
         """
-        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-        self._ops.moe_forward(x, topk_ids, topk_weights, expert_map, workspace, self.id, out)
-        return out
+        return self._run(self._ops.moe_forward.default, x, topk_ids, topk_weights, expert_map, workspace, out)
 
     __call__ = forward
 
@@ -152,8 +108,12 @@ class Layer:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`forward` in mode bf16 that also remembers the largest finite input of both GEMMs, over all calls."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-        self._ops.moe_calibrate(x, topk_ids, topk_weights, expert_map, workspace, self.id, out)
+        return self._run(self._ops.moe_calibrate.default, x, topk_ids, topk_weights, expert_map, workspace, out)
+
+    def _run(self, op, x, topk_ids, topk_weights, expert_map, workspace, out):
+        if out is None:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        op(x, topk_ids, topk_weights, expert_map, workspace, self.id, out)
         return out
 
     def calibrated_scales(self) -> tuple[float, float]:

@@ -1,36 +1,12 @@
 """The NVFP4 linear."""
 
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 
 from . import ops
 from .device import is_portable, resolve_device
-
-
-@dataclass
-class LinearWeights:
-    """A checkpoint's tensors of one linear, or of several fused along out_features."""
-
-    weight: torch.Tensor
-    """e2m1x2 u8 [out_features, in_features/2]."""
-    block_scale: torch.Tensor
-    """float8_e4m3fn (or its bytes) [out_features, in_features/16], linear order."""
-    global_scale: torch.Tensor
-    """f32 [num_parts]."""
-    bias: torch.Tensor | None = None
-    """bf16 [out_features]."""
-    part_rows: Sequence[int] = ()
-    """Rows of each fused part, summing to out_features; empty if there is one part."""
-    input_scale: float = 0.0
-    """Decodes the input; 0 if the checkpoint has none."""
-
-    def to(self, device: torch.device | str) -> "LinearWeights":
-        """The same on another device; tensors that are there already are shared."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **moved)
+from .weights import LinearWeights
 
 
 class Linear:
@@ -78,11 +54,11 @@ class Linear:
     ) -> torch.Tensor:
         """Run on bf16 [..., in_features]; returns bf16 [..., out_features], `out` (2-D, as x must then be) if given."""
         if out is not None:
-            self._ops.linear_forward(x, workspace, self.id, out)
+            self._ops.linear_forward.default(x, workspace, self.id, out)
             return out
         rows = x.reshape(-1, x.shape[-1])
         out = rows.new_empty((rows.shape[0], self.out_features))
-        self._ops.linear_forward(rows, workspace, self.id, out)
+        self._ops.linear_forward.default(rows, workspace, self.id, out)
         return out.view(*x.shape[:-1], self.out_features)
 
     __call__ = forward
@@ -90,7 +66,7 @@ class Linear:
     def calibrate(self, x: torch.Tensor, *, workspace: torch.Tensor | None = None) -> torch.Tensor:
         """`forward` of [T, in_features] in mode bf16 that also remembers the largest finite input, over all calls."""
         out = x.new_empty((x.shape[0], self.out_features))
-        self._ops.linear_calibrate(x, workspace, self.id, out)
+        self._ops.linear_calibrate.default(x, workspace, self.id, out)
         return out
 
     def calibrated_scale(self) -> float:

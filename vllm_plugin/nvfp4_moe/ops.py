@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from .weights import BLOCK_SIZE
+
 SHARED_OBJECT = Path(__file__).with_name("nvfp4_moe_torch.so")
 
 
@@ -48,8 +50,8 @@ def _register_fakes() -> None:
     def _(x, global_scale, swizzled):
         rows, cols = x.shape
         packed = x.new_empty((rows, cols // 2), dtype=torch.uint8)
-        padded = ((rows + 127) // 128 * 128 * ((cols // 16 + 3) // 4 * 4),)
-        block_scale = x.new_empty(padded if swizzled else (rows, cols // 16), dtype=torch.uint8)
+        scales = (rows, cols // BLOCK_SIZE)
+        block_scale = x.new_empty((torch.ops.nvfp4_moe.sf_size(*scales),) if swizzled else scales, dtype=torch.uint8)
         return packed, block_scale, x.new_empty((rows if global_scale is None else 1,), dtype=torch.float32)
 
     @torch.library.register_fake("nvfp4_moe::dequantize")

@@ -6,9 +6,10 @@ import and passes on those of the function.
 
     settings    environment variables
     support     which vLLM and which device
+    log         which lines say what is ours
     moe         the hook that offers our experts to vLLM, and the methods that hold the weights
     experts     the experts: one MoE layer of the library behind vLLM's modular interface
-    linear      the linear kernel
+    linear*     the kernel, the library's linear, the bf16 override, vLLM's parameters, the registration
     scales      input scales of the activations: static, calibrated, dynamic
 """
 
@@ -34,7 +35,7 @@ def register() -> None:
         return
     settings.register_with_vllm()
 
-    from . import linear, moe
+    from . import linear_install, moe
 
     moe.install()
-    linear.install()
+    linear_install.install()

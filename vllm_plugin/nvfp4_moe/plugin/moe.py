@@ -1,11 +1,9 @@
 """How our experts get into vLLM: one out-of-tree class, one function replaced for the length of a call, two methods."""
 
 import contextlib
-from functools import cache
 
 import torch
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
-from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
@@ -15,12 +13,8 @@ from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4FusedM
 from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
-import nvfp4_moe
-
-from . import settings, support
+from . import log
 from .experts import Nvfp4MoeExperts
-
-logger = init_logger("vllm.nvfp4_moe")
 
 CompressedTensorsMethod = compressed_tensors_moe_w4a4_nvfp4.CompressedTensorsW4A4Nvfp4MoEMethod
 
@@ -183,27 +177,10 @@ def install() -> None:
                 method = super()._get_quant_method(prefix, quant_config, moe_config)
             if getattr(method, "experts_cls", None) is Nvfp4MoeExperts:
                 specialise(method)
-                log_active()
+                log.experts_active()
             elif type(method) in SPECIALISED:
                 log_refused(method, moe_config)
             return method
-
-
-@cache
-def log_active() -> None:
-    """The line that says that the MoE is ours, once in a process."""
-    mode, reason = support.resolved_mode(settings.mode())
-    scale = f", input scales {settings.scale_policy()}" if mode == "nvfp4" else ""
-    logger.info(
-        "nvfp4_moe %s is ACTIVE for NVFP4 MoE on %s (%s): mode %s%s, because %s. Off: %s=1 or --moe-backend.",
-        nvfp4_moe.__version__,
-        current_platform.device_type,
-        nvfp4_moe.cpu_isa() if current_platform.is_cpu() else current_platform.get_device_name(),
-        mode,
-        scale,
-        reason,
-        settings.DISABLE,
-    )
 
 
 def log_refused(method, moe_config) -> None:
@@ -211,7 +188,7 @@ def log_refused(method, moe_config) -> None:
     _, reason = Nvfp4MoeExperts.is_supported_config(
         Nvfp4MoeExperts, moe_config, *quant_keys(method), Nvfp4MoeExperts.activation_format()
     )
-    logger.warning_once("nvfp4_moe is NOT active for NVFP4 MoE: %s", reason or "vLLM asked for another format")
+    log.experts_refused(reason or "vLLM asked for another format")
 
 
 def quant_keys(method):

@@ -1,9 +1,8 @@
-#include "host_op.h"
+#include "format_op.h"
 
 #include <torch/csrc/stable/ops.h>
 
-#include "error.h"
-#include "stream.h"
+#include "nvfp4_moe.h"
 
 namespace nvfp4_moe_op {
 namespace {
@@ -57,9 +56,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize(const Tensor& x, std::optional<doubl
 Tensor dequantize(const Tensor& packed, const Tensor& block_scale, double global_scale) {
   check_matrix(packed, "packed", "cols/2");
   const int64_t rows = packed.size(0), cols = packed.size(1) * 2;
-  check_dtype(packed, "packed", {ScalarType::Byte});
+  check_dtype(packed, "packed", kPackedTypes);
   check_contiguous(packed, "packed");
-  check_dtype(block_scale, "block_scale", {ScalarType::Float8_e4m3fn, ScalarType::Byte});
+  check_dtype(block_scale, "block_scale", kScaleTypes);
   check_shape(block_scale, "block_scale", {{"rows", rows}, {"cols/16", cols / kBlockSize}});
   check_contiguous(block_scale, "block_scale");
   Tensor out = torch::stable::new_empty(packed, {rows, cols}, ScalarType::Float);
@@ -77,32 +76,6 @@ int64_t sf_size(int64_t num_rows, int64_t num_sf_cols) {
 int64_t sf_offset(int64_t row, int64_t sf_col, int64_t num_sf_cols) {
   return static_cast<int64_t>(
       nvfp4_moe_sf_offset(to_uint64("row", row), to_uint64("sf_col", sf_col), to_uint64("num_sf_cols", num_sf_cols)));
-}
-
-std::tuple<int64_t, int64_t, int64_t, int64_t> device_status_read(const Device& device) {
-  const StreamGuard guard(device);
-  nvfp4_moe_device_status status{};
-  status.struct_size = sizeof status;
-  check_status(nvfp4_moe_device_status_read(device_kind(device), device_ordinal(device), &status, guard.stream()));
-  return {static_cast<int64_t>(status.saturated_blocks), static_cast<int64_t>(status.nonfinite_values),
-          static_cast<int64_t>(status.out_of_range_ids), status.first_bad_token};
-}
-
-void device_status_reset(const Device& device) {
-  const StreamGuard guard(device);
-  check_status(nvfp4_moe_device_status_reset(device_kind(device), device_ordinal(device), guard.stream()));
-}
-
-int64_t version() { return nvfp4_moe_version(); }
-
-std::string cpu_isa() {
-  std::string name(nvfp4_moe_cpu_isa(nullptr, 0), '\0');
-  nvfp4_moe_cpu_isa(name.data(), name.size() + 1);
-  return name;
-}
-
-void set_num_threads(int64_t num_threads) {
-  check_status(nvfp4_moe_set_num_threads(to_int32("num_threads", num_threads)));
 }
 
 }  // namespace nvfp4_moe_op

@@ -1,8 +1,7 @@
-// The format on host memory, the device counters, and the library's process-wide settings, as ops.
+// The format on host memory, as ops.
 #pragma once
 
 #include <optional>
-#include <string>
 #include <tuple>
 
 #include "tensors.h"
@@ -18,13 +17,5 @@ Tensor dequantize(const Tensor& packed, const Tensor& block_scale, double global
 
 int64_t sf_size(int64_t num_rows, int64_t num_sf_cols);
 int64_t sf_offset(int64_t row, int64_t sf_col, int64_t num_sf_cols);
-
-// (saturated_blocks, nonfinite_values, out_of_range_ids, first_bad_token)
-std::tuple<int64_t, int64_t, int64_t, int64_t> device_status_read(const Device& device);
-void device_status_reset(const Device& device);
-
-int64_t version();
-std::string cpu_isa();
-void set_num_threads(int64_t num_threads);
 
 }  // namespace nvfp4_moe_op

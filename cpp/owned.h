@@ -1,0 +1,106 @@
+// What the library made for Python, under integer ids.
+//
+// Ops see integers: torch.compile traces them, and they pickle. An id is never used twice and a dead or forged one
+// is an error with a text, never a pointer that is followed.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "tensors.h"
+
+namespace nvfp4_moe_op {
+
+// Ids run on over all tables, so that a linear's id is not by chance a layer's as well.
+inline int64_t next_id() {
+  static std::atomic<int64_t> last{0};
+  return ++last;
+}
+
+// A handle of the library, and what the op knows about it without asking the library.
+template <class Known, class Handle, void (*destroy)(Handle*)>
+struct Owned {
+  struct Destroy {
+    void operator()(Handle* handle) const { destroy(handle); }
+  };
+
+  Owned(Known known, Handle* handle) : known(std::move(known)), handle(handle) {}
+
+  Known known;
+  const std::unique_ptr<Handle, Destroy> handle;
+  std::vector<Tensor> kept;  // what the handle points into
+};
+
+// All living objects of one kind. They live until they are removed AND the last call that uses them has returned.
+template <class Object>
+class Table {
+ public:
+  explicit Table(const char* noun) : noun_(noun) {}
+
+  template <class Known, class Handle>
+  int64_t add(Known known, Handle* handle) {
+    auto entry = std::make_shared<Entry>(std::move(known), handle);
+    const int64_t id = next_id();
+    std::unique_lock lock(mutex_);
+    entries_.emplace(id, std::move(entry));
+    return id;
+  }
+
+  void remove(int64_t id) {
+    std::shared_ptr<Entry> last;  // destroyed after the lock is released: freeing a layer may take a while
+    std::unique_lock lock(mutex_);
+    const auto found = entries_.find(id);
+    if (found == entries_.end()) refuse_id(id);
+    last = std::move(found->second);
+    entries_.erase(found);
+    lock.unlock();
+  }
+
+  // f(object), beside others that share it: for calls that take a const handle in the header.
+  template <class F>
+  auto with_shared(int64_t id, F f) const {
+    const std::shared_ptr<Entry> entry = find(id);
+    std::shared_lock shared(entry->use);
+    return f(std::as_const(entry->object));
+  }
+
+  // f(object), alone: for all other calls.
+  template <class F>
+  auto with_unique(int64_t id, F f) const {
+    const std::shared_ptr<Entry> entry = find(id);
+    std::unique_lock alone(entry->use);
+    return f(entry->object);
+  }
+
+ private:
+  struct Entry {
+    template <class... Parts>
+    explicit Entry(Parts&&... parts) : object(std::forward<Parts>(parts)...) {}
+
+    Object object;
+    std::shared_mutex use;
+  };
+
+  std::shared_ptr<Entry> find(int64_t id) const {
+    std::shared_lock lock(mutex_);
+    const auto found = entries_.find(id);
+    if (found == entries_.end()) refuse_id(id);
+    return found->second;
+  }
+
+  [[noreturn]] void refuse_id(int64_t id) const {
+    refuse(noun_, id, text("no living ", noun_, " of this process has that id"),
+           text("Keep the Python object that owns the ", noun_, " alive, and create one in each process."));
+  }
+
+  const char* noun_;
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<Entry>> entries_;
+};
+
+}  // namespace nvfp4_moe_op

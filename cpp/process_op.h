@@ -1,0 +1,13 @@
+// The library in this process, as ops: its version, its instruction set, its threads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace nvfp4_moe_op {
+
+int64_t version();
+std::string cpu_isa();
+void set_num_threads(int64_t num_threads);
+
+}  // namespace nvfp4_moe_op

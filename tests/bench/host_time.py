@@ -1,0 +1,181 @@
+"""Host time of one MoE layer's forward in eager mode: through the plugin, through the bare op, in the library alone.
+
+    python tests/bench/host_time.py [--tokens 1,64,4096] [--calls 3000]
+
+    apply    vLLM's call of our experts until it returns, every kernel enqueued
+    op       the same of `torch.ops.nvfp4_moe.moe_forward`
+    library  the same of nvfp4_moe_layer_forward, less what ctypes takes for a call that does nothing
+
+Medians in microseconds of a layer as DeepSeek-V4-Flash's on one of eight ranks, bf16. The three are measured in turn, a
+few calls each, so that a change of the clock meets all of them; the device is idle at the start of each. On a GPU they
+contain the driver's launches, and their share is told beside them. Without a GPU a stand-in takes its place
+(host_time_stand_in.py), whose launches take nothing, and torch's look-up of device and stream is left out.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "vllm_plugin"), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
+
+import host_time_library
+import host_time_stand_in
+
+import fake_vllm
+from nvfp4_moe import Layer, LayerWeights, ops
+
+HIDDEN, INTER, EXPERTS, LOCAL, TOP_K = 4096, 2048, 256, 32, 6
+IN_TURN = 10  # calls of one kind before the next kind's
+
+
+def make_weights(device: torch.device) -> LayerWeights:
+    """Zeros on a GPU; on the stand-in memory that nobody touches."""
+    make = torch.zeros if device.type == "cuda" else torch.empty
+    u8, f32 = torch.uint8, torch.float32
+    return LayerWeights(
+        w13=make(LOCAL, 2 * INTER, HIDDEN // 2, dtype=u8, device=device),
+        w13_block_scale=make(LOCAL, 2 * INTER, HIDDEN // 16, dtype=u8, device=device),
+        w13_global_scale=make(LOCAL, 2, dtype=f32, device=device),
+        w2=make(LOCAL, HIDDEN, INTER // 2, dtype=u8, device=device),
+        w2_block_scale=make(LOCAL, HIDDEN, INTER // 16, dtype=u8, device=device),
+        w2_global_scale=make(LOCAL, dtype=f32, device=device),
+    )
+
+
+def make_storage(layer: Layer) -> torch.Tensor:
+    """At a multiple of 256 bytes, as torch gives a GPU's memory, but not the host's that stands in for it."""
+    size = ops.load().layer_storage_size(layer.id)
+    whole = torch.empty(size + 256, dtype=torch.uint8, device=layer.device)
+    return whole[-whole.data_ptr() % 256 :][:size].view(LOCAL, -1)
+
+
+def make_layer(weights: LayerWeights) -> Layer:
+    layer = Layer(
+        hidden_size=HIDDEN, intermediate_size=INTER, num_experts=EXPERTS, num_local_experts=LOCAL, top_k=TOP_K,
+        mode="bf16", device=weights.w13.device,
+    )  # fmt: skip
+    ops.load().layer_prepare(*weights.tensors(), 0.0, 0.0, False, make_storage(layer), layer.id)
+    return layer
+
+
+def make_inputs(layer: Layer, num_tokens: int) -> SimpleNamespace:
+    """As vLLM makes them: int32 ids, an expert map, scratch in elements of the activation's type."""
+    device = layer.device
+    return SimpleNamespace(
+        x=torch.zeros(num_tokens, HIDDEN, dtype=torch.bfloat16, device=device),
+        ids=torch.arange(num_tokens * TOP_K, dtype=torch.int32, device=device).view(-1, TOP_K) % EXPERTS,
+        weights=torch.full((num_tokens, TOP_K), 1 / TOP_K, device=device),
+        map=torch.cat([torch.arange(LOCAL), torch.full((EXPERTS - LOCAL,), -1)]).to(device, torch.int32),
+        workspace=torch.empty(-(-layer.workspace_size(num_tokens) // 2), dtype=torch.bfloat16, device=device),
+        nothing=torch.empty(0, dtype=torch.bfloat16, device=device),
+        out=torch.empty(num_tokens, HIDDEN, dtype=torch.bfloat16, device=device),
+    )
+
+
+def apply_of_the_plugin(layer: Layer, given: SimpleNamespace):
+    fake_vllm.install()
+    from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
+
+    experts = object.__new__(Nvfp4MoeExperts)
+    experts.calibrating, experts.layer_name, experts.layer = None, "layer", layer
+    arguments = dict(
+        output=given.out, hidden_states=given.x, w1=None, w2=None, topk_weights=given.weights, topk_ids=given.ids,
+        activation=None, global_num_experts=EXPERTS, expert_map=given.map, a1q_scale=None, a2_scale=None,
+        workspace13=given.nothing, workspace2=given.workspace, expert_tokens_meta=None,
+        apply_router_weight_on_input=False,
+    )  # fmt: skip
+    return lambda: experts.apply(**arguments)
+
+
+def bare_op(layer: Layer, given: SimpleNamespace):
+    op, workspace = ops.load().moe_forward.default, given.workspace.view(torch.uint8)
+    return lambda: op(given.x, given.ids, given.weights, given.map, workspace, layer.id, given.out)
+
+
+def library_alone(library, handle, given: SimpleNamespace, stream: int):
+    """(a call, a call of the same kind that does nothing)"""
+    address = given.workspace.data_ptr()
+    aligned = -(-address // 256) * 256
+    return library.forward(
+        handle, stream, num_tokens=len(given.x), x=given.x.data_ptr(), topk_ids=given.ids.data_ptr(),
+        topk_weights=given.weights.data_ptr(), expert_map=given.map.data_ptr(), num_experts_mapped=EXPERTS,
+        out=given.out.data_ptr(), workspace=aligned, workspace_size=given.workspace.nbytes - (aligned - address),
+    )  # fmt: skip
+
+
+def medians(calls: dict, num_calls: int, device: torch.device) -> dict[str, float]:
+    """Microseconds of each call, the calls taking turns, after a warm-up of a tenth."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    taken = {name: [] for name in calls}
+    for turn in range(num_calls // IN_TURN + num_calls // IN_TURN // 10):
+        for name, call in calls.items():
+            for _ in range(IN_TURN):
+                wait()
+                before = time.perf_counter_ns()
+                call()
+                after = time.perf_counter_ns()
+                if turn >= num_calls // IN_TURN // 10:
+                    taken[name].append((after - before) / 1000)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def measure(device: torch.device, tokens: list[int], num_calls: int, library_path: Path) -> dict:
+    """{tokens: {what: microseconds}}"""
+    weights = make_weights(device)
+    layer = make_layer(weights)
+    stream = torch.cuda.current_stream().cuda_stream if device.type == "cuda" else 1
+    library = handle = None
+    if library_path.exists():
+        library = host_time_library.Library(library_path)
+        handle = library.make_layer(
+            [tensor.data_ptr() for tensor in weights.tensors()], make_storage(layer), stream,
+            hidden_size=HIDDEN, intermediate_size=INTER, num_experts=EXPERTS, num_local_experts=LOCAL, top_k=TOP_K,
+        )  # fmt: skip
+    found = {}
+    for num_tokens in tokens:
+        given = make_inputs(layer, num_tokens)
+        calls = {"apply": apply_of_the_plugin(layer, given), "op": bare_op(layer, given)}
+        if library:
+            calls["library"], calls["ctypes"] = library_alone(library, handle, given, stream)
+        times = medians(calls, num_calls, device)
+        if library:
+            times["library"] -= times.pop("ctypes")
+        found[num_tokens] = {name: round(value, 2) for name, value in times.items()}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", default="1,64,4096")
+    parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="cpu: the stand-in, whose process this is")
+    parser.add_argument("--op", type=Path, help="another shared object than the package's")
+    parser.add_argument("--library", type=Path, default=host_time_stand_in.LIBRARY)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    if given.device is None and not torch.cuda.is_available():
+        found = host_time_stand_in.run(["--tokens", given.tokens, "--calls", str(given.calls)])
+        name = "a stand-in driver"
+    else:
+        if given.op:
+            ops.SHARED_OBJECT = given.op
+        device = torch.device("cuda", 0) if given.device != "cpu" else torch.device("cpu")
+        found = measure(device, [int(count) for count in given.tokens.split(",")], given.calls, given.library)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "a stand-in driver"
+    if given.json:
+        print(json.dumps(found))
+        return
+    print(f"host time of a forward, median us of {given.calls} calls, {name}")
+    for num_tokens, times in found.items():
+        print(f"{num_tokens:>6} tokens  " + "  ".join(f"{what} {value:6.2f}" for what, value in times.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A vLLM of names only, for tests of the plugin where none is installed: every module is there, every name is a class.
+
+import fake_vllm
+fake_vllm.install()      # before nvfp4_moe.plugin.* is imported; does nothing where vLLM is installed
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from types import ModuleType
+
+
+class Anything:
+    """Stands for a class of vLLM: takes any arguments, and has any attribute."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __call__(self, *args, **kwargs):
+        return Anything()
+
+
+class Module(ModuleType):
+    """A module in which every name is a class of its own, the same each time."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = type(name, (Anything,), {})
+        setattr(self, name, made)
+        return made
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes vllm and all modules below it."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] == "vllm":
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = Module(spec.name)
+        module.__path__ = []
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+def install() -> None:
+    """From now on `import vllm...` finds the names, unless a real vLLM is there."""
+    found = importlib.util.find_spec("vllm") if "vllm" not in sys.modules else None
+    # tests/vllm is a folder of that name on the path, without an __init__.py: no origin.
+    if "vllm" not in sys.modules and (found is None or found.origin is None):
+        sys.meta_path.insert(0, Finder())

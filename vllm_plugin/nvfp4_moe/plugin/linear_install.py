@@ -1,0 +1,61 @@
+"""How our linear kernel gets into vLLM: registered by vLLM's function, moved to the front, and two methods patched."""
+
+from functools import wraps
+
+import torch
+from vllm.model_executor.kernels import linear as vllm_linear
+from vllm.model_executor.layers.quantization import modelopt
+from vllm.model_executor.layers.quantization.compressed_tensors.schemes import compressed_tensors_w4a4_nvfp4
+from vllm.platforms import PlatformEnum
+
+from .linear import Nvfp4MoeLinearKernel
+from .linear_parameters import data
+
+
+def install() -> None:
+    """Register the kernel, first in vLLM's selection on both platforms."""
+    for platform in (PlatformEnum.CPU, PlatformEnum.CUDA):
+        vllm_linear.register_linear_kernel(Nvfp4MoeLinearKernel, platform, "nvfp4")
+        place_first(vllm_linear._POSSIBLE_NVFP4_KERNELS[platform])
+    # 0.26 has a method for each ModelOpt format; later versions have one for all.
+    modelopt_method = getattr(modelopt, "ModelOptNvFp4LinearMethod", None) or modelopt.ModelOptLinearMethod
+    keep_part_scales(modelopt_method, "weight_scale_2", "input_scale", encodes=False)
+    compressed_method = compressed_tensors_w4a4_nvfp4.CompressedTensorsW4A4Fp4
+    keep_part_scales(compressed_method, "weight_global_scale", "input_global_scale", encodes=True)
+
+
+def place_first(kernels: list[type]) -> None:
+    """Move the kernel that was registered last to the front.
+
+    Touches a private list. Why: registration appends, behind an emulation that supports everything, so that a kernel
+    registered there is never reached. Delete when `register_linear_kernel` takes a priority.
+    """
+    kernels.insert(0, kernels.pop())
+
+
+def keep_part_scales(method: type, weight_scale: str, input_scale: str, *, encodes: bool) -> None:
+    """Remember the global scales of all parts of a fused linear before vLLM reduces each kind to one.
+
+    Patches `process_weights_after_loading` of vLLM's NVFP4 linear methods. Why: where q, k and v (or wq_a and wkv) have
+    different global scales, the maximum decodes all but one of them wrongly, and the maximum of compressed-tensors'
+    encoding input scales saturates all but one; vLLM warns and goes on. The method still does its own work afterwards.
+    Delete when vLLM hands all parts' scales to the kernel.
+    """
+    original = method.process_weights_after_loading
+    if getattr(original, "keeps_part_scales", False):
+        return
+
+    def decoding(layer, name: str) -> torch.Tensor:
+        stored = data(getattr(layer, name)).float().contiguous()
+        return 1.0 / stored if encodes else stored
+
+    @wraps(original)
+    def process_weights_after_loading(self, layer):
+        if isinstance(self.kernel, Nvfp4MoeLinearKernel):
+            layer.nvfp4_moe_part_scales = decoding(layer, weight_scale)
+            if hasattr(layer, input_scale):
+                layer.nvfp4_moe_input_scale = float(decoding(layer, input_scale).max())
+        original(self, layer)
+
+    process_weights_after_loading.keeps_part_scales = True
+    method.process_weights_after_loading = process_weights_after_loading

@@ -1,0 +1,72 @@
+"""One NVFP4 linear of the library over vLLM's parameters."""
+
+import torch
+
+from nvfp4_moe import Linear, LinearWeights
+
+from . import scales, settings, support, workspace
+from .linear_parameters import data, free_weights, global_scales, input_scale
+
+
+class LibraryLinear:
+    """bf16 [..., in_features] to bf16 [..., out_features]."""
+
+    def __init__(self, layer):
+        mode, _ = support.resolved_linear_mode(settings.mode())
+        policy = settings.scale_policy() if mode == "nvfp4" else "static"
+        self.name = layer.prefix
+        self.calibrating: scales.LayerCalibration | None = None
+        part_scales = global_scales(layer)
+        self.linear = Linear(
+            in_features=layer.input_size_per_partition,
+            out_features=layer.output_size_per_partition,
+            num_parts=len(part_scales),
+            mode=mode,
+            scale_policy="dynamic" if policy == "dynamic" else "static",
+            device=layer.weight.device,
+        )
+        try:
+            self.linear.prepare(
+                LinearWeights(
+                    weight=data(layer.weight),
+                    block_scale=data(layer.weight_scale),
+                    global_scale=part_scales,
+                    part_rows=layer.logical_widths if len(part_scales) > 1 else (),
+                    input_scale=self._input_scale(layer, mode, policy),
+                )
+            )
+        except RuntimeError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        self.device = self.linear.device
+        if self.device.type != "cpu":
+            free_weights(layer)  # prepare has repacked them
+        workspace.reserve(self.device, self.linear.workspace_size)
+
+    def _input_scale(self, layer, mode: str, policy: str) -> float:
+        """Decoding input scale, 0 for none."""
+        if mode != "nvfp4" or policy == "dynamic":
+            return 0.0
+        if policy == "calibrated":
+            known = scales.calibration().known(self.name)
+            if known is None:
+                read = lambda: [self.linear.calibrated_scale()]  # noqa: E731
+                self.calibrating = scales.LayerCalibration(self.name, read, self.linear.set_input_scale, use_ep=False)
+            return known[0] if known else 0.0
+        return input_scale(layer)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """bf16 [..., in_features] to bf16 [..., out_features]."""
+        if self.calibrating:
+            return self._calibrate(x)
+        rows = x.reshape(-1, x.shape[-1])
+        out = rows.new_empty((rows.shape[0], self.linear.out_features))
+        self.linear.forward(rows, workspace=workspace.of(self.device), out=out)
+        return out.view(*x.shape[:-1], -1)
+
+    def _calibrate(self, x: torch.Tensor) -> torch.Tensor:
+        """In bf16, remembering the largest input."""
+        rows = x.reshape(-1, x.shape[-1])
+        out = self.linear.calibrate(rows, workspace=workspace.of(self.device))
+        if self.calibrating.finish(rows):
+            self.calibrating = None
+        return out.view(*x.shape[:-1], -1)

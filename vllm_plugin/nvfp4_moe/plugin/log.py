@@ -1,0 +1,49 @@
+"""What the log says: in each process one line for the MoE and one for the linears, ACTIVE or NOT active, and why."""
+
+from functools import cache
+
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+import nvfp4_moe
+
+from . import settings, support
+
+# A child of vLLM's logger, so that vLLM's own handler prints it.
+logger = init_logger("vllm.nvfp4_moe")
+
+
+@cache
+def experts_active() -> None:
+    """The MoE is ours."""
+    mode, reason = support.resolved_mode(settings.mode())
+    scale = f", input scales {settings.scale_policy()}" if mode == "nvfp4" else ""
+    logger.info(
+        "nvfp4_moe %s is ACTIVE for NVFP4 MoE on %s (%s): mode %s%s, because %s. Off: %s=1 or --moe-backend.",
+        nvfp4_moe.__version__,
+        current_platform.device_type,
+        nvfp4_moe.cpu_isa() if current_platform.is_cpu() else current_platform.get_device_name(),
+        mode,
+        scale,
+        reason,
+        settings.DISABLE,
+    )
+
+
+def experts_refused(reason: str) -> None:
+    """The MoE is not ours."""
+    logger.warning_once("nvfp4_moe is NOT active for NVFP4 MoE: %s", reason)
+
+
+@cache
+def linears_active(kernel: str) -> None:
+    """The linears are ours; `kernel` is what VLLM_DISABLED_KERNELS takes."""
+    mode, reason = support.resolved_linear_mode(settings.mode())
+    logger.info(
+        "nvfp4_moe %s is ACTIVE for NVFP4 linears on %s: mode %s, because %s. Off: VLLM_DISABLED_KERNELS=%s.",
+        nvfp4_moe.__version__,
+        current_platform.device_type,
+        mode,
+        reason,
+        kernel,
+    )

@@ -1,0 +1,86 @@
+"""A checkpoint's tensors as the library takes them: of a MoE layer, and of a linear."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+BLOCK_SIZE = 16
+"""Neighbours along the reduction that share a block scale."""
+
+
+def moved(weights, device: torch.device | str):
+    """The same weights on another device; tensors that are there already are shared."""
+    values = {field.name: getattr(weights, field.name) for field in fields(weights)}
+    return replace(weights, **{name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)})
+
+
+@dataclass
+class LayerWeights:
+    """A MoE layer's, stacked over the L local experts, contiguous, block scales in linear order."""
+
+    w13: torch.Tensor
+    """e2m1x2 u8 (or float4_e2m1fn_x2) [L, 2I, H/2]: gate rows, then up rows."""
+    w13_block_scale: torch.Tensor
+    """float8_e4m3fn (or its bytes) [L, 2I, H/16]."""
+    w13_global_scale: torch.Tensor
+    """f32 [L, 2]: of gate and of up; they may differ."""
+    w2: torch.Tensor
+    """e2m1x2 u8 (or float4_e2m1fn_x2) [L, H, I/2]."""
+    w2_block_scale: torch.Tensor
+    """float8_e4m3fn (or its bytes) [L, H, I/16]."""
+    w2_global_scale: torch.Tensor
+    """f32 [L]."""
+    w13_input_scale: float = 0.0
+    """Decodes GEMM1's input: the maximum over ALL experts of the layer, local or not; 0 if there is none."""
+    w2_input_scale: float = 0.0
+    """The same for GEMM2's input."""
+    up_first: bool = False
+    """True if the up rows come before the gate rows, and up's global scale before gate's."""
+
+    @classmethod
+    def empty(cls, num_experts: int, hidden_size: int, intermediate_size: int, **scales: float) -> "LayerWeights":
+        """Tensors of the right shapes on the host, to be filled; `scales` as above."""
+        rows, inter = 2 * intermediate_size, intermediate_size
+        return cls(
+            w13=torch.empty(num_experts, rows, hidden_size // 2, dtype=torch.uint8),
+            w13_block_scale=torch.empty(num_experts, rows, hidden_size // BLOCK_SIZE, dtype=torch.float8_e4m3fn),
+            w13_global_scale=torch.empty(num_experts, 2),
+            w2=torch.empty(num_experts, hidden_size, inter // 2, dtype=torch.uint8),
+            w2_block_scale=torch.empty(num_experts, hidden_size, inter // BLOCK_SIZE, dtype=torch.float8_e4m3fn),
+            w2_global_scale=torch.empty(num_experts),
+            **scales,
+        )
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The six tensors in the order of the C ABI and of the ops."""
+        return (
+            self.w13,
+            self.w13_block_scale,
+            self.w13_global_scale,
+            self.w2,
+            self.w2_block_scale,
+            self.w2_global_scale,
+        )
+
+    to = moved
+
+
+@dataclass
+class LinearWeights:
+    """One linear's, or those of several fused along out_features."""
+
+    weight: torch.Tensor
+    """e2m1x2 u8 (or float4_e2m1fn_x2) [out_features, in_features/2]."""
+    block_scale: torch.Tensor
+    """float8_e4m3fn (or its bytes) [out_features, in_features/16], linear order."""
+    global_scale: torch.Tensor
+    """f32 [num_parts]."""
+    bias: torch.Tensor | None = None
+    """bf16 [out_features]."""
+    part_rows: Sequence[int] = ()
+    """Rows of each fused part, summing to out_features; empty if there is one part."""
+    input_scale: float = 0.0
+    """Decodes the input; 0 if the checkpoint has none."""
+
+    to = moved
