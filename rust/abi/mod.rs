@@ -31,7 +31,7 @@ pub mod header {
     /// A CUDA stream; NULL on the CPU.
     pub enum CUstream_st {}
 
-    include!(concat!(env!("OUT_DIR"), "/header.rs"));
+    include!("../bindings/header.rs");
 }
 
 thread_local! {

@@ -6,7 +6,7 @@
 mod declared {
     use crate::abi::header::*;
 
-    include!(concat!(env!("OUT_DIR"), "/prototypes.rs"));
+    include!("../bindings/prototypes.rs");
 }
 
 macro_rules! same_prototypes {

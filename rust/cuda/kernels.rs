@@ -7,10 +7,10 @@ use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
 
-/// `kernels/params.h`, as bindgen reads it.
+/// What kernels take, as their headers have it: `rust/bindings/` says how it is made.
 #[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod params {
-    include!(concat!(env!("OUT_DIR"), "/params.rs"));
+    include!("../bindings/kernel_params.rs");
 }
 
 /// A fat binary that `build.rs` made.
