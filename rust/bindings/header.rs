@@ -12,6 +12,7 @@ pub const NVFP4_MOE_CHECKPOINT: u32 = 5;
 pub const NVFP4_MOE_IO: u32 = 6;
 pub const NVFP4_MOE_CUDA: u32 = 7;
 pub const NVFP4_MOE_INTERNAL: u32 = 8;
+pub const NVFP4_MOE_OUT_OF_MEMORY: u32 = 9;
 pub const NVFP4_MOE_DEVICE_CPU: u32 = 0;
 pub const NVFP4_MOE_DEVICE_CUDA: u32 = 1;
 pub const NVFP4_MOE_DEVICE_CUDA_PORTABLE: u32 = 2;
