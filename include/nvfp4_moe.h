@@ -17,18 +17,23 @@
  * Rules that hold for every function
  * ----------------------------------
  * Status     int32_t, NVFP4_MOE_OK is 0; codes are only ever appended. On failure outputs are untouched and
- *            nvfp4_moe_last_error() has one sentence that names the numbers and the remedy.
- * Structs    start with `struct_size = sizeof(the struct)`. Fields are only appended; a field that an older
- *            caller does not know is 0, and 0 means "as before". A longer struct is accepted if its tail is 0.
+ *            nvfp4_moe_last_error() says what had which value, which rule that breaks, and what to do.
+ * Structs    start with `struct_size = sizeof(the struct)`, at most 4096. Fields are only appended; a field that an
+ *            older caller does not know is 0, and 0 means "as before". A longer struct is accepted if its tail is 0.
+ *            A function that fills a struct writes no byte past its struct_size.
  * Handles    opaque. A `const` handle may be used by many threads at once; any other use is exclusive.
- *            *_create writes *out only on success. *_destroy(NULL) does nothing.
- * Pointers   in weights and args live on the device that the handle was created for, unless marked "host".
+ *            *_create and *_open write *out only on success. *_destroy(NULL) does nothing. A destroyed handle, or
+ *            one of another kind, is refused where it can be told, which is not always: never use one.
+ * Pointers   in weights and args live on the device that the handle was created for, unless marked "host". They are
+ *            multiples of their element's size.
  * Streams    `struct CUstream_st *` (a CUstream or cudaStream_t). On the CPU pass NULL: the call returns when
- *            the work is done. On CUDA, OK from a call that takes a stream means ENQUEUED: forward allocates
- *            nothing, synchronises nothing, reads no device data on the host, and may be captured in a graph.
+ *            the work is done. On CUDA, OK from forward and calibrate means ENQUEUED: with a workspace of the
+ *            caller's they allocate nothing, synchronise nothing, read no device data on the host, and may be
+ *            captured in a graph. What else takes a stream waits for it.
  * Data       ids are data, not configuration: a slot whose id is out of range is unrouted and counted in the
  *            device status; it is never an error and never an out-of-bounds read.
- * Library    prints nothing, reads no environment variable, never aborts the host process on a Rust panic.
+ * Library    prints nothing and reads no environment variable. A Rust panic (a bug) does not leave it: the call gives
+ *            INTERNAL, and only then Rust prints, to stderr.
  *
  * Words
  * -----
@@ -66,23 +71,24 @@ struct CUstream_st;
 #define NVFP4_MOE_CHECKPOINT 5          /* the files were read, and are wrong */
 #define NVFP4_MOE_IO 6                  /* the files could not be read */
 #define NVFP4_MOE_CUDA 7                /* the driver refused; the text names call, kernel and device */
-#define NVFP4_MOE_INTERNAL 8            /* a bug in this library (a panic); the text is the panic's */
+#define NVFP4_MOE_INTERNAL 8            /* a bug in this library (the text is the panic's), or no threads to be had */
+#define NVFP4_MOE_OUT_OF_MEMORY 9       /* host memory that the system refused */
 
 /* Version of the loaded library: major * 10000 + minor * 100 + patch. */
 uint32_t nvfp4_moe_version(void);
 
-/* Copy the calling thread's last error, NUL-terminated and cut to `size`, into host `buf` (may be NULL if size
- * is 0). Returns the full length without the NUL; 0 if this thread never failed. Successes do not clear it. */
+/* Copy the calling thread's last error, NUL-terminated and cut to `size` at a UTF-8 character, into host `buf`, which
+ * may be NULL. Returns the full length without the NUL; 0 if this thread never failed. Successes do not clear it. */
 size_t nvfp4_moe_last_error(char *buf, size_t size);
 
 /* ---- Choices -------------------------------------------------------------------------------------------- */
 
 #define NVFP4_MOE_DEVICE_CPU 0
 #define NVFP4_MOE_DEVICE_CUDA 1          /* the GPU's own kernels: compute capability 9.0 (Hopper), else UNSUPPORTED */
-#define NVFP4_MOE_DEVICE_CUDA_PORTABLE 2 /* kernels for any GPU from 8.0 on, in Blackwell's layouts: correct, not fast */
+#define NVFP4_MOE_DEVICE_CUDA_PORTABLE 2 /* kernels for any GPU from 8.0 on, in Blackwell's layouts: not fast */
 
 /* How activations enter the GEMMs. Never switched silently. */
-#define NVFP4_MOE_MODE_DEFAULT 0 /* BF16; on Blackwell's own kernels: NVFP4. */
+#define NVFP4_MOE_MODE_DEFAULT 0 /* BF16 */
 #define NVFP4_MOE_MODE_BF16 1    /* W4A16: weights exact, activations bf16, input scales unused */
 #define NVFP4_MOE_MODE_NVFP4 2   /* W4A4: activations quantised to e2m1 blocks of 16 */
 #define NVFP4_MOE_MODE_FP8 3     /* W4A8: activations e4m3, one dynamic scale a row. MoE layers, not CUDA_PORTABLE */
@@ -103,7 +109,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
 
-/* Limit the CPU worker threads of this process; 0 = one for each core (the default). Results never depend
+/* Limit this library's CPU worker threads, to 1 .. 1024; 0 = one for each core (the default). Results never depend
  * on it. Takes effect at the next call that computes. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 
@@ -121,12 +127,12 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t device_ordinal;     /* CUDA device index; 0 on the CPU */
   int32_t mode;               /* NVFP4_MOE_MODE_* */
   int32_t scale_policy;       /* NVFP4_MOE_SCALE_*, used in mode NVFP4 */
-  int32_t hidden_size;        /* H, a multiple of 16 */
-  int32_t intermediate_size;  /* I, a multiple of 16: of ONE of gate and up */
-  int32_t num_experts;        /* E: ids in topk_ids are 0 .. E-1 */
+  int32_t hidden_size;        /* H, a multiple of 16 up to 2^20 */
+  int32_t intermediate_size;  /* I, a multiple of 16 up to 2^20: of ONE of gate and up */
+  int32_t num_experts;        /* E, up to 2^20: ids in topk_ids are 0 .. E-1 */
   int32_t num_local_experts;  /* L: experts whose weights are here */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
-  int32_t top_k;
+  int32_t top_k;              /* k, 1 .. E */
   float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
   float swiglu_alpha; /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
   float swiglu_beta;
@@ -138,33 +144,35 @@ typedef struct nvfp4_moe_layer_weights {
   int32_t up_first;               /* 0: rows 0..I-1 of w13 are gate, I..2I-1 are up. 1: the other way round. */
   const uint8_t *w13;             /* e2m1x2 [L, 2I, H/2] */
   const uint8_t *w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
-  const float *w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ */
+  const float *w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ. Positive. */
   const uint8_t *w2;              /* e2m1x2 [L, H, I/2] */
   const uint8_t *w2_block_scale;  /* e4m3   [L, H, I/16] */
-  const float *w2_global_scale;   /* f32    [L] */
-  float w13_input_scale;          /* decodes GEMM1's input: the maximum over ALL experts of the layer, local or */
-  float w2_input_scale;           /* not. The same for GEMM2's input. 0 = the checkpoint has none. */
+  const float *w2_global_scale;   /* f32    [L], positive */
+  /* Decode the inputs of GEMM1 and of GEMM2: each the maximum over ALL experts of the layer, local or not. Both 0 = the
+   * checkpoint has none. */
+  float w13_input_scale;
+  float w2_input_scale;
 } nvfp4_moe_layer_weights;
 
 typedef struct nvfp4_moe_layer_args {
   uint32_t struct_size;
   int32_t num_tokens;              /* T; 0 is a no-op; T * k must be less than 2^31 */
   const void *x;                   /* bf16 [T, H] */
-  int64_t x_row_stride;            /* elements between rows; 0 = H */
+  int64_t x_row_stride;            /* elements from a row to the next, as every row stride; 0 = H, else at least H */
   const void *topk_ids;            /* [T, k], global ids; any value may appear, -1 is padding */
-  int64_t topk_ids_row_stride;     /* elements between rows; 0 = k */
+  int64_t topk_ids_row_stride;     /* 0 = k */
   int32_t topk_ids_dtype;          /* NVFP4_MOE_DTYPE_* */
   int32_t num_experts_mapped;      /* length of expert_map; must equal E when expert_map is given, else 0 */
   const float *topk_weights;       /* f32 [T, k], applied once, in combine; NULL = 1 (already applied) */
-  int64_t topk_weights_row_stride; /* elements between rows; 0 = k */
+  int64_t topk_weights_row_stride; /* 0 = k */
   const int32_t *expert_map;       /* i32 [E] global -> local id, -1 = not here; NULL = first_local_expert */
   void *out;                       /* bf16 [T, H]; every element is written; may not overlap x */
-  int64_t out_row_stride;          /* elements between rows; 0 = H */
+  int64_t out_row_stride;          /* 0 = H; what lies between rows is not written */
   void *workspace;                 /* 256-byte aligned scratch, or NULL: the device's shared workspace */
   uint64_t workspace_size;         /* bytes, >= workspace_size(T); ignored when workspace is NULL */
 } nvfp4_moe_layer_args;
 
-/* Check the description and make a layer without weights. Every rule that fails is named with both numbers. */
+/* Check the description and make a layer without weights. The first rule that fails is named with both numbers. */
 int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc *desc, nvfp4_moe_layer **out);
 void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
 
@@ -174,13 +182,16 @@ void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
  * of equal size, one an expert: a slice may be moved to another place, or to another rank's equal layer, by a copy. */
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
 
-/* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. */
+/* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones; a failure
+ * leaves those that the layer has, on CUDA but for what it wrote to the storage. Storage is 256-byte aligned. On CUDA
+ * waits for the stream: not capturable. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
 
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
- * a call and need not be cleared. */
+ * a call and need not be cleared. Calls without a workspace share their device's: on CUDA from one stream at a time,
+ * and one with more tokens than any before grows it, which allocates and is refused during a capture. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
@@ -194,12 +205,12 @@ int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_la
 int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                   struct CUstream_st *stream);
 
-/* Turn what calibrate saw into input scales, amax / (6 * 448), and forget it. Host pointers. Fails with
+/* Turn what calibrate saw into input scales, max(amax / (6 * 448), 2^-110), and forget it. Host pointers. Fails with
  * NOT_PREPARED when calibrate saw no routed row. The scales are returned, not applied: save or reduce them
  * over ranks, then set them. Synchronises on CUDA. */
 int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer *layer, float *w13_input_scale, float *w2_input_scale);
 
-/* Use these input scales instead of the checkpoint's. Each is finite and at least 2^-110. */
+/* Use these input scales instead of the checkpoint's, until the next prepare. Each is finite and at least 2^-110. */
 int32_t nvfp4_moe_layer_set_input_scales(nvfp4_moe_layer *layer, float w13_input_scale, float w2_input_scale);
 
 /* ---- The linear ----------------------------------------------------------------------------------------- */
@@ -212,9 +223,9 @@ typedef struct nvfp4_moe_linear_desc {
   int32_t device_ordinal;
   int32_t mode;           /* not FP8, which is UNSUPPORTED */
   int32_t scale_policy;
-  int32_t in_features;  /* a multiple of 16 */
-  int32_t out_features; /* any */
-  int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1 */
+  int32_t in_features;  /* a multiple of 16 up to 2^20 */
+  int32_t out_features; /* 1 or more */
+  int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1; up to out_features */
 } nvfp4_moe_linear_desc;
 
 typedef struct nvfp4_moe_linear_weights {
@@ -223,21 +234,22 @@ typedef struct nvfp4_moe_linear_weights {
   const uint8_t *weight;      /* e2m1x2 [out_features, in_features/2] */
   const uint8_t *block_scale; /* e4m3   [out_features, in_features/16], linear order */
   const float *global_scale;  /* f32    [num_parts] */
-  const int32_t *part_rows;   /* host i32 [num_parts], sums to out_features; NULL if num_parts is 1 */
+  const int32_t *part_rows;   /* host i32 [num_parts], sums to out_features; may be NULL if num_parts is 1 */
   const void *bias;           /* bf16   [out_features], or NULL */
 } nvfp4_moe_linear_weights;
 
 typedef struct nvfp4_moe_linear_args {
   uint32_t struct_size;
-  int32_t num_tokens;
-  const void *x;        /* bf16 [T, in_features] */
-  int64_t x_row_stride; /* elements; 0 = in_features */
-  void *out;            /* bf16 [T, out_features] */
-  int64_t out_row_stride;
+  int32_t num_tokens;     /* T; 0 is a no-op */
+  const void *x;          /* bf16 [T, in_features] */
+  int64_t x_row_stride;   /* 0 = in_features */
+  void *out;              /* bf16 [T, out_features]; may not overlap x */
+  int64_t out_row_stride; /* 0 = out_features */
   void *workspace; /* as in nvfp4_moe_layer_args */
   uint64_t workspace_size;
 } nvfp4_moe_linear_args;
 
+/* Each as the layer's. */
 int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc *desc, nvfp4_moe_linear **out);
 void nvfp4_moe_linear_destroy(nvfp4_moe_linear *linear);
 /* As nvfp4_moe_layer_storage_size, and only prepare may write it: on CUDA forward may read it while the kernel before
@@ -247,9 +259,10 @@ int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linea
                                  uint64_t storage_size, struct CUstream_st *stream);
 int32_t nvfp4_moe_linear_workspace_size(const nvfp4_moe_linear *linear, int32_t max_tokens, uint64_t *out);
 
-/* out = x * weight^T + bias, f32 sums, rounded once to bf16. */
+/* out = x * weight^T + bias, f32 sums, rounded once to bf16; x as the mode has it. */
 int32_t nvfp4_moe_linear_forward(const nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
                                  struct CUstream_st *stream);
+/* Each as the layer's, for the one input. */
 int32_t nvfp4_moe_linear_calibrate(nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
                                    struct CUstream_st *stream);
 int32_t nvfp4_moe_linear_calibrated_scale(nvfp4_moe_linear *linear, float *input_scale);
@@ -267,7 +280,8 @@ typedef struct nvfp4_moe_device_status {
   int64_t first_bad_token;    /* token (in its call) of the first such event since reset; -1 = none */
 } nvfp4_moe_device_status;
 
-/* Read the counters into host `out`; its struct_size must be set. On CUDA waits for `stream`: not capturable. */
+/* Read the counters into host `out`; its struct_size must be set. On CUDA waits for `stream`, as reset does: not
+ * capturable. */
 int32_t nvfp4_moe_device_status_read(int32_t device_kind, int32_t device_ordinal, nvfp4_moe_device_status *out,
                                      struct CUstream_st *stream);
 int32_t nvfp4_moe_device_status_reset(int32_t device_kind, int32_t device_ordinal, struct CUstream_st *stream);
@@ -277,10 +291,10 @@ int32_t nvfp4_moe_device_status_reset(int32_t device_kind, int32_t device_ordina
 typedef struct nvfp4_moe_quantize_args {
   uint32_t struct_size;
   int32_t scale_policy;  /* STATIC: global_scale is read. DYNAMIC: global_scale is written, one for each row. */
-  int64_t num_rows;
-  int64_t num_cols;      /* a multiple of 16 */
+  int64_t num_rows;      /* below 2^40 */
+  int64_t num_cols;      /* a multiple of 16 below 2^22 */
   const void *x;         /* bf16 [num_rows, num_cols] */
-  int64_t x_row_stride;  /* elements; 0 = num_cols */
+  int64_t x_row_stride;  /* 0 = num_cols */
   uint8_t *packed;       /* e2m1x2 [num_rows, num_cols/2] */
   uint8_t *block_scale;  /* e4m3; LINEAR: [num_rows, num_cols/16]. SWIZZLED: nvfp4_moe_sf_size() bytes, padding 0. */
   float *global_scale;   /* f32 [1] (STATIC) or [num_rows] (DYNAMIC) */
@@ -344,7 +358,7 @@ typedef struct nvfp4_moe_checkpoint_buffers {
   float *w2_global_scale;
 } nvfp4_moe_checkpoint_buffers;
 
-/* Open a directory of safetensors files (sharded or not) with its config.json. Reads headers only. */
+/* Open a directory of safetensors files (sharded or not) with its config.json. Reads no tensor's data. */
 int32_t nvfp4_moe_checkpoint_open(const char *directory, nvfp4_moe_checkpoint **out);
 void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
 
@@ -357,7 +371,8 @@ int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpo
 int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                         const nvfp4_moe_checkpoint_buffers *buffers);
 
-/* The report of `nvfp4-moe inspect` (a table, or JSON). Host buf and return value as in nvfp4_moe_last_error. */
+/* The report of `nvfp4-moe inspect`: a table, or JSON where as_json is not 0. Host buf as in nvfp4_moe_last_error; the
+ * full length without the NUL goes to host *full_length. Returns a status. */
 int32_t nvfp4_moe_checkpoint_inspect(const nvfp4_moe_checkpoint *checkpoint, int32_t as_json, char *buf, size_t size,
                                      size_t *full_length);
 

@@ -38,6 +38,16 @@ pub enum Error {
     /// A bug in this library.
     #[error("{0}")]
     Internal(String),
+    /// Host memory that the system refused.
+    #[error("{name} is {len}; it needs {bytes} bytes of host memory, which the system refused. Pass less at a time.")]
+    OutOfMemory {
+        /// What the memory is for.
+        name: &'static str,
+        /// Its elements.
+        len: usize,
+        /// Its bytes.
+        bytes: usize,
+    },
 }
 
 impl Error {

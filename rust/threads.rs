@@ -8,8 +8,17 @@ use std::sync::Arc;
 
 static POOL: Lazy<RwLock<Option<Arc<ThreadPool>>>> = Lazy::new(|| RwLock::new(None));
 
+/// std's own choice, given, because where none is given std looks for one in the environment.
+const STACK_BYTES: usize = 2 << 20;
+
+/// The number is given, too, because rayon's 0 is a question to the environment.
 fn build(num_threads: usize) -> Result<Arc<ThreadPool>> {
-    let builder = ThreadPoolBuilder::new().num_threads(num_threads).thread_name(|i| format!("nvfp4-moe-{i}"));
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let num_threads = if num_threads == 0 { cores() } else { num_threads };
+    let builder = ThreadPoolBuilder::new()
+        .num_threads(num_threads)
+        .stack_size(STACK_BYTES)
+        .thread_name(|i| format!("nvfp4-moe-{i}"));
     let pool = builder.build().map_err(|e| Error::Internal(format!("{num_threads} worker threads: {e}")))?;
     Ok(Arc::new(pool))
 }

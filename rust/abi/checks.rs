@@ -13,7 +13,7 @@ pub(crate) fn null_error(name: &str) -> Error {
 /// # Safety
 /// `pointer` must be NULL or point to a valid `T` that lives for `'a` and is not written meanwhile.
 pub(crate) unsafe fn not_null<'a, T>(name: &str, pointer: *const T) -> Result<&'a T> {
-    // SAFETY: by contract.
+    // SAFETY: NULL or a valid T; as_ref tells the two apart.
     unsafe { pointer.as_ref() }.ok_or_else(|| null_error(name))
 }
 
@@ -22,8 +22,18 @@ pub(crate) unsafe fn not_null<'a, T>(name: &str, pointer: *const T) -> Result<&'
 /// # Safety
 /// `pointer` must be NULL or point to a valid `T` that lives for `'a` and is not used otherwise meanwhile.
 pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<&'a mut T> {
-    // SAFETY: by contract.
+    // SAFETY: NULL or a valid T that is the caller's alone; as_mut tells the two apart.
     unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
+}
+
+/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error, not
+/// the end of the process.
+pub(crate) fn vec_for<T>(name: &'static str, len: usize) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    match vec.try_reserve_exact(len) {
+        Ok(()) => Ok(vec),
+        Err(_) => Err(Error::OutOfMemory { name, len, bytes: len.saturating_mul(size_of::<T>()) }),
+    }
 }
 
 /// A tensor's pointer: not NULL, and a multiple of its element's size.
@@ -109,6 +119,23 @@ pub(crate) fn policy_of(policy: i32) -> Result<ScalePolicy> {
         _ => {
             let rule = "it must be 0 (static) or 1 (dynamic)";
             Err(Error::argument("scale_policy", policy, rule, "Pass one of NVFP4_MOE_SCALE_*."))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_memory_holds_is_an_error() {
+        assert!(vec_for::<f32>("num_cols", 1 << 10).unwrap().capacity() >= 1 << 10);
+        for len in [1 << 60, usize::MAX] {
+            let error = vec_for::<f32>("num_cols", len).unwrap_err();
+            let bytes = len.saturating_mul(4);
+            let wanted = format!("num_cols is {len}; it needs {bytes} bytes of host memory, ");
+            assert!(error.to_string().starts_with(&wanted), "{error}");
+            assert_eq!(crate::abi::guard(|| Err(error)), NVFP4_MOE_OUT_OF_MEMORY as i32);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Exports of the format itself.
 
 use super::header::*;
-use super::{Struct, aligned, guard, policy_of, read_struct, reserved, stride};
+use super::{aligned, exports, guard_value, policy_of, read_struct, reserved, stride, vec_for};
 use crate::config::ScalePolicy;
 use crate::error::{Error, Result};
 use crate::format::{
@@ -11,22 +11,21 @@ use crate::format::{
 use crate::status;
 use half::{bf16, slice::HalfFloatSliceExt};
 
-// SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
-unsafe impl Struct for nvfp4_moe_quantize_args {
-    const NAME: &'static str = "nvfp4_moe_quantize_args";
-    const FIRST_SIZE: usize = 72;
-}
-
 /// Rows and columns as sizes: not negative, whole blocks, and few enough that no byte count overflows.
 fn shape(num_rows: i64, num_cols: i64) -> Result<(usize, usize)> {
     let rows = usize::try_from(num_rows).ok().filter(|rows| *rows < 1 << 40);
-    let rows = rows.ok_or_else(|| Error::argument("num_rows", num_rows, "it must be 0 to 2^40", "Pass the rows."))?;
+    let rows = rows
+        .ok_or_else(|| Error::argument("num_rows", num_rows, "it must be 0 or more, below 2^40", "Pass the rows."))?;
     let cols = usize::try_from(num_cols).ok().filter(|cols| cols.is_multiple_of(BLOCK_SIZE) && *cols < 1 << 22);
     let rule = format!("it must be a multiple of {BLOCK_SIZE} below 2^22");
     let cols = cols.ok_or_else(|| Error::argument("num_cols", num_cols, rule, "Pad the rows with zeros."))?;
     Ok((rows, cols))
 }
 
+/// Rows of bf16 to NVFP4, one after another.
+///
+/// # Safety
+/// Each pointer must be NULL or valid for what the header says of its field.
 unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
     reserved(args.reserved)?;
     let (rows, cols) = shape(args.num_rows, args.num_cols)?;
@@ -43,23 +42,24 @@ unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
     if rows == 0 || cols == 0 {
         return Ok(());
     }
+    let mut values: Vec<f32> = vec_for("num_cols", cols)?;
     let sf_cols = cols / BLOCK_SIZE;
     let x = aligned("x", args.x.cast::<bf16>(), 2)?;
     let packed = aligned("packed", args.packed.cast_const(), 1)?.cast_mut();
     let block_scale = aligned("block_scale", args.block_scale.cast_const(), 1)?.cast_mut();
     let global_scale = aligned("global_scale", args.global_scale.cast_const(), 4)?.cast_mut();
     if policy == ScalePolicy::Static {
-        // SAFETY: one f32, by the header's contract.
+        // SAFETY: not NULL and aligned; the caller vouches for one f32.
         check_global_scale("global_scale", unsafe { *global_scale })?;
     }
-    // SAFETY: the sizes are the header's contract.
+    // SAFETY: not NULL and aligned; the caller vouches for the sizes, which `shape` keeps from overflowing.
     let (packed, block_scale) = unsafe {
         let scale_bytes = layout.size(rows as u64, sf_cols as u64) as usize;
         let packed = std::slice::from_raw_parts_mut(packed, rows * cols / 2);
         (packed, std::slice::from_raw_parts_mut(block_scale, scale_bytes))
     };
     block_scale.fill(0);
-    let mut values = vec![0.0; cols];
+    values.resize(cols, 0.0);
     for (row, packed) in packed.chunks_exact_mut(cols / 2).enumerate() {
         // SAFETY: a row of x is valid for cols values.
         let x = unsafe { std::slice::from_raw_parts(x.add(row * row_stride), cols) };
@@ -82,63 +82,46 @@ unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
     Ok(())
 }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_quantize(args: *const nvfp4_moe_quantize_args) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe { quantize(&read_struct(args)?) })
-}
+exports! {
+    fn nvfp4_moe_quantize(args: *const nvfp4_moe_quantize_args) {
+        quantize(&read_struct(args)?)
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_dequantize(
-    packed: *const u8,
-    block_scale: *const u8,
-    global_scale: f32,
-    num_rows: i64,
-    num_cols: i64,
-    out: *mut f32,
-) -> i32 {
-    guard(|| {
+    fn nvfp4_moe_dequantize(
+        packed: *const u8,
+        block_scale: *const u8,
+        global_scale: f32,
+        num_rows: i64,
+        num_cols: i64,
+        out: *mut f32,
+    ) {
         let (rows, cols) = shape(num_rows, num_cols)?;
         if rows == 0 || cols == 0 {
             return Ok(());
         }
         let (packed, block_scale) = (aligned("packed", packed, 1)?, aligned("block_scale", block_scale, 1)?);
         let out = aligned("out", out.cast_const(), 4)?.cast_mut();
-        // SAFETY: the sizes are the header's contract.
-        let (packed, block_scale, out) = unsafe {
-            (
-                std::slice::from_raw_parts(packed, rows * cols / 2),
-                std::slice::from_raw_parts(block_scale, rows * cols / BLOCK_SIZE),
-                std::slice::from_raw_parts_mut(out, rows * cols),
-            )
-        };
-        dequantize_row(packed, block_scale, global_scale, out);
+        let packed = std::slice::from_raw_parts(packed, rows * cols / 2);
+        let block_scale = std::slice::from_raw_parts(block_scale, rows * cols / BLOCK_SIZE);
+        dequantize_row(packed, block_scale, global_scale, std::slice::from_raw_parts_mut(out, rows * cols));
         Ok(())
-    })
+    }
 }
 
 /// Rows and scale columns below these have sizes and offsets that fit 64 bits.
 const MAX_SF_ROWS: u64 = 1 << 40;
 const MAX_SF_COLS: u64 = 1 << 20;
 
-/// See the header.
+/// Bytes of a swizzled buffer.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvfp4_moe_sf_size(num_rows: u64, num_sf_cols: u64) -> u64 {
     let fits = num_rows <= MAX_SF_ROWS && num_sf_cols <= MAX_SF_COLS;
-    if fits { sf_size_128x4(num_rows, num_sf_cols) } else { u64::MAX }
+    if fits { guard_value(u64::MAX, || sf_size_128x4(num_rows, num_sf_cols)) } else { u64::MAX }
 }
 
-/// See the header.
+/// Where a scale lies in it.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvfp4_moe_sf_offset(row: u64, sf_col: u64, num_sf_cols: u64) -> u64 {
     let fits = row <= MAX_SF_ROWS && sf_col.max(num_sf_cols) <= MAX_SF_COLS;
-    if fits { sf_offset_128x4(row, sf_col, num_sf_cols) } else { u64::MAX }
+    if fits { guard_value(u64::MAX, || sf_offset_128x4(row, sf_col, num_sf_cols)) } else { u64::MAX }
 }

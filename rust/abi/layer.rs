@@ -1,27 +1,20 @@
 //! Exports of the MoE layer.
 
 use super::header::*;
-use super::{Struct, device_of, guard, mode_of, not_null, not_null_mut, policy_of, read_struct, size_of_field, stride};
+use super::{
+    Opaque, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
+    not_null_mut, policy_of, read_struct, shared, size_of_field, stride,
+};
 use crate::activation::Activation;
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
 use crate::config::LayerConfig;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 
-// SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
-unsafe impl Struct for nvfp4_moe_layer_desc {
-    const NAME: &'static str = "nvfp4_moe_layer_desc";
-    const FIRST_SIZE: usize = 56;
-}
-// SAFETY: as above.
-unsafe impl Struct for nvfp4_moe_layer_weights {
-    const NAME: &'static str = "nvfp4_moe_layer_weights";
-    const FIRST_SIZE: usize = 64;
-}
-// SAFETY: as above.
-unsafe impl Struct for nvfp4_moe_layer_args {
-    const NAME: &'static str = "nvfp4_moe_layer_args";
-    const FIRST_SIZE: usize = 104;
+impl Opaque for nvfp4_moe_layer {
+    type Inside = Layer;
+    const NAME: &'static str = "layer";
+    const MARK: u64 = u64::from_le_bytes(*b"moelayer");
 }
 
 fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
@@ -42,7 +35,7 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
 }
 
 fn tensor<T>(name: &str, pointer: *const T, len: usize) -> Result<Tensor<T>> {
-    Ok(Tensor { pointer: super::aligned(name, pointer, size_of::<T>())?, len })
+    Ok(Tensor { pointer: aligned(name, pointer, size_of::<T>())?, len })
 }
 
 fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWeights> {
@@ -86,187 +79,105 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
         return Ok(None);
     }
     let topk_ids = match is_i64 {
-        false => TopkIds::I32(super::aligned("topk_ids", a.topk_ids.cast(), 4)?),
-        true => TopkIds::I64(super::aligned("topk_ids", a.topk_ids.cast(), 8)?),
+        false => TopkIds::I32(aligned("topk_ids", a.topk_ids.cast(), 4)?),
+        true => TopkIds::I64(aligned("topk_ids", a.topk_ids.cast(), 8)?),
     };
     let (hidden, top_k) = (config.hidden_size, config.top_k);
     let checked = LayerArgs {
         num_tokens,
-        x: super::aligned("x", a.x.cast(), 2)?,
+        x: aligned("x", a.x.cast(), 2)?,
         x_row_stride: stride("x_row_stride", a.x_row_stride, "hidden_size", hidden)?,
         topk_ids,
         topk_ids_row_stride: stride("topk_ids_row_stride", a.topk_ids_row_stride, "top_k", top_k)?,
-        topk_weights: super::aligned_or_null("topk_weights", a.topk_weights, 4)?,
+        topk_weights: aligned_or_null("topk_weights", a.topk_weights, 4)?,
         topk_weights_row_stride: stride("topk_weights_row_stride", a.topk_weights_row_stride, "top_k", top_k)?,
-        expert_map: super::aligned_or_null("expert_map", a.expert_map, 4)?,
-        out: super::aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
+        expert_map: aligned_or_null("expert_map", a.expert_map, 4)?,
+        out: aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
         out_row_stride: stride("out_row_stride", a.out_row_stride, "hidden_size", hidden)?,
         workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
     let span = |row_stride: usize| 2 * ((num_tokens - 1) * row_stride + hidden);
-    super::no_overlap(checked.x, span(checked.x_row_stride), checked.out, span(checked.out_row_stride))?;
+    no_overlap(checked.x, span(checked.x_row_stride), checked.out, span(checked.out_row_stride))?;
     Ok(Some(checked))
 }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_create(
-    desc: *const nvfp4_moe_layer_desc,
-    out: *mut *mut nvfp4_moe_layer,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let out = not_null_mut("out", out)?;
-        let layer = Layer::new(config(&read_struct(desc)?)?)?;
-        *out = Box::into_raw(Box::new(layer)).cast();
-        Ok(())
-    })
-}
+exports! {
+    fn nvfp4_moe_layer_create(desc: *const nvfp4_moe_layer_desc, out: *mut *mut nvfp4_moe_layer) {
+        create(out, || Layer::new(config(&read_struct(desc)?)?))
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_destroy(layer: *mut nvfp4_moe_layer) {
-    guard(|| {
-        if !layer.is_null() {
-            // SAFETY: made by create's Box::into_raw, and not used again.
-            drop(unsafe { Box::from_raw(layer.cast::<Layer>()) });
-        }
-        Ok(())
-    });
-}
-
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_storage_size(layer: *const nvfp4_moe_layer, out: *mut u64) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null("layer", layer.cast::<Layer>())?;
+    fn nvfp4_moe_layer_storage_size(layer: *const nvfp4_moe_layer, out: *mut u64) {
+        let layer = shared(layer)?;
         *not_null_mut("out", out)? = layer.storage_size();
         Ok(())
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_prepare(
-    layer: *mut nvfp4_moe_layer,
-    weights_struct: *const nvfp4_moe_layer_weights,
-    storage: *mut std::ffi::c_void,
-    storage_size: u64,
-    stream: *mut CUstream_st,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+    fn nvfp4_moe_layer_prepare(
+        layer: *mut nvfp4_moe_layer,
+        weights_struct: *const nvfp4_moe_layer_weights,
+        storage: *mut std::ffi::c_void,
+        storage_size: u64,
+        stream: *mut CUstream_st,
+    ) {
+        let layer = exclusive(layer)?;
         let weights = weights(layer.config(), &read_struct(weights_struct)?)?;
         layer.prepare(weights, Storage { pointer: storage.cast(), size: storage_size }, stream.cast())
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_workspace_size(
-    layer: *const nvfp4_moe_layer,
-    max_tokens: i32,
-    out: *mut u64,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null("layer", layer.cast::<Layer>())?;
+    fn nvfp4_moe_layer_workspace_size(layer: *const nvfp4_moe_layer, max_tokens: i32, out: *mut u64) {
+        let layer = shared(layer)?;
         let out = not_null_mut("out", out)?;
         *out = layer.workspace_size(size_of_field("max_tokens", max_tokens)?)?;
         Ok(())
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_forward(
-    layer: *const nvfp4_moe_layer,
-    args_struct: *const nvfp4_moe_layer_args,
-    stream: *mut CUstream_st,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null("layer", layer.cast::<Layer>())?;
+    fn nvfp4_moe_layer_forward(
+        layer: *const nvfp4_moe_layer,
+        args_struct: *const nvfp4_moe_layer_args,
+        stream: *mut CUstream_st,
+    ) {
+        let layer = shared(layer)?;
         match args(layer.config(), &read_struct(args_struct)?)? {
             Some(args) => layer.forward(&args, stream.cast()),
             None => Ok(()),
         }
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_calibrate(
-    layer: *mut nvfp4_moe_layer,
-    args_struct: *const nvfp4_moe_layer_args,
-    stream: *mut CUstream_st,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+    fn nvfp4_moe_layer_calibrate(
+        layer: *mut nvfp4_moe_layer,
+        args_struct: *const nvfp4_moe_layer_args,
+        stream: *mut CUstream_st,
+    ) {
+        let layer = exclusive(layer)?;
         match args(layer.config(), &read_struct(args_struct)?)? {
             Some(args) => layer.calibrate(&args, stream.cast()),
             None => Ok(()),
         }
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_calibrated_scales(
-    layer: *mut nvfp4_moe_layer,
-    w13_input_scale: *mut f32,
-    w2_input_scale: *mut f32,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
+    fn nvfp4_moe_layer_calibrated_scales(
+        layer: *mut nvfp4_moe_layer,
+        w13_input_scale: *mut f32,
+        w2_input_scale: *mut f32,
+    ) {
+        let layer = exclusive(layer)?;
         let w13 = not_null_mut("w13_input_scale", w13_input_scale)?;
         let w2 = not_null_mut("w2_input_scale", w2_input_scale)?;
         InputScales { w13: *w13, w2: *w2 } = layer.calibrated_scales()?;
         Ok(())
-    })
+    }
+
+    fn nvfp4_moe_layer_set_input_scales(layer: *mut nvfp4_moe_layer, w13_input_scale: f32, w2_input_scale: f32) {
+        exclusive(layer)?.set_input_scales(InputScales { w13: w13_input_scale, w2: w2_input_scale })
+    }
 }
 
-/// See the header.
+/// Frees the layer, not what it was lent.
 ///
 /// # Safety
-/// As the header states.
+/// `layer` must be NULL or alive, and is not used again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_layer_set_input_scales(
-    layer: *mut nvfp4_moe_layer,
-    w13_input_scale: f32,
-    w2_input_scale: f32,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let layer = not_null_mut("layer", layer.cast::<Layer>())?;
-        layer.set_input_scales(InputScales { w13: w13_input_scale, w2: w2_input_scale })
-    })
+pub unsafe extern "C" fn nvfp4_moe_layer_destroy(layer: *mut nvfp4_moe_layer) {
+    // SAFETY: NULL or alive, and not used again.
+    guard(|| unsafe { destroy(layer) });
 }

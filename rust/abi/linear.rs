@@ -2,8 +2,8 @@
 
 use super::header::*;
 use super::{
-    Struct, aligned, device_of, guard, mode_of, not_null, not_null_mut, null_error, policy_of, read_struct,
-    size_of_field, stride,
+    Opaque, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
+    not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
 use crate::config::LinearConfig;
@@ -11,20 +11,10 @@ use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
 use crate::linear::Linear;
 
-// SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
-unsafe impl Struct for nvfp4_moe_linear_desc {
-    const NAME: &'static str = "nvfp4_moe_linear_desc";
-    const FIRST_SIZE: usize = 32;
-}
-// SAFETY: as above.
-unsafe impl Struct for nvfp4_moe_linear_weights {
-    const NAME: &'static str = "nvfp4_moe_linear_weights";
-    const FIRST_SIZE: usize = 48;
-}
-// SAFETY: as above.
-unsafe impl Struct for nvfp4_moe_linear_args {
-    const NAME: &'static str = "nvfp4_moe_linear_args";
-    const FIRST_SIZE: usize = 56;
+impl Opaque for nvfp4_moe_linear {
+    type Inside = Linear;
+    const NAME: &'static str = "linear";
+    const MARK: u64 = u64::from_le_bytes(*b"fp4linea");
 }
 
 fn config(desc: &nvfp4_moe_linear_desc) -> Result<LinearConfig> {
@@ -50,7 +40,7 @@ fn weights(config: &LinearConfig, w: &nvfp4_moe_linear_weights) -> Result<Linear
         block_scale: tensor("block_scale", w.block_scale, values / BLOCK_SIZE)?,
         global_scale: Tensor { pointer: aligned("global_scale", w.global_scale, 4)?, len: config.num_parts },
         part_ends: part_ends(config, w.part_rows)?,
-        bias: match super::aligned_or_null("bias", w.bias.cast::<u16>(), 2)? {
+        bias: match aligned_or_null("bias", w.bias.cast::<u16>(), 2)? {
             bias if bias.is_null() => None,
             bias => Some(Tensor { pointer: bias, len: config.out_features }),
         },
@@ -63,9 +53,9 @@ fn part_ends(config: &LinearConfig, part_rows: *const i32) -> Result<Vec<usize>>
         return if config.num_parts == 1 { Ok(vec![config.out_features]) } else { Err(null_error("part_rows")) };
     }
     let pointer = aligned("part_rows", part_rows, 4)?;
-    // SAFETY: the header's contract: num_parts host integers.
+    // SAFETY: aligned, and the header asks for num_parts host integers there.
     let rows = unsafe { std::slice::from_raw_parts(pointer, config.num_parts) };
-    let mut ends = Vec::with_capacity(rows.len());
+    let mut ends = vec_for("part_rows", rows.len())?;
     let mut end = 0;
     for (i, rows) in rows.iter().enumerate() {
         end += size_of_field(&format!("part_rows[{i}]"), *rows)?;
@@ -93,160 +83,82 @@ fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<Linea
     };
     let x_bytes = 2 * ((num_tokens - 1) * checked.x_row_stride + config.in_features);
     let out_bytes = 2 * ((num_tokens - 1) * checked.out_row_stride + config.out_features);
-    super::no_overlap(checked.x, x_bytes, checked.out, out_bytes)?;
+    no_overlap(checked.x, x_bytes, checked.out, out_bytes)?;
     Ok(Some(checked))
 }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_create(
-    desc: *const nvfp4_moe_linear_desc,
-    out: *mut *mut nvfp4_moe_linear,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let out = not_null_mut("out", out)?;
-        let linear = Linear::new(config(&read_struct(desc)?)?)?;
-        *out = Box::into_raw(Box::new(linear)).cast();
-        Ok(())
-    })
-}
+exports! {
+    fn nvfp4_moe_linear_create(desc: *const nvfp4_moe_linear_desc, out: *mut *mut nvfp4_moe_linear) {
+        create(out, || Linear::new(config(&read_struct(desc)?)?))
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_destroy(linear: *mut nvfp4_moe_linear) {
-    guard(|| {
-        if !linear.is_null() {
-            // SAFETY: made by create's Box::into_raw, and not used again.
-            drop(unsafe { Box::from_raw(linear.cast::<Linear>()) });
-        }
-        Ok(())
-    });
-}
-
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_storage_size(linear: *const nvfp4_moe_linear, out: *mut u64) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let linear = not_null("linear", linear.cast::<Linear>())?;
+    fn nvfp4_moe_linear_storage_size(linear: *const nvfp4_moe_linear, out: *mut u64) {
+        let linear = shared(linear)?;
         *not_null_mut("out", out)? = linear.storage_size();
         Ok(())
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_prepare(
-    linear: *mut nvfp4_moe_linear,
-    weights_struct: *const nvfp4_moe_linear_weights,
-    storage: *mut std::ffi::c_void,
-    storage_size: u64,
-    stream: *mut CUstream_st,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let linear = not_null_mut("linear", linear.cast::<Linear>())?;
+    fn nvfp4_moe_linear_prepare(
+        linear: *mut nvfp4_moe_linear,
+        weights_struct: *const nvfp4_moe_linear_weights,
+        storage: *mut std::ffi::c_void,
+        storage_size: u64,
+        stream: *mut CUstream_st,
+    ) {
+        let linear = exclusive(linear)?;
         let weights = weights(linear.config(), &read_struct(weights_struct)?)?;
         linear.prepare(weights, Storage { pointer: storage.cast(), size: storage_size }, stream.cast())
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_workspace_size(
-    linear: *const nvfp4_moe_linear,
-    max_tokens: i32,
-    out: *mut u64,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let linear = not_null("linear", linear.cast::<Linear>())?;
+    fn nvfp4_moe_linear_workspace_size(linear: *const nvfp4_moe_linear, max_tokens: i32, out: *mut u64) {
+        let linear = shared(linear)?;
         let out = not_null_mut("out", out)?;
         *out = linear.workspace_size(size_of_field("max_tokens", max_tokens)?);
         Ok(())
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_forward(
-    linear: *const nvfp4_moe_linear,
-    args_struct: *const nvfp4_moe_linear_args,
-    stream: *mut CUstream_st,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let linear = not_null("linear", linear.cast::<Linear>())?;
+    fn nvfp4_moe_linear_forward(
+        linear: *const nvfp4_moe_linear,
+        args_struct: *const nvfp4_moe_linear_args,
+        stream: *mut CUstream_st,
+    ) {
+        let linear = shared(linear)?;
         match args(linear.config(), &read_struct(args_struct)?)? {
             Some(args) => linear.forward(&args, stream.cast()),
             None => Ok(()),
         }
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_calibrate(
-    linear: *mut nvfp4_moe_linear,
-    args_struct: *const nvfp4_moe_linear_args,
-    stream: *mut CUstream_st,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let linear = not_null_mut("linear", linear.cast::<Linear>())?;
+    fn nvfp4_moe_linear_calibrate(
+        linear: *mut nvfp4_moe_linear,
+        args_struct: *const nvfp4_moe_linear_args,
+        stream: *mut CUstream_st,
+    ) {
+        let linear = exclusive(linear)?;
         match args(linear.config(), &read_struct(args_struct)?)? {
             Some(args) => linear.calibrate(&args, stream.cast()),
             None => Ok(()),
         }
-    })
-}
+    }
 
-/// See the header.
-///
-/// # Safety
-/// As the header states.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_calibrated_scale(
-    linear: *mut nvfp4_moe_linear,
-    input_scale: *mut f32,
-) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe {
-        let linear = not_null_mut("linear", linear.cast::<Linear>())?;
+    fn nvfp4_moe_linear_calibrated_scale(linear: *mut nvfp4_moe_linear, input_scale: *mut f32) {
+        let linear = exclusive(linear)?;
         let out = not_null_mut("input_scale", input_scale)?;
         *out = linear.calibrated_scale()?;
         Ok(())
-    })
+    }
+
+    fn nvfp4_moe_linear_set_input_scale(linear: *mut nvfp4_moe_linear, input_scale: f32) {
+        exclusive(linear)?.set_input_scale(input_scale)
+    }
 }
 
-/// See the header.
+/// Frees the linear, not what it was lent.
 ///
 /// # Safety
-/// As the header states.
+/// `linear` must be NULL or alive, and is not used again.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvfp4_moe_linear_set_input_scale(linear: *mut nvfp4_moe_linear, input_scale: f32) -> i32 {
-    // SAFETY: the header's contract.
-    guard(|| unsafe { not_null_mut("linear", linear.cast::<Linear>())?.set_input_scale(input_scale) })
+pub unsafe extern "C" fn nvfp4_moe_linear_destroy(linear: *mut nvfp4_moe_linear) {
+    // SAFETY: NULL or alive, and not used again.
+    guard(|| unsafe { destroy(linear) });
 }

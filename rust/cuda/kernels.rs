@@ -5,10 +5,10 @@ use super::driver::{Function, Module};
 use crate::error::Result;
 use std::collections::HashMap;
 
-/// The structs that kernels take, as bindgen reads `kernels/**/params.h`.
+/// What kernels take, as their headers have it: `rust/bindings/` says how it is made.
 #[allow(missing_docs, dead_code, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod params {
-    include!(concat!(env!("OUT_DIR"), "/params.rs"));
+    include!("../bindings/kernel_params.rs");
 }
 
 /// A fat binary that `build.rs` made.

@@ -115,6 +115,32 @@ static void quantize(const std::string& directory) {
   }
 }
 
+static void what_quantize_meets_is_counted() {
+  float global_scale = 1.0f / 4096;  // 1 is more than 6 * 448 / 4096; a block of its own
+  uint16_t x[2][16];
+  memset(x, 0, sizeof x);
+  x[0][3] = bf16_from_float(1);
+  x[1][5] = 0x7fc0;  // NaN
+  uint8_t packed[16], scale[2];
+  nvfp4_moe_quantize_args args = {};
+  args.struct_size = sizeof args;
+  args.scale_policy = NVFP4_MOE_SCALE_STATIC;
+  args.num_rows = 2;
+  args.num_cols = 16;
+  args.x = x;
+  args.packed = packed;
+  args.block_scale = scale;
+  args.global_scale = &global_scale;
+  nvfp4_moe_device_status status = {};
+  status.struct_size = sizeof status;
+  CHECK_OK(nvfp4_moe_device_status_reset(NVFP4_MOE_DEVICE_CPU, 0, nullptr));
+  CHECK_OK(nvfp4_moe_quantize(&args));
+  CHECK_OK(nvfp4_moe_device_status_read(NVFP4_MOE_DEVICE_CPU, 0, &status, nullptr));
+  CHECK(status.saturated_blocks == 1 && status.nonfinite_values == 1 && status.first_bad_token == 0);
+  CHECK(scale[0] == 0x7e && scale[1] == 0x7f);
+  CHECK(global_scale == 1.0f / 4096);  // STATIC: read, not written
+}
+
 static void sf_layout(const std::string& directory) {
   for (const auto& line : lines_of(directory + "/sf_layout.txt")) {
     std::vector<uint64_t> n;
@@ -127,6 +153,7 @@ int main(int argc, char** argv) {
   if (argc != 2) return 2;
   codecs(argv[1]);
   quantize(argv[1]);
+  what_quantize_meets_is_counted();
   sf_layout(argv[1]);
   return closing_line("golden.cpp");
 }

@@ -56,8 +56,12 @@ def command(*words: object, stdin: str = "", **environment: str) -> str:
     return done.stdout
 
 
-def last_line(output: str) -> str:
-    return output.strip().splitlines()[-1]
+def only_line(output: str) -> str:
+    """A program's closing line. The library prints nothing, so there is no other."""
+    lines = output.strip().splitlines()
+    if len(lines) != 1:
+        raise Failure(f"{len(lines)} lines were printed; a program's closing line is the only one:\n{output[-3000:]}")
+    return lines[0]
 
 
 def python_packages(folder: str, requirements: list[str]) -> Path:
@@ -137,6 +141,42 @@ def exported_symbols() -> str:
     return f"{len(exports)} symbols"
 
 
+def every_statement_has_its_test() -> str:
+    import manual
+
+    try:
+        return manual.check()
+    except ValueError as error:
+        raise Failure(str(error)) from error
+
+
+def the_manuals_example() -> str:
+    """The example at the head of the header compiles as it stands there, links and runs; only `...` is filled in."""
+    import manual
+
+    source, program = BUILD / "example.c", BUILD / "example"
+    source.write_text(manual.example())
+    command("gcc", "-std=c11", *WARNINGS, "-Iinclude", source, LIBRARY / "libnvfp4_moe.a", *RUST_LIBS, "-o", program)
+    return only_line(command(program))
+
+
+def quiet_sources() -> str:
+    """The library prints nothing and asks no environment. (statements.cpp sees what its dependencies ask.)"""
+    asks = re.compile(r"\benv::|\be?print(ln)?!|\bdbg!|process::(exit|abort)")
+    outside = ("rust/bin/", "rust/build")
+    sources = sorted((ROOT / "rust").rglob("*.rs"))
+    library = [path for path in sources if not path.relative_to(ROOT).as_posix().startswith(outside)]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in library
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if asks.search(line.split("//")[0])
+    ]
+    if found:
+        raise Failure("\n".join(found))
+    return f"{len(library)} files"
+
+
 def one_version() -> str:
     """Macros and Cargo.toml agree; layer.c holds the function to the macros."""
     macros = dict(re.findall(r"#define NVFP4_MOE_VERSION_(\w+) (\d+)", (ROOT / "include/nvfp4_moe.h").read_text()))
@@ -153,6 +193,7 @@ LIBRARY = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 PROGRAMS = {  # source -> its argument
     "layer.c": None,
     "raii.cpp": BUILD / "checkpoint",
+    "statements.cpp": BUILD / "checkpoint",
     "contract.cpp": BUILD / "checkpoint",
     "golden.cpp": GOLDEN,
 }
@@ -176,12 +217,12 @@ def arguments(source: str) -> list[Path]:
 
 def program_static(source: str) -> str:
     program = compile_program(source, "static", [LIBRARY / "libnvfp4_moe.a"], "-O1")
-    return last_line(command(program, *arguments(source)))
+    return only_line(command(program, *arguments(source)))
 
 
 def program_shared(source: str) -> str:
     link = [f"-L{LIBRARY}", "-lnvfp4_moe", f"-Wl,-rpath,{LIBRARY}"]
-    return last_line(command(compile_program(source, "shared", link, "-O1"), *arguments(source)))
+    return only_line(command(compile_program(source, "shared", link, "-O1"), *arguments(source)))
 
 
 def program_valgrind(source: str) -> str:
@@ -193,7 +234,7 @@ def program_valgrind(source: str) -> str:
             raise Skip("no valgrind here; install Debian's package `valgrind`")
     output = command("valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite",
                      "--errors-for-leak-kinds=definite", BUILD / f"{source}.static", *arguments(source))  # fmt: skip
-    return last_line(output)
+    return only_line(output)
 
 
 def build_sanitized_library() -> str:
@@ -207,7 +248,7 @@ def program_sanitized(source: str) -> str:
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     program = compile_program(source, "asan", [BUILD / "rust" / TARGET / "debug/libnvfp4_moe.a"], *flags)
     options = "detect_leaks=1:detect_stack_use_after_return=1"
-    return last_line(command(program, *arguments(source), ASAN_OPTIONS=options))
+    return only_line(command(program, *arguments(source), ASAN_OPTIONS=options))
 
 
 def cute_oracle() -> str:
@@ -218,7 +259,7 @@ def cute_oracle() -> str:
     out = BUILD / "cute_oracle"
     command("g++", "-std=c++17", "-O2", "-DNDEBUG", *WARNINGS, "-Iinclude", *includes, "tests/layout/cute_oracle.cpp",
             LIBRARY / "libnvfp4_moe.a", *RUST_LIBS, "-o", out)  # fmt: skip
-    return last_line(command(out))
+    return only_line(command(out))
 
 
 def steps() -> list[tuple[str, Callable[[], str]]]:
@@ -228,8 +269,11 @@ def steps() -> list[tuple[str, Callable[[], str]]]:
     return [
         ("header alone", header_alone),
         ("golden abi.json", golden_abi),
+        ("every statement has its test", every_statement_has_its_test),
+        ("quiet sources", quiet_sources),
         ("one version", one_version),
         ("build the library", build_library),
+        ("the manual's example", the_manuals_example),
         ("exported symbols", exported_symbols),
         *each("static library", program_static),
         *each("shared library", program_shared),

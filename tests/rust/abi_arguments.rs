@@ -1,7 +1,10 @@
 //! Arguments that the fuzz target `abi` or a review found to be answered badly; each stays answered well.
 
 use nvfp4_moe::abi::{exports::*, header::*};
+use std::ffi::CString;
+use std::io::Write;
 use std::ptr::{null, null_mut};
+use std::time::{Duration, Instant};
 
 fn last_error() -> String {
     let mut buf = [0u8; 1024];
@@ -67,4 +70,25 @@ fn scale_layouts_that_no_memory_holds_are_answered() {
         assert_eq!(nvfp4_moe_sf_offset(rows, 0, cols), u64::MAX);
     }
     assert_eq!(nvfp4_moe_sf_size(1 << 40, 1 << 20), 1 << 60);
+}
+
+/// A file that says a terabyte of tensors, and has holes for them: to read it would take minutes.
+#[test]
+fn opening_a_checkpoint_reads_no_data() {
+    const BYTES: u64 = 1 << 40;
+    let directory = tempfile::tempdir().unwrap();
+    let header = format!(r#"{{"lm_head.weight":{{"dtype":"U8","shape":[{BYTES}],"data_offsets":[0,{BYTES}]}}}}"#);
+    let mut file = std::fs::File::create(directory.path().join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + BYTES).unwrap();
+    std::fs::write(directory.path().join("config.json"), "{}").unwrap();
+    let path = CString::new(directory.path().to_str().unwrap()).unwrap();
+    let (mut checkpoint, started) = (null_mut(), Instant::now());
+    // SAFETY: a path, and a local to write to.
+    unsafe {
+        assert_eq!(nvfp4_moe_checkpoint_open(path.as_ptr(), &mut checkpoint), 0, "{}", last_error());
+        nvfp4_moe_checkpoint_destroy(checkpoint);
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }

@@ -1,0 +1,428 @@
+// kernels/params.h in Rust, by bindgen. Made again by: UPDATE=1 cargo test --test bindings
+
+pub const GEMM_SM90_THREADS: u32 = 640;
+pub const GEMM_SM90_FOUR_TILES_THREADS: u32 = 384;
+pub const GEMM_SM90_SHARED_BYTES: u32 = 232448;
+pub const GEMM_SM90_WIDEST_ROWS: u32 = 144;
+pub const GEMM_SM90_COLUMN_STEP: u32 = 16;
+pub const GEMM_SM90_COARSE_COLUMNS: u32 = 112;
+pub const GEMM_SM90_COARSE_STEP: u32 = 32;
+pub const GEMM_SM90_FEWEST_COLUMNS: u32 = 48;
+pub const GEMM_SM90_TWO_TILES_ROWS: u32 = 24;
+pub const GEMM_SM90_FOUR_TILES_ROWS: u32 = 48;
+pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
+pub const ROUTE_MAX_SEGMENTS: u32 = 256;
+pub const ROUTE_SCAN_THREADS: u32 = 1024;
+pub const COMBINE_COLUMNS: u32 = 8;
+pub const COMBINE_BLOCKS_PER_SM: u32 = 15;
+pub const PREPARE_RUN_SLABS: u32 = 4;
+pub const PREPARE_THREADS: u32 = 128;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct DeviceStatus {
+    pub saturated_blocks: u64,
+    pub nonfinite_values: u64,
+    pub out_of_range_ids: u64,
+    pub first_bad: u64,
+    pub calls: u64,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RowGroup {
+    pub expert: i32,
+    pub first_row: i32,
+    pub num_rows: i32,
+    pub first_tile: i32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RoutingTables {
+    pub slot_to_row: *mut i32,
+    pub row_to_slot: *mut i32,
+    pub row_offsets: *mut i32,
+    pub row_counts: *mut i32,
+    pub groups: *mut RowGroup,
+    pub chunk_first_token: *mut i32,
+}
+impl Default for RoutingTables {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RouteParams {
+    pub tables: RoutingTables,
+    pub segment_counts: *mut i32,
+    pub segment_totals: *mut i32,
+    pub status: *mut DeviceStatus,
+    pub topk_ids: *const ::std::os::raw::c_void,
+    pub topk_ids_row_stride: i64,
+    pub expert_map: *const i32,
+    pub topk_ids_are_i64: i32,
+    pub num_tokens: i32,
+    pub top_k: i32,
+    pub num_experts: i32,
+    pub num_local_experts: i32,
+    pub first_local_expert: i32,
+    pub num_segments: i32,
+    pub segment_tokens: i32,
+    pub chunk_slots: i32,
+    pub num_chunks: i32,
+    pub chunk_rows: i32,
+    pub row_alignment: i32,
+    pub tile_rows: i32,
+}
+impl Default for RouteParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RowSource {
+    pub slot_to_row: *const i32,
+    pub row_to_slot: *const i32,
+    pub first_row_on_device: *const i32,
+    pub end_row_on_device: *const i32,
+    pub num_rows: i32,
+    pub top_k: i32,
+    pub rows_known: i32,
+    pub reserved: i32,
+}
+impl Default for RowSource {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizerInput {
+    pub source: RowSource,
+    pub status: *mut DeviceStatus,
+    pub row_to_token_slot: *const i32,
+    pub x: *const ::std::os::raw::c_void,
+    pub x_row_stride: i64,
+}
+impl Default for QuantizerInput {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizeParams {
+    pub input: QuantizerInput,
+    pub decoded: *mut ::std::os::raw::c_void,
+    pub packed: *mut u8,
+    pub block_scale: *mut u8,
+    pub row_scale: *mut f32,
+    pub static_scale: f32,
+    pub num_cols: i32,
+}
+impl Default for QuantizeParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct SwigluParams {
+    pub limit: f32,
+    pub alpha: f32,
+    pub beta: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ActivationParams {
+    pub out: QuantizeParams,
+    pub gate_up: *const f32,
+    pub h: *mut ::std::os::raw::c_void,
+    pub swiglu: SwigluParams,
+    pub reserved: i32,
+}
+impl Default for ActivationParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AmaxParams {
+    pub source: RowSource,
+    pub x: *const ::std::os::raw::c_void,
+    pub x_row_stride: i64,
+    pub amax: *mut f32,
+    pub num_cols: i32,
+    pub reserved: i32,
+}
+impl Default for AmaxParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CombineParams {
+    pub slot_to_row: *const i32,
+    pub chunk_first_token: *const i32,
+    pub y: *const ::std::os::raw::c_void,
+    pub topk_weights: *const f32,
+    pub topk_weights_row_stride: i64,
+    pub out: *mut ::std::os::raw::c_void,
+    pub out_row_stride: i64,
+    pub hidden: i32,
+    pub top_k: i32,
+}
+impl Default for CombineParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QuantizeFp8Params {
+    pub input: QuantizerInput,
+    pub out: *mut u8,
+    pub out_row_stride: i64,
+    pub row_scale: *mut f32,
+    pub num_cols: i32,
+    pub reserved: i32,
+}
+impl Default for QuantizeFp8Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PartScales {
+    pub not_powers: u32,
+    pub smallest: u32,
+    pub largest: u32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PartScalesParams {
+    pub block_scale: *const u8,
+    pub parts: *mut PartScales,
+    pub part_scales: i64,
+}
+impl Default for PartScalesParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareParams {
+    pub codes: *const u8,
+    pub block_scale: *const u8,
+    pub tiles: *mut u8,
+    pub expert_stride: u64,
+    pub bad_scales: *mut u64,
+    pub num_local_experts: i32,
+    pub rows: i32,
+    pub cols: i32,
+    pub num_m_tiles: i32,
+    pub num_slabs: i32,
+    pub gated: i32,
+    pub up_first: i32,
+    pub reserved: i32,
+    pub parts: *const PartScales,
+}
+impl Default for PrepareParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareSwizzledParams {
+    pub codes: *const u8,
+    pub block_scale: *const u8,
+    pub out_codes: *mut u8,
+    pub out_block_scale: *mut u8,
+    pub expert_stride: u64,
+    pub bad_scales: *mut u64,
+    pub num_local_experts: i32,
+    pub rows: i32,
+    pub cols: i32,
+    pub first_row: i32,
+}
+impl Default for PrepareSwizzledParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareAlphaParams {
+    pub w13_global_scale: *const f32,
+    pub w2_global_scale: *const f32,
+    pub alphas: *mut f32,
+    pub expert_stride: u64,
+    pub bad_scales: *mut u64,
+    pub num_local_experts: i32,
+    pub up_first: i32,
+    pub factor: f32,
+    pub reserved: i32,
+    pub w13_parts: *const PartScales,
+    pub w2_parts: *const PartScales,
+}
+impl Default for PrepareAlphaParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareRowAlphaParams {
+    pub global_scale: *const f32,
+    pub row_alpha: *mut f32,
+    pub bad_scales: *mut u64,
+    pub part: i32,
+    pub first_row: i32,
+    pub num_rows: i32,
+    pub factor: f32,
+}
+impl Default for PrepareRowAlphaParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct TileList {
+    pub groups: *const RowGroup,
+    pub m_tiles: i32,
+    pub num_rows: i32,
+    pub tile_rows: i32,
+    pub last_group: i32,
+}
+impl Default for TileList {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmParams {
+    pub list: TileList,
+    pub tiles: *const u8,
+    pub expert_stride: u64,
+    pub alphas: *const f32,
+    pub x: *const ::std::os::raw::c_void,
+    pub x_row_stride: i64,
+    pub row_scale: *const f32,
+    pub row_to_slot: *const i32,
+    pub out: *mut ::std::os::raw::c_void,
+    pub bias: *const ::std::os::raw::c_void,
+    pub out_row_stride: i64,
+    pub top_k: i32,
+    pub k_valid: i32,
+    pub num_slabs: i32,
+    pub features: i32,
+    pub swiglu: SwigluParams,
+    pub tiles_known: i32,
+}
+impl Default for GemmParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PortableGemmParams {
+    pub list: TileList,
+    pub codes: *const u8,
+    pub block_scale: *const u8,
+    pub alphas: *const f32,
+    pub expert_stride: u64,
+    pub x: *const ::std::os::raw::c_void,
+    pub x_block_scale: *const u8,
+    pub x_global_scale: *const f32,
+    pub row_to_slot: *const i32,
+    pub x_row_stride: i64,
+    pub sums: *mut f32,
+    pub out: *mut ::std::os::raw::c_void,
+    pub bias: *const ::std::os::raw::c_void,
+    pub out_row_stride: i64,
+    pub top_k: i32,
+    pub k: i32,
+    pub features: i32,
+    pub alpha_features: i32,
+}
+impl Default for PortableGemmParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
