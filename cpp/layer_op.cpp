@@ -81,7 +81,7 @@ Storage storage_for(const Layer& layer, const Tensor& like, const std::optional<
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta) {
+                     double swiglu_beta, int64_t tile_rows) {
   nvfp4_moe_layer_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);
@@ -97,6 +97,7 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
   desc.swiglu_limit = static_cast<float>(swiglu_limit);
   desc.swiglu_alpha = static_cast<float>(swiglu_alpha);
   desc.swiglu_beta = static_cast<float>(swiglu_beta);
+  desc.tile_rows = to_int32("tile_rows", tile_rows);
 
   nvfp4_moe_layer* handle = nullptr;
   check_status(nvfp4_moe_layer_create(&desc, &handle));

@@ -16,7 +16,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def(
       "layer_create(Device device, bool portable, str mode, str scale_policy, int hidden_size, int intermediate_size, "
       "int num_experts, int num_local_experts, int first_local_expert, int top_k, float swiglu_limit, "
-      "float swiglu_alpha, float swiglu_beta) -> int");
+      "float swiglu_alpha, float swiglu_beta, int tile_rows) -> int");
   m.def("layer_destroy(int layer) -> ()");
   m.def(
       "layer_prepare(Tensor w13, Tensor w13_block_scale, Tensor w13_global_scale, Tensor w2, Tensor w2_block_scale, "
@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
 
   m.def(
       "linear_create(Device device, bool portable, str mode, str scale_policy, int in_features, int out_features, "
-      "int num_parts) -> int");
+      "int num_parts, int tile_rows) -> int");
   m.def("linear_destroy(int linear) -> ()");
   m.def(
       "linear_prepare(Tensor weight, Tensor block_scale, Tensor global_scale, Tensor? bias, int[] part_rows, "

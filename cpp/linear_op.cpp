@@ -55,7 +55,7 @@ std::vector<int32_t> checked_rows(const std::vector<int64_t>& part_rows, int64_t
 }  // namespace
 
 int64_t linear_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
-                      int64_t in_features, int64_t out_features, int64_t num_parts) {
+                      int64_t in_features, int64_t out_features, int64_t num_parts, int64_t tile_rows) {
   nvfp4_moe_linear_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);
@@ -65,6 +65,7 @@ int64_t linear_create(const Device& device, bool portable, std::string mode, std
   desc.in_features = to_int32("in_features", in_features);
   desc.out_features = to_int32("out_features", out_features);
   desc.num_parts = to_int32("num_parts", num_parts);
+  desc.tile_rows = to_int32("tile_rows", tile_rows);
 
   nvfp4_moe_linear* handle = nullptr;
   check_status(nvfp4_moe_linear_create(&desc, &handle));

@@ -136,6 +136,7 @@ typedef struct nvfp4_moe_layer_desc {
   float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
   float swiglu_alpha; /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
   float swiglu_beta;
+  int32_t tile_rows; /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
 } nvfp4_moe_layer_desc;
 
 /* The checkpoint's tensors, stacked over local experts, contiguous, block scales in linear order. */
@@ -226,6 +227,7 @@ typedef struct nvfp4_moe_linear_desc {
   int32_t in_features;  /* a multiple of 16 up to 2^20 */
   int32_t out_features; /* 1 or more */
   int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1; up to out_features */
+  int32_t tile_rows; /* as in nvfp4_moe_layer_desc */
 } nvfp4_moe_linear_desc;
 
 typedef struct nvfp4_moe_linear_weights {

@@ -19,7 +19,7 @@ def bits(tensor):
     return tensor.view(torch.int16)
 
 
-def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=0, device="cuda"):
+def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=0, device="cuda", **options):
     """A layer whose weights are made on the GPU: any codes, block scales from 2^-4 to 15, in mode fp8 powers of two."""
     g = torch.Generator(device="cuda").manual_seed(seed)
 
@@ -31,7 +31,7 @@ def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=
     w13, w2 = matrix(2 * inter, hidden), matrix(hidden, inter)
     layer = Layer(
         hidden_size=hidden, intermediate_size=inter, num_experts=num_experts, num_local_experts=local, top_k=top_k,
-        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device,
+        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device, **options,
     )  # fmt: skip
     globals_ = torch.full((local, 2), hidden**-0.5 / 15, device="cuda")
     return layer.prepare(LayerWeights(*w13, globals_, *w2, torch.full((local,), inter**-0.5 / 15, device="cuda")))
@@ -153,16 +153,15 @@ def test_experts_that_move_need_no_new_layer(mode, device):
 
 
 @pytest.mark.parametrize("num_tokens", [50, 500])
-def test_every_row_tile_size_can_be_forced(num_tokens, monkeypatch):
+def test_every_row_tile_size_can_be_forced(num_tokens):
     x = generate.tokens(num_tokens, 256, torch.Generator().manual_seed(1)).cuda()
     ids = generate.random_ids(num_tokens, 8, 3, torch.Generator().manual_seed(2)).cuda()
     chosen = random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu().double()
     for rows in (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144):
-        monkeypatch.setenv("NVFP4_MOE_TILE_ROWS", str(rows))
-        assert relative_l2(random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu(), chosen) < 3e-3
-    monkeypatch.setenv("NVFP4_MOE_TILE_ROWS", "13")
-    with pytest.raises(RuntimeError, match=r"NVFP4_MOE_TILE_ROWS is 13; it must be one of .8, 16, .* Unset it"):
-        random_layer(8, 256, 128, num_experts=8, top_k=3)
+        forced = random_layer(8, 256, 128, num_experts=8, top_k=3, tile_rows=rows)
+        assert relative_l2(forced(x, ids).cpu(), chosen) < 3e-3
+    with pytest.raises(RuntimeError, match=r"tile_rows is 13; it must be 0 .the library chooses. or one of .8, 16, .*"):
+        random_layer(8, 256, 128, num_experts=8, top_k=3, tile_rows=13)
 
 
 @pytest.mark.parametrize("mode", cases.MODES)

@@ -112,6 +112,18 @@ pub(crate) fn mode_of(_device: Device, mode: i32) -> Result<Mode> {
     }
 }
 
+/// Rows of a tile that a benchmark asks for; 0 leaves the choice to the library. Which sizes there are, the device says.
+pub(crate) fn tile_rows_of(device: Device, tile_rows: i32) -> Result<Option<u32>> {
+    match u32::try_from(tile_rows) {
+        Ok(0) => Ok(None),
+        Ok(rows) if device != Device::Cpu => Ok(Some(rows)),
+        _ => {
+            let rule = "it must be 0 (the library chooses), or on CUDA a size that there is";
+            Err(Error::argument("tile_rows", tile_rows, rule, "Pass 0."))
+        }
+    }
+}
+
 pub(crate) fn policy_of(policy: i32) -> Result<ScalePolicy> {
     match policy as u32 {
         NVFP4_MOE_SCALE_STATIC => Ok(ScalePolicy::Static),

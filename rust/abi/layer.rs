@@ -3,7 +3,7 @@
 use super::header::*;
 use super::{
     Opaque, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
-    not_null_mut, policy_of, read_struct, shared, size_of_field, stride,
+    not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
 };
 use crate::activation::Activation;
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
@@ -30,7 +30,7 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
         first_local_expert: size_of_field("first_local_expert", desc.first_local_expert)?,
         top_k: size_of_field("top_k", desc.top_k)?,
         activation: Activation::swiglu(desc.swiglu_limit, desc.swiglu_alpha, desc.swiglu_beta)?,
-        tile_rows: None,
+        tile_rows: tile_rows_of(device, desc.tile_rows)?,
     })
 }
 

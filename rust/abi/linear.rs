@@ -3,7 +3,7 @@
 use super::header::*;
 use super::{
     Opaque, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
-    not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, vec_for,
+    not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
 use crate::config::LinearConfig;
@@ -26,7 +26,7 @@ fn config(desc: &nvfp4_moe_linear_desc) -> Result<LinearConfig> {
         in_features: size_of_field("in_features", desc.in_features)?,
         out_features: size_of_field("out_features", desc.out_features)?,
         num_parts: size_of_field("num_parts", desc.num_parts)?.max(1),
-        tile_rows: None,
+        tile_rows: tile_rows_of(device, desc.tile_rows)?,
     })
 }
 

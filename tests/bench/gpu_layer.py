@@ -89,11 +89,11 @@ def route(skew: str, num_tokens: int, experts: int, local: int, top_k: int, gene
     return generate.random_ids(num_tokens, local if skew == "local" else experts, top_k, generator)
 
 
-def make_layer(shape: str, device: str, mode: str) -> Layer:
+def make_layer(shape: str, device: str, mode: str, **options) -> Layer:
     hidden, inter, experts, local, top_k = SHAPES[shape]
     return Layer(
         hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local, top_k=top_k,
-        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device,
+        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device, **options,
     )  # fmt: skip
 
 

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """The row-tile sizes that the library chooses, against a sweep over all it has: part of `make gpu-bench`.
 
-Each size is forced by NVFP4_MOE_TILE_ROWS when the layer or linear is made; the first column is the library's choice.
+Each size is forced by `tile_rows` when the layer or linear is made; the first column is the library's choice.
 Fails where a forced size is faster than the choice by more than --slack.
 """
 
 import argparse
 import datetime
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -23,15 +22,9 @@ ROWS = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144]
 CHOICE = "choice"
 
 
-def made(rows: int | str, make):
-    """What make() gives, under a forced size or none."""
-    if rows == CHOICE:
-        return make()
-    os.environ["NVFP4_MOE_TILE_ROWS"] = str(rows)
-    try:
-        return make()
-    finally:
-        del os.environ["NVFP4_MOE_TILE_ROWS"]
+def tile_rows(rows: int | str) -> int:
+    """What a layer or linear is made with: a size, or 0 for the library's choice."""
+    return 0 if rows == CHOICE else rows
 
 
 def worth_trying(num_rows: float) -> list:
@@ -46,7 +39,7 @@ def sweep_layers(shape: str, num_tokens: int) -> dict:
     batches = gpu_layer.make_batches(shape, num_tokens, "uniform", torch.Generator().manual_seed(0))
     graphs, layers, workspace = {}, [], None  # a graph needs its layer's weights for as long as it is replayed
     for rows in worth_trying(num_tokens * top_k / experts):
-        layer = made(rows, lambda: gpu_layer.make_layer(shape, "cuda", "bf16")).prepare(weights)
+        layer = gpu_layer.make_layer(shape, "cuda", "bf16", tile_rows=tile_rows(rows)).prepare(weights)
         layers.append(layer)
         if workspace is None:
             workspace = torch.empty(layer.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
@@ -61,7 +54,7 @@ def sweep_linear(k: int, n: int, num_tokens: int) -> dict:
     graphs, kept = {}, []
     for rows in worth_trying(num_tokens):
         linears = [
-            made(rows, lambda: Linear(in_features=k, out_features=n, mode="bf16", device="cuda")).prepare(weight)
+            Linear(in_features=k, out_features=n, mode="bf16", tile_rows=tile_rows(rows), device="cuda").prepare(weight)
             for weight in weights
         ]
         kept.append(linears)

@@ -30,6 +30,7 @@ class Layer:
         swiglu_limit: float = 0.0,
         swiglu_alpha: float = 1.0,
         swiglu_beta: float = 0.0,
+        tile_rows: int = 0,
         device: torch.device | str = "cpu",
     ):
         """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
@@ -39,6 +40,7 @@ class Layer:
                       each expert's gate, up and down matrix; not on "cuda-portable")
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
         swiglu_limit  gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses
         device        "cpu", "cuda" (Hopper's kernels) or "cuda-portable" (any GPU of compute capability 8.0 or later)
         """
         self.device = resolve_device(device)
@@ -62,6 +64,7 @@ class Layer:
             swiglu_limit,
             swiglu_alpha,
             swiglu_beta,
+            tile_rows,
         )
         self._destroy = weakref.finalize(self, self._ops.layer_destroy, self.id)
         self.expert_slices: torch.Tensor | None = None

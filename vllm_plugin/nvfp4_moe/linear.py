@@ -24,15 +24,16 @@ class Linear:
         num_parts: int = 1,
         mode: str = "default",
         scale_policy: str = "static",
+        tile_rows: int = 0,
         device: torch.device | str = "cpu",
     ):
-        """Make a linear without weights; `mode` (but "fp8"), `scale_policy` and `device` as in `Layer`."""
+        """Make a linear without weights; `mode` (but "fp8"), `scale_policy`, `tile_rows` and `device` as in `Layer`."""
         self.device = resolve_device(device)
         self.in_features = in_features
         self.out_features = out_features
         self._ops = ops.load()
         self.id: int = self._ops.linear_create(
-            self.device, is_portable(device), mode, scale_policy, in_features, out_features, num_parts
+            self.device, is_portable(device), mode, scale_policy, in_features, out_features, num_parts, tile_rows
         )
         self._destroy = weakref.finalize(self, self._ops.linear_destroy, self.id)
 
