@@ -21,17 +21,17 @@ fn out_dir() -> PathBuf {
     PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default())
 }
 
-/// What Rust hands to kernels is what `kernels/params.h` says.
+/// What Rust hands to kernels is what `kernels/all_params.h` says.
 fn write_kernel_params() {
     let mut builder = bindgen::Builder::default()
-        .header("kernels/params.h")
+        .header("kernels/all_params.h")
         .allowlist_file(".*params\\.h")
         .derive_default(true)
         .layout_tests(false);
     if let Some(include) = command_line("cc", &["-print-file-name=include"]) {
         builder = builder.clang_arg(format!("-isystem{include}"));
     }
-    let bindings = builder.generate().unwrap_or_else(|e| panic!("kernels/params.h: {e}"));
+    let bindings = builder.generate().unwrap_or_else(|e| panic!("kernels/all_params.h: {e}"));
     bindings.write_to_file(out_dir().join("params.rs")).unwrap_or_else(|e| panic!("params.rs: {e}"));
 }
 

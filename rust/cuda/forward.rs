@@ -94,6 +94,7 @@ impl Call<'_> {
             chunk_rows: plan.rows as i32,
             row_alignment: plan.row_alignment as i32,
             tile_rows: plan.tile_rows as i32,
+            widest_first: (plan.kernels == Kernels::Hopper && plan.tile_rows == params::GEMM_SM90_WIDEST_ROWS).into(),
         };
         let local = config.num_local_experts as u32;
         let warp_bytes = local * 4;
@@ -101,7 +102,8 @@ impl Call<'_> {
         unsafe {
             if let Some(shared) = plan.one_block_routing(config) {
                 // A warp for each segment, and a thread for each expert.
-                let threads = (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(1024));
+                let threads =
+                    (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(params::ROUTE_SMALL_THREADS));
                 return self.launch(Kernel::RouteSmall, Shape::new([1, 1, 1], threads, shared), &params);
             }
             let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);

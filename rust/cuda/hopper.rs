@@ -1,4 +1,4 @@
-//! Hopper's steps of a forward: `gemm_sm90`, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x and h are quantised and decoded
+//! Hopper's steps of a forward: its GEMMs, with SwiGLU in GEMM1's epilogue. In mode nvfp4 x and h are quantised and decoded
 //! again to bf16, exactly, but for each row's scale; h in place. In mode fp8 both become e4m3, and each row of h takes the
 //! first half of its own place.
 

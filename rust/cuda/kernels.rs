@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::CString;
 
-/// `kernels/params.h`, as bindgen reads it.
+/// `kernels/all_params.h`, as bindgen reads it.
 #[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
@@ -24,7 +24,7 @@ pub struct Module {
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// The only compute capability on which modules named `_sm90` run.
+/// The only compute capability on which the modules of `kernels/hopper` run.
 pub const HOPPER: (i32, i32) = (9, 0);
 
 /// A kernel to launch.
@@ -47,7 +47,7 @@ pub enum Kernel {
     PrepareRowAlphas,
     GemmPortableBf16,
     GemmPortableNvfp4,
-    /// A GEMM of `gemm_sm90` and its row-tile size.
+    /// A GEMM of `kernels/hopper` and its row-tile size.
     GemmSm90(GemmKind, u32),
 }
 
@@ -82,14 +82,17 @@ impl Kernel {
     fn module(self) -> &'static str {
         match self {
             Kernel::RouteSmall | Kernel::RouteCount | Kernel::RouteScan | Kernel::RouteScatter => "route/route",
-            Kernel::QuantizeRows | Kernel::AmaxRows => "quantize/quantize",
-            Kernel::QuantizeRowsFp8 => "quantize/quantize_sm90",
-            Kernel::SwigluRows => "activation/activation",
+            Kernel::QuantizeRows => "quantize/quantize",
+            Kernel::AmaxRows => "calibrate/amax",
             Kernel::Combine => "combine/combine",
-            Kernel::PrepareSwizzled | Kernel::PrepareAlphas | Kernel::PrepareRowAlphas => "prepare/prepare",
-            Kernel::PartScales | Kernel::PrepareTiles => "prepare/prepare_sm90",
-            Kernel::GemmPortableBf16 | Kernel::GemmPortableNvfp4 => "gemm_portable/gemm_portable",
-            Kernel::GemmSm90(..) => "gemm_sm90/gemm_sm90",
+            Kernel::PrepareAlphas | Kernel::PrepareRowAlphas => "prepare/alphas",
+            Kernel::GemmSm90(..) => "hopper/gemm",
+            Kernel::PrepareTiles => "hopper/prepare",
+            Kernel::QuantizeRowsFp8 => "hopper/quantize_fp8",
+            Kernel::PartScales => "hopper/scales_fp8",
+            Kernel::GemmPortableBf16 | Kernel::GemmPortableNvfp4 => "portable/gemm",
+            Kernel::SwigluRows => "portable/activation",
+            Kernel::PrepareSwizzled => "portable/prepare",
         }
     }
 
@@ -129,7 +132,7 @@ impl Functions {
     pub fn load(capability: (i32, i32)) -> Result<Self> {
         let mut modules = HashMap::new();
         for module in MODULES {
-            if module.name.ends_with("_sm90") && capability != HOPPER {
+            if module.name.starts_with("hopper/") && capability != HOPPER {
                 continue;
             }
             // SAFETY: the image is a whole fat binary.

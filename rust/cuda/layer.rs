@@ -124,9 +124,9 @@ impl CudaLayer {
                 num_local_experts: config.num_local_experts as i32,
                 up_first: weights.up_first.into(),
                 factor: missing_factor(self.kernels, config.mode),
-                reserved: 0,
-                w13_parts,
-                w2_parts,
+                stored_exponent: params::FP8_LARGEST_EXPONENT as i32,
+                w13_scales: w13_parts,
+                w2_scales: w2_parts,
             };
             let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
             self.device.launch(Kernel::PrepareAlphas, Shape::new([blocks, 1, 1], THREADS, 0), stream, &params)?;

@@ -29,6 +29,6 @@ pub use linear::CudaLinear;
 pub type Stream = cudarc::driver::sys::CUstream;
 
 /// Threads of a block of the row-wise kernels.
-const THREADS: u32 = 256;
+const THREADS: u32 = kernels::params::BLOCK_THREADS;
 /// Blocks a multiprocessor for kernels that stride over rows.
 const BLOCKS_PER_SM: u32 = 8;

@@ -10,7 +10,7 @@ use crate::layer::LayerWeights;
 use std::sync::Arc;
 
 /// Of no scales yet. The device counts from here.
-const NONE: params::PartScales = params::PartScales { not_powers: 0, smallest: 0x7f, largest: 0 };
+const NONE: params::MatrixScales = params::MatrixScales { not_powers: 0, smallest: 0x7f, largest: 0 };
 
 /// Each expert's gate, up and down: three parts with an output factor each.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl LayerParts {
         num_experts: usize,
         stream: Stream,
     ) -> Result<LayerParts> {
-        let counted = device.allocate(3 * num_experts * size_of::<params::PartScales>())?;
+        let counted = device.allocate(3 * num_experts * size_of::<params::MatrixScales>())?;
         let parts = LayerParts { counted, num_experts, part_scales: weights.w2_block_scale.len / num_experts };
         // SAFETY: memory of that size.
         unsafe { device.write_all(parts.w13().cast_mut(), &vec![NONE; 3 * num_experts], stream) }?;
@@ -40,8 +40,11 @@ impl LayerParts {
             (weights.w2_block_scale.pointer, parts.w2(), num_experts),
         ];
         for (block_scale, into, num_parts) in sources {
-            let params =
-                params::PartScalesParams { block_scale, parts: into.cast_mut(), part_scales: parts.part_scales as i64 };
+            let params = params::MatrixScalesParams {
+                block_scale,
+                matrices: into.cast_mut(),
+                scales_each: parts.part_scales as i64,
+            };
             let blocks = parts.part_scales.div_ceil(THREADS as usize * 8).min(BLOCKS_PER_SM as usize * 4) as u32;
             let shape = Shape::new([blocks, num_parts as u32, 1], THREADS, 0);
             // SAFETY: by contract.
@@ -51,12 +54,12 @@ impl LayerParts {
     }
 
     /// Of w13, [num_experts, 2], in the checkpoint's order.
-    pub fn w13(&self) -> *const params::PartScales {
+    pub fn w13(&self) -> *const params::MatrixScales {
         self.counted.pointer()
     }
 
     /// Of w2, [num_experts].
-    pub fn w2(&self) -> *const params::PartScales {
+    pub fn w2(&self) -> *const params::MatrixScales {
         self.w13().wrapping_add(2 * self.num_experts)
     }
 
@@ -70,7 +73,7 @@ impl LayerParts {
         check_scale_spans(experts, up_first)
     }
 
-    fn span(&self, counted: &params::PartScales) -> ScaleSpan {
+    fn span(&self, counted: &params::MatrixScales) -> ScaleSpan {
         let ends: &[u8] = if counted.largest == 0 { &[] } else { &[counted.smallest as u8, counted.largest as u8] };
         ScaleSpan { num_scales: self.part_scales as u64, not_powers: counted.not_powers.into(), ..ScaleSpan::of(ends) }
     }

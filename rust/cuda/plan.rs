@@ -58,7 +58,7 @@ impl Form {
     }
 }
 
-/// Of a row of e4m3 as tensor cores read it: whole slabs of 64 columns, each transposed (`kernels/gemm_sm90/layout.cuh`).
+/// Of a row of e4m3 as tensor cores read it: whole slabs of 64 columns, each transposed (`kernels/hopper/layout.cuh`).
 pub fn fp8_row_bytes(cols: usize) -> usize {
     cols.next_multiple_of(TILE)
 }

@@ -10,8 +10,8 @@ use super::storage::Matrix;
 use crate::config::Mode;
 use crate::error::Result;
 
-/// Threads of `gemm_portable`.
-pub const GEMM_THREADS: u32 = 128;
+/// Threads of a block of the GEMMs.
+pub const GEMM_THREADS: u32 = params::GEMM_PORTABLE_THREADS;
 
 /// The kernel that reads a GEMM's input in this mode.
 pub fn gemm_kernel(mode: Mode) -> Kernel {
@@ -19,7 +19,7 @@ pub fn gemm_kernel(mode: Mode) -> Kernel {
 }
 
 impl Operand {
-    /// As the input of `gemm_portable`; rows are `cols` long.
+    /// As the input of a GEMM; rows are `cols` long.
     pub fn as_input(&self, base: *mut u8, mode: Mode, cols: usize) -> params::PortableGemmParams {
         let rows = params::PortableGemmParams {
             x: self.rows.pointer(base).cast_const().cast(),

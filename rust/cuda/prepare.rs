@@ -79,7 +79,7 @@ pub struct Source {
     /// Counts NaN and negative block scales; on the device.
     pub bad_scales: *mut u64,
     /// Mode fp8: what its parts hold. Else NULL.
-    pub parts: *const params::PartScales,
+    pub parts: *const params::MatrixScales,
 }
 
 /// Enqueue the repacking of one matrix of all experts.
@@ -95,23 +95,24 @@ pub unsafe fn prepare_matrix(
     stream: Stream,
 ) -> Result<()> {
     let experts = source.num_experts as u32;
+    let common = params::PrepareSource {
+        codes: source.codes,
+        block_scale: source.block_scale,
+        bad_scales: source.bad_scales,
+        expert_stride: source.expert_stride,
+        rows: matrix.rows as i32,
+        cols: matrix.cols as i32,
+    };
     match kernels {
         Kernels::Hopper => {
             let params = params::PrepareParams {
-                codes: source.codes,
-                block_scale: source.block_scale,
+                source: common,
                 tiles: matrix.codes.pointer(storage),
-                expert_stride: source.expert_stride,
-                bad_scales: source.bad_scales,
-                num_local_experts: experts as i32,
-                rows: matrix.rows as i32,
-                cols: matrix.cols as i32,
-                num_m_tiles: matrix.m_tiles as i32,
+                scales: source.parts,
                 num_slabs: matrix.slabs as i32,
                 gated: source.gated.into(),
                 up_first: source.up_first.into(),
                 reserved: 0,
-                parts: source.parts,
             };
             let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
             let shape = Shape::new([runs, matrix.m_tiles as u32, experts], params::PREPARE_THREADS, 0);
@@ -120,16 +121,11 @@ pub unsafe fn prepare_matrix(
         }
         Kernels::Portable => {
             let params = params::PrepareSwizzledParams {
-                codes: source.codes,
-                block_scale: source.block_scale,
+                source: common,
                 out_codes: matrix.codes.pointer(storage),
                 out_block_scale: matrix.block_scale.pointer(storage),
-                expert_stride: source.expert_stride,
-                bad_scales: source.bad_scales,
-                num_local_experts: experts as i32,
-                rows: matrix.rows as i32,
-                cols: matrix.cols as i32,
                 first_row: if source.gated && source.up_first { matrix.rows as i32 / 2 } else { 0 },
+                reserved: 0,
             };
             // A thread for each byte of the swizzled scales, padding included.
             let grid = [matrix.block_scale.len.div_ceil(THREADS as usize) as u32, experts, 1];

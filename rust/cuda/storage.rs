@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! slice     = w13 | w2 | f32 {gate, up, down} output factors
-//! Hopper    tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (kernels/gemm_sm90/layout.cuh); in w13 gate and up
+//! Hopper    tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (kernels/hopper/layout.cuh); in w13 gate and up
 //!           rows alternate by 8
 //! portable  codes [rows, cols / 2], then block scales in tiles of 128 x 4; in w13 gate rows come first
 //! ```

@@ -5,7 +5,7 @@ use super::kernels::{Kernel, params};
 use crate::config::Kernels;
 use crate::error::{Error, Result};
 
-/// What becomes of the result of a GEMM of `gemm_sm90`.
+/// What becomes of the result of a GEMM of Hopper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemmKind {
     /// Clamped SwiGLU of gate and up, to bf16.
@@ -39,14 +39,14 @@ impl GemmKind {
     }
 }
 
-/// Row-tile sizes that `gemm_sm90` is compiled for.
+/// Row-tile sizes that Hopper's GEMMs are compiled for (`GEMM_SM90_ROW_TILES` of kernels/hopper/params.h).
 pub const GEMM_ROWS: [u32; 11] = [8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144];
 
 /// What a tile costs beside its rows, in rows: mostly dequantising weights, which takes issue slots, and the more of them
 /// while tensor cores read and write registers (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
 fn tile_overhead(kernel: u32) -> f64 {
     match kernel {
-        params::GEMM_SM90_FOUR_TILES_ROWS..=112 => 64.0, // stages of three slabs or four: slabs_of_stage in gemm_sm90/config.cuh
+        params::GEMM_SM90_FOUR_TILES_ROWS..=112 => 64.0, // stages of three slabs or four: slabs_of_stage in hopper/config.cuh
         _ => 80.0,
     }
 }
@@ -61,8 +61,8 @@ pub fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -
     (Kernel::GemmSm90(kind, tile_rows), Shape::new([blocks, 1, 1], threads, params::GEMM_SM90_SHARED_BYTES))
 }
 
-/// Rows, and features, of a tile of `gemm_portable`.
-pub const PORTABLE_ROWS: u32 = 64;
+/// Rows, and features, of a tile of the portable GEMMs.
+pub const PORTABLE_ROWS: u32 = params::GEMM_PORTABLE_TILE;
 
 /// What the branches of the widest kernel cost, which choose a tile's columns, in rows.
 const WIDEST_OVERHEAD: f64 = 4.0;
