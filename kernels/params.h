@@ -1,4 +1,6 @@
-/* What Rust hands to each kernel: one struct by value. Plain C, so that bindgen makes this file the law on both sides.
+/* What Rust hands to each kernel: one struct by value. Plain C, so that bindgen makes these files the law on both sides
+ * (all_params.h names them all). This one is of the kernels that every family shares; hopper/params.h and
+ * portable/params.h are theirs.
  * Each pointer carries its shape; "or NULL" where that is allowed. R is the row capacity of a chunk, S the number of
  * routing segments, C the number of chunks, L, T, k as in nvfp4_moe.h. */
 #ifndef NVFP4_MOE_KERNEL_PARAMS_H
@@ -6,24 +8,8 @@
 
 #include <stdint.h>
 
-/* Launch shape of every gemm_sm90 kernel: one CTA a multiprocessor, all of its shared memory. Those whose CTA has four
- * weight tiles have fewer threads, with more registers. */
-#define GEMM_SM90_THREADS 640
-#define GEMM_SM90_FOUR_TILES_THREADS 384
-#define GEMM_SM90_SHARED_BYTES 232448
-
-/* The widest kernel multiplies as many token rows as a tile has, in steps: fine down to where most tiles are, then
- * coarse, and no fewer than the last. */
-#define GEMM_SM90_WIDEST_ROWS 144
-#define GEMM_SM90_COLUMN_STEP 16
-#define GEMM_SM90_COARSE_COLUMNS 112
-#define GEMM_SM90_COARSE_STEP 32
-#define GEMM_SM90_FEWEST_COLUMNS 48
-
-/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, in a linear later. */
-#define GEMM_SM90_TWO_TILES_ROWS 24
-#define GEMM_SM90_FOUR_TILES_ROWS 48
-#define GEMM_SM90_LINEAR_FOUR_TILES_ROWS 80
+/* Threads of a block of the kernels that go by rows, blocks of 16 or segments; those of routing may have fewer. */
+#define BLOCK_THREADS 256
 
 /* Counters of one device; all u64. `calls` numbers the forwards, so that "first" means first in time. */
 typedef struct DeviceStatus {
@@ -48,14 +34,15 @@ typedef struct RoutingTables {
   int32_t *row_to_slot;       /* [C, R] -1 = padding (only where row_alignment > 1) */
   int32_t *row_offsets;       /* [C, L + 1] multiples of row_alignment */
   int32_t *row_counts;        /* [C, L] */
-  RowGroup *groups;           /* [C, L + 2] those with rows, by expert, or where a tile's work follows its rows wide
-                                 tiles first; then two ends, so that readers may look one ahead; the last is one too */
+  RowGroup *groups;           /* [C, L + 2] experts that have rows, then two end marks (a reader may look one ahead);
+                                 entry L + 1 is always an end mark. By expert, or by width if widest_first */
   int32_t *chunk_first_token; /* [C + 1] */
 } RoutingTables;
 
-/* Segments of a call, at most; threads of route_scan, a multiple of 32. */
+/* Segments of a call, at most; threads of route_scan and, at most, of route_small, multiples of 32. */
 #define ROUTE_MAX_SEGMENTS 256
 #define ROUTE_SCAN_THREADS 1024
+#define ROUTE_SMALL_THREADS 1024
 
 typedef struct RouteParams {
   RoutingTables tables;
@@ -78,18 +65,21 @@ typedef struct RouteParams {
   int32_t chunk_rows;    /* R */
   int32_t row_alignment; /* 1, or 128 for the 128x4 layouts */
   int32_t tile_rows;     /* rows of one GEMM tile */
+  int32_t widest_first;  /* 1: groups whose tiles have most rows come first, so that narrow ones even out the end; for a
+                            GEMM whose work follows its rows. tile_rows is kWidestTile then (common/tiles.cuh) */
 } RouteParams;
 
-/* Which rows a row-wise kernel visits: all; or, with slot_to_row alone, tokens; or, with row_to_slot, grouped rows. */
+/* Which rows a row-wise kernel visits. With neither table: all. With slot_to_row alone: rows are tokens, and those with
+ * no routed slot are skipped. With row_to_slot: rows are grouped rows, each of which reads its token's; slot_to_row then
+ * only says which of a token's rows is the first, the one whose values the status counts. */
 typedef struct RowSource {
-  const int32_t *slot_to_row; /* [T * k]: tokens with no routed slot are skipped. Beside row_to_slot it says which of a
-                                 token's rows is the first, where the status counts what the token holds. Or NULL */
-  const int32_t *row_to_slot; /* [R]: row r reads token row_to_slot[r] / top_k; -1 is a row of zeros. Or NULL */
+  const int32_t *slot_to_row;         /* [T * k] or NULL */
+  const int32_t *row_to_slot;         /* [R] row r reads token row_to_slot[r] / top_k; -1 is a row of zeros. Or NULL */
   const int32_t *first_row_on_device; /* [1] or NULL: 0 */
   const int32_t *end_row_on_device;   /* [1] or NULL: num_rows */
   int32_t num_rows;
   int32_t top_k;
-  int32_t rows_known; /* 1: the numbers on the device were complete before the previous kernel let this one start */
+  int32_t rows_known; /* 1: the numbers on the device are final when this kernel starts; 0: when the previous one ends */
   int32_t reserved;
 } RowSource;
 
@@ -104,12 +94,12 @@ typedef struct QuantizerInput {
 
 typedef struct QuantizeParams {
   QuantizerInput input;
-  void *decoded;                    /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
-  uint8_t *packed;                  /* e2m1x2 [rows, num_cols / 2]. Or NULL */
-  uint8_t *block_scale;             /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
-  float *row_scale;                 /* [rows] the global scale that decodes */
-  float static_scale;               /* 0 = dynamic */
-  int32_t num_cols;                 /* a multiple of 16 */
+  void *decoded;        /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
+  uint8_t *packed;      /* e2m1x2 [rows, num_cols / 2]. Or NULL */
+  uint8_t *block_scale; /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
+  float *row_scale;     /* [rows] the global scale that decodes */
+  float static_scale;   /* 0 = dynamic */
+  int32_t num_cols;     /* a multiple of 16 */
 } QuantizeParams;
 
 /* The clamped SwiGLU; limit infinite = no clamp. */
@@ -118,15 +108,6 @@ typedef struct SwigluParams {
   float alpha;
   float beta;
 } SwigluParams;
-
-/* h = swiglu of GEMM1's sums, rounded to bf16; kept as `h`, or quantised on into `out`. */
-typedef struct ActivationParams {
-  QuantizeParams out; /* rows are grouped rows (row_to_slot); x is not read. packed NULL: h is written */
-  const float *gate_up; /* [R, 2 * num_cols]: gate, then up */
-  void *h;              /* bf16 [R, num_cols] or NULL */
-  SwigluParams swiglu;
-  int32_t reserved;
-} ActivationParams;
 
 typedef struct AmaxParams {
   RowSource source;
@@ -154,65 +135,23 @@ typedef struct CombineParams {
   int32_t top_k;
 } CombineParams;
 
-/* Rows of bf16 to e4m3, each with one scale (mode fp8). */
-typedef struct QuantizeFp8Params {
-  QuantizerInput input;
-  uint8_t *out;                     /* e4m3 [rows, num_cols padded to 64 with 0], slabs transposed
-                                       (gemm_sm90/layout.cuh); may be x, each row in the place of its own start */
-  int64_t out_row_stride;           /* bytes */
-  float *row_scale;                 /* [rows] the scale that decodes */
-  int32_t num_cols;                 /* a multiple of 16 */
-  int32_t reserved;
-} QuantizeFp8Params;
-
-/* What mode fp8 asks of the block scales of a part (a matrix of an expert with an output factor of its own). */
-typedef struct PartScales {
+/* The block scales of one matrix that has an output factor of its own: gate, up or down of an expert. Mode fp8 stores
+ * them relative to the largest. */
+typedef struct MatrixScales {
   uint32_t not_powers; /* scales that are neither 0 nor a power of two */
   uint32_t smallest;   /* e4m3, of those that are not 0; 0x7F if none */
   uint32_t largest;    /* e4m3; 0 if all are */
-} PartScales;
+} MatrixScales;
 
-typedef struct PartScalesParams {
-  const uint8_t *block_scale; /* e4m3 [num_parts, part_scales] */
-  PartScales *parts;          /* [num_parts]; starts as {0, 0x7F, 0} */
-  int64_t part_scales;        /* a multiple of 16 */
-} PartScalesParams;
-
-/* prepare_tiles: slabs that a block of threads repacks. */
-#define PREPARE_RUN_SLABS 4
-#define PREPARE_THREADS 128
-
-/* One matrix of checkpoint weights into the register-dequant layout (gemm_sm90/layout.cuh). */
-typedef struct PrepareParams {
+/* What every family's preparing of one matrix reads: checkpoint tensors, which may start at any byte. */
+typedef struct PrepareSource {
   const uint8_t *codes;       /* e2m1x2 [L, rows, cols / 2] */
   const uint8_t *block_scale; /* e4m3 [L, rows, cols / 16] */
-  uint8_t *tiles;             /* of expert 0; tile (m, slab) at (m * num_slabs + slab) * 2304 */
-  uint64_t expert_stride;     /* bytes between experts in `tiles` */
   uint64_t *bad_scales;       /* [1] count of NaN or negative block scales */
-  int32_t num_local_experts;
+  uint64_t expert_stride;     /* bytes between experts in what is written */
   int32_t rows;
   int32_t cols;
-  int32_t num_m_tiles;
-  int32_t num_slabs;
-  int32_t gated;    /* rows are gate and up halves, to be interleaved by 8 */
-  int32_t up_first; /* the first half is up */
-  int32_t reserved;
-  const PartScales *parts; /* mode fp8: [L, 1 + gated], in the checkpoint's order. NULL: for bf16 */
-} PrepareParams;
-
-/* One matrix of checkpoint weights into the layout of Blackwell: codes as they are, block scales 128x4 swizzled. */
-typedef struct PrepareSwizzledParams {
-  const uint8_t *codes;       /* e2m1x2 [L, rows, cols / 2] */
-  const uint8_t *block_scale; /* e4m3 [L, rows, cols / 16] */
-  uint8_t *out_codes;         /* of expert 0: e2m1x2 [rows, cols / 2] */
-  uint8_t *out_block_scale;   /* of expert 0: padded to 128 rows and 4 columns with 0 */
-  uint64_t expert_stride;     /* bytes between experts in both outputs */
-  uint64_t *bad_scales;       /* [1] count of NaN or negative block scales */
-  int32_t num_local_experts;
-  int32_t rows;
-  int32_t cols;
-  int32_t first_row; /* row r is the checkpoint's (r + first_row) % rows: gate comes first */
-} PrepareSwizzledParams;
+} PrepareSource;
 
 /* The output factors of each expert: f32 {gate, up, down}. */
 typedef struct PrepareAlphaParams {
@@ -223,10 +162,11 @@ typedef struct PrepareAlphaParams {
   uint64_t *bad_scales;          /* [1] count of globals that are not finite and positive */
   int32_t num_local_experts;
   int32_t up_first;
-  float factor; /* what the GEMM's products lack */
-  int32_t reserved;
-  const PartScales *w13_parts; /* mode fp8: [L, 2], in the checkpoint's order. Or NULL */
-  const PartScales *w2_parts;  /* [L] */
+  float factor;                   /* what the GEMM's products lack */
+  int32_t stored_exponent;        /* of two, of a matrix's largest block scale as it is stored. Read with w13_scales */
+  const MatrixScales *w13_scales; /* [L, 2], in the checkpoint's order, where scales are stored relative to the
+                                     largest, which the output factor then holds. Or NULL */
+  const MatrixScales *w2_scales;  /* [L] */
 } PrepareAlphaParams;
 
 /* A linear's output factors, spread over its rows. */
@@ -242,55 +182,11 @@ typedef struct PrepareRowAlphaParams {
 
 /* The grouped rows of a GEMM, and its weight tiles. */
 typedef struct TileList {
-  const RowGroup *groups; /* up to an end; last_group is one, too. NULL: one expert with num_rows rows */
+  const RowGroup *groups; /* up to an end mark; groups[last_group] is one too. NULL: one expert with num_rows rows */
   int32_t m_tiles;        /* of 64 weight rows */
   int32_t num_rows;
-  int32_t tile_rows; /* of a tile, at most: what first_tile counts by; the kernel's size or less */
-  int32_t last_group; /* L + 1 */
+  int32_t tile_rows;      /* of a tile, at most: what first_tile counts by; the kernel's size or less */
+  int32_t last_group;     /* L + 1 */
 } TileList;
-
-/* out = rows x weights^T over grouped rows, in the form of each GEMM's epilogue. */
-typedef struct GemmParams {
-  TileList list;
-  const uint8_t *tiles;   /* weights of expert 0, register-dequant layout */
-  uint64_t expert_stride; /* bytes */
-  const float *alphas;    /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
-  const void *x;          /* bf16 rows; *_fp8: e4m3, 16-byte aligned */
-  int64_t x_row_stride;          /* of bf16 or e4m3 rows, in elements */
-  const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
-  const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
-  void *out;            /* bf16. gemm1: h [R, features]; gemm2: y, the same; linear: [T, features] */
-  const void *bias;     /* linear: bf16 [features] or NULL */
-  int64_t out_row_stride;
-  int32_t top_k;
-  int32_t k_valid;  /* columns of x, a multiple of 16; the rest up to 64 * num_slabs is 0 */
-  int32_t num_slabs;
-  int32_t features; /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
-  SwigluParams swiglu;
-  int32_t tiles_known; /* the routing tables were complete before the previous kernel let this one start: weights need not
-                          wait */
-} GemmParams;
-
-/* out = rows x weights^T over grouped rows, by any GPU, in Blackwell's layouts. */
-typedef struct PortableGemmParams {
-  TileList list;
-  const uint8_t *codes;       /* weights of expert 0: e2m1x2 [features, k / 2] */
-  const uint8_t *block_scale; /* of expert 0: e4m3, 128x4 swizzled */
-  const float *alphas;        /* of expert 0: alphas[feature / alpha_features] */
-  uint64_t expert_stride;     /* bytes between experts in all three */
-  const void *x;                /* bf16 rows, or e2m1x2 [rows, k / 2] */
-  const uint8_t *x_block_scale; /* e4m3, 128x4 swizzled over all rows; NULL with bf16 rows */
-  const float *x_global_scale;  /* f32 [rows]; NULL with bf16 rows */
-  const int32_t *row_to_slot;   /* bf16: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
-  int64_t x_row_stride;         /* bf16: elements */
-  float *sums;      /* f32 [rows, out_row_stride]. Or NULL */
-  void *out;        /* bf16 [rows, out_row_stride], with bias. Or NULL */
-  const void *bias; /* bf16 [features] or NULL */
-  int64_t out_row_stride;
-  int32_t top_k;
-  int32_t k; /* a multiple of 16 */
-  int32_t features;
-  int32_t alpha_features; /* features that share an alpha */
-} PortableGemmParams;
 
 #endif

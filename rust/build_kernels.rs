@@ -3,19 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs, process::Command};
 
-/// A source file and the GPUs it is compiled for. Neutral kernels run on every supported GPU.
-const MODULES: [(&str, &[&str]); 9] = [
-    ("route/route", NEUTRAL),
-    ("quantize/quantize", NEUTRAL),
-    ("combine/combine", NEUTRAL),
-    ("activation/activation", NEUTRAL),
-    ("prepare/prepare", NEUTRAL),
-    ("gemm_portable/gemm_portable", NEUTRAL),
-    ("prepare/prepare_sm90", &["90a"]),
-    ("quantize/quantize_sm90", &["90a"]),
-    ("gemm_sm90/gemm_sm90", &["90a"]),
+/// A source file under `kernels/`, without `.cu`, and the GPUs it is compiled for. The folder says which: a family's own
+/// GPUs, or every supported one.
+const MODULES: [(&str, &[&str]); 12] = [
+    ("route/route", EVERY_GPU),
+    ("quantize/quantize", EVERY_GPU),
+    ("calibrate/amax", EVERY_GPU),
+    ("combine/combine", EVERY_GPU),
+    ("prepare/alphas", EVERY_GPU),
+    ("portable/activation", EVERY_GPU),
+    ("portable/gemm", EVERY_GPU),
+    ("portable/prepare", EVERY_GPU),
+    ("hopper/gemm", HOPPER),
+    ("hopper/prepare", HOPPER),
+    ("hopper/quantize_fp8", HOPPER),
+    ("hopper/scales_fp8", HOPPER),
 ];
-const NEUTRAL: &[&str] = &["80", "90", "100f", "120f"];
+const EVERY_GPU: &[&str] = &["80", "90", "100f", "120f"];
+const HOPPER: &[&str] = &["90a"];
 
 /// Write `kernels.rs` (the list of modules) and, where there is an nvcc, the fat binaries it includes.
 pub fn build(out: &Path) {

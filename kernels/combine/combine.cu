@@ -94,7 +94,7 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
 }  // namespace nvfp4
 
 // Grid: x strides over the columns, y over the chunk's tokens.
-extern "C" __global__ void __launch_bounds__(256, 5) combine(const __grid_constant__ CombineParams p) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 5) combine(const __grid_constant__ CombineParams p) {
   const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
   const int64_t end = p.chunk_first_token[1];
   int64_t token = p.chunk_first_token[0] + blockIdx.y;

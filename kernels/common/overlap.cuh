@@ -1,8 +1,18 @@
 // Programmatic dependent launch: a kernel's start overlaps the end of the one before it. Every kernel of a linear, and
-// of a layer's forward but the first, waits before it touches what earlier ones wrote, and lets the next start only
-// then: so whatever is complete where one kernel waits no more, is complete for all that follow it. Kernels that find
-// no work in such tables let the next start at once (pass_by); that one waits all the same. Source: PTX ISA,
-// "griddepcontrol".
+// of a layer's forward but the first, keeps one rule:
+//
+//   1. wait_for_previous()   what the previous kernel wrote is visible;
+//   2. let_next_start()      only now may the next kernel's blocks start;
+//   3. read what earlier kernels wrote, and write.
+//
+//   kernel n      | start | waits |.let next.| works ............ | ends
+//   kernel n + 1                             | start | waits ...... |.let next.| works ...
+//   kernel n + 2                                                               | start | waits ...
+//
+// Hence: when kernel n + 1 starts, kernel n has passed its wait, and every kernel before n has ended. What those wrote,
+// kernel n + 1 may read before its own wait, such as routing tables when n is a quantiser or a GEMM after routing.
+// Where such tables say that a kernel has no work, it lets the next one start at once (pass_by), which may then read
+// before its wait only what this one could. Source: PTX ISA, "griddepcontrol".
 #pragma once
 
 namespace nvfp4 {

@@ -63,6 +63,15 @@ __device__ inline void load_block(const __nv_bfloat16* at, float (&x)[kBlockSize
   }
 }
 
+// Gives a bf16 row in blocks of 16.
+struct LoadRow {
+  const __nv_bfloat16* row;
+
+  __device__ LoadRow(const void* x, int64_t row_stride, int64_t row)
+      : row(static_cast<const __nv_bfloat16*>(x) + row * row_stride) {}
+  __device__ void operator()(int b, float (&values)[kBlockSize]) const { load_block(row + b * kBlockSize, values); }
+};
+
 // The largest value over the block, in every thread. `scratch` is shared memory and may be reused right after.
 __device__ inline float block_max(float value, float (&scratch)[32]) {
   for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, step));

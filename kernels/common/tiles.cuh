@@ -8,6 +8,9 @@ namespace nvfp4 {
 // Tiles that so many rows take.
 __device__ inline int32_t row_tiles_of(int32_t rows, int32_t tile_rows) { return (rows + tile_rows - 1) / tile_rows; }
 
+// Where `RouteParams::widest_first` orders experts: rows of a tile, and the steps by which widths are told apart.
+constexpr int kWidestTile = 144, kWidthStep = 16;
+
 struct Tile {
   int32_t expert;
   int32_t first_m_tile;  // the first of this CTA's weight tiles

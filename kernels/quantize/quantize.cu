@@ -1,23 +1,10 @@
 // Rows of bf16 to NVFP4, one block of threads a row.
 #include "quantize_row.cuh"
 
-extern "C" __global__ void __launch_bounds__(256) quantize_rows(const __grid_constant__ QuantizeParams p) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) quantize_rows(const __grid_constant__ QuantizeParams p) {
   __shared__ float scratch[32];
   nvfp4::for_each_row_of_block(p.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.input.source, r);
     if (row.visit) nvfp4::quantize_row(p, r, row, nvfp4::LoadRow(p.input.x, p.input.x_row_stride, row.source), scratch);
-  });
-}
-
-// Calibration: the largest finite magnitude that these rows hold.
-extern "C" __global__ void __launch_bounds__(256) amax_rows(const __grid_constant__ AmaxParams p) {
-  __shared__ float scratch[32];
-  nvfp4::for_each_row_of_block(p.source, [&](int32_t r) {
-    const nvfp4::Row row = nvfp4::row_at(p.source, r);
-    if (!row.visit || row.source < 0) return;
-    const nvfp4::LoadRow load(p.x, p.x_row_stride, row.source);
-    const float amax = nvfp4::row_amax(p.num_cols / nvfp4::kBlockSize, load, scratch);
-    // Non-negative floats order as their bits do, and above the bits of -1 read as signed.
-    if (threadIdx.x == 0) atomicMax(reinterpret_cast<int*>(p.amax), __float_as_int(amax));
   });
 }

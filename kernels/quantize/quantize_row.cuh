@@ -33,15 +33,6 @@ __device__ inline void store_swizzled(const QuantizeParams& p, int32_t row, int 
   p.block_scale[sf_offset_128x4(row, b, num_blocks)] = static_cast<uint8_t>(block.scale);
 }
 
-// Gives a bf16 row in blocks of 16.
-struct LoadRow {
-  const __nv_bfloat16* row;
-
-  __device__ LoadRow(const void* x, int64_t row_stride, int64_t row)
-      : row(static_cast<const __nv_bfloat16*>(x) + row * row_stride) {}
-  __device__ void operator()(int b, float (&values)[kBlockSize]) const { load_block(row + b * kBlockSize, values); }
-};
-
 // Whose values row `row` holds, as the status names them.
 __device__ inline int64_t token_of(const QuantizerInput& input, int32_t row, const Row& source) {
   return input.row_to_token_slot ? input.row_to_token_slot[row] / input.source.top_k : source.source;

@@ -156,7 +156,7 @@ struct SmallRouting {
 }  // namespace
 }  // namespace nvfp4
 
-extern "C" __global__ void __launch_bounds__(256) route_count(const __grid_constant__ RouteParams p) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) route_count(const __grid_constant__ RouteParams p) {
   using namespace nvfp4;
   let_next_start();
   for_each_segment(p, Zero{}, [&](int segment, int32_t* counts) {
@@ -182,11 +182,11 @@ extern "C" __global__ void __launch_bounds__(ROUTE_SCAN_THREADS, 1) route_scan(c
     const auto rows_of = [&](int e) { return rows[e]; };
     lay_out_chunk(p, c, rows_of, [](int, int32_t) {});
     __syncwarp();
-    if (p.tile_rows == GEMM_SM90_WIDEST_ROWS) list_widest_first(p, c, rows_of);
+    if (p.widest_first) list_widest_first(p, c, rows_of);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) route_scatter(const __grid_constant__ RouteParams p) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) route_scatter(const __grid_constant__ RouteParams p) {
   using namespace nvfp4;
   follow_previous();
   const auto first_row = [&](int segment, int e) {
@@ -203,7 +203,8 @@ extern "C" __global__ void __launch_bounds__(256) route_scatter(const __grid_con
 
 // One chunk, a warp for each segment. Its instructions come from L2 at every call and pass 32 warps: short code, no
 // more warps than slots ask for, and one warp to lay out.
-extern "C" __global__ void __launch_bounds__(1024, 1) route_small(const __grid_constant__ RouteParams p) {
+extern "C" __global__ void __launch_bounds__(ROUTE_SMALL_THREADS, 1)
+    route_small(const __grid_constant__ RouteParams p) {
   using namespace nvfp4;
   let_next_start();
   const SmallRouting small(p);

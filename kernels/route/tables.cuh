@@ -118,24 +118,24 @@ __device__ void lay_out_chunk(const RouteParams& p, int chunk, RowsOf rows_of, P
   }
 }
 
-// Columns of an expert's tiles, in steps; experts without rows have none.
-__device__ int tile_steps(const RouteParams& p, int32_t rows) {
-  const int32_t step = max(row_tiles_of(rows, p.tile_rows), 1) * GEMM_SM90_COLUMN_STEP;
+// Rows of an expert's tiles, in steps; experts without rows have none.
+__device__ int tile_steps(int32_t rows) {
+  const int32_t step = max(row_tiles_of(rows, kWidestTile), 1) * kWidthStep;
   return (rows + step - 1) / step;
 }
 
-// Orders a chunk's groups by the width of their tiles, widest first, so that narrow ones even out the end. For the
-// kernel whose work follows its rows. One warp; lay_out_chunk() came before.
+// Orders a chunk's groups by the width of their tiles, widest first, so that narrow ones even out the end. One warp;
+// lay_out_chunk() came before.
 template <class RowsOf>
 __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_of) {
-  constexpr int kSteps = GEMM_SM90_WIDEST_ROWS / GEMM_SM90_COLUMN_STEP;
+  constexpr int kSteps = kWidestTile / kWidthStep;
   const int lane = threadIdx.x % 32;
   const int64_t num_local = p.num_local_experts;
   const int32_t* const offsets = p.tables.row_offsets + chunk * (num_local + 1);
   RowGroup* const groups = p.tables.groups + chunk * (num_local + 2);
   int32_t first[kSteps] = {};  // [i]: place of the next expert of i + 1 steps
   for (int base = 0; base < num_local; base += 32) {
-    const int steps = base + lane < num_local ? tile_steps(p, rows_of(base + lane)) : 0;
+    const int steps = base + lane < num_local ? tile_steps(rows_of(base + lane)) : 0;
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int here = __popc(__ballot_sync(~0u, steps == i + 1));
@@ -146,7 +146,7 @@ __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_o
   for (int base = 0; base < num_local; base += 32) {
     const int e = base + lane;
     const int32_t rows = e < num_local ? rows_of(e) : 0;
-    const int steps = tile_steps(p, rows);
+    const int steps = tile_steps(rows);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const uint32_t peers = __ballot_sync(~0u, steps == i + 1);
@@ -159,7 +159,7 @@ __device__ void list_widest_first(const RouteParams& p, int chunk, RowsOf rows_o
   int32_t before = 0;
   for (int base = 0; base < num_groups; base += 32) {
     const int i = base + lane;
-    Counts<1> at = {i < num_groups ? row_tiles_of(groups[i].num_rows, p.tile_rows) : 0};
+    Counts<1> at = {i < num_groups ? row_tiles_of(groups[i].num_rows, kWidestTile) : 0};
     const Counts<1> all = warp_exclusive_scan(at);
     if (i < num_groups) groups[i].first_tile = before + at.v[0];
     before += all.v[0];

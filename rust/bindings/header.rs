@@ -51,10 +51,11 @@ pub struct nvfp4_moe_layer_desc {
     pub swiglu_limit: f32,
     pub swiglu_alpha: f32,
     pub swiglu_beta: f32,
+    pub tile_rows: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 56usize];
+    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 60usize];
     ["Alignment of nvfp4_moe_layer_desc"][::std::mem::align_of::<nvfp4_moe_layer_desc>() - 4usize];
     ["Offset of field: nvfp4_moe_layer_desc::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, struct_size) - 0usize];
@@ -82,6 +83,8 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, swiglu_alpha) - 48usize];
     ["Offset of field: nvfp4_moe_layer_desc::swiglu_beta"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, swiglu_beta) - 52usize];
+    ["Offset of field: nvfp4_moe_layer_desc::tile_rows"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_desc, tile_rows) - 56usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -206,10 +209,11 @@ pub struct nvfp4_moe_linear_desc {
     pub in_features: i32,
     pub out_features: i32,
     pub num_parts: i32,
+    pub tile_rows: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_linear_desc"][::std::mem::size_of::<nvfp4_moe_linear_desc>() - 32usize];
+    ["Size of nvfp4_moe_linear_desc"][::std::mem::size_of::<nvfp4_moe_linear_desc>() - 36usize];
     ["Alignment of nvfp4_moe_linear_desc"][::std::mem::align_of::<nvfp4_moe_linear_desc>() - 4usize];
     ["Offset of field: nvfp4_moe_linear_desc::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_linear_desc, struct_size) - 0usize];
@@ -226,6 +230,8 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_linear_desc, out_features) - 24usize];
     ["Offset of field: nvfp4_moe_linear_desc::num_parts"]
         [::std::mem::offset_of!(nvfp4_moe_linear_desc, num_parts) - 28usize];
+    ["Offset of field: nvfp4_moe_linear_desc::tile_rows"]
+        [::std::mem::offset_of!(nvfp4_moe_linear_desc, tile_rows) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -1,5 +1,11 @@
-// kernels/params.h in Rust, by bindgen. Made again by: UPDATE=1 cargo test --test bindings
+// kernels/all_params.h in Rust, by bindgen. Made again by: UPDATE=1 cargo test --test bindings
 
+pub const BLOCK_THREADS: u32 = 256;
+pub const ROUTE_MAX_SEGMENTS: u32 = 256;
+pub const ROUTE_SCAN_THREADS: u32 = 1024;
+pub const ROUTE_SMALL_THREADS: u32 = 1024;
+pub const COMBINE_COLUMNS: u32 = 8;
+pub const COMBINE_BLOCKS_PER_SM: u32 = 15;
 pub const GEMM_SM90_THREADS: u32 = 640;
 pub const GEMM_SM90_FOUR_TILES_THREADS: u32 = 384;
 pub const GEMM_SM90_SHARED_BYTES: u32 = 232448;
@@ -11,12 +17,11 @@ pub const GEMM_SM90_FEWEST_COLUMNS: u32 = 48;
 pub const GEMM_SM90_TWO_TILES_ROWS: u32 = 24;
 pub const GEMM_SM90_FOUR_TILES_ROWS: u32 = 48;
 pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
-pub const ROUTE_MAX_SEGMENTS: u32 = 256;
-pub const ROUTE_SCAN_THREADS: u32 = 1024;
-pub const COMBINE_COLUMNS: u32 = 8;
-pub const COMBINE_BLOCKS_PER_SM: u32 = 15;
+pub const FP8_LARGEST_EXPONENT: u32 = 6;
 pub const PREPARE_RUN_SLABS: u32 = 4;
 pub const PREPARE_THREADS: u32 = 128;
+pub const GEMM_PORTABLE_TILE: u32 = 64;
+pub const GEMM_PORTABLE_THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct DeviceStatus {
@@ -76,6 +81,7 @@ pub struct RouteParams {
     pub chunk_rows: i32,
     pub row_alignment: i32,
     pub tile_rows: i32,
+    pub widest_first: i32,
 }
 impl Default for RouteParams {
     fn default() -> Self {
@@ -154,24 +160,6 @@ pub struct SwigluParams {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct ActivationParams {
-    pub out: QuantizeParams,
-    pub gate_up: *const f32,
-    pub h: *mut ::std::os::raw::c_void,
-    pub swiglu: SwigluParams,
-    pub reserved: i32,
-}
-impl Default for ActivationParams {
-    fn default() -> Self {
-        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
 pub struct AmaxParams {
     pub source: RowSource,
     pub x: *const ::std::os::raw::c_void,
@@ -212,89 +200,23 @@ impl Default for CombineParams {
     }
 }
 #[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct QuantizeFp8Params {
-    pub input: QuantizerInput,
-    pub out: *mut u8,
-    pub out_row_stride: i64,
-    pub row_scale: *mut f32,
-    pub num_cols: i32,
-    pub reserved: i32,
-}
-impl Default for QuantizeFp8Params {
-    fn default() -> Self {
-        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
-#[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
-pub struct PartScales {
+pub struct MatrixScales {
     pub not_powers: u32,
     pub smallest: u32,
     pub largest: u32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct PartScalesParams {
-    pub block_scale: *const u8,
-    pub parts: *mut PartScales,
-    pub part_scales: i64,
-}
-impl Default for PartScalesParams {
-    fn default() -> Self {
-        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct PrepareParams {
+pub struct PrepareSource {
     pub codes: *const u8,
     pub block_scale: *const u8,
-    pub tiles: *mut u8,
-    pub expert_stride: u64,
     pub bad_scales: *mut u64,
-    pub num_local_experts: i32,
+    pub expert_stride: u64,
     pub rows: i32,
     pub cols: i32,
-    pub num_m_tiles: i32,
-    pub num_slabs: i32,
-    pub gated: i32,
-    pub up_first: i32,
-    pub reserved: i32,
-    pub parts: *const PartScales,
 }
-impl Default for PrepareParams {
-    fn default() -> Self {
-        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct PrepareSwizzledParams {
-    pub codes: *const u8,
-    pub block_scale: *const u8,
-    pub out_codes: *mut u8,
-    pub out_block_scale: *mut u8,
-    pub expert_stride: u64,
-    pub bad_scales: *mut u64,
-    pub num_local_experts: i32,
-    pub rows: i32,
-    pub cols: i32,
-    pub first_row: i32,
-}
-impl Default for PrepareSwizzledParams {
+impl Default for PrepareSource {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {
@@ -314,9 +236,9 @@ pub struct PrepareAlphaParams {
     pub num_local_experts: i32,
     pub up_first: i32,
     pub factor: f32,
-    pub reserved: i32,
-    pub w13_parts: *const PartScales,
-    pub w2_parts: *const PartScales,
+    pub stored_exponent: i32,
+    pub w13_scales: *const MatrixScales,
+    pub w2_scales: *const MatrixScales,
 }
 impl Default for PrepareAlphaParams {
     fn default() -> Self {
@@ -397,6 +319,61 @@ impl Default for GemmParams {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct QuantizeFp8Params {
+    pub input: QuantizerInput,
+    pub out: *mut u8,
+    pub out_row_stride: i64,
+    pub row_scale: *mut f32,
+    pub num_cols: i32,
+    pub reserved: i32,
+}
+impl Default for QuantizeFp8Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct MatrixScalesParams {
+    pub block_scale: *const u8,
+    pub matrices: *mut MatrixScales,
+    pub scales_each: i64,
+}
+impl Default for MatrixScalesParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareParams {
+    pub source: PrepareSource,
+    pub tiles: *mut u8,
+    pub scales: *const MatrixScales,
+    pub num_slabs: i32,
+    pub gated: i32,
+    pub up_first: i32,
+    pub reserved: i32,
+}
+impl Default for PrepareParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct PortableGemmParams {
     pub list: TileList,
     pub codes: *const u8,
@@ -418,6 +395,42 @@ pub struct PortableGemmParams {
     pub alpha_features: i32,
 }
 impl Default for PortableGemmParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ActivationParams {
+    pub out: QuantizeParams,
+    pub gate_up: *const f32,
+    pub h: *mut ::std::os::raw::c_void,
+    pub swiglu: SwigluParams,
+    pub reserved: i32,
+}
+impl Default for ActivationParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareSwizzledParams {
+    pub source: PrepareSource,
+    pub out_codes: *mut u8,
+    pub out_block_scale: *mut u8,
+    pub first_row: i32,
+    pub reserved: i32,
+}
+impl Default for PrepareSwizzledParams {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

@@ -23,7 +23,7 @@ pub struct Image {
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Threads of a block of the row-wise kernels.
-pub const THREADS: u32 = 256;
+pub const THREADS: u32 = params::BLOCK_THREADS;
 
 /// When a kernel may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,10 +113,10 @@ kernel_table! {
     ROUTE_SCAN = "route_scan" of "route/route", threads: params::ROUTE_SCAN_THREADS;
     ROUTE_SCATTER = "route_scatter" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES;
     QUANTIZE_ROWS = "quantize_rows" of "quantize/quantize";
-    AMAX_ROWS = "amax_rows" of "quantize/quantize";
+    AMAX_ROWS = "amax_rows" of "calibrate/amax";
     COMBINE = "combine" of "combine/combine";
-    PREPARE_ALPHAS = "prepare_alphas" of "prepare/prepare", start: AfterPrevious;
-    PREPARE_ROW_ALPHAS = "prepare_row_alphas" of "prepare/prepare", start: AfterPrevious;
+    PREPARE_ALPHAS = "prepare_alphas" of "prepare/alphas", start: AfterPrevious;
+    PREPARE_ROW_ALPHAS = "prepare_row_alphas" of "prepare/alphas", start: AfterPrevious;
 }
 
 /// Every kernel of one device, loaded and sized, so that no launch loads anything. By table, then by row; the tables of

@@ -146,9 +146,9 @@ impl LayerBackend for CudaLayer {
                 num_local_experts: config.num_local_experts as i32,
                 up_first: weights.up_first.into(),
                 factor: family.missing_factor(config.mode),
-                reserved: 0,
-                w13_parts: w13_counted,
-                w2_parts: w2_counted,
+                stored_exponent: counted.as_ref().map_or(0, |counted| counted.stored_exponent),
+                w13_scales: w13_counted,
+                w2_scales: w2_counted,
             };
             let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
             device.launch(PREPARE_ALPHAS.over([blocks, 1, 1]), stream, &params)?;

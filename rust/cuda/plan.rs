@@ -53,6 +53,8 @@ pub struct PlanRules {
     pub h: Form,
     /// Elements of bf16 from one row of h to the next.
     pub h_stride: usize,
+    /// The tile whose work follows its rows: lists of such tiles begin with the widest.
+    pub widest_first_at: Option<u32>,
     /// Does GEMM1 leave its sums in f32, for a kernel that activates?
     pub gemm1_sums: bool,
 }
@@ -111,6 +113,8 @@ pub struct LayerPlan {
     pub segment_tokens: usize,
     /// Rows of a GEMM tile.
     pub tile_rows: u32,
+    /// Do lists of tiles begin with the widest?
+    pub widest_first: bool,
     pub slot_to_row: Region<i32>,
     pub row_to_slot: Region<i32>,
     pub row_offsets: Region<i32>,
@@ -174,6 +178,7 @@ impl LayerPlan {
             segments: max_tokens.div_ceil(segment_tokens),
             segment_tokens,
             tile_rows,
+            widest_first: rules.widest_first_at == Some(tile_rows),
             slot_to_row: walk.region(slots),
             row_to_slot: walk.region(chunks * rows),
             row_offsets: walk.region(chunks * (local + 1)),

@@ -4,6 +4,7 @@
 use super::device::{Buffer, Device};
 use super::driver;
 use super::kernels::params;
+use super::storage::Matrix;
 use crate::call::{Storage, Stream};
 use crate::error::{Error, Result};
 use crate::format::{ScaleSpan, check_scale_spans};
@@ -63,7 +64,21 @@ pub struct Source {
     /// Counts NaN and negative block scales; on the device.
     pub bad_scales: *mut u64,
     /// Mode fp8: what the scales of its projections hold. Else NULL.
-    pub counted: *const params::PartScales,
+    pub counted: *const params::MatrixScales,
+}
+
+impl Source {
+    /// As kernels take it.
+    pub fn of(&self, matrix: &Matrix) -> params::PrepareSource {
+        params::PrepareSource {
+            codes: self.codes,
+            block_scale: self.block_scale,
+            bad_scales: self.bad_scales,
+            expert_stride: self.expert_stride,
+            rows: matrix.rows as i32,
+            cols: matrix.cols as i32,
+        }
+    }
 }
 
 /// What mode fp8 asks of a layer's block scales, counted on the device: of each expert's gate, up and down, which have an
@@ -73,6 +88,8 @@ pub struct CountedScales {
     counted: Buffer,
     num_experts: usize,
     projection_scales: usize,
+    /// Exponent of two of a projection's largest block scale, as the kernels will store it.
+    pub stored_exponent: i32,
 }
 
 impl CountedScales {
@@ -80,28 +97,33 @@ impl CountedScales {
     ///
     /// # Errors
     /// The driver's, of the allocation and the copy.
-    pub fn new(device: &Arc<Device>, shape: MoeShape, stream: Stream) -> Result<Self> {
-        const NONE: params::PartScales = params::PartScales { not_powers: 0, smallest: 0x7f, largest: 0 };
+    pub fn new(device: &Arc<Device>, shape: MoeShape, stored_exponent: i32, stream: Stream) -> Result<Self> {
+        const NONE: params::MatrixScales = params::MatrixScales { not_powers: 0, smallest: 0x7f, largest: 0 };
         let none = vec![NONE; 3 * shape.experts];
         let counted = device.allocate(size_of_val(&none[..]))?;
         // SAFETY: memory of that size.
         unsafe { device.write(counted.pointer(), &none, stream) }?;
-        Ok(CountedScales { counted, num_experts: shape.experts, projection_scales: shape.projection_block_scales() })
+        Ok(CountedScales {
+            counted,
+            num_experts: shape.experts,
+            projection_scales: shape.projection_block_scales(),
+            stored_exponent,
+        })
     }
 
     /// Of w13, [num_experts, 2], in the checkpoint's order.
-    pub fn w13(&self) -> *mut params::PartScales {
+    pub fn w13(&self) -> *mut params::MatrixScales {
         self.counted.pointer()
     }
 
     /// Of w2, [num_experts].
-    pub fn w2(&self) -> *mut params::PartScales {
+    pub fn w2(&self) -> *mut params::MatrixScales {
         self.w13().wrapping_add(2 * self.num_experts)
     }
 
     /// Wait for the counting; refuse weights that are not exact in e4m3.
     pub fn check(&self, device: &Device, up_first: bool, stream: Stream) -> Result<()> {
-        let mut counted = vec![params::PartScales::default(); 3 * self.num_experts];
+        let mut counted = vec![params::MatrixScales::default(); 3 * self.num_experts];
         // SAFETY: memory of that size, which the kernel has filled.
         unsafe { device.read_all(self.w13().cast_const(), &mut counted, stream) }?;
         let (w13, w2) = counted.split_at(2 * self.num_experts);
@@ -109,7 +131,7 @@ impl CountedScales {
         check_scale_spans(experts, up_first)
     }
 
-    fn span(&self, counted: &params::PartScales) -> ScaleSpan {
+    fn span(&self, counted: &params::MatrixScales) -> ScaleSpan {
         let ends: &[u8] = if counted.largest == 0 { &[] } else { &[counted.smallest as u8, counted.largest as u8] };
         let num_scales = self.projection_scales as u64;
         ScaleSpan { num_scales, not_powers: counted.not_powers.into(), ..ScaleSpan::of(ends) }

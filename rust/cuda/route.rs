@@ -47,6 +47,7 @@ impl LayerCall<'_> {
             chunk_rows: plan.rows as i32,
             row_alignment: plan.row_alignment as i32,
             tile_rows: plan.tile_rows as i32,
+            widest_first: plan.widest_first.into(),
         };
         let local = config.num_local_experts as u32;
         let warp_bytes = local * 4;
@@ -54,7 +55,8 @@ impl LayerCall<'_> {
         unsafe {
             if let Some(shared) = plan.one_block_routing(config) {
                 // A warp for each segment, and a thread for each expert.
-                let threads = (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(1024));
+                let threads =
+                    (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(params::ROUTE_SMALL_THREADS));
                 return self.launch(ROUTE_SMALL.over([1, 1, 1]).with_threads(threads).sharing(shared), &params);
             }
             let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);

@@ -1,5 +1,5 @@
 // One GEMM1 and one GEMM2 of a layer's experts, by themselves: median time of each, and the clock that its first
-// multiprocessor ran at. Included after a copy of gemm_sm90.cu whose kernels count clocks (gpu_parts.py makes both);
+// multiprocessor ran at. Included after a copy of hopper/gemm.cu whose kernels count clocks (gpu_parts.py makes both);
 // compiled with NAME1 and NAME2, the kernels, and TILE_ROWS, COLUMN_BYTES, EXPERTS, HIDDEN, INTERMEDIATE.
 // Arguments: mean rows of an expert, launches. Weights and rows are random bits; results are not looked at.
 #include <algorithm>

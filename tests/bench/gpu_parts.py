@@ -70,9 +70,9 @@ __device__ void count(int sign) {
 CONSUME = "    multiply<C, Output<C, kEpilogue>>(p, shared);\n"
 SHARED = "  extern __shared__ __align__(1024)"
 COUNTED = [
-    ("gemm_sm90.cu", "namespace nvfp4 {\nnamespace {\n", "namespace nvfp4 {\n" + COUNT + "namespace {\n"),
-    ("gemm_sm90.cu", SHARED, "  count(-1);\n" + SHARED),
-    ("gemm_sm90.cu", CONSUME, CONSUME + "    count(1);\n"),
+    ("gemm.cu", "namespace nvfp4 {\nnamespace {\n", "namespace nvfp4 {\n" + COUNT + "namespace {\n"),
+    ("gemm.cu", SHARED, "  count(-1);\n" + SHARED),
+    ("gemm.cu", CONSUME, CONSUME + "    count(1);\n"),
 ]
 
 
@@ -82,13 +82,13 @@ def changed_kernels(part: str, tile_rows: int) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "kernels", folder)
     for name, old, new in [*COUNTED, *PARTS[part]]:
-        path = folder / "gemm_sm90" / name
+        path = folder / "hopper" / name
         text = path.read_text()
         if text.count(old) != 1:
             sys.exit(f"{name} has {text.count(old)} times, not once:\n{old}\nAdapt {Path(__file__).name}.")
         path.write_text(text.replace(old, new))
-    source = folder / "gemm_sm90" / "gemm_sm90.cu"
-    instances = source.read_text().index("NVFP4_GEMMS(8)")
+    source = folder / "hopper" / "gemm.cu"
+    instances = source.read_text().index("GEMM_SM90_ROW_TILES(")
     source.write_text(source.read_text()[:instances] + f"NVFP4_GEMMS({tile_rows})\n")
     return folder
 
@@ -102,7 +102,7 @@ def compile_program(part: str, mode: str, shape: str, tile_rows: int, *, link: b
         "COLUMN_BYTES": 1 if mode == "fp8" else 2, "EXPERTS": experts, "HIDDEN": hidden, "INTERMEDIATE": inter,
     }  # fmt: skip
     source = folder / "main.cu"
-    source.write_text(f'#include "gemm_sm90/gemm_sm90.cu"\n#include "{ROOT}/tests/bench/gpu_parts.cu"\n')
+    source.write_text(f'#include "hopper/gemm.cu"\n#include "{ROOT}/tests/bench/gpu_parts.cu"\n')
     nvcc = shutil.which("nvcc") or Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvcc"
     program = folder / "main"
     target = ["-gencode", "arch=compute_90a,code=sm_90a"]

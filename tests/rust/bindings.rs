@@ -7,7 +7,7 @@ use std::{env, fs, process::Command};
 
 const ABI_HEADER: &str = "include/nvfp4_moe.h";
 /// Includes every header with parameters of kernels.
-const KERNELS_HEADER: &str = "kernels/params.h";
+const KERNELS_HEADER: &str = "kernels/all_params.h";
 
 /// What every binding starts from: the header's own declarations, and none of those it includes.
 fn builder(header: &str, files: &str) -> bindgen::Builder {

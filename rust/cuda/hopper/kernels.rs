@@ -39,7 +39,7 @@ macro_rules! kernels_of_sizes {
             $(Row { name: concat!("gemm2_fp8_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("linear_sm90_n", $rows), ..GEMM },)*
             Row { name: "quantize_rows_fp8", module: "hopper/quantize_fp8", ..ROW_WISE },
-            Row { name: "part_scales", module: "hopper/prepare", start: AfterPrevious, ..ROW_WISE },
+            Row { name: "part_scales", module: "hopper/scales_fp8", start: AfterPrevious, ..ROW_WISE },
             Row {
                 name: "prepare_tiles",
                 module: "hopper/prepare",
@@ -58,7 +58,7 @@ const OTHERS: usize = 5 * GEMM_ROWS.len();
 /// Rows of bf16 to e4m3.
 pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
 /// Counts what mode fp8 asks of block scales.
-pub const PART_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
+pub const MATRIX_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
 /// A weight matrix into tiles.
 pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
 
@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn constants_and_kinds_find_their_rows() {
         assert_eq!(QUANTIZE_ROWS_FP8.row().name, "quantize_rows_fp8");
-        assert_eq!(PART_SCALES.row().name, "part_scales");
+        assert_eq!(MATRIX_SCALES.row().name, "part_scales");
         assert_eq!(PREPARE_TILES.row().name, "prepare_tiles");
         for rows in GEMM_ROWS {
             assert_eq!(gemm(GemmKind::Gemm1, rows).row().name, format!("gemm1_sm90_n{rows}"));

@@ -20,7 +20,7 @@ use layout::{TILE, TILE_BYTES, fp8_row_bytes};
 use super::device::Device;
 use super::family::Family;
 use super::forward::LayerCall;
-use super::kernels::Row;
+use super::kernels::{Row, params};
 use super::linear_call::LinearCall;
 use super::plan::{Form, PlanRules};
 use super::prepare::{CountedScales, Source};
@@ -80,7 +80,16 @@ impl Family for Hopper {
                 (Some(x), Form::Decoded, inter.max(fp8_row_bytes(inter) / 2))
             }
         };
-        PlanRules { row_alignment: 1, x, x_by_row: false, x_in_place_of_y: true, h, h_stride, gemm1_sums: false }
+        PlanRules {
+            row_alignment: 1,
+            x,
+            x_by_row: false,
+            x_in_place_of_y: true,
+            h,
+            h_stride,
+            widest_first_at: Some(params::GEMM_SM90_WIDEST_ROWS),
+            gemm1_sums: false,
+        }
     }
 
     fn linear_x(&self, mode: Mode) -> Option<Form> {

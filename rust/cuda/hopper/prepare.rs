@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bringing a layer's weights into Hopper's tiles.
 
-use super::kernels::{PART_SCALES, PREPARE_TILES};
+use super::kernels::{MATRIX_SCALES, PREPARE_TILES};
 use crate::call::{LayerWeights, Stream};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{THREADS, params};
@@ -22,17 +22,17 @@ pub unsafe fn count_scales(
     weights: &LayerWeights,
     stream: Stream,
 ) -> Result<CountedScales> {
-    let counted = CountedScales::new(device, shape, stream)?;
+    let counted = CountedScales::new(device, shape, params::FP8_LARGEST_EXPONENT as i32, stream)?;
     let scales = shape.projection_block_scales();
     let sources = [
         (weights.w13_block_scale.pointer, counted.w13(), shape.projections * shape.experts),
         (weights.w2_block_scale.pointer, counted.w2(), shape.experts),
     ];
-    for (block_scale, parts, num_parts) in sources {
-        let params = params::PartScalesParams { block_scale, parts, part_scales: scales as i64 };
+    for (block_scale, matrices, num_matrices) in sources {
+        let params = params::MatrixScalesParams { block_scale, matrices, scales_each: scales as i64 };
         let blocks = scales.div_ceil(THREADS as usize * 8).min(BLOCKS_PER_SM as usize * 4) as u32;
         // SAFETY: the caller vouches for the scales; `counted` has room for every projection.
-        unsafe { device.launch(PART_SCALES.over([blocks, num_parts as u32, 1]), stream, &params) }?;
+        unsafe { device.launch(MATRIX_SCALES.over([blocks, num_matrices as u32, 1]), stream, &params) }?;
     }
     Ok(counted)
 }
@@ -50,20 +50,13 @@ pub unsafe fn prepare_tiles(
 ) -> Result<()> {
     let experts = source.num_experts as u32;
     let params = params::PrepareParams {
-        codes: source.codes,
-        block_scale: source.block_scale,
+        source: source.of(matrix),
         tiles: matrix.codes.pointer(storage),
-        expert_stride: source.expert_stride,
-        bad_scales: source.bad_scales,
-        num_local_experts: experts as i32,
-        rows: matrix.rows as i32,
-        cols: matrix.cols as i32,
-        num_m_tiles: matrix.m_tiles as i32,
+        scales: source.counted,
         num_slabs: matrix.slabs as i32,
         gated: source.gated.into(),
         up_first: source.up_first.into(),
         reserved: 0,
-        parts: source.counted,
     };
     let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
     // SAFETY: the caller vouches for both sides.

@@ -2,7 +2,7 @@
 //! The table of portable kernels.
 
 use crate::cuda::kernels::Start::AfterPrevious;
-use crate::cuda::kernels::kernel_table;
+use crate::cuda::kernels::{kernel_table, params};
 
 kernel_table! {
     /// Every portable kernel.
@@ -14,6 +14,6 @@ kernel_table! {
 }
 
 /// Threads of a GEMM's block.
-pub const GEMM_THREADS: u32 = 128;
+pub const GEMM_THREADS: u32 = params::GEMM_PORTABLE_THREADS;
 /// Rows, and features, of a GEMM's tile.
-pub const TILE: usize = 64;
+pub const TILE: usize = params::GEMM_PORTABLE_TILE as usize;

@@ -83,6 +83,7 @@ impl Family for Portable {
             x_in_place_of_y: false,
             h,
             h_stride: config.intermediate_size,
+            widest_first_at: None,
             gemm1_sums: true,
         }
     }
@@ -125,23 +126,17 @@ impl Family for Portable {
         storage: *mut u8,
         stream: Stream,
     ) -> Result<()> {
-        let experts = source.num_experts as u32;
         let params = params::PrepareSwizzledParams {
-            codes: source.codes,
-            block_scale: source.block_scale,
+            source: source.of(matrix),
             out_codes: matrix.codes.pointer(storage),
             out_block_scale: matrix.block_scale.pointer(storage),
-            expert_stride: source.expert_stride,
-            bad_scales: source.bad_scales,
-            num_local_experts: experts as i32,
-            rows: matrix.rows as i32,
-            cols: matrix.cols as i32,
             first_row: if source.gated && source.up_first { matrix.rows as i32 / 2 } else { 0 },
+            reserved: 0,
         };
         // A thread for each byte of the swizzled scales, padding included.
         let blocks = matrix.block_scale.len.div_ceil(THREADS as usize) as u32;
         // SAFETY: the caller vouches for both sides.
-        unsafe { device.launch(PREPARE_SWIZZLED.over([blocks, experts, 1]), stream, &params) }
+        unsafe { device.launch(PREPARE_SWIZZLED.over([blocks, source.num_experts as u32, 1]), stream, &params) }
     }
 
     unsafe fn gemm1(&self, call: &LayerCall, chunk: usize) -> Result<()> {

@@ -1,6 +1,7 @@
 // Between the GEMMs where GEMM1 has no fused epilogue: clamped SwiGLU, rounded to bf16, and on to NVFP4 in mode nvfp4.
 #include "../common/swiglu.cuh"
 #include "../quantize/quantize_row.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 namespace {
@@ -47,7 +48,7 @@ __device__ void store_row(const ActivationParams& p, int64_t row, const Row& sou
 }  // namespace nvfp4
 
 // One block of threads a row.
-extern "C" __global__ void __launch_bounds__(256, 2) swiglu_rows(const __grid_constant__ ActivationParams p) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) swiglu_rows(const __grid_constant__ ActivationParams p) {
   __shared__ float scratch[32];
   nvfp4::for_each_row_of_block(p.out.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.out.input.source, r);

@@ -37,13 +37,17 @@
 //        s3 m3'     s3' m2'    s2 m1'     s2' m0'    s1 m3      s1' m2     s0 m1      s0' m0       (' row g + 8)
 //
 // Scales of a tile: 2 bytes a thread, of rows g and g + 8. They are powers of two, stored as 8 * (11 + log2 of scale
-// over the part's largest), so that the largest is 2^6 and all products are normal e4m3 values: a table is two
-// constants plus the scale in each byte but zero's. The output factors hold the part's largest over 2^6.
+// over the matrix's largest), so that the largest is 2^6 and all products are normal e4m3 values: a table is two
+// constants plus the scale in each byte but zero's. The output factors hold the matrix's largest over 2^6. (A matrix
+// here is what has one output factor: gate, up or down of an expert.)
 //
 // Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are
 // up of the same features. So the thread that accumulates a gate value accumulates its up value too.
 #pragma once
 #include <cstdint>
+
+#include "../common/format.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 
@@ -125,15 +129,9 @@ __host__ __device__ constexpr int fp8_row_word(int block, int i) {
 }
 static_assert(fp8_row_word(0, 1) == 4 && fp8_row_word(3, 0) == 3 && fp8_row_word(5, 2) == 16 + 8 + 1, "by columns");
 
-// Exponent of two of a positive finite e4m3 byte, rounded down.
-__host__ __device__ constexpr int e4m3_exponent(uint32_t e4m3) {
-  return e4m3 >= 8 ? static_cast<int>(e4m3 >> 3) - 7 : e4m3 >= 4 ? -7 : e4m3 >= 2 ? -8 : -9;
-}
+constexpr int kFp8Span = 11;  // largest over smallest block scale of a matrix, as an exponent of two
 
-constexpr int kFp8Span = 11;    // largest over smallest block scale, as an exponent of two
-constexpr int kFp8Largest = 6;  // exponent of the largest one stored
-
-// Mode fp8: what is stored of a block scale. `largest` is the part's, as e4m3.
+// Mode fp8: what is stored of a block scale. `largest` is the matrix's, as e4m3.
 __host__ __device__ constexpr uint32_t fp8_scale(uint32_t e4m3, uint32_t largest) {
   return e4m3 == 0 ? 0 : static_cast<uint32_t>(e4m3_exponent(e4m3) - e4m3_exponent(largest) + kFp8Span) << 3 & 0xFF;
 }
@@ -153,6 +151,7 @@ constexpr bool fp8_tables_are_exact() {
   return true;
 }
 static_assert(fp8_tables_are_exact(), "every product of mode fp8");
+static_assert(fp8_scale(0x38, 0x38) / 8 - 5 == FP8_LARGEST_EXPONENT, "what prepare_alphas is told");
 static_assert(fp8_scale(0x38, 0x38) == 88 && fp8_scale(1, 0x10) == 88 - 32, "1 of 1; 2^-9 of 2^-5");
 
 // Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts both halves where gated.

@@ -1,6 +1,8 @@
 // What becomes of the sums. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows 2c and 2c
 // + 1 (g = lane / 4, c = lane % 4).
 #pragma once
+#include <cuda_bf16.h>
+
 #include "../common/swiglu.cuh"
 #include "mma.cuh"
 

@@ -80,7 +80,7 @@ struct RowGather {
 
   // Any stage and any alignment: columns up to k_valid, and zeros to the end of the line, which weights of 0 do not
   // make up for where NaN lies there.
-  __device__ void copy_part(const GemmParams& p, uint32_t target, int first_slab, bool aligned) {
+  __device__ void copy_checked(const GemmParams& p, uint32_t target, int first_slab, bool aligned) {
     const int lines = (p.num_slabs - first_slab + C::kLineSlabs - 1) / C::kLineSlabs;
     const int valid_bytes = (p.k_valid - first_slab * kSlabCols) * C::kColumnBytes;
     for (int line = first_line(); line < min(C::kLines, lines); line += kLineStep) {
@@ -121,10 +121,11 @@ struct WeightTiles {
   }
 
   // Starts the copies of a stage, of slabs `slab` and on. Of four tiles each by a thread of its own: one for all of
-  // them holds up its warp's copies of rows so long that producers fall behind (by 5 to 12 % of a GEMM).
+  // them holds up its warp's copies of rows so long that producers fall behind (by 5 to 12 % of a GEMM). Of one or two
+  // by one thread: two threads for two tiles cost more than they save.
   template <class C>
   __device__ void start(const GemmParams& p, SharedStorage<C>& shared, uint32_t stage, int slab) const {
-    constexpr int kStarters = C::kTiles == 4 ? 4 : 1;  // two by a thread each were slower
+    constexpr int kStarters = C::kTiles == 4 ? 4 : 1;
     if (producer_thread<C>() >= kStarters) return;
     const uint32_t bytes = min(C::kSlabs, p.num_slabs - slab) * kTileBytes;
     for (int m = kStarters == 1 ? 0 : producer_thread<C>(); m < num_tiles; m += kStarters) {
@@ -174,7 +175,7 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       if (slab + C::kSlabs <= full_slabs) {
         rows.copy(target);
       } else {
-        rows.copy_part(p, target, slab, aligned);
+        rows.copy_checked(p, target, slab, aligned);
       }
       // cp.async needs no proxy fence before wgmma reads (CUTLASS's CpAsync mainloops have none): the barrier's phase
       // completes when the copies have landed. A fence here would wait for all copies in flight.

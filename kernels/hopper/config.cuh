@@ -1,9 +1,8 @@
 // What a GEMM kernel is made of: tile, warps, shared memory. One instance a row-tile size; rust/cuda/tiles.rs chooses.
 #pragma once
-#include <cuda_bf16.h>
-
-#include "../params.h"
+#include "../common/tiles.cuh"
 #include "layout.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 
@@ -81,6 +80,9 @@ struct SharedStorage {
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
 };
+
+static_assert(GEMM_SM90_WIDEST_ROWS == kWidestTile && GEMM_SM90_COLUMN_STEP == kWidthStep,
+              "routing orders experts by what the widest kernel's work follows");
 
 template <class C>
 constexpr bool kFitsLaunch = C::kThreads == (C::kTiles == 4 ? GEMM_SM90_FOUR_TILES_THREADS : GEMM_SM90_THREADS) &&

@@ -1,7 +1,8 @@
 // Rows of bf16 to e4m3, one block of threads a row, with a scale from the row's largest finite magnitude: the law of
 // rust/format/row.rs. e4m3 by the conversion of sm_89 and later.
-#include "../gemm_sm90/layout.cuh"
-#include "quantize_row.cuh"
+#include "../quantize/quantize_row.cuh"
+#include "layout.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 namespace {
@@ -50,7 +51,8 @@ __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const 
 }  // namespace
 }  // namespace nvfp4
 
-extern "C" __global__ void __launch_bounds__(256) quantize_rows_fp8(const __grid_constant__ QuantizeFp8Params p) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
+    quantize_rows_fp8(const __grid_constant__ QuantizeFp8Params p) {
   __shared__ float scratch[32];
   nvfp4::for_each_row_of_block(p.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.input.source, r);

@@ -1,7 +1,8 @@
 // Checkpoint weights into the register-dequant layout, once at load. The checkpoint's block scales are checked on the
 // way.
-#include "../gemm_sm90/layout.cuh"
-#include "checks.cuh"
+#include "../prepare/checkpoint.cuh"
+#include "layout.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 namespace {
@@ -15,45 +16,34 @@ struct Staged {
   uint8_t scales[kTileRows][kRunBlocks + 4];
 };
 
-// The 16 codes of a block, 8 in each word. Rows are multiples of 8 bytes; the first may lie anywhere.
-__device__ uint2 block_codes(const uint8_t* at) {
-  if (reinterpret_cast<uintptr_t>(at) % 8 == 0) return *reinterpret_cast<const uint2*>(at);
-  uint2 both = {};
-  for (int i = 0; i < 4; ++i) {
-    both.x |= uint32_t{at[i]} << 8 * i;
-    both.y |= uint32_t{at[i + 4]} << 8 * i;
-  }
-  return both;
-}
-
 // A block scale as tiles hold it. `row` is the checkpoint's.
 __device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3) {
-  if (!p.parts) return static_cast<uint8_t>(e5m3_scale(e4m3 & 0x7F));
-  const int part = p.gated ? 2 * expert + (row >= p.rows / 2) : expert;
-  return static_cast<uint8_t>(fp8_scale(e4m3, p.parts[part].largest));
+  if (!p.scales) return static_cast<uint8_t>(e5m3_scale(e4m3 & 0x7F));
+  const int matrix = p.gated ? 2 * expert + (row >= p.source.rows / 2) : expert;
+  return static_cast<uint8_t>(fp8_scale(e4m3, p.scales[matrix].largest));
 }
 
 // Codes whose scale is 0 become 0: bf16 tiles' scales have no 0.
 __device__ void stage(const PrepareParams& p, int expert, int m, int first_block, Staged& staged) {
   constexpr int kEach = kTileRows * kRunBlocks / kThreads;  // loads in flight together cost one latency
-  const int num_blocks = p.cols / 16;
+  const int num_blocks = p.source.cols / 16;
   uint2 codes[kEach];
   uint32_t scales[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = i * kThreads + threadIdx.x, block = first_block + at % kRunBlocks;
-    const int row = checkpoint_row(m, at / kRunBlocks, p.rows, p.gated, p.up_first);
+    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.gated, p.up_first);
     const bool valid = row >= 0 && block < num_blocks;
-    const int64_t from = (int64_t{expert} * p.rows + row) * num_blocks + block;
-    codes[i] = valid ? block_codes(p.codes + from * 8) : make_uint2(0, 0);
-    scales[i] = valid ? p.block_scale[from] : 0;
+    const int64_t from = (int64_t{expert} * p.source.rows + row) * num_blocks + block;
+    codes[i] = valid ? load_8_bytes(p.source.codes + from * 8) : make_uint2(0, 0);
+    scales[i] = valid ? p.source.block_scale[from] : 0;
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = i * kThreads + threadIdx.x;
-    check_block_scale(scales[i], p.bad_scales);
+    check_block_scale(scales[i], p.source.bad_scales);
     staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
-    const int row = checkpoint_row(m, at / kRunBlocks, p.rows, p.gated, p.up_first);
+    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.gated, p.up_first);
     staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i]);
   }
 }
@@ -95,39 +85,8 @@ __device__ void store_tile(const Staged& staged, int slab, bool fp8, uint8_t* ti
   }
 }
 
-// Of one scale, into what this thread has seen.
-__device__ void see(PartScales& seen, uint32_t e4m3) {
-  if (e4m3 == 0) return;
-  seen.not_powers += e4m3 >= 8 ? e4m3 % 8 != 0 : (e4m3 & (e4m3 - 1)) != 0;
-  seen.smallest = min(seen.smallest, e4m3);
-  seen.largest = max(seen.largest, e4m3);
-}
-
 }  // namespace
 }  // namespace nvfp4
-
-// Grid (blocks of a part, num_parts).
-extern "C" __global__ void __launch_bounds__(256) part_scales(const __grid_constant__ PartScalesParams p) {
-  using namespace nvfp4;
-  const uint8_t* const scales = p.block_scale + blockIdx.y * p.part_scales;
-  PartScales seen = {0, 0x7F, 0};
-  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < p.part_scales / 8;
-       at += int64_t{gridDim.x} * blockDim.x) {
-    const uint2 eight = block_codes(scales + 8 * at);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      see(seen, eight.x >> 8 * i & 0xFF);
-      see(seen, eight.y >> 8 * i & 0xFF);
-    }
-  }
-  seen = {__reduce_add_sync(~0u, seen.not_powers), __reduce_min_sync(~0u, seen.smallest),
-          __reduce_max_sync(~0u, seen.largest)};
-  if (threadIdx.x % 32 != 0) return;
-  PartScales& part = p.parts[blockIdx.y];
-  atomicAdd(&part.not_powers, seen.not_powers);
-  atomicMin(&part.smallest, seen.smallest);
-  atomicMax(&part.largest, seen.largest);
-}
 
 // Grid (runs of slabs, num_m_tiles, L).
 extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) prepare_tiles(const __grid_constant__ PrepareParams p) {
@@ -136,8 +95,8 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) prepare_tiles(cons
   const int first = blockIdx.x * kRun, m = blockIdx.y, expert = blockIdx.z;
   stage(p, expert, m, first * kSlabSteps, staged);
   __syncthreads();
-  uint8_t* const tiles = p.tiles + expert * p.expert_stride + (int64_t{m} * p.num_slabs + first) * kTileBytes;
+  uint8_t* const tiles = p.tiles + expert * p.source.expert_stride + (int64_t{m} * p.num_slabs + first) * kTileBytes;
   for (int slab = 0; slab < min(kRun, p.num_slabs - first); ++slab) {
-    store_tile(staged, slab, p.parts != nullptr, tiles + slab * kTileBytes);
+    store_tile(staged, slab, p.scales != nullptr, tiles + slab * kTileBytes);
   }
 }

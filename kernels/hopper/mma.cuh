@@ -94,9 +94,9 @@ __device__ void with_columns(int num_rows, Body body) {
   body(Columns<kColumns>{});
 }
 
-// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in parts, each of one tile, with
-// two sets of fragments in turn, so that one is dequantised while the tensor core reads the other. Warpgroups of two
-// tiles are few, and have registers: they ask for what a part reads a part ahead.
+// The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in turns, each of one tile, with
+// two sets of fragments: one is dequantised while the tensor core reads the other. Warpgroups of two tiles are few, and
+// have registers: they read the words of a turn one turn ahead.
 template <class C>
 class Accumulation {
  public:
@@ -116,7 +116,7 @@ class Accumulation {
     int left = num_slabs - k_ * C::kGroupSlabs;  // from this warpgroup's first one on
     if (kReadsAhead && left >= C::kGroupSlabs) begin_stage();
     for (; left >= C::kGroupSlabs; left -= C::kSlabs) stage(num_rows, left - C::kSlabs >= C::kGroupSlabs);
-    if (left + k_ * C::kGroupSlabs > 0) part_of_stage(left);
+    if (left + k_ * C::kGroupSlabs > 0) last_stage(left);
     ptx::wgmma_wait<0>();
     release_previous();
   }
@@ -137,12 +137,12 @@ class Accumulation {
   using Words = SlabWords<C::kColumnBytes>;
   static constexpr bool kByTile = C::kGroupTiles == 2;  // else by columns
   static constexpr bool kReadsAhead = kByTile;
-  static constexpr int kPartSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
-  static constexpr int kParts = C::kGroupTiles * C::kGroupSlabs / kPartSlabs;
-  static constexpr int kPartSteps = kPartSlabs * C::kSteps;
+  static constexpr int kTurnSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
+  static constexpr int kTurns = C::kGroupTiles * C::kGroupSlabs / kTurnSlabs;
+  static constexpr int kTurnSteps = kTurnSlabs * C::kSteps;
   static constexpr int kTileStride = C::kSlabs * kTileBytes;
-  static __device__ constexpr int tile_of(int part) { return kByTile ? part % 2 : 0; }
-  static __device__ constexpr int slab_of(int part) { return (kByTile ? part / 2 : part) * kPartSlabs; }
+  static __device__ constexpr int tile_of(int turn) { return kByTile ? turn % 2 : 0; }
+  static __device__ constexpr int slab_of(int turn) { return (kByTile ? turn / 2 : turn) * kTurnSlabs; }
   // Where a step reads token rows, in the descriptor's units of 16 bytes; a step is two of them.
   static __device__ constexpr int rows_of(int slab, int step) {
     return slab / C::kLineSlabs * C::kN * 8 + slab % C::kLineSlabs * 2 * C::kSteps + step * 2;
@@ -164,10 +164,11 @@ class Accumulation {
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.empty[previous_]);
   }
 
-  __device__ void read(int part) {
+  // The words of a turn.
+  __device__ void read(int turn) {
 #pragma unroll
-    for (int i = 0; i < kPartSlabs; ++i) {
-      words_[i] = Words::read(tiles_ + tile_of(part) * kTileStride + (slab_of(part) + i) * kTileBytes);
+    for (int i = 0; i < kTurnSlabs; ++i) {
+      words_[i] = Words::read(tiles_ + tile_of(turn) * kTileStride + (slab_of(turn) + i) * kTileBytes);
     }
   }
 
@@ -186,33 +187,33 @@ class Accumulation {
     const int own = ring_.stage;
     const ptx::RowsDescriptor rows(shared_.rows[own][k_ * C::kGroupSlabs / C::kLineSlabs]);
     ring_.advance();
-    uint32_t a[2][kPartSteps][4];
+    uint32_t a[2][kTurnSteps][4];
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      if (!kReadsAhead) read(part);
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if (!kReadsAhead) read(turn);
 #pragma unroll
-      for (int i = 0; i < kPartSlabs; ++i) {
-        words_[i].dequantize_all(&a[part % 2][i * C::kSteps]);
+      for (int i = 0; i < kTurnSlabs; ++i) {
+        words_[i].dequantize_all(&a[turn % 2][i * C::kSteps]);
       }
-      if (kReadsAhead && part + 1 < kParts) read(part + 1);
+      if (kReadsAhead && turn + 1 < kTurns) read(turn + 1);
       with_columns<C>(num_rows, [&](auto columns) {
         ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < kPartSteps; ++i) {
-          const int at = rows_of(slab_of(part) + i / C::kSteps, i % C::kSteps);
-          multiply_add<decltype(columns)::kCount>(acc[tile_of(part)], a[part % 2][i], rows.at(at));
+        for (int i = 0; i < kTurnSteps; ++i) {
+          const int at = rows_of(slab_of(turn) + i / C::kSteps, i % C::kSteps);
+          multiply_add<decltype(columns)::kCount>(acc[tile_of(turn)], a[turn % 2][i], rows.at(at));
         }
         ptx::wgmma_commit();
       });
-      if (kReadsAhead && part + 1 == kParts && has_next) begin_stage();
+      if (kReadsAhead && turn + 1 == kTurns && has_next) begin_stage();
       ptx::wgmma_wait<1>();
-      if (part == 0) release_previous();
+      if (turn == 0) release_previous();
     }
     previous_ = own;
   }
 
   // A last stage of fewer slabs than the warpgroup's share, or of none.
-  __device__ void part_of_stage(int slabs) {
+  __device__ void last_stage(int slabs) {
     open_stage();
     ptx::wgmma_wait<0>();
     release_previous();
@@ -242,7 +243,7 @@ class Accumulation {
   const int m_, k_;                 // of this warpgroup
   int previous_ = -1;               // stage
   const uint8_t* tiles_ = nullptr;  // this warpgroup's, of the stage that is being read
-  Words words_[kPartSlabs];         // of the next part
+  Words words_[kTurnSlabs];         // of the next turn
 };
 
 template <class C, class Output>
@@ -260,9 +261,11 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
     } else {
       sums.skip(p.num_slabs);
     }
+    // Where the ring stands now. `sums` knows, and asking it costs least; but what two branches leave there the
+    // compiler does not know to be the same in a whole warp, so that after them it is computed.
     if constexpr (C::kM == 1) {
-      ring = sums.ring();  // five instructions a stage less than to sum up
-    } else {               // the compiler would not see that a warp agrees on what comes of both branches
+      ring = sums.ring();
+    } else {
       ring.advance((p.num_slabs + C::kSlabs - 1) / C::kSlabs);
     }
     if (!reduce_along_k<C>(shared, m, k, sums.acc[0])) return;

@@ -8,13 +8,15 @@
 #include "../common/overlap.cuh"
 #include "../common/tiles.cuh"
 #include "operands.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 namespace {
 
-constexpr int kTile = 64;                             // rows, and features, of a CTA's tile
-constexpr int kSlabBlocks = 4;                        // blocks of 16 columns held at a time
-constexpr int kThreads = 128;                         // four warps, 32 rows x 32 features each
+constexpr int kTile = GEMM_PORTABLE_TILE;
+constexpr int kSlabBlocks = 4;                   // blocks of 16 columns held at a time
+constexpr int kThreads = GEMM_PORTABLE_THREADS;  // four warps, 32 rows x 32 features each
+static_assert(kTile == 64 && kThreads == 128, "four quarters of a tile");
 constexpr int kPitch = kSlabBlocks * kBlockSize + 8;  // the 8 rows x 4 words of a fragment fall on 32 banks
 
 struct SharedTile {
@@ -137,12 +139,14 @@ __device__ void gemm(const PortableGemmParams& p, const Rows& rows) {
 }  // namespace
 }  // namespace nvfp4
 
-extern "C" __global__ void __launch_bounds__(128) gemm_portable_bf16(const __grid_constant__ PortableGemmParams p) {
+extern "C" __global__ void __launch_bounds__(GEMM_PORTABLE_THREADS)
+    gemm_portable_bf16(const __grid_constant__ PortableGemmParams p) {
   nvfp4::follow_previous();
   nvfp4::gemm(p, nvfp4::Bf16Rows{static_cast<const __nv_bfloat16*>(p.x), p.x_row_stride, p.row_to_slot, p.top_k});
 }
 
-extern "C" __global__ void __launch_bounds__(128) gemm_portable_nvfp4(const __grid_constant__ PortableGemmParams p) {
+extern "C" __global__ void __launch_bounds__(GEMM_PORTABLE_THREADS)
+    gemm_portable_nvfp4(const __grid_constant__ PortableGemmParams p) {
   nvfp4::follow_previous();
   nvfp4::gemm(p, nvfp4::Nvfp4Rows{static_cast<const uint64_t*>(p.x), p.x_block_scale, p.k / nvfp4::kBlockSize});
 }

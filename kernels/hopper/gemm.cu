@@ -4,6 +4,7 @@
 //   kM x kK consumer warpgroups  multiply()  dequantise in registers, wgmma, sum along K, store()
 //   1 producer warpgroup          load()      weight tiles by bulk copy, token rows by gather, kStages ahead
 #include "epilogue.cuh"
+#include "params.h"
 
 namespace nvfp4 {
 namespace {
@@ -47,14 +48,4 @@ __device__ void gemm(const GemmParams& p) {
   NVFP4_GEMM(gemm2_fp8_sm90, n, 1, kGemm2) \
   NVFP4_GEMM(linear_sm90, n, 2, kLinear)
 
-NVFP4_GEMMS(8)
-NVFP4_GEMMS(16)
-NVFP4_GEMMS(24)
-NVFP4_GEMMS(32)
-NVFP4_GEMMS(48)
-NVFP4_GEMMS(64)
-NVFP4_GEMMS(80)
-NVFP4_GEMMS(96)
-NVFP4_GEMMS(112)
-NVFP4_GEMMS(128)
-NVFP4_GEMMS(144)
+GEMM_SM90_ROW_TILES(NVFP4_GEMMS)

@@ -1,0 +1,9 @@
+/* Every struct that Rust hands to a kernel: bindgen reads this file. */
+#ifndef NVFP4_MOE_ALL_PARAMS_H
+#define NVFP4_MOE_ALL_PARAMS_H
+
+#include "hopper/params.h"
+#include "params.h"
+#include "portable/params.h"
+
+#endif

@@ -1,0 +1,40 @@
+// What mode fp8 asks of a checkpoint's block scales, counted before weights are prepared.
+#include "../prepare/checkpoint.cuh"
+#include "params.h"
+
+namespace nvfp4 {
+namespace {
+
+// One scale more.
+__device__ void add(MatrixScales& seen, uint32_t e4m3) {
+  if (e4m3 == 0) return;
+  seen.not_powers += e4m3 >= 8 ? e4m3 % 8 != 0 : (e4m3 & (e4m3 - 1)) != 0;
+  seen.smallest = min(seen.smallest, e4m3);
+  seen.largest = max(seen.largest, e4m3);
+}
+
+}  // namespace
+}  // namespace nvfp4
+
+// Grid (blocks of a matrix, num_matrices).
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) part_scales(const __grid_constant__ MatrixScalesParams p) {
+  using namespace nvfp4;
+  const uint8_t* const scales = p.block_scale + blockIdx.y * p.scales_each;
+  MatrixScales seen = {0, 0x7F, 0};
+  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < p.scales_each / 8;
+       at += int64_t{gridDim.x} * blockDim.x) {
+    const uint2 eight = load_8_bytes(scales + 8 * at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      add(seen, eight.x >> 8 * i & 0xFF);
+      add(seen, eight.y >> 8 * i & 0xFF);
+    }
+  }
+  seen = {__reduce_add_sync(~0u, seen.not_powers), __reduce_min_sync(~0u, seen.smallest),
+          __reduce_max_sync(~0u, seen.largest)};
+  if (threadIdx.x % 32 != 0) return;
+  MatrixScales& matrix = p.matrices[blockIdx.y];
+  atomicAdd(&matrix.not_powers, seen.not_powers);
+  atomicMin(&matrix.smallest, seen.smallest);
+  atomicMax(&matrix.largest, seen.largest);
+}
