@@ -9,9 +9,19 @@
 static void *current_context;
 static uint64_t next_address = 0x10000000;
 
+/* For a program that looks these up: is every stream being captured? which call fails? how often was one waited for? */
+int mock_capturing;
+const char *mock_failing;
+int mock_waits;
+
+static int outcome(const char *name) {
+  if (strcmp(name, "cuStreamSynchronize") == 0 || strcmp(name, "cuCtxSynchronize") == 0) mock_waits++;
+  return mock_failing != NULL && strcmp(name, mock_failing) == 0 ? 2 : 0; /* 2: out of memory */
+}
+
 static int ok(const char *name) {
   fprintf(stderr, "call %s\n", name);
-  return 0;
+  return outcome(name);
 }
 
 /* Calls of which nothing but their order matters. */
@@ -73,12 +83,12 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 int cuLaunchKernelEx(const void *config, void *function) {
   const int overlaps = *(const uint32_t *)((const char *)config + 48) > 0;
   fprintf(stderr, "call cuLaunchKernelEx %s%s\n", (const char *)function, overlaps ? " overlapping" : "");
-  return 0;
+  return outcome("cuLaunchKernelEx");
 }
 
 int cuStreamIsCapturing(void *stream, int *status) {
   (void)stream;
-  *status = 0;
+  *status = mock_capturing;
   return ok("cuStreamIsCapturing");
 }
 
