@@ -26,8 +26,8 @@ pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<
     unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
 }
 
-/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error, not
-/// the end of the process.
+/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error,
+/// not the end of the process.
 pub(crate) fn vec_for<T>(name: &'static str, len: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     match vec.try_reserve_exact(len) {
