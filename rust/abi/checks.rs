@@ -26,8 +26,8 @@ pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<
     unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
 }
 
-/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error, not
-/// the end of the process.
+/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error,
+/// not the end of the process.
 pub(crate) fn vec_for<T>(name: &'static str, len: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     match vec.try_reserve_exact(len) {
@@ -50,9 +50,15 @@ pub(crate) fn aligned_or_null<T>(name: &str, pointer: *const T, size: usize) -> 
     Err(Error::argument(name, format!("{pointer:p}"), rule, "Pass an aligned tensor."))
 }
 
+/// Bytes from the first to the last of some rows of bf16; the most there is where strides of a caller's ask for more.
+pub(crate) fn bf16_bytes(num_rows: usize, row_stride: usize, width: usize) -> usize {
+    let values = num_rows.saturating_sub(1).saturating_mul(row_stride).saturating_add(width);
+    values.saturating_mul(2)
+}
+
 /// `out` is written while `x` is still read.
 pub(crate) fn no_overlap(x: *const u16, x_bytes: usize, out: *const u16, out_bytes: usize) -> Result<()> {
-    if x.addr() + x_bytes <= out.addr() || out.addr() + out_bytes <= x.addr() {
+    if x.addr().saturating_add(x_bytes) <= out.addr() || out.addr().saturating_add(out_bytes) <= x.addr() {
         return Ok(());
     }
     let rule = format!("its {out_bytes} bytes must not overlap the {x_bytes} bytes of x at {x:p}");
@@ -138,6 +144,17 @@ pub(crate) fn policy_of(policy: i32) -> Result<ScalePolicy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Once an overflow: strides that no memory has, of as many rows as fit an i32.
+    #[test]
+    fn rows_that_no_memory_holds_overlap_whatever_lies_behind_them() {
+        assert_eq!(bf16_bytes(3, 100, 16), 2 * (200 + 16));
+        let most = bf16_bytes(i32::MAX as usize, 1 << 40, 16);
+        assert_eq!(most, usize::MAX);
+        let [low, high] = [1 << 12, 1 << 20].map(std::ptr::without_provenance);
+        assert!(no_overlap(low, most, high, 2).is_err() && no_overlap(high, 2, low, most).is_err());
+        assert!(no_overlap(high, most, low, 2).is_ok());
+    }
 
     #[test]
     fn what_no_memory_holds_is_an_error() {

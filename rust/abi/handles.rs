@@ -54,8 +54,8 @@ pub(crate) unsafe fn exclusive<'a, H: Opaque>(handle: *mut H) -> Result<&'a mut 
     unsafe { Ok(&mut (*live(handle)?.cast_mut()).inside) }
 }
 
-/// Drop a handle and what it owns; NULL is none. One that is not alive is left as it is: better a leak than memory freed
-/// twice.
+/// Drop a handle and what it owns; NULL is none. One that is not alive is left as it is: better a leak than memory
+/// freed twice.
 ///
 /// # Safety
 /// As [`exclusive`], and nobody may use it afterwards.

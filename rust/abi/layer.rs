@@ -2,8 +2,8 @@
 
 use super::header::*;
 use super::{
-    Opaque, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
-    not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
+    Opaque, aligned, aligned_or_null, bf16_bytes, create, destroy, device_of, exclusive, exports, guard, mode_of,
+    no_overlap, not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
 };
 use crate::activation::Activation;
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
@@ -56,25 +56,10 @@ fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWei
     })
 }
 
-fn ids_are_i64(dtype: i32) -> Result<bool> {
-    match dtype as u32 {
-        NVFP4_MOE_DTYPE_I32 => Ok(false),
-        NVFP4_MOE_DTYPE_I64 => Ok(true),
-        _ => {
-            let rule = "it must be 0 (int32) or 1 (int64)";
-            Err(Error::argument("topk_ids_dtype", dtype, rule, "Convert the ids."))
-        }
-    }
-}
-
 fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerArgs>> {
     let num_tokens = size_of_field("num_tokens", a.num_tokens)?;
-    let mapped = if a.expert_map.is_null() { 0 } else { config.num_experts };
-    if usize::try_from(a.num_experts_mapped) != Ok(mapped) {
-        let rule = format!("it must be {mapped}: num_experts where expert_map is given, else 0");
-        return Err(Error::argument("num_experts_mapped", a.num_experts_mapped, rule, "Pass the map's length."));
-    }
     let is_i64 = ids_are_i64(a.topk_ids_dtype)?;
+    check_map_len(config, a)?;
     if num_tokens == 0 {
         return Ok(None);
     }
@@ -96,9 +81,29 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
         out_row_stride: stride("out_row_stride", a.out_row_stride, "hidden_size", hidden)?,
         workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
-    let span = |row_stride: usize| 2 * ((num_tokens - 1) * row_stride + hidden);
-    no_overlap(checked.x, span(checked.x_row_stride), checked.out, span(checked.out_row_stride))?;
+    let bytes = |row_stride| bf16_bytes(num_tokens, row_stride, hidden);
+    no_overlap(checked.x, bytes(checked.x_row_stride), checked.out, bytes(checked.out_row_stride))?;
     Ok(Some(checked))
+}
+
+fn ids_are_i64(dtype: i32) -> Result<bool> {
+    match dtype as u32 {
+        NVFP4_MOE_DTYPE_I32 => Ok(false),
+        NVFP4_MOE_DTYPE_I64 => Ok(true),
+        _ => {
+            let rule = "it must be 0 (int32) or 1 (int64)";
+            Err(Error::argument("topk_ids_dtype", dtype, rule, "Convert the ids."))
+        }
+    }
+}
+
+fn check_map_len(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<()> {
+    let mapped = if a.expert_map.is_null() { 0 } else { config.num_experts };
+    if usize::try_from(a.num_experts_mapped) == Ok(mapped) {
+        return Ok(());
+    }
+    let rule = format!("it must be {mapped}: num_experts where expert_map is given, else 0");
+    Err(Error::argument("num_experts_mapped", a.num_experts_mapped, rule, "Pass the map's length."))
 }
 
 exports! {

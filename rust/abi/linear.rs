@@ -2,8 +2,8 @@
 
 use super::header::*;
 use super::{
-    Opaque, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
-    not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
+    Opaque, aligned, aligned_or_null, bf16_bytes, create, destroy, device_of, exclusive, exports, guard, mode_of,
+    no_overlap, not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
 use crate::config::LinearConfig;
@@ -81,8 +81,8 @@ fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<Linea
         out_row_stride: stride("out_row_stride", a.out_row_stride, "out_features", config.out_features)?,
         workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
-    let x_bytes = 2 * ((num_tokens - 1) * checked.x_row_stride + config.in_features);
-    let out_bytes = 2 * ((num_tokens - 1) * checked.out_row_stride + config.out_features);
+    let x_bytes = bf16_bytes(num_tokens, checked.x_row_stride, config.in_features);
+    let out_bytes = bf16_bytes(num_tokens, checked.out_row_stride, config.out_features);
     no_overlap(checked.x, x_bytes, checked.out, out_bytes)?;
     Ok(Some(checked))
 }

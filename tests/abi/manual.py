@@ -9,7 +9,7 @@ TABLE = Path(__file__).with_name("statements.md")
 # A comment, and the code before it on its line: `int32_t top_k;` gives the comment its subject.
 COMMENT = re.compile(r"^(?P<code>[^\n]*?)/\*(?P<text>.*?)\*/", re.MULTILINE | re.DOTALL)
 SUBJECT = re.compile(r"(?:#define (\w+)|(\w+);)")
-NO_TEST = {"caller", "definition", "heading", "untested"}  # statements.md says what they mean
+NO_TEST = {"caller", "definition", "heading"}  # statements.md says what they mean
 
 
 def statements_of_header() -> str:
@@ -95,7 +95,4 @@ def check() -> str:
     if missing := missing_tests([name for _, held in table for name in held]):
         raise ValueError(f"statements.md names tests that are not there: {missing}")
     held = sum(NO_TEST.isdisjoint(tests) for _, tests in table)
-    untested = sum("untested" in tests for _, tests in table)
-    return (
-        f"{held} statements held by tests, {untested} untested, {len(table) - held - untested} duties and definitions"
-    )
+    return f"{held} statements held by tests, {len(table) - held} duties of the caller, definitions and headings"

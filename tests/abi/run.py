@@ -251,6 +251,23 @@ def program_sanitized(source: str) -> str:
     return only_line(command(program, *arguments(source), ASAN_OPTIONS=options))
 
 
+def cuda_on_a_stand_in() -> str:
+    """cuda.c over tests/mock_libcuda, which takes the driver's place. It logs to stderr, which is not asked here."""
+    driver, program = BUILD / "mock", BUILD / "cuda"
+    driver.mkdir(exist_ok=True)
+    command("gcc", "-shared", "-fPIC", "tests/mock_libcuda/mock.c", "-o", driver / "libcuda.so.1")
+    (driver / "libcuda.so").unlink(missing_ok=True)
+    (driver / "libcuda.so").symlink_to("libcuda.so.1")
+    link = [LIBRARY / "libnvfp4_moe.a", *RUST_LIBS]
+    command("gcc", "-std=c11", *WARNINGS, "-O1", "-Iinclude", "tests/abi/cuda.c", *link, "-o", program)
+    kinds = {"Hopper": 1, "portable": 2}  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
+    run = "$0 $1 2>/dev/null || { [ $? = 77 ] && echo without kernels; }"
+    lines = [command("sh", "-c", run, program, kind, LD_LIBRARY_PATH=str(driver)) for kind in kinds.values()]
+    if "without kernels" in lines[0]:
+        raise Skip("the library was built without an nvcc, so it has no CUDA kernels")
+    return ", ".join(f"{name}: {only_line(line)}" for name, line in zip(kinds, lines))
+
+
 def cute_oracle() -> str:
     packages = python_packages("cute", CUTE_PACKAGES)
     source, cuda = packages / "cutlass_library/source", packages / "nvidia/cu13/include"
@@ -278,6 +295,7 @@ def steps() -> list[tuple[str, Callable[[], str]]]:
         *each("static library", program_static),
         *each("shared library", program_shared),
         *each("valgrind", program_valgrind),
+        ("CUDA on a stand-in driver", cuda_on_a_stand_in),
         ("build the library under ASan", build_sanitized_library),
         *each("ASan and UBSan", program_sanitized),
         ("CuTe's scale layout", cute_oracle),

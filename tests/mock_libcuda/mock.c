@@ -13,13 +13,24 @@ static uint64_t next_address = 0x10000000;
 static int quiet;
 static uint64_t launches;
 
+/* For a program that looks these up: is every stream being captured? which call fails? how often was one waited for? */
+int mock_capturing;
+const char *mock_failing;
+int mock_waits;
+
 __attribute__((constructor)) static void read_environment(void) { quiet = getenv("MOCK_QUIET") != NULL; }
 
 uint64_t mock_launches(void) { return launches; }
 
+static int outcome(const char *name) {
+  if (strcmp(name, "cuStreamSynchronize") == 0 || strcmp(name, "cuCtxSynchronize") == 0) mock_waits++;
+  return mock_failing != NULL && strcmp(name, mock_failing) == 0 ? 2 : 0; /* 2: out of memory */
+}
+
 static int ok(const char *name) {
-  if (!quiet) fprintf(stderr, "call %s\n", name);
-  return 0;
+  if (!quiet) fprintf(stderr, "call %s
+", name);
+  return outcome(name);
 }
 
 /* Calls of which nothing but their order matters. */
@@ -80,15 +91,15 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 /* More arguments follow, of which nothing is read. The last member of the configuration counts its attributes. */
 int cuLaunchKernelEx(const void *config, void *function) {
   ++launches;
-  if (quiet) return 0;
+  if (quiet) return outcome("cuLaunchKernelEx");
   const int overlaps = *(const uint32_t *)((const char *)config + 48) > 0;
   fprintf(stderr, "call cuLaunchKernelEx %s%s\n", (const char *)function, overlaps ? " overlapping" : "");
-  return 0;
+  return outcome("cuLaunchKernelEx");
 }
 
 int cuStreamIsCapturing(void *stream, int *status) {
   (void)stream;
-  *status = 0;
+  *status = mock_capturing;
   return ok("cuStreamIsCapturing");
 }
 

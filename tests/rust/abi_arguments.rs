@@ -3,7 +3,7 @@
 use nvfp4_moe::abi::{exports::*, header::*};
 use std::ffi::CString;
 use std::io::Write;
-use std::ptr::{null, null_mut};
+use std::ptr::{null, null_mut, without_provenance, without_provenance_mut};
 use std::time::{Duration, Instant};
 
 fn last_error() -> String {
@@ -58,6 +58,35 @@ fn the_largest_layer_answers_its_queries() {
         assert!(last_error().starts_with("w13 is NULL; "), "{}", last_error());
         assert_eq!(nvfp4_moe_layer_prepare(layer, null(), null_mut(), 0, null_mut()), status);
         nvfp4_moe_layer_destroy(layer);
+    }
+}
+
+/// Strides whose rows span more than 64 bits count: once an overflow, after which x and out seemed to lie apart.
+#[test]
+fn rows_that_no_memory_holds_are_refused() {
+    let desc = nvfp4_moe_linear_desc {
+        struct_size: size_of::<nvfp4_moe_linear_desc>() as u32,
+        in_features: 16,
+        out_features: 16,
+        ..Default::default()
+    };
+    let args = nvfp4_moe_linear_args {
+        struct_size: size_of::<nvfp4_moe_linear_args>() as u32,
+        num_tokens: i32::MAX,
+        x: without_provenance(1 << 12),
+        x_row_stride: 1 << 40,
+        out: without_provenance_mut(1 << 20),
+        out_row_stride: 1 << 40,
+        ..Default::default()
+    };
+    let mut linear = null_mut();
+    // SAFETY: complete structs; what is refused is not read.
+    unsafe {
+        assert_eq!(nvfp4_moe_linear_create(&desc, &mut linear), 0);
+        let status = nvfp4_moe_linear_forward(linear, &args, null_mut());
+        assert_eq!(status, NVFP4_MOE_INVALID_ARGUMENT as i32, "{}", last_error());
+        assert!(last_error().contains("must not overlap"), "{}", last_error());
+        nvfp4_moe_linear_destroy(linear);
     }
 }
 
