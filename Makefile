@@ -23,7 +23,7 @@ CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
 KERNEL_FILES := $(wildcard kernels/*/*.cu kernels/*/*.cuh)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
-.PHONY: help setup build install layertest test test-rust test-abi test-python test-torch-new test-vllm \
+.PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
 
@@ -77,7 +77,7 @@ build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(shell find vllm_plugin -name '*.
 
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
-test: lint test-rust test-abi test-python test-torch-new test-vllm
+test: lint test-rust test-abi test-python test-isa test-torch-new test-vllm
 	@echo "make test: PASS"
 
 test-rust: setup
@@ -88,6 +88,21 @@ test-abi: build
 
 test-python: build
 	@$(STEP) "[test 4/6] pytest, torch 2.11" $(PY) -m pytest -q
+
+# As on lesser CPUs, those of which this one can play: as_cpu exits with 77 for the others. The fast tests of what computes.
+ISAS := avx512vnni avx512bf16 avx512 avx2 portable
+AS_ISA := $(CURDIR)/tests/tools/as_cpu
+test-isa: build
+	@for isa in $(ISAS); do \
+	  $(AS_ISA) $$isa true; status=$$?; \
+	  if [ $$status = 77 ]; then echo "[test 4/6] as on a CPU with $$isa: not run, see above"; continue; fi; \
+	  [ $$status = 0 ] && \
+	  $(STEP) "[test 4/6] cargo test as on a CPU with $$isa" env \
+	    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(AS_ISA) $$isa" \
+	    cargo test --release --locked --lib --test layer --test golden && \
+	  $(STEP) "[test 4/6] pytest as on a CPU with $$isa" $(AS_ISA) $$isa \
+	    $(PY) -m pytest -q tests/test_op.py tests/test_layer_laws.py tests/test_linear.py tests/test_fp8.py || exit 1; \
+	done
 
 # The wheel, installed: the tests must not see the development build.
 test-torch-new: $(VENV_NEW)/.installed wheel

@@ -1,6 +1,6 @@
 """Generate greedily with vLLM on the CPU and print what happened as one JSON line; one process for each model.
 
-python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--options JSON]
+python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--flip-amx] [--options JSON]
 """
 
 import argparse
@@ -31,12 +31,15 @@ PROMPTS = [
 ]
 
 
-def methods(llm) -> dict[str, list[str]]:
+def model_of(llm):
+    """The module that the only rank runs."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
+    return getattr(worker, "worker", worker).model_runner.get_model()
+
+
+def methods(model) -> dict[str, list[str]]:
     """Class names that serve the MoE layers and the linears."""
     found: dict[str, set[str]] = {"moe": set(), "linear": set()}
-    executor = llm.llm_engine.engine_core.engine_core.model_executor
-    worker = executor.driver_worker
-    model = getattr(worker, "worker", worker).model_runner.get_model()
     for module in model.modules():
         method = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
@@ -46,16 +49,41 @@ def methods(llm) -> dict[str, list[str]]:
     return {kind: sorted(names) for kind, names in found.items()}
 
 
+def engine_linears(model) -> list[str]:
+    """What computes the linears that are vLLM's own."""
+    found = set()
+    for module in model.modules():
+        fp8 = getattr(getattr(module, "quant_method", None), "fp8_linear", None)
+        if hasattr(module, "cpu_linear"):
+            found.add(module.cpu_linear.__name__)
+        elif fp8 is not None:
+            found.add(type(fp8).__name__)
+    return sorted(found)
+
+
+def flip_amx() -> None:
+    """Let torch, whom vLLM asks, say the reverse of the truth about this CPU's AMX."""
+    import torch
+
+    has_amx = torch.cpu._is_amx_tile_supported()
+    torch.cpu._is_amx_tile_supported = lambda: not has_amx
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--alone", action="store_true", help="also generate each prompt by itself")
+    parser.add_argument(
+        "--flip-amx", action="store_true", help="as on a CPU with AMX tiles, or if this has them, without"
+    )
     parser.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
+    if arguments.flip_amx:
+        flip_amx()
     from vllm import LLM, SamplingParams, __version__
 
     options = {
@@ -81,7 +109,8 @@ def main() -> None:
     if arguments.alone:
         result["alone"] = [generate([prompt])[0] for prompt in PROMPTS]
     if options.get("tensor_parallel_size", 1) == 1 and "tensor_parallel_size" not in arguments.options:
-        result["served_by"] = methods(llm)
+        model = model_of(llm)
+        result |= {"served_by": methods(model), "engine_linears": engine_linears(model)}
     result["seconds"] = {"load": round(loaded - start, 1), "generate": round(time.time() - loaded, 1)}
     print("SERVED " + json.dumps(result), flush=True)
     sys.stdout.flush()

@@ -29,6 +29,18 @@ def test_flavours_give_identical_tokens(served):
     assert served["mixed"]["tokens"] == served["modelopt"]["tokens"] == served["compressed-tensors"]["tokens"]
 
 
+def test_the_engines_own_linears_are_the_same_arithmetic_in_all_flavours(served):
+    """Else the flavours would differ in what they do not name, and only on the CPUs for which vLLM has a kernel."""
+    bf16 = ["exact_linear"]
+    linears = {flavour: served[flavour]["engine_linears"] for flavour in NVFP4_FLAVOURS}
+    assert linears == {"mixed": ["DecodedFp8Linear", *bf16], "modelopt": bf16, "compressed-tensors": bf16}
+
+
+def test_tokens_do_not_depend_on_what_the_cpu_has(serve, served, deepseek_v4):
+    """vLLM chooses kernels by whether torch says that there are AMX tiles; here it says the reverse."""
+    assert serve(deepseek_v4["mixed"], "--flip-amx")["tokens"] == served["mixed"]["tokens"]
+
+
 def test_tokens_are_those_of_the_float32_reference(served, judge, deepseek_v4):
     agreement.check("DeepSeek-V4", judge(deepseek_v4["float32"], served["mixed"]))
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections import defaultdict
 
-from . import deepseek_v4
+from . import deepseek_v4, linears
 
 ZERO_MOE = "NVFP4_MOE_TEST_ZERO_MOE"
 
@@ -27,7 +27,8 @@ def register() -> None:
     sys.meta_path.insert(0, PatchOnImport())
     torch_topk_softmax()
     plain_workspaces()
-    fp8_block_linear()
+    linears.unquantised()
+    linears.fp8_blocks()
     with contextlib.suppress(ImportError):  # vLLM 0.26 has no such router
         deepseek_v4.patch_router(importlib.import_module("vllm.model_executor.layers.fused_moe.router.cpu_router"))
     if os.environ.get(ZERO_MOE) == "1":
@@ -75,35 +76,6 @@ def plain_workspaces() -> None:
 
     if workspace._manager is None:
         workspace._manager = PlainWorkspaces()
-
-
-def fp8_block_linear() -> None:
-    """FP8 128x128 linears want AMX on the CPU: decode them once, to bf16, which is exact for their UE8M0 scales."""
-    try:
-        from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUFp8BlockScaledMMKernel
-    except ImportError:  # vLLM 0.26 has no such kernel on the CPU, and its tests no FP8
-        return
-    import torch
-    from vllm.model_executor.kernels import linear
-    from vllm.platforms import PlatformEnum
-
-    class DecodedFp8Linear(CPUFp8BlockScaledMMKernel):
-        @classmethod
-        def is_supported(cls, compute_capability=None):
-            return True, None
-
-        def process_weights_after_loading(self, layer):
-            params = self._get_layer_params(layer)
-            scale = params.weight_scale if params.weight_scale_inv is None else params.weight_scale_inv
-            weight = params.weight.data.as_subclass(torch.Tensor).float()
-            rows, cols = self.weight_group_shape
-            scale = scale.data.as_subclass(torch.Tensor).float().repeat_interleave(rows, 0).repeat_interleave(cols, 1)
-            layer.decoded_weight = (weight * scale[: weight.shape[0], : weight.shape[1]]).bfloat16()
-
-        def apply_weights(self, layer, x, bias=None, **_):
-            return torch.nn.functional.linear(x, layer.decoded_weight.to(x.dtype), bias)
-
-    linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU].append(DecodedFp8Linear)
 
 
 def sparse_attention_schedule(module) -> None:
