@@ -11,28 +11,40 @@ import sys
 from types import ModuleType
 
 
-class Anything:
-    """Stands for a class of vLLM: takes any arguments, and has any attribute."""
+class Names(type):
+    """The type of vLLM's names: each has any name below it, the same each time. What is derived from one has not."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__") or not cls.__module__.startswith("vllm"):
+            raise AttributeError(name)
+        made = named(name, cls.__module__)
+        setattr(cls, name, made)
+        return made
+
+
+class Anything(metaclass=Names):
+    """Stands for a class of vLLM: takes any arguments, and its objects have any attribute."""
 
     def __init__(self, *args, **kwargs):
         pass
 
     def __getattr__(self, name):
-        if name.startswith("__"):
+        if name.startswith("__") or not type(self).__module__.startswith("vllm"):
             raise AttributeError(name)
-        return Anything()
+        return lambda *args, **kwargs: None
 
-    def __call__(self, *args, **kwargs):
-        return Anything()
+
+def named(name: str, module: str) -> type:
+    return Names(name, (Anything,), {"__module__": module})
 
 
 class Module(ModuleType):
-    """A module in which every name is a class of its own, the same each time."""
+    """A module of vLLM."""
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        made = type(name, (Anything,), {})
+        made = named(name, self.__name__)
         setattr(self, name, made)
         return made
 
@@ -60,3 +72,10 @@ def install() -> None:
     # tests/vllm is a folder of that name on the path, without an __init__.py: no origin.
     if "vllm" not in sys.modules and (found is None or found.origin is None):
         sys.meta_path.insert(0, Finder())
+
+
+def remove() -> None:
+    """Undo `install`, and forget what was imported over it."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
+    for name in [name for name in sys.modules if name.startswith(("vllm", "nvfp4_moe.plugin."))]:
+        del sys.modules[name]

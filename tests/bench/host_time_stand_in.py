@@ -1,7 +1,7 @@
 """A machine without a GPU plays one: the op over a stand-in driver, for host_time.py.
 
-The driver (tests/mock_libcuda) returns at once and counts launches. The op is the one that was built: its objects, linked
-with host_time_stream.cpp in the place of cpp/stream.cpp.
+The driver (tests/mock_libcuda) returns at once and counts launches. The op is the one that was built: its objects,
+linked with host_time_stream.cpp in the place of cpp/stream.cpp.
 """
 
 import json

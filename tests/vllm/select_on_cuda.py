@@ -142,7 +142,7 @@ def main() -> None:
     logger.addHandler(Logged())
     logger.setLevel(logging.INFO)  # 0.33 configures its logging when the engine starts
     refused = experts(), linear_kernel()  # what this machine really can do
-    support.device_refusal = lambda device_type: None
+    support.device_refusal = support.layer_refusal = lambda device_type, **options: None
     cases = {
         "refused": refused[0],
         "clamp": experts(),

@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 from nvfp4_moe import Layer, LayerWeights
 
 from . import scales, settings, support
+from .input_scales import settle_and_warn
 
 
 class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
@@ -26,19 +27,43 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         self.scratch_sizes: dict[int, int] = {}
 
     # ---- What vLLM's selection asks --------------------------------------------------------------------------------
+    # Every question of vLLM's base classes has its answer here, also where that is the base's own: a default that
+    # changes with vLLM's version must not change what we claim. tests/vllm/test_flags.py lists them.
+
+    last_refusal: str | None = None
+    """Why we refused the last layer that vLLM asked us about."""
 
     @staticmethod
     def is_supported_config(cls, moe_config, weight_key, activation_key, activation_format):
-        """Our own rules, then vLLM's generic checks, which call the methods below."""
-        refusal = config_refusal(moe_config)
-        if refusal:
-            return False, refusal
-        return mk.FusedMoEExperts.is_supported_config(cls, moe_config, weight_key, activation_key, activation_format)
+        """Our own rules, then vLLM's generic checks, which call the methods below. What cannot be asked is refused."""
+        try:
+            refusal = config_refusal(moe_config)
+            if not refusal:
+                base = mk.FusedMoEExperts.is_supported_config
+                refusal = base(cls, moe_config, weight_key, activation_key, activation_format)[1]
+        except Exception as error:
+            refusal = f"asking whether the layer is supported failed, {type(error).__name__}: {error}"
+        Nvfp4MoeExperts.last_refusal = refusal
+        return refusal is None, refusal
 
     @staticmethod
     def activation_format():
         """Tokens as they come, not batched by expert."""
         return mk.FusedMoEActivationFormat.Standard
+
+    @staticmethod
+    def is_monolithic():
+        """Routing is vLLM's."""
+        return False
+
+    @staticmethod
+    def supports_lora():
+        """LoRA needs the experts' intermediate values."""
+        return False
+
+    def supports_packed_ue8m0_act_scales(self):
+        """Activations come as bf16."""
+        return False
 
     @staticmethod
     def _supports_current_device():
@@ -61,12 +86,43 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def _supports_parallel_config(moe_parallel_config):
         return not moe_parallel_config.use_batched_activation_format
 
+    @staticmethod
+    def _supports_routing_method(routing_method, weight_key, activation_key):
+        return True  # ids and weights come from outside
+
+    @staticmethod
+    def _supports_hash_routing():
+        return False  # asked of monolithic experts only
+
+    @staticmethod
+    def _supports_router_logits_dtype(router_logits_dtype, routing_method):
+        return True
+
+    @staticmethod
+    def _supports_shape(hidden_dim):
+        return True  # `config_refusal` asks the library, about all sizes
+
+    @staticmethod
+    def _supports_batch_invariance():
+        return False  # larger batches take other row tiles on a GPU
+
     # ---- What vLLM's kernel asks -----------------------------------------------------------------------------------
+
+    consumes_expert_mask = False  # but -1 and local numbers in the expert map
+    post_gemm2_hook = None  # `apply` weights and sums by itself
 
     @property
     def expects_unquantized_inputs(self):
         """The library quantises, if at all."""
         return True
+
+    def workspace_dtype(self, act_dtype):
+        """Of the scratch and of the output."""
+        return act_dtype
+
+    def output_hidden_dim(self, hidden_dim):
+        """Columns of the output."""
+        return hidden_dim
 
     def finalize_weight_and_reduce_impl(self):
         """Nothing is left to weight and sum."""
@@ -94,11 +150,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         oai = config.activation == MoEActivation.SWIGLUOAI_UNINTERLEAVE
         self.layer_name = layer.layer_name
         self.layer = Layer(
-            hidden_size=config.hidden_dim,
-            intermediate_size=config.intermediate_size_per_partition,
-            num_experts=config.num_experts,
-            num_local_experts=config.num_local_experts,
-            top_k=config.experts_per_token,
+            **layer_options(config),
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
             swiglu_limit=config.swiglu_limit or 0.0,
@@ -134,8 +186,18 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
                 set_scales = self.layer.set_input_scales
                 self.calibrating = scales.LayerCalibration(self.layer_name, read, set_scales, self._use_ep)
             return tuple(known or (0.0, 0.0))
-        checkpoint = [float(layer.w13_input_scale.data.max()), float(layer.w2_input_scale.data.max())]
+        checkpoint = [self._checkpoint_scale(layer, "w13"), self._checkpoint_scale(layer, "w2")]
         return tuple(scales.maximum_over_ranks(checkpoint, self._use_ep, layer.w13_weight.device))
+
+    def _checkpoint_scale(self, layer, gemm: str) -> float:
+        """The maximum over what calibration measured; 0 if that is nothing."""
+        stored = getattr(layer, f"{gemm}_input_scale").data.as_subclass(torch.Tensor).float().cpu()
+        if stored.dim() == 2:  # of gate and of up
+            names = ("w1", "w3")
+            by_place = {f"expert {e} ({names[i]})": row[i] for e, row in enumerate(stored.tolist()) for i in (0, 1)}
+        else:
+            by_place = {f"expert {e}": scale for e, scale in enumerate(stored.tolist())}
+        return settle_and_warn(self.layer_name, f"{gemm}_input_scale", by_place)
 
     @property
     def _use_ep(self) -> bool:
@@ -192,4 +254,22 @@ def config_refusal(moe_config) -> str | None:
         return "the experts have biases, which the library does not add"
     if moe_config.is_lora_enabled:
         return "LoRA is enabled, which needs the experts' intermediate values"
-    return support.device_refusal(current_platform.device_type)
+    device = current_platform.device_type
+    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config)
+
+
+def size_refusal(device: str, moe_config) -> str | None:
+    """Why the library has no kernels for a layer of this size."""
+    mode, _ = support.resolved_mode(settings.mode())
+    return support.layer_refusal(device, mode=mode, **layer_options(moe_config))
+
+
+def layer_options(moe_config) -> dict[str, int]:
+    """The layer's sizes as the library takes them."""
+    return {
+        "hidden_size": moe_config.hidden_dim,
+        "intermediate_size": moe_config.intermediate_size_per_partition,
+        "num_experts": moe_config.num_experts,
+        "num_local_experts": moe_config.num_local_experts,
+        "top_k": moe_config.experts_per_token,
+    }

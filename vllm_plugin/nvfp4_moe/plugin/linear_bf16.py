@@ -6,7 +6,7 @@ from vllm.forward_context import get_forward_context
 import nvfp4_moe
 
 from . import settings
-from .linear_parameters import data, free_weights, global_scales, input_scale
+from .linear_parameters import data, free_weights, global_scales, input_scale, name
 from .log import logger
 
 
@@ -15,7 +15,7 @@ class Bf16Linear:
 
     def __init__(self, layer):
         weight, block_scale = data(layer.weight).cpu(), data(layer.weight_scale).cpu()
-        self.name = layer.prefix
+        self.name = name(layer)
         self.input_scale = input_scale(layer)
         part_scales = global_scales(layer).tolist()
         widths = layer.logical_widths if len(part_scales) > 1 else [len(weight)]

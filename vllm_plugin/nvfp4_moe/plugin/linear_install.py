@@ -8,8 +8,9 @@ from vllm.model_executor.layers.quantization import modelopt
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import compressed_tensors_w4a4_nvfp4
 from vllm.platforms import PlatformEnum
 
+from . import dummy
 from .linear import Nvfp4MoeLinearKernel
-from .linear_parameters import data
+from .linear_parameters import data, keep
 
 
 def install() -> None:
@@ -17,11 +18,19 @@ def install() -> None:
     for platform in (PlatformEnum.CPU, PlatformEnum.CUDA):
         vllm_linear.register_linear_kernel(Nvfp4MoeLinearKernel, platform, "nvfp4")
         place_first(vllm_linear._POSSIBLE_NVFP4_KERNELS[platform])
+    for method, names in known_methods().items():
+        keep_part_scales(method, *names, encodes=names[0].endswith("_global_scale"))
+
+
+def known_methods() -> dict[type, tuple[str, str]]:
+    """vLLM's methods whose linears we serve: names of their weight's and their input's global scales."""
     # 0.26 has a method for each ModelOpt format; later versions have one for all.
     modelopt_method = getattr(modelopt, "ModelOptNvFp4LinearMethod", None) or modelopt.ModelOptLinearMethod
-    keep_part_scales(modelopt_method, "weight_scale_2", "input_scale", encodes=False)
     compressed_method = compressed_tensors_w4a4_nvfp4.CompressedTensorsW4A4Fp4
-    keep_part_scales(compressed_method, "weight_global_scale", "input_global_scale", encodes=True)
+    return {
+        modelopt_method: ("weight_scale_2", "input_scale"),
+        compressed_method: ("weight_global_scale", "input_global_scale"),
+    }
 
 
 def place_first(kernels: list[type]) -> None:
@@ -34,7 +43,7 @@ def place_first(kernels: list[type]) -> None:
 
 
 def keep_part_scales(method: type, weight_scale: str, input_scale: str, *, encodes: bool) -> None:
-    """Remember the global scales of all parts of a fused linear before vLLM reduces each kind to one.
+    """Remember the scales of all parts of a fused linear before vLLM reduces each kind to one.
 
     Patches `process_weights_after_loading` of vLLM's NVFP4 linear methods. Why: where q, k and v (or wq_a and wkv) have
     different global scales, the maximum decodes all but one of them wrongly, and the maximum of compressed-tensors'
@@ -46,15 +55,16 @@ def keep_part_scales(method: type, weight_scale: str, input_scale: str, *, encod
         return
 
     def decoding(layer, name: str) -> torch.Tensor:
-        stored = data(getattr(layer, name)).float().contiguous()
+        stored = data(getattr(layer, name)).float().flatten().contiguous()
         return 1.0 / stored if encodes else stored
 
     @wraps(original)
     def process_weights_after_loading(self, layer):
-        if isinstance(self.kernel, Nvfp4MoeLinearKernel):
-            layer.nvfp4_moe_part_scales = decoding(layer, weight_scale)
-            if hasattr(layer, input_scale):
-                layer.nvfp4_moe_input_scale = float(decoding(layer, input_scale).max())
+        if isinstance(self.kernel, Nvfp4MoeLinearKernel) and hasattr(layer, weight_scale):
+            if dummy.looks_dummy(layer.weight_scale) and dummy.is_dummy(layer.weight_scale):
+                dummy.make_usable(layer, ("weight_scale",), (weight_scale,), (input_scale,))
+            inputs = decoding(layer, input_scale).tolist() if hasattr(layer, input_scale) else []
+            keep(layer, decoding(layer, weight_scale), {f"part {part}": scale for part, scale in enumerate(inputs)})
         original(self, layer)
 
     process_weights_after_loading.keeps_part_scales = True

@@ -5,7 +5,7 @@ import torch
 from nvfp4_moe import Linear, LinearWeights
 
 from . import scales, settings, support, workspace
-from .linear_parameters import data, free_weights, global_scales, input_scale
+from .linear_parameters import data, free_weights, global_scales, input_scale, name
 
 
 class LibraryLinear:
@@ -14,7 +14,7 @@ class LibraryLinear:
     def __init__(self, layer):
         mode, _ = support.resolved_linear_mode(settings.mode())
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
-        self.name = layer.prefix
+        self.name = name(layer)
         self.calibrating: scales.LayerCalibration | None = None
         part_scales = global_scales(layer)
         self.linear = Linear(

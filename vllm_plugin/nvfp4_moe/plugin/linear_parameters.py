@@ -2,21 +2,38 @@
 
 import torch
 
+from .input_scales import settle_and_warn
+
 
 def data(parameter: torch.Tensor) -> torch.Tensor:
     """The data without vLLM's tensor subclass."""
     return parameter.data.as_subclass(torch.Tensor)
 
 
+def name(layer) -> str:
+    """The layer's in the model; a language model's head does not know its own."""
+    return getattr(layer, "prefix", type(layer).__name__)
+
+
+def keep(layer, part_scales: torch.Tensor, input_scales: dict[str, float]) -> None:
+    """Note what vLLM is about to reduce: the parts' global scales, and their input scales by name; all decode."""
+    layer.nvfp4_moe_part_scales = part_scales
+    layer.nvfp4_moe_input_scales = input_scales
+
+
+def are_kept(layer) -> bool:
+    """Were they noted, that is, is the layer's quantisation method one that we know?"""
+    return hasattr(layer, "nvfp4_moe_part_scales")
+
+
 def global_scales(layer) -> torch.Tensor:
-    """f32 [num_parts], decoding: those that `keep_part_scales` kept, else the one that vLLM reduced them to."""
-    kept = getattr(layer, "nvfp4_moe_part_scales", None)
-    return data(layer.weight_global_scale).float().reshape(1) if kept is None else kept
+    """f32 [num_parts], decoding."""
+    return layer.nvfp4_moe_part_scales
 
 
 def input_scale(layer) -> float:
-    """The checkpoint's decoding input scale, the largest of the parts; 0 if there is none."""
-    return getattr(layer, "nvfp4_moe_input_scale", 0.0)
+    """The checkpoint's decoding input scale, the largest that was measured of the parts; 0 if there is none."""
+    return settle_and_warn(name(layer), "input_scale", layer.nvfp4_moe_input_scales)
 
 
 def free_weights(layer) -> None:

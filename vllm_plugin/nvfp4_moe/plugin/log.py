@@ -35,6 +35,11 @@ def experts_refused(reason: str) -> None:
     logger.warning_once("nvfp4_moe is NOT active for NVFP4 MoE: %s", reason)
 
 
+def linears_refused(reason: str) -> None:
+    """Some linears are not ours."""
+    logger.warning_once("nvfp4_moe is NOT active for NVFP4 linears: %s", reason)
+
+
 @cache
 def linears_active(kernel: str) -> None:
     """The linears are ours; `kernel` is what VLLM_DISABLED_KERNELS takes."""

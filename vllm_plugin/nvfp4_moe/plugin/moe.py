@@ -1,11 +1,13 @@
 """How our experts get into vLLM: one out-of-tree class, one function replaced for the length of a call, two methods."""
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
     compressed_tensors_moe_w4a4_nvfp4,
 )
@@ -13,25 +15,13 @@ from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4FusedM
 from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
-from . import log
+from . import dummy, loaded, log
 from .experts import Nvfp4MoeExperts
 
 CompressedTensorsMethod = compressed_tensors_moe_w4a4_nvfp4.CompressedTensorsW4A4Nvfp4MoEMethod
 
 # A shard's intermediate size is rounded up to this: the block of one scale along GEMM2's reduction.
 INTERMEDIATE_TILE = 16
-
-# Parameters in the checkpoint's naming; an expert that the files lack leaves NaN, which prepare refuses by name.
-GLOBAL_SCALES = (
-    "w13_weight_scale_2",
-    "w2_weight_scale_2",
-    "w13_input_scale",
-    "w2_input_scale",
-    "w13_weight_global_scale",
-    "w2_weight_global_scale",
-    "w13_input_global_scale",
-    "w2_input_global_scale",
-)
 
 
 def library_method(base: type) -> type:
@@ -54,17 +44,32 @@ def library_method(base: type) -> type:
             return hidden_size, -(-intermediate // INTERMEDIATE_TILE) * INTERMEDIATE_TILE
 
         def create_weights(self, layer, *args, **kwargs):
-            """vLLM's parameters; padding is zero, which adds nothing, and missing scales are NaN, not old memory."""
+            """vLLM's parameters, marked as not loaded yet; padding is zero, which adds nothing."""
             super().create_weights(layer, *args, **kwargs)
-            for name, parameter in layer.named_parameters(recurse=False):
-                if name in GLOBAL_SCALES:
-                    parameter.data.fill_(torch.nan)
-                elif name.startswith(("w13_weight", "w2_weight")):
-                    parameter.data.as_subclass(torch.Tensor).view(torch.uint8).zero_()
+            loaded.mark(layer)
+
+        def check_loaded(self, layer):
+            """Refuse what was never loaded. Dummy weights were not either: make them such that they can be served."""
+            missing = loaded.missing(layer)
+            block_scale = layer.w13_weight_scale
+            if (missing or dummy.looks_dummy(block_scale)) and dummy.is_dummy(block_scale):
+                dummy.make_usable(layer, loaded.BLOCK_SCALES, loaded.WEIGHT_SCALES, loaded.INPUT_SCALES)
+            else:
+                loaded.refuse_missing(layer, missing)
 
         def get_fused_moe_quant_config(self, layer):
             """None of vLLM's: the library quantises activations itself."""
             return FusedMoEQuantConfig.make()
+
+        supports_pre_processed_weights = False  # those are repacked for vLLM's kernels
+        requires_device_loading = False
+        is_monolithic = False
+        skip_forward_padding = False
+        has_unpadded_output = False
+
+        def uses_weight_scale_2_pattern(self):
+            """Does the loader find global scales by ModelOpt's name?"""
+            return base.uses_weight_scale_2_pattern(self)
 
         @property
         def supports_eplb(self):
@@ -93,6 +98,7 @@ class ModelOptMoE(library_method(ModelOptNvFp4FusedMoE)):
 
     def process_weights_after_loading(self, layer):
         """Nothing to rename or invert."""
+        self.check_loaded(layer)
         for name in ("w13_weight_scale_2", "w2_weight_scale_2"):
             replace_parameter(layer, name, plain(getattr(layer, name)))
         self.make_kernel(layer)
@@ -103,6 +109,7 @@ class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
 
     def process_weights_after_loading(self, layer):
         """To ModelOpt's names and decoding scales; the packed weights stay where they are."""
+        self.check_loaded(layer)
         for gemm in ("w13", "w2"):
             packed = getattr(layer, f"{gemm}_weight_packed")
             delattr(layer, f"{gemm}_weight_packed")
@@ -142,19 +149,47 @@ def offered_to_oracle():
 
     Patches `oracle.nvfp4.backend_to_kernel_cls`. Why: `MoEBackend` is a closed literal and the oracle has no hook, but
     its generic checks (device, activation, parallelism) should apply to us too. Delete when vLLM can register NVFP4
-    experts by name. Lazy, because vLLM's own classes import libraries that a CPU build lacks.
+    experts by name. Lazy, because vLLM's own classes import libraries that a CPU build lacks. Yields a list that is not
+    empty once the oracle has asked.
     """
-    original = oracle.backend_to_kernel_cls
+    original, asked = oracle.backend_to_kernel_cls, []
 
     def ours_first(backend):
+        asked.append(backend)
         yield Nvfp4MoeExperts
         yield from original(backend)
 
     oracle.backend_to_kernel_cls = ours_first
     try:
-        yield
+        yield asked
     finally:
         oracle.backend_to_kernel_cls = original
+
+
+def choose(build: Callable[[], FusedMoEMethodBase]) -> FusedMoEMethodBase:
+    """What vLLM's `build` makes of a layer: ours if it chose us and we know its kind, else just what it makes alone.
+
+    The oracle is shared by methods that this plugin has never seen: Quark's, vLLM's online quantisation, subclasses in
+    a model. Their parameters have other names and other rules, so what took our experts without being known is built
+    again without the offer. So is what fails with it: vLLM alone may have a way, and if not, the error is its own.
+    """
+    method = failure = None
+    with offered_to_oracle() as asked:
+        try:
+            method = build()
+        except Exception as error:
+            failure = f"with our experts on offer: {type(error).__name__}: {error}"
+    if type(method) in SPECIALISED and method.experts_cls is Nvfp4MoeExperts:
+        specialise(method)
+        log.experts_active()
+        return method
+    refusal = failure or Nvfp4MoeExperts.last_refusal
+    if asked and not refusal:
+        refusal = f"{type(method).__name__} is a quantisation method that this plugin does not know"
+        method = None
+    if asked:
+        log.experts_refused(refusal)
+    return method or build()
 
 
 def specialise(method) -> None:
@@ -173,26 +208,4 @@ def install() -> None:
     @RoutedExperts.register_oot(name="RoutedExperts")
     class Nvfp4RoutedExperts(RoutedExperts):
         def _get_quant_method(self, prefix, quant_config, moe_config):
-            with offered_to_oracle():
-                method = super()._get_quant_method(prefix, quant_config, moe_config)
-            if getattr(method, "experts_cls", None) is Nvfp4MoeExperts:
-                specialise(method)
-                log.experts_active()
-            elif type(method) in SPECIALISED:
-                log_refused(method, moe_config)
-            return method
-
-
-def log_refused(method, moe_config) -> None:
-    """The line that says that the MoE is not ours, and why."""
-    _, reason = Nvfp4MoeExperts.is_supported_config(
-        Nvfp4MoeExperts, moe_config, *quant_keys(method), Nvfp4MoeExperts.activation_format()
-    )
-    log.experts_refused(reason or "vLLM asked for another format")
-
-
-def quant_keys(method):
-    """(weight, activation) of the checkpoint, as vLLM's methods ask the oracle."""
-    from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
-
-    return kNvfp4Static, None if getattr(method, "use_a16", False) else kNvfp4Dynamic
+            return choose(lambda: super(Nvfp4RoutedExperts, self)._get_quant_method(prefix, quant_config, moe_config))

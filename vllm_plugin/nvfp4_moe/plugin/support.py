@@ -1,6 +1,7 @@
 """Which vLLM this plugin knows, and on which devices the library runs here."""
 
 import re
+import sys
 from functools import cache
 
 # Both ends were tried; what lies between is checked by the same seams. Raise the end after running tests/vllm on it.
@@ -9,6 +10,9 @@ NEWEST = (0, 33)
 
 # Compute capability from which there are FP4 tensor cores.
 FIRST_FP4_CAPABILITY = 100
+
+# Only the daemon's own process imports it.
+WEIGHT_DAEMON = "vllm.model_executor.model_loader.weight_cache.daemon"
 
 
 def version_refusal(version: str | None = None) -> str | None:
@@ -37,6 +41,32 @@ def device_refusal(device_type: str) -> str | None:
         Layer(hidden_size=128, intermediate_size=128, num_experts=1, top_k=1, device=device_type).close()
     except (ImportError, OSError, RuntimeError) as error:
         return str(error).splitlines()[0]
+    return None
+
+
+def layer_refusal(device_type: str, **options) -> str | None:
+    """Why the library makes no layer (`in_features`: no linear) of these sizes; None if it does. Tries it."""
+    from nvfp4_moe import Layer, Linear
+
+    try:
+        (Linear if "in_features" in options else Layer)(device=device_type, **options).close()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def load_refusal() -> str | None:
+    """Why weights would not come to us as a checkpoint has them; None if they do.
+
+    From 0.32 on a daemon may hand out weights as vLLM's own kernels have repacked them.
+    """
+    from vllm.config import get_current_vllm_config_or_none
+
+    config = get_current_vllm_config_or_none()
+    if config is not None and config.load_config.load_format == "ipc_cache":
+        return "--load-format is ipc_cache, whose weights are repacked for vLLM's kernels"
+    if WEIGHT_DAEMON in sys.modules:
+        return "this process is vLLM's weight cache daemon, which hands out what vLLM's kernels have repacked"
     return None
 
 

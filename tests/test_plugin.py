@@ -1,0 +1,428 @@
+"""The plugin's rules where no vLLM is needed: what is left to vLLM, what was never loaded, which input scales count."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fake_vllm
+
+E, H, INTER = 3, 64, 32
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _vllm_of_names():
+    fake_vllm.install()
+    yield
+    fake_vllm.remove()
+
+
+# ---- Experts: what took ours without being known goes back to vLLM ---------------------------------------------------
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """What the log says about layers that are not ours."""
+    from nvfp4_moe.plugin import log
+
+    lines = []
+    monkeypatch.setattr(log, "experts_refused", lines.append)
+    monkeypatch.setattr(log, "linears_refused", lines.append)
+    monkeypatch.setattr(log, "experts_active", lambda: lines.append("active"))
+    return lines
+
+
+def asks_the_oracle(supported: bool = True):
+    """What a method of vLLM does when it is made: take the oracle's first class that supports the layer."""
+    from nvfp4_moe.plugin import moe
+
+    for experts in moe.oracle.backend_to_kernel_cls("FIRST"):
+        if experts is moe.Nvfp4MoeExperts:
+            experts.last_refusal = None if supported else "the sizes"
+            if not supported:
+                continue
+        return experts
+    return None
+
+
+@pytest.fixture
+def vllms_choice(monkeypatch):
+    from nvfp4_moe.plugin import moe
+
+    class Marlin:
+        pass
+
+    monkeypatch.setattr(moe.oracle, "backend_to_kernel_cls", lambda backend: [Marlin])
+    return Marlin
+
+
+def test_a_method_that_we_do_not_know_is_as_vllm_alone_makes_it(refused, vllms_choice):
+    from nvfp4_moe.plugin import moe
+
+    class QuarkMoE:
+        def __init__(self):
+            self.experts_cls = asks_the_oracle()
+
+    method = moe.choose(QuarkMoE)
+    assert (type(method), method.experts_cls) == (QuarkMoE, vllms_choice)
+    assert refused == ["QuarkMoE is a quantisation method that this plugin does not know"]
+
+
+def test_a_subclass_of_a_known_method_is_not_known(refused, vllms_choice):
+    from nvfp4_moe.plugin import moe
+
+    class OfOneModel(moe.ModelOptNvFp4FusedMoE):
+        def __init__(self):
+            self.experts_cls = asks_the_oracle()
+
+    assert moe.choose(OfOneModel).experts_cls is vllms_choice
+    assert refused == ["OfOneModel is a quantisation method that this plugin does not know"]
+
+
+def test_a_method_around_a_known_one_is_not_known(refused, vllms_choice):
+    """Online requantisation makes a ModelOpt method for its weights, and another kernel than that method's."""
+    from nvfp4_moe.plugin import moe
+
+    class Online:
+        def __init__(self):
+            self.source, self.experts_cls = asks_the_oracle(), object
+
+    assert moe.choose(Online).source is vllms_choice
+    assert refused == ["Online is a quantisation method that this plugin does not know"]
+
+
+def test_a_known_method_is_ours(refused, vllms_choice):
+    from nvfp4_moe.plugin import moe
+
+    def build():
+        method = moe.ModelOptNvFp4FusedMoE()
+        method.experts_cls = asks_the_oracle()
+        return method
+
+    method = moe.choose(build)
+    assert type(method) is moe.ModelOptMoE
+    assert method.use_global_sf is True
+    assert refused == ["active"]
+
+
+def test_what_we_refuse_is_built_once(refused, vllms_choice):
+    from nvfp4_moe.plugin import moe
+
+    built = []
+
+    def build():
+        built.append(asks_the_oracle(supported=False))
+        return SimpleNamespace(experts_cls=built[-1])
+
+    assert moe.choose(build).experts_cls is vllms_choice
+    assert (built, refused) == ([vllms_choice], ["the sizes"])
+
+
+def test_what_fails_with_us_is_tried_without(refused, vllms_choice):
+    from nvfp4_moe.plugin import moe
+
+    def build():
+        if asks_the_oracle() is moe.Nvfp4MoeExperts:
+            raise KeyError("a new vLLM")
+        return "vLLM's own"
+
+    assert moe.choose(build) == "vLLM's own"
+    assert refused == ["with our experts on offer: KeyError: 'a new vLLM'"]
+
+
+def test_vllms_own_errors_stay_its_own(refused):
+    from nvfp4_moe.plugin import moe
+
+    def build():
+        raise NotImplementedError("no backend")
+
+    with pytest.raises(NotImplementedError, match="no backend"):
+        moe.choose(build)
+    assert not refused, "the oracle was not asked"
+
+
+def test_a_layer_that_is_not_nvfp4_leaves_no_line(refused):
+    from nvfp4_moe.plugin import moe
+
+    assert moe.choose(lambda: "bf16 experts") == "bf16 experts"
+    assert not refused
+
+
+def test_a_question_that_fails_is_a_refusal(monkeypatch):
+    """A later vLLM may lack what we look at."""
+    from nvfp4_moe.plugin import experts
+
+    cls = experts.Nvfp4MoeExperts
+    supported, why = cls.is_supported_config(cls, SimpleNamespace(), None, None, None)
+    assert not supported
+    assert "AttributeError" in why
+    assert cls.last_refusal == why
+
+
+# ---- Experts: every property is asked before they are chosen ---------------------------------------------------------
+
+
+def moe_config(**changes):
+    config = dict(
+        moe_backend="auto", in_dtype=torch.bfloat16, has_bias=False, is_lora_enabled=False, hidden_dim=H,
+        intermediate_size_per_partition=INTER, num_experts=E, num_local_experts=E, experts_per_token=2,
+    )  # fmt: skip
+    return SimpleNamespace(**config | changes)
+
+
+REFUSALS = {
+    "backend": (dict(moe_backend="marlin"), "--moe-backend is marlin"),
+    "dtype": (dict(in_dtype=torch.float16), "dtype is torch.float16; it must be torch.bfloat16"),
+    "bias": (dict(has_bias=True), "biases"),
+    "lora": (dict(is_lora_enabled=True), "LoRA"),
+    "hidden": (dict(hidden_dim=72), "hidden_size is 72; "),
+    "intermediate": (dict(intermediate_size_per_partition=24), "intermediate_size is 24; "),
+    "top_k": (dict(experts_per_token=E + 1), "top_k is 4"),
+    "experts": (dict(num_local_experts=E + 1), "num_local_experts"),
+}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    from nvfp4_moe.plugin import experts, linear, support
+
+    for module in (experts, linear):
+        monkeypatch.setattr(module.current_platform, "device_type", "cpu", raising=False)
+    monkeypatch.setattr(support, "load_refusal", lambda: None)
+    monkeypatch.setattr(support, "has_fp4_tensor_cores", lambda: False)
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_experts_refuse(on_cpu, case):
+    from nvfp4_moe.plugin.experts import config_refusal
+
+    assert config_refusal(moe_config()) is None
+    changes, text = REFUSALS[case]
+    assert text in config_refusal(moe_config(**changes))
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy", "ipc_cache"])
+def test_weights_that_a_daemon_has_repacked_are_not_ours(monkeypatch, load_format):
+    import vllm.config
+
+    from nvfp4_moe.plugin import support
+
+    config = SimpleNamespace(load_config=SimpleNamespace(load_format=load_format))
+    monkeypatch.setattr(vllm.config, "get_current_vllm_config_or_none", lambda: config, raising=False)
+    assert bool(support.load_refusal()) == (load_format == "ipc_cache")
+    monkeypatch.setitem(sys.modules, support.WEIGHT_DAEMON, sys)
+    assert support.load_refusal()
+
+
+# ---- Linears ---------------------------------------------------------------------------------------------------------
+
+
+def linear_layer(**changes):
+    layer = dict(
+        prefix="model.layers.0.o_proj", params_dtype=torch.bfloat16, input_size_per_partition=64,
+        output_size_per_partition=48, weight=torch.zeros(48, 32, dtype=torch.uint8),
+        weight_scale=torch.full((48, 4), 0x38, dtype=torch.uint8), logical_widths=[48],
+        nvfp4_moe_part_scales=torch.ones(1), nvfp4_moe_input_scales={},
+    )  # fmt: skip
+    return SimpleNamespace(**{name: value for name, value in (layer | changes).items() if value is not None})
+
+
+class VllmsOwn:
+    def process_weights_after_loading(self, layer):
+        layer.processed = True
+
+    def apply_weights(self, layer, x, bias):
+        return "vLLM's"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (dict(params_dtype=torch.float16), "dtype is torch.float16; it must be torch.bfloat16"),
+        (dict(input_size_per_partition=72), "in_features is 72; "),
+        (dict(nvfp4_moe_part_scales=None, scheme=VllmsOwn()), "VllmsOwn is a quantisation method"),
+    ],
+    ids=["dtype", "size", "method"],
+)
+def test_a_linear_that_is_not_ours_has_the_kernel_that_vllm_would_choose(on_cpu, refused, monkeypatch, changes, why):
+    from nvfp4_moe.plugin import linear
+
+    def vllms_choice():
+        assert linear.Nvfp4MoeLinearKernel.is_supported() == (False, "vLLM is asked what it would choose alone")
+        return VllmsOwn()
+
+    monkeypatch.setattr(linear.vllm_linear, "init_nvfp4_linear_kernel", vllms_choice, raising=False)
+    monkeypatch.setattr(linear, "get_current_vllm_config_or_none", lambda: None)
+    kernel, layer = linear.Nvfp4MoeLinearKernel(None), linear_layer(**changes)
+    kernel.process_weights_after_loading(layer)
+    assert layer.processed
+    assert kernel.apply_weights(layer, None) == "vLLM's"
+    assert len(refused) == 1
+    assert refused[0].startswith(why)
+    assert linear.Nvfp4MoeLinearKernel.is_supported() == (True, None)
+
+
+def test_a_linear_of_ours(on_cpu, monkeypatch):
+    from nvfp4_moe.plugin import linear, log
+
+    monkeypatch.setattr(log, "linears_active", lambda kernel: None)
+    monkeypatch.setattr(linear, "get_current_vllm_config_or_none", lambda: None)
+    kernel, layer = linear.Nvfp4MoeLinearKernel(None), linear_layer()
+    kernel.process_weights_after_loading(layer)
+    assert kernel.apply_weights(layer, torch.ones(2, 3, 64, dtype=torch.bfloat16)).shape == (2, 3, 48)
+
+
+# ---- What was never loaded -------------------------------------------------------------------------------------------
+
+
+class Module(torch.nn.Module):
+    """Parameters as vLLM's method makes them, with whatever memory held."""
+
+    def __init__(self, packed: str = "", encodes: bool = False):
+        super().__init__()
+        self.layer_name = "model.layers.7.mlp.experts"
+        weight, inputs = ("weight_global_scale", "input_global_scale") if encodes else ("weight_scale_2", "input_scale")
+        for name, shape, dtype in (
+            (f"w13_weight{packed}", (E, 2 * INTER, H // 2), torch.uint8),
+            (f"w2_weight{packed}", (E, H, INTER // 2), torch.uint8),
+            ("w13_weight_scale", (E, 2 * INTER, H // 16), torch.float8_e4m3fn),
+            ("w2_weight_scale", (E, H, INTER // 16), torch.float8_e4m3fn),
+            (f"w13_{weight}", (E, 2), torch.float32),
+            (f"w2_{weight}", (E,), torch.float32),
+            (f"w13_{inputs}", (E, 2), torch.float32),
+            (f"w2_{inputs}", (E,), torch.float32),
+        ):
+            data = torch.full(shape, 3, dtype=torch.uint8).to(dtype)
+            self.register_parameter(name, torch.nn.Parameter(data, requires_grad=False))
+
+
+@pytest.fixture(params=[("", False), ("_packed", True)], ids=["modelopt", "compressed-tensors"])
+def module(request):
+    return Module(*request.param)
+
+
+def load(module, value: int = 0) -> None:
+    """All of a checkpoint's tensors, each of one legal value."""
+    for parameter in module.parameters():
+        parameter.data.view(torch.uint8).fill_(value)
+
+
+def test_nothing_is_missing_where_all_was_loaded(module):
+    from nvfp4_moe.plugin import loaded
+
+    for value in (0, 0x38):
+        loaded.mark(module)
+        load(module, value)
+        assert loaded.missing(module) == {}
+
+
+def test_everything_is_missing_before(module):
+    from nvfp4_moe.plugin import loaded
+
+    loaded.mark(module)
+    weights = {name for name, _ in module.named_parameters() if "input" not in name}
+    assert loaded.missing(module) == {name: [0, 1, 2] for name in weights}
+
+
+def test_one_shard_of_one_expert(module):
+    """Up of expert 1, and the down codes of expert 2; the text names layer, tensors and experts."""
+    from nvfp4_moe.plugin import loaded
+
+    loaded.mark(module)
+    marked = {name: parameter.data.view(torch.uint8).clone() for name, parameter in module.named_parameters()}
+    load(module, 0x38)
+    parameters = {name: parameter.data.view(torch.uint8) for name, parameter in module.named_parameters()}
+    codes = next(name for name in parameters if name in ("w2_weight", "w2_weight_packed"))
+    parameters["w13_weight_scale"][1, INTER:] = marked["w13_weight_scale"][1, INTER:]
+    parameters[codes][2] = marked[codes][2]
+    found = loaded.missing(module)
+    assert found == {codes: [2], "w13_weight_scale": [1]}
+    with pytest.raises(
+        ValueError, match=rf"model.layers.7.*: {codes} of expert 2; w13_weight_scale of expert 1 is miss"
+    ):
+        loaded.refuse_missing(module, found)
+
+
+def test_a_row_of_minus_zero_is_no_missing_tensor(module):
+    """A checkpoint may hold the mark in a row, but not in a tensor that is zero elsewhere."""
+    from nvfp4_moe.plugin import loaded
+
+    loaded.mark(module)
+    load(module, 0x38)
+    codes = next(parameter for name, parameter in module.named_parameters() if name.startswith("w13_weight"))
+    codes.data[0, 0] = loaded.CODE_MARK
+    assert loaded.missing(module) == {}
+
+
+def test_padding_behind_a_shard_stays_zero(module):
+    """Only a shard's first row is marked, and of its scales the first."""
+    from nvfp4_moe.plugin import loaded
+
+    loaded.mark(module)
+    scales = module.w13_weight_scale.data.view(torch.uint8)
+    assert scales.count_nonzero() == 2 * E
+    assert not scales[:, 1:INTER].any()
+
+
+def test_many_experts_are_listed_shortly():
+    from nvfp4_moe.plugin.loaded import listed
+
+    assert listed([3]) == "expert 3"
+    assert listed([0, 4]) == "experts 0, 4"
+    assert listed(list(range(64))) == "experts 0, 1, 2, 3, 4, 5, 6, 7 and 56 more"
+
+
+# ---- Input scales: the rule and the examples of rust/checkpoint/input_scale.rs ---------------------------------------
+
+SETTLED = {
+    "placeholders and giants": ([0.001, 1.0, 0.003, 0.002, 1e6, 3.4e38, NAN], 0.003, 4),
+    "all are placeholders": ([1.0, 1.0], 0.0, 2),
+    "tens are what experts differ by": ([0.001, 0.002, 0.003, 0.09], 0.09, 0),
+    "one of two is no exception": ([1e-6, 0.01], 0.01, 0),
+    "nor are three of four": ([1e-6, 0.01, 0.02, 0.03], 0.03, 0),
+    "above a gap": ([1e-7, 0.001, 0.002, 0.003, 500.0], 0.003, 1),
+    "zero, denormal, infinite, negative": ([0.004, 0.0, 1e-40, float("inf"), -0.5], 0.004, 4),
+    "nothing": ([], 0.0, 0),
+}
+
+
+@pytest.mark.parametrize("case", SETTLED)
+def test_the_maximum_is_over_what_was_measured(case):
+    from nvfp4_moe.plugin.input_scales import settle
+
+    stored, scale, num_left_out = SETTLED[case]
+    settled = settle({f"expert {at}": value for at, value in enumerate(stored)})
+    assert settled.scale == scale
+    assert len(settled.left_out) == num_left_out
+
+
+def test_what_is_left_out_is_named():
+    from nvfp4_moe.plugin.input_scales import settle
+
+    settled = settle({"expert 0": 0.001, "expert 1": 1.0, "expert 2": 0.002, "expert 3": NAN, "expert 4": 900.0})
+    assert settled.left_out == [
+        ("expert 1", "1, a placeholder"),
+        ("expert 3", "nan"),
+        ("expert 4", "900, where the largest of all others is 0.002"),
+    ]
+
+
+def test_the_experts_scale_is_over_gate_and_up(monkeypatch):
+    from nvfp4_moe.plugin import experts, input_scales
+
+    warned = []
+    monkeypatch.setattr(
+        input_scales.logger, "warning", lambda text, *values: warned.append(text % values), raising=False
+    )
+    ours = object.__new__(experts.Nvfp4MoeExperts)
+    ours.layer_name = "layer 7"
+    layer = SimpleNamespace(
+        w13_input_scale=torch.nn.Parameter(torch.tensor([[0.01, 0.02], [0.01, NAN], [1.0, 0.03]])),
+        w2_input_scale=torch.nn.Parameter(torch.tensor([0.5, 0.25, 0.125])),
+    )
+    assert ours._checkpoint_scale(layer, "w13") == pytest.approx(0.03)
+    assert ours._checkpoint_scale(layer, "w2") == 0.5
+    (line,) = warned
+    assert "layer 7: w13_input_scale of expert 1 (w3) is nan; expert 2 (w1) is 1, a placeholder: left out" in line
