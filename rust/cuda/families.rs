@@ -64,7 +64,7 @@ mod tests {
         for kernel in [kernels::ROUTE_SMALL, kernels::PREPARE_ROW_ALPHAS, hopper::PREPARE_TILES, portable::SWIGLU_ROWS]
         {
             let (table, index) = kernel.place();
-            assert!(std::ptr::eq(&raw const tables[table][index], kernel.row()), "{}", kernel.row().name);
+            assert_eq!(tables[table][index].name, kernel.row().name);
         }
     }
 
