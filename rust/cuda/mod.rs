@@ -9,6 +9,8 @@
 
 mod device;
 mod driver;
+#[doc(hidden)]
+pub mod facts;
 mod forward;
 mod hopper;
 mod kernels;

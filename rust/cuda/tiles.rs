@@ -108,7 +108,7 @@ pub fn tile_rows(num_tokens: usize, top_k: usize, num_experts: usize) -> u32 {
 const LINEAR_OVERHEAD: usize = 48;
 
 /// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
-fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
+pub fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
     let four = match is_linear {
         true => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
         false => params::GEMM_SM90_FOUR_TILES_ROWS,
@@ -122,7 +122,7 @@ fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
 
 /// Rounds that tiles of so many weight tiles take. The last is done in halves where there is room for twice its tiles
 /// (`for_each_tile` in common/tiles.cuh), in 67 to 70 % of the time (measured).
-fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
+pub fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
     let in_last = tiles % num_sms as usize;
     let halved = weight_tiles > 1 && in_last > 0 && 2 * in_last <= num_sms as usize;
     tiles.div_ceil(num_sms as usize) as f64 - if halved { 0.3 } else { 0.0 }
