@@ -119,7 +119,7 @@ struct SmallRouting {
     extern __shared__ int32_t counters[];
     before = counters;
     rows = before + p.num_segments * p.num_local_experts;
-    slots = reinterpret_cast<int2*>(counters + small_routing_slots(p));
+    slots = reinterpret_cast<int2*>(rows + p.num_local_experts + small_routing_padding(p));
     segment_slots = p.segment_tokens * p.top_k;
   }
 

@@ -23,14 +23,14 @@ __host__ __device__ inline int32_t chunk_of_segment(const RouteParams& p, int32_
   return routed_before / p.chunk_slots;
 }
 
-// What route_small keeps in shared memory, in words of four bytes: counters [S + 1, L], then from an even word on two
-// words for each slot.
-__host__ __device__ inline int32_t small_routing_slots(const RouteParams& p) {
-  const int32_t counters = (p.num_segments + 1) * p.num_local_experts;
-  return counters + counters % 2;
+// What route_small keeps in shared memory, in words of four bytes: counters [S + 1, L], this padding to an even number
+// of words, then two words for each slot.
+__host__ __device__ inline int32_t small_routing_padding(const RouteParams& p) {
+  return (p.num_segments + 1) * p.num_local_experts % 2;
 }
 __host__ __device__ inline int32_t small_routing_words(const RouteParams& p) {
-  return small_routing_slots(p) + 2 * p.num_segments * p.segment_tokens * p.top_k;
+  const int32_t counters = (p.num_segments + 1) * p.num_local_experts;
+  return counters + small_routing_padding(p) + 2 * p.num_segments * p.segment_tokens * p.top_k;
 }
 
 }  // namespace nvfp4

@@ -69,6 +69,7 @@ fn chunks_have_room_for_what_is_routed_to_them() {
             for segment in 0..plan.segments {
                 let slots = facts::slots_of_segment(&routing, segment as i32);
                 let chunk = facts::chunk_of(&routing, before as i32) as usize;
+                assert_eq!(chunk, before as usize / plan.chunk_slots, "{routing:?}");
                 let routed = routed(slots.end - slots.first, segment as u32);
                 rows[chunk] += routed as usize;
                 before += routed;
