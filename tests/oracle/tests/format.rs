@@ -76,7 +76,7 @@ fn values_round_to_e2m1_as_the_borders_say() {
 #[test]
 fn values_round_to_e4m3_as_the_law_says() {
     // Every 1009th of all non-negative f32, and all within 100 steps of a code or of a border between two.
-    let codes = (0..0x7e).map(|code| format::e4m3_decode(code)).collect::<Vec<_>>();
+    let codes = (0..0x7e).map(format::e4m3_decode).collect::<Vec<_>>();
     let borders = codes.windows(2).map(|two| (two[0] + two[1]) / 2.0);
     let near = codes.iter().copied().chain(borders).chain([448.0, 464.0, 480.0]);
     let near = near.flat_map(|at| at.to_bits().saturating_sub(100)..=at.to_bits() + 100);
