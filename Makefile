@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
-KERNEL_FILES := $(wildcard kernels/*/*.cu kernels/*/*.cuh)
+KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/oracle/src/*.?pp)
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
@@ -81,7 +81,7 @@ test: lint test-rust test-abi test-python test-isa test-torch-new test-vllm
 	@echo "make test: PASS"
 
 test-rust: setup
-	@$(STEP) "[test 2/6] cargo test" cargo test --release --locked
+	@$(STEP) "[test 2/6] cargo test" cargo test --release --locked --workspace
 
 test-abi: build
 	@$(STEP) "[test 3/6] the C ABI: golden files, C and C++ programs, CuTe's layout" $(PY) tests/abi/run.py
@@ -250,13 +250,13 @@ gpu-bench: $(OP)
 # ---- Form ------------------------------------------------------------------------------------------------------------
 
 lint: setup
-	@$(STEP) "[test 1/6] lint: rustfmt" cargo fmt --check
-	@$(STEP) "[test 1/6] lint: clippy" cargo clippy --release --locked --all-targets -- -D warnings
+	@$(STEP) "[test 1/6] lint: rustfmt" cargo fmt --all --check
+	@$(STEP) "[test 1/6] lint: clippy" cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	@$(STEP) "[test 1/6] lint: clang-format" clang-format --dry-run --Werror $(CPP_FILES) $(KERNEL_FILES)
 	@$(STEP) "[test 1/6] lint: ruff" sh -c 'ruff check && ruff format --check'
 
 fmt: setup
-	cargo fmt
+	cargo fmt --all
 	clang-format -i $(CPP_FILES) $(KERNEL_FILES)
 	ruff check --fix
 	ruff format

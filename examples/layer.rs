@@ -4,9 +4,11 @@
 //! Every weight is the same number, so that the answer can be written down: with tokens whose values are all c,
 //! gate = up = c, h = c * sigmoid(c) * c, and expert e gives (e + 1) * h.
 
-use nvfp4_moe::config::{Device, LayerConfig, Mode, ScalePolicy, Swiglu};
+use nvfp4_moe::activation::Activation;
+use nvfp4_moe::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
+use nvfp4_moe::config::{Device, LayerConfig, Mode, ScalePolicy};
 use nvfp4_moe::error::Result;
-use nvfp4_moe::layer::{InputScales, Layer, LayerArgs, LayerWeights, Storage, Tensor};
+use nvfp4_moe::layer::Layer;
 use std::ptr::{null, null_mut};
 
 const TOKENS: usize = 3;
@@ -38,7 +40,8 @@ fn main() -> Result<()> {
         num_local_experts: EXPERTS,
         first_local_expert: 0,
         top_k: TOP_K,
-        swiglu: Swiglu::new(0.0, 1.0, 0.0)?,
+        activation: Activation::swiglu(0.0, 1.0, 0.0)?,
+        tile_rows: None,
     })?;
     let weights = LayerWeights {
         up_first: false,
@@ -62,16 +65,14 @@ fn main() -> Result<()> {
         num_tokens: TOKENS,
         x: x.as_ptr(),
         x_row_stride: HIDDEN,
-        topk_ids: topk_ids.as_ptr().cast(),
+        topk_ids: TopkIds::I32(topk_ids.as_ptr()),
         topk_ids_row_stride: TOP_K,
-        topk_ids_are_i64: false,
         topk_weights: topk_weights.as_ptr(),
         topk_weights_row_stride: TOP_K,
         expert_map: null(),
         out: out.as_mut_ptr(),
         out_row_stride: HIDDEN,
-        workspace: null_mut(), // the device's shared one
-        workspace_size: 0,
+        workspace: Workspace { pointer: null_mut(), size: 0 }, // the device's shared one
     };
     // SAFETY: the arrays have the shapes that `args` states, and live until the call returns.
     unsafe { layer.forward(&args, null_mut()) }?;

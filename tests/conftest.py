@@ -1,13 +1,8 @@
-"""Devices: tests that name one the machine lacks are skipped, and the summary says how many. Headers of the kernels,
-compiled for the host."""
-
-import subprocess
-from pathlib import Path
+"""Devices: tests that name one the machine lacks are skipped, and the summary says how many."""
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
 NO_GPU = "no GPU on this machine"
 
 
@@ -16,20 +11,6 @@ def _skip_missing_device(request):
     device = getattr(request.node, "callspec", None) and request.node.callspec.params.get("device")
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         pytest.skip(NO_GPU)
-
-
-@pytest.fixture(scope="session")
-def host_program(tmp_path_factory):
-    """host_program(name, *flags): tests/layout/<name>.cpp, with headers of kernels/, by the host's compiler."""
-
-    def compiled(name: str, *flags: str) -> Path:
-        program = tmp_path_factory.mktemp(name) / name
-        warnings = ["-Wall", "-Wno-unknown-pragmas", "-Werror"]
-        options = ["-std=c++17", *warnings, *flags, "-I", ROOT / "kernels"]
-        subprocess.run(["c++", *options, ROOT / f"tests/layout/{name}.cpp", "-o", program], check=True)
-        return program
-
-    return compiled
 
 
 def pytest_collection_modifyitems(items):

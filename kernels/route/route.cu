@@ -8,6 +8,7 @@
 //   route_scatter  segments rank their slots and write the maps
 //   route_small    all three in one block, for few tokens of one chunk
 #include "../common/overlap.cuh"
+#include "segments.cuh"
 #include "tables.cuh"
 
 namespace nvfp4 {
@@ -32,18 +33,6 @@ __device__ int32_t local_expert(const RouteParams& p, int32_t expert) {
   if (local >= 0 && local < p.num_local_experts) return local;
   return p.expert_map && local != -1 ? kBad : kNotRouted;
 }
-
-// The slots of a segment.
-struct SlotRange {
-  // Slots number less than 2^31; unsigned, so that rounding up to a warp or a segment cannot overflow.
-  uint32_t first, end;
-
-  __device__ SlotRange(const RouteParams& p, int segment) {
-    const uint32_t first_token = static_cast<uint32_t>(segment) * p.segment_tokens;
-    first = first_token * p.top_k;
-    end = min(first_token + p.segment_tokens, static_cast<uint32_t>(p.num_tokens)) * p.top_k;
-  }
-};
 
 __device__ void report_bad_ids(const RouteParams& p, uint32_t slot, bool bad) {
   const uint32_t lanes = __ballot_sync(~0u, bad);
@@ -119,7 +108,7 @@ struct Zero {
   __device__ int32_t operator()(int, int) const { return 0; }
 };
 
-// What route_small keeps in shared memory; `LayerPlan::one_block_routing` counts it.
+// What route_small keeps in shared memory: see segments.cuh.
 struct SmallRouting {
   int32_t* before;  // [S, L] an expert's rows in a segment, then those in the segments before it
   int32_t* rows;    // [L] an expert's rows, then the first of them
@@ -130,8 +119,7 @@ struct SmallRouting {
     extern __shared__ int32_t counters[];
     before = counters;
     rows = before + p.num_segments * p.num_local_experts;
-    const int odd = (p.num_segments + 1) * p.num_local_experts % 2;
-    slots = reinterpret_cast<int2*>(rows + p.num_local_experts + odd);
+    slots = reinterpret_cast<int2*>(rows + p.num_local_experts + small_routing_padding(p));
     segment_slots = p.segment_tokens * p.top_k;
   }
 

@@ -3,6 +3,7 @@
 #include "../common/scan.cuh"
 #include "../common/tiles.cuh"
 #include "../params.h"
+#include "segments.cuh"
 
 namespace nvfp4 {
 namespace {
@@ -17,8 +18,8 @@ __device__ void place_segments(const RouteParams& p, int32_t* chunk_of) {
   Counts<1> before = {own};
   block_exclusive_scan(before, scratch);
   if (s >= p.num_segments) return;
-  const int32_t chunk = before.v[0] / p.chunk_slots;
-  const int32_t next = s + 1 < p.num_segments ? (before.v[0] + own) / p.chunk_slots : p.num_chunks;
+  const int32_t chunk = chunk_of_segment(p, before.v[0]);
+  const int32_t next = s + 1 < p.num_segments ? chunk_of_segment(p, before.v[0] + own) : p.num_chunks;
   p.segment_totals[s] = chunk_of[s] = chunk;
   if (s == 0) t.chunk_first_token[0] = 0;
   for (int32_t c = chunk + 1; c <= next; ++c) t.chunk_first_token[c] = min((s + 1) * p.segment_tokens, p.num_tokens);

@@ -24,6 +24,8 @@ mod counters;
 mod device;
 mod devices;
 mod driver;
+#[doc(hidden)]
+pub mod facts;
 mod families;
 mod family;
 mod forward;

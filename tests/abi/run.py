@@ -274,7 +274,7 @@ def cute_oracle() -> str:
     system = [source / "include", source / "tools/util/include", cuda, cuda / "cccl"]
     includes = [word for folder in system for word in ("-isystem", folder)]
     out = BUILD / "cute_oracle"
-    command("g++", "-std=c++17", "-O2", "-DNDEBUG", *WARNINGS, "-Iinclude", *includes, "tests/layout/cute_oracle.cpp",
+    command("g++", "-std=c++17", "-O2", "-DNDEBUG", *WARNINGS, "-Iinclude", *includes, "tests/abi/cute_oracle.cpp",
             LIBRARY / "libnvfp4_moe.a", *RUST_LIBS, "-o", out)  # fmt: skip
     return only_line(command(out))
 

@@ -2,46 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do
 
+#[path = "golden_files.rs"]
+mod golden_files;
+
+use golden_files::{bits, cases, lines, number};
 use nvfp4_moe::format::{
     BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
     quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
 };
 use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
-use std::collections::HashMap;
-
-/// The lines of a file as words, comments left out.
-fn lines(name: &str) -> Vec<Vec<String>> {
-    let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    text.lines().filter(|l| !l.starts_with('#')).map(|l| l.split(' ').map(str::to_owned).collect()).collect()
-}
-
-/// The cases of a file: key to words, repeated keys appended.
-fn cases(name: &str) -> Vec<HashMap<String, Vec<String>>> {
-    let mut cases = vec![HashMap::<String, Vec<String>>::new()];
-    for line in lines(name) {
-        match line[0].as_str() {
-            "end" => cases.push(HashMap::new()),
-            key => cases
-                .last_mut()
-                .expect("one case is open")
-                .entry(key.to_owned())
-                .or_default()
-                .extend(line[1..].iter().cloned()),
-        }
-    }
-    assert!(cases.pop().expect("one case is open").is_empty(), "{name} does not end with `end`");
-    assert!(cases.len() > 10, "{name} has only {} cases", cases.len());
-    cases
-}
-
-fn bits(word: &str) -> u32 {
-    u32::from_str_radix(word, 16).expect("hexadecimal bits")
-}
-
-fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(word: &str) -> T {
-    word.parse().expect("a number")
-}
 
 /// `VxN` is V, N times.
 fn runs(words: &[String]) -> Vec<i64> {

@@ -11,11 +11,13 @@ mod layout;
 mod prepare;
 mod tiles;
 
-pub use kernels::KERNELS;
+pub use kernels::{GEMM_ROWS, KERNELS};
+pub use layout::{TILE, fp8_row_bytes};
+pub use tiles::{rounds, tiles_of_cta};
+
 #[cfg(test)]
 pub use kernels::PREPARE_TILES;
-
-use layout::{TILE, TILE_BYTES, fp8_row_bytes};
+use layout::TILE_BYTES;
 
 use super::device::Device;
 use super::family::Family;

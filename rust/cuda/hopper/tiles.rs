@@ -100,7 +100,7 @@ const LINEAR_OVERHEAD: usize = 48;
 
 /// Rounds that tiles of so many weight tiles take. The last is done in halves where there is room for twice its tiles
 /// (`for_each_tile` in kernels/common/tiles.cuh), in 67 to 70 % of the time (measured).
-fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
+pub fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
     let in_last = tiles % num_sms as usize;
     let halved = weight_tiles > 1 && in_last > 0 && 2 * in_last <= num_sms as usize;
     tiles.div_ceil(num_sms as usize) as f64 - if halved { 0.3 } else { 0.0 }

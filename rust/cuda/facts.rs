@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What Rust states and the C++ of `kernels/` states too. `tests/oracle` compares the two; nobody else needs it.
+
+pub use super::hopper::{GEMM_ROWS, TILE, fp8_row_bytes, rounds, tiles_of_cta};
+pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS};
+pub use super::plan::LayerPlan;
+pub use super::storage::ExpertSlice;
+
+use super::families;
+use super::family::Family;
+use super::hopper::Hopper;
+use crate::config::{LayerConfig, Mode};
+use crate::error::Result;
+use crate::shape::MoeShape;
+
+/// How Hopper lays out the experts of a layer.
+pub fn hopper_slice(hidden: usize, inter: usize) -> ExpertSlice {
+    let shape = MoeShape { experts: 1, hidden, inter, projections: 2 };
+    ExpertSlice::new(shape, |walk, rows, cols| Hopper.matrix(walk, rows, cols))
+}
+
+/// What Hopper's products of bf16 lack.
+pub fn hopper_missing_factor() -> f32 {
+    Hopper.missing_factor(Mode::Bf16)
+}
+
+/// Every family's plan of a call.
+pub fn plans(config: &LayerConfig, num_tokens: usize) -> Result<Vec<LayerPlan>> {
+    let plan = |family: &dyn Family| {
+        let tile_rows = family.tile_table(config)?.rows(num_tokens);
+        Ok(LayerPlan::new(&family.plan_rules(config), config, tile_rows, num_tokens))
+    };
+    families::ALL.into_iter().map(plan).collect()
+}

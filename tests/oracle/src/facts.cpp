@@ -1,0 +1,95 @@
+#include "nvfp4-moe-oracle/src/facts.hpp"
+
+#include <vector>
+
+#include "nvfp4-moe-oracle/src/lib.rs.h"
+
+namespace nvfp4::oracle {
+namespace {
+
+#define NVFP4_ROWS(rows) rows,
+constexpr uint32_t kRowTileSizes[] = {GEMM_SM90_ROW_TILES(NVFP4_ROWS)};
+#undef NVFP4_ROWS
+
+template <int kMTiles>
+void walk(const TileList& list, rust::Vec<Tile>& tiles) {
+  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+    for_each_tile<kMTiles>(list, [&](const nvfp4::Tile& tile) {
+      tiles.push_back(
+          Tile{blockIdx.x, tile.expert, tile.first_m_tile, tile.num_m_tiles, tile.first_row, tile.num_rows});
+    });
+  }
+}
+
+RouteParams params_of(const Routing& routing) {
+  RouteParams p = {};
+  p.num_tokens = routing.num_tokens;
+  p.top_k = routing.top_k;
+  p.num_local_experts = routing.num_local_experts;
+  p.num_segments = routing.num_segments;
+  p.segment_tokens = routing.segment_tokens;
+  p.chunk_slots = routing.chunk_slots;
+  return p;
+}
+
+}  // namespace
+
+Block quantize(const std::array<float, kBlockSize>& values, float global_scale) {
+  float x[kBlockSize];
+  std::copy(values.begin(), values.end(), x);
+  const nvfp4::Block block = quantize_block(x, QuantScale::from_global_scale(global_scale));
+  return {block.codes(), block.scale, block.saturated, block.nonfinite};
+}
+
+rust::Vec<uint32_t> row_tile_sizes() {
+  rust::Vec<uint32_t> sizes;
+  for (const uint32_t rows : kRowTileSizes) sizes.push_back(rows);
+  return sizes;
+}
+
+uint32_t threads_of_gemm(uint32_t rows, bool is_linear) {
+#define NVFP4_THREADS(n) \
+  if (rows == n)         \
+    return is_linear ? ConfigOf<n, 2, Epilogue::kLinear>::kThreads : ConfigOf<n, 2, Epilogue::kGemm1>::kThreads;
+  GEMM_SM90_ROW_TILES(NVFP4_THREADS)
+#undef NVFP4_THREADS
+  return 0;
+}
+
+uint32_t tile_bytes() { return kTileBytes; }
+
+int32_t fp8_span() { return kFp8Span; }
+
+rust::Vec<Tile> walk(const Launch& launch) {
+  std::vector<RowGroup> groups;
+  for (const Group& group : launch.groups) {
+    groups.push_back({group.expert, group.first_row, group.num_rows, group.first_tile});
+  }
+  TileList list = {};
+  list.groups = groups.empty() ? nullptr : groups.data();
+  list.last_group = static_cast<int32_t>(groups.size()) - 1;
+  list.num_rows = launch.num_rows;
+  list.m_tiles = launch.m_tiles;
+  list.tile_rows = launch.tile_rows;
+  gridDim.x = launch.num_ctas;
+  rust::Vec<Tile> tiles;
+  switch (launch.weight_tiles) {
+    case 1: walk<1>(list, tiles); break;
+    case 2: walk<2>(list, tiles); break;
+    case 4: walk<4>(list, tiles); break;
+  }
+  return tiles;
+}
+
+Slots slots_of_segment(const Routing& routing, int32_t segment) {
+  const SlotRange slots(params_of(routing), segment);
+  return {slots.first, slots.end};
+}
+
+int32_t chunk_of(const Routing& routing, int32_t routed_before) {
+  return chunk_of_segment(params_of(routing), routed_before);
+}
+
+uint32_t small_routing_bytes(const Routing& routing) { return 4 * small_routing_words(params_of(routing)); }
+
+}  // namespace nvfp4::oracle

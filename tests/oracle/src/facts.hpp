@@ -1,0 +1,26 @@
+// What of kernels/host.hpp is no plain function of plain numbers, in forms that Rust can call.
+#pragma once
+#include <array>
+
+#include "host.hpp"
+#include "rust/cxx.h"
+
+namespace nvfp4::oracle {
+
+struct Block;
+struct Launch;
+struct Routing;
+struct Slots;
+struct Tile;
+
+Block quantize(const std::array<float, kBlockSize>& values, float global_scale);
+rust::Vec<uint32_t> row_tile_sizes();
+uint32_t threads_of_gemm(uint32_t rows, bool is_linear);
+uint32_t tile_bytes();
+int32_t fp8_span();
+rust::Vec<Tile> walk(const Launch& launch);
+Slots slots_of_segment(const Routing& routing, int32_t segment);
+int32_t chunk_of(const Routing& routing, int32_t routed_before);
+uint32_t small_routing_bytes(const Routing& routing);
+
+}  // namespace nvfp4::oracle

@@ -1,0 +1,106 @@
+//! What the headers of `kernels/` state, callable from Rust. The tests compare it with what the library states: the same
+//! fact has a home in each language where the device needs one and the host plans by it.
+
+/// `kernels/host.hpp` by way of `facts.hpp`. Plain functions of it are bridged as they are.
+#[cxx::bridge(namespace = "nvfp4::oracle")]
+pub mod facts {
+    /// `RowGroup` of `kernels/params.h`.
+    #[derive(Debug, Clone, Copy)]
+    struct Group {
+        expert: i32,
+        first_row: i32,
+        num_rows: i32,
+        first_tile: i32,
+    }
+
+    /// A `TileList` and the launch that walks it.
+    #[derive(Debug, Clone)]
+    struct Launch {
+        /// With their end marks; the last is one. Empty: a linear of `num_rows` rows.
+        groups: Vec<Group>,
+        num_rows: i32,
+        m_tiles: i32,
+        tile_rows: i32,
+        num_ctas: i32,
+        /// Of a CTA: 1, 2 or 4.
+        weight_tiles: i32,
+    }
+
+    /// What one step of `for_each_tile` multiplies.
+    #[derive(Debug, Clone, Copy)]
+    struct Tile {
+        cta: i32,
+        expert: i32,
+        first_m_tile: i32,
+        num_m_tiles: i32,
+        first_row: i32,
+        num_rows: i32,
+    }
+
+    /// `Block` of `kernels/common/format.cuh`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Block {
+        codes: u64,
+        scale: u32,
+        saturated: bool,
+        nonfinite: i32,
+    }
+
+    /// A call as routing cuts it up.
+    #[derive(Debug, Clone, Copy)]
+    struct Routing {
+        num_tokens: i32,
+        top_k: i32,
+        num_local_experts: i32,
+        num_segments: i32,
+        segment_tokens: i32,
+        chunk_slots: i32,
+    }
+
+    /// Slots of a segment.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct Slots {
+        first: u32,
+        end: u32,
+    }
+
+    #[namespace = "nvfp4"]
+    unsafe extern "C++" {
+        include!("nvfp4-moe-oracle/src/facts.hpp");
+
+        fn e2m1_decode(code: u32) -> f32;
+        fn e2m1_round(x: f32) -> f32;
+        fn e2m1_code(value: f32) -> u32;
+        fn e4m3_decode(bits: u32) -> f32;
+        fn e4m3_encode(a: f32) -> u32;
+        fn e4m3_exponent(e4m3: u32) -> i32;
+        fn dynamic_global_scale(amax: f32) -> f32;
+        fn sf_offset_128x4(row: u64, col: u64, num_cols: u64) -> u64;
+
+        fn row_tiles_of(rows: i32, tile_rows: i32) -> i32;
+        fn tiles_of_cta(rows: i32, is_linear: bool) -> i32;
+        fn checkpoint_row(m: i32, r: i32, rows: i32, gated: bool, up_first: bool) -> i32;
+        fn fp8_row_word(block: i32, i: i32) -> i32;
+        fn fp8_scale(e4m3: u32, largest: u32) -> u32;
+        fn fp8_table_low(scale: u32) -> u32;
+        fn fp8_table_high(scale: u32) -> u32;
+        fn e5m3_scale(e4m3: u32) -> u32;
+        fn scatter_pair(pair: u32, low: u32, high: u32) -> u32;
+    }
+
+    unsafe extern "C++" {
+        fn quantize(values: &[f32; 16], global_scale: f32) -> Block;
+        /// Row-tile sizes that Hopper's GEMMs are compiled for.
+        fn row_tile_sizes() -> Vec<u32>;
+        /// Threads of the GEMM of bf16 rows with this row-tile size, by its `Config`; 0 if there is none.
+        fn threads_of_gemm(rows: u32, is_linear: bool) -> u32;
+        fn tile_bytes() -> u32;
+        fn fp8_span() -> i32;
+        /// Every step of every CTA.
+        fn walk(launch: &Launch) -> Vec<Tile>;
+        fn slots_of_segment(routing: &Routing, segment: i32) -> Slots;
+        fn chunk_of(routing: &Routing, routed_before: i32) -> i32;
+        /// Shared memory of route_small.
+        fn small_routing_bytes(routing: &Routing) -> u32;
+    }
+}

@@ -1,0 +1,8 @@
+//! What C++ and Rust both state, compared. One program, because each that links the library optimises it anew.
+
+mod format;
+#[path = "../../rust/golden_files.rs"]
+mod golden_files;
+mod layout;
+mod segments;
+mod tiles;
