@@ -1,6 +1,6 @@
-"""Test-only: what vLLM's CPU build lacks for DeepSeek-V4 and NVFP4, one function for each, and two test controls.
+"""Test-only: what vLLM's CPU build lacks for DeepSeek-V4 and NVFP4, one function for each, and a test control.
 
-Nothing here touches the NVFP4 path under test except the controls, which only act when their variable is set.
+Nothing here touches the NVFP4 path under test except the control, which only acts when its variable is set.
 """
 
 import contextlib
