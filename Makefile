@@ -115,6 +115,8 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 # Real vLLM serving on the CPU, from the wheel and the entry point, as users install it. Each environment is a lock file.
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# What is asked of every vLLM: who reaches our hooks, which flags there are, what is left alone.
+VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py checkpoint_faults.py left_alone.py)
 VLLM_PACKAGES := $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.
 VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
@@ -148,7 +150,7 @@ test-vllm-0.26: $(VLLM26)/.installed wheel
 	@$(STEP) "[test 6/6] vLLM 0.26: the wheel and the shims, installed" $(VLLM26)/bin/python $(VLLM_PACKAGES)
 	@$(STEP) "[test 6/6] vLLM 0.26: Qwen3-MoE by ModelOpt, registration, selection" env $(VLLM_PYTEST) \
 	  timeout 1500 $(VLLM26)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
-	  tests/vllm/test_selection.py tests/vllm/test_weights.py tests/vllm/test_qwen3_moe.py
+	  tests/vllm/test_selection.py tests/vllm/test_weights.py tests/vllm/test_qwen3_moe.py $(VLLM_SEAMS)
 	$(call discard,$(VLLM26))
 
 # 0.33 too, whose environment lies over 0.32's.
@@ -156,9 +158,11 @@ test-vllm-0.32: $(VLLM32)/.installed $(VLLM33)/.installed wheel
 	@$(STEP) "[test 6/6] vLLM 0.32: the wheel and the shims, installed" $(VLLM32)/bin/python $(VLLM_PACKAGES)
 	@$(STEP) "[test 6/6] vLLM 0.32: DeepSeek-V4, server, doctor, registration, selection" env $(VLLM_PYTEST) \
 	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
-	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py
+	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py \
+	  $(VLLM_SEAMS)
 	@$(STEP) "[test 6/6] vLLM 0.33: DeepSeek-V4, selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
-	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py
+	  PYTHONPATH=$(CURDIR)/$(VLLM33) timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests \
+	  tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py $(VLLM_SEAMS)
 	$(call discard,$(VLLM33) $(VLLM32))
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------

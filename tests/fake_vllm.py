@@ -75,7 +75,9 @@ def install() -> None:
 
 
 def remove() -> None:
-    """Undo `install`, and forget what was imported over it."""
+    """Undo `install`, and forget the plugin's modules, which were imported over it."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
     for name in [name for name in sys.modules if name.startswith(("vllm", "nvfp4_moe.plugin."))]:
-        del sys.modules[name]
+        module, parent = sys.modules.pop(name), sys.modules.get(name.rpartition(".")[0])
+        if vars(parent or object).get(name.rpartition(".")[2]) is module:
+            delattr(parent, name.rpartition(".")[2])

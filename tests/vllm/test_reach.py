@@ -1,7 +1,6 @@
 """Who in vLLM can reach our hooks, read from the source of the vLLM that is installed.
 
-A class that vLLM has grown since fails here until somebody has looked at it: is it served, and by which test, or does it
-go back to vLLM?
+A class that vLLM has grown since fails here until somebody has looked at it: is it served, or does it go back to vLLM?
 """
 
 import ast

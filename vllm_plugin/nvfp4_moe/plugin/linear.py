@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 
 from . import linear_parameters, log, settings, support
 from .linear_bf16 import Bf16Linear
-from .linear_library import LibraryLinear
+from .linear_library import Nvfp4Linear
 
 
 class Nvfp4MoeLinearKernel(NvFp4LinearKernel):
@@ -54,7 +54,7 @@ class Nvfp4MoeLinearKernel(NvFp4LinearKernel):
             self.instead.process_weights_after_loading(layer)
             return
         log.linears_active(type(self).__name__)
-        runner = Bf16Linear(layer) if settings.wants_bf16(linear_parameters.name(layer)) else LibraryLinear(layer)
+        runner = Bf16Linear(layer) if settings.wants_bf16(linear_parameters.name(layer)) else Nvfp4Linear(layer)
         # Not a submodule: a kernel's state is no part of the model.
         object.__setattr__(layer, "nvfp4_moe_linear", runner)
 

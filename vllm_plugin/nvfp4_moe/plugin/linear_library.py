@@ -8,7 +8,7 @@ from . import scales, settings, support, workspace
 from .linear_parameters import data, free_weights, global_scales, input_scale, name
 
 
-class LibraryLinear:
+class Nvfp4Linear:
     """bf16 [..., in_features] to bf16 [..., out_features]."""
 
     def __init__(self, layer):
