@@ -21,14 +21,16 @@ HandleTable<Checkpoint>& checkpoints() {
   return table;
 }
 
-nvfp4_moe_checkpoint_layer_info info_of(Checkpoint& checkpoint, int32_t layer) {
+// What was described without regard to its activation answers only those who have none.
+nvfp4_moe_checkpoint_layer_info info_of(Checkpoint& checkpoint, int32_t layer, bool any_activation) {
   std::unique_lock lock(checkpoint.infos_mutex);
   const auto known = checkpoint.infos.find(layer);
-  if (known != checkpoint.infos.end()) return known->second;
+  if (known != checkpoint.infos.end() && (any_activation || !known->second.any_activation)) return known->second;
   nvfp4_moe_checkpoint_layer_info info{};
   info.struct_size = sizeof info;
+  info.any_activation = any_activation;
   check_status(nvfp4_moe_checkpoint_layer_info_read(checkpoint.handle.get(), layer, &info));
-  return checkpoint.infos.emplace(layer, info).first->second;
+  return checkpoint.infos[layer] = info;
 }
 
 std::string format_name(int32_t format) {
@@ -42,17 +44,17 @@ std::string format_name(int32_t format) {
 
 }  // namespace
 
-int64_t checkpoint_open(std::string directory) {
+int64_t checkpoint_open(std::string directory, std::string prefix) {
   nvfp4_moe_checkpoint* handle = nullptr;
-  check_status(nvfp4_moe_checkpoint_open(directory.c_str(), &handle));
+  check_status(nvfp4_moe_checkpoint_open_prefix(directory.c_str(), prefix.c_str(), &handle));
   return checkpoints().add(std::make_shared<Checkpoint>(handle));
 }
 
 void checkpoint_destroy(int64_t checkpoint) { checkpoints().remove(checkpoint); }
 
-LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer) {
+LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer, bool any_activation) {
   const std::shared_ptr<Checkpoint> checkpoint = checkpoints().find(checkpoint_id);
-  const auto info = info_of(*checkpoint, to_int32("layer", layer));
+  const auto info = info_of(*checkpoint, to_int32("layer", layer), any_activation);
   return {format_name(info.format),
           info.hidden_size,
           info.intermediate_size,
@@ -62,14 +64,16 @@ LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer) {
           info.routed_scaling_factor,
           info.lossless_cast != 0,
           info.w13_input_scale,
-          info.w2_input_scale};
+          info.w2_input_scale,
+          info.swiglu_alpha,
+          info.swiglu_beta};
 }
 
 void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale,
                            const Tensor& w2, const Tensor& w2_block_scale, const Tensor& w2_global_scale,
                            int64_t first_expert, int64_t layer, int64_t checkpoint_id) {
   const std::shared_ptr<Checkpoint> checkpoint = checkpoints().find(checkpoint_id);
-  const auto info = info_of(*checkpoint, to_int32("layer", layer));
+  const auto info = info_of(*checkpoint, to_int32("layer", layer), true);  // weights do not depend on it
   const int64_t hidden = info.hidden_size, inter = info.intermediate_size;
   const int64_t count = w13.dim() == 3 ? w13.size(0) : 0;
   const Dim L{"L", count}, H{"H", hidden}, two_i{"2I", 2 * inter};
@@ -110,8 +114,9 @@ void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, con
   check_status(nvfp4_moe_checkpoint_read_layer(checkpoint->handle.get(), static_cast<int32_t>(layer), &buffers));
 }
 
-std::string checkpoint_inspect(int64_t checkpoint_id, bool as_json) {
+std::string checkpoint_inspect(int64_t checkpoint_id, int64_t as_json_id) {
   const std::shared_ptr<Checkpoint> checkpoint = checkpoints().find(checkpoint_id);
+  const int32_t as_json = to_int32("as_json", as_json_id);
   size_t length = 0;
   check_status(nvfp4_moe_checkpoint_inspect(checkpoint->handle.get(), as_json, nullptr, 0, &length));
   std::string report(length, '\0');

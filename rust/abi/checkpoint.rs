@@ -2,8 +2,8 @@
 
 use super::header::*;
 use super::{Struct, aligned, copy_text, guard, not_null, not_null_mut, read_struct, reserved, size_of_field};
-use crate::checkpoint::{Checkpoint, Format, Layer, LayerBuffers, Report};
-use crate::error::Result;
+use crate::checkpoint::{Activation, Checkpoint, Format, Layer, LayerBuffers};
+use crate::error::{Error, Result};
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,9 +12,17 @@ use std::sync::OnceLock;
 /// What a `nvfp4_moe_checkpoint` points to.
 struct Handle {
     checkpoint: Checkpoint,
-    /// Made once, because callers ask twice: for its length, then for the text.
-    report: OnceLock<Report>,
+    /// Reports as a table, as JSON, and as JSON of headers alone: made once, because callers ask twice, for the length and
+    /// for the text.
+    reports: [OnceLock<String>; 3],
 }
+
+// The table of namings has the header's numbers.
+const _: () = {
+    assert!(Format::Modelopt as u32 == NVFP4_MOE_FORMAT_MODELOPT);
+    assert!(Format::CompressedTensors as u32 == NVFP4_MOE_FORMAT_COMPRESSED_TENSORS);
+    assert!(Format::DeepseekV4Mixed as u32 == NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED);
+};
 
 // SAFETY: repr(C) by bindgen, without padding (the ABI test checks), any bytes are valid.
 unsafe impl Struct for nvfp4_moe_checkpoint_layer_info {
@@ -53,11 +61,33 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_open(
     // SAFETY: the header's contract.
     guard(|| unsafe {
         let directory = CStr::from_ptr(not_null("directory", directory)?);
-        let out = not_null_mut("out", out)?;
-        let checkpoint = Checkpoint::open(Path::new(OsStr::from_bytes(directory.to_bytes())))?;
-        *out = Box::into_raw(Box::new(Handle { checkpoint, report: OnceLock::new() })).cast();
-        Ok(())
+        open(directory, c"", not_null_mut("out", out)?)
     })
+}
+
+/// See the header.
+///
+/// # Safety
+/// As the header states.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_checkpoint_open_prefix(
+    directory: *const c_char,
+    prefix: *const c_char,
+    out: *mut *mut nvfp4_moe_checkpoint,
+) -> i32 {
+    // SAFETY: the header's contract.
+    guard(|| unsafe {
+        let directory = CStr::from_ptr(not_null("directory", directory)?);
+        let prefix = CStr::from_ptr(not_null("prefix", prefix)?);
+        open(directory, prefix, not_null_mut("out", out)?)
+    })
+}
+
+fn open(directory: &CStr, prefix: &CStr, out: &mut *mut nvfp4_moe_checkpoint) -> Result<()> {
+    let path = Path::new(OsStr::from_bytes(directory.to_bytes()));
+    let checkpoint = Checkpoint::open_prefix(path, &prefix.to_string_lossy())?;
+    *out = Box::into_raw(Box::new(Handle { checkpoint, reports: Default::default() })).cast();
+    Ok(())
 }
 
 /// See the header.
@@ -89,35 +119,59 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_layer_info_read(
     guard(|| unsafe {
         let handle = not_null("checkpoint", checkpoint.cast::<Handle>())?;
         let given = read_struct(out.cast_const())?;
-        let info = layer_info(&handle.checkpoint, &layer_of(handle, layer)?)?;
-        // read_struct found at least the first release's size, which is all there is.
-        out.write_unaligned(nvfp4_moe_checkpoint_layer_info { struct_size: given.struct_size, ..info });
+        let info = layer_info(&layer_of(handle, layer)?, &given)?;
+        // The caller's struct may be older, and shorter.
+        let size = (given.struct_size as usize).min(size_of_val(&info));
+        std::ptr::copy_nonoverlapping((&raw const info).cast::<u8>(), out.cast::<u8>(), size);
         Ok(())
     })
 }
 
 /// Sizes fit an i32: the reader refuses larger ones.
-fn layer_info(checkpoint: &Checkpoint, layer: &Layer<'_>) -> Result<nvfp4_moe_checkpoint_layer_info> {
-    let blocks = layer.scan_block_scales(0..layer.dims.num_experts)?;
-    let format = match layer.format {
-        Format::Modelopt => NVFP4_MOE_FORMAT_MODELOPT,
-        Format::CompressedTensors => NVFP4_MOE_FORMAT_COMPRESSED_TENSORS,
-        Format::DeepseekV4Mixed => NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED,
+fn layer_info(layer: &Layer<'_>, given: &nvfp4_moe_checkpoint_layer_info) -> Result<nvfp4_moe_checkpoint_layer_info> {
+    reserved(given.reserved_2)?;
+    let activation = match given.any_activation {
+        0 => told_activation(layer.activation()?, given.struct_size)?,
+        1 => layer.activation().unwrap_or(Activation { limit: 0.0, alpha: 0.0, beta: 0.0 }),
+        other => return Err(Error::argument("any_activation", other, "it must be 0 or 1", "Zero the struct first.")),
     };
+    let blocks = layer.scan_block_scales(0..layer.dims.num_experts)?;
     Ok(nvfp4_moe_checkpoint_layer_info {
-        struct_size: 0,
-        format: format as i32,
+        struct_size: given.struct_size,
+        format: layer.format as i32,
         hidden_size: layer.dims.hidden_size as i32,
         intermediate_size: layer.dims.intermediate_size as i32,
         num_experts: layer.dims.num_experts as i32,
-        top_k: checkpoint.config.top_k.unwrap_or(0) as i32,
-        swiglu_limit: checkpoint.config.swiglu_limit.unwrap_or(0.0),
-        routed_scaling_factor: checkpoint.config.routed_scaling_factor.unwrap_or(0.0),
+        top_k: layer.facts.top_k.unwrap_or(0) as i32,
+        swiglu_limit: activation.limit,
+        routed_scaling_factor: layer.facts.routed_scaling_factor.unwrap_or(0.0),
         lossless_cast: i32::from(blocks.lossless_cast),
         reserved: 0,
         w13_input_scale: layer.w13_input_scale.max,
         w2_input_scale: layer.w2_input_scale.max,
+        swiglu_alpha: activation.alpha,
+        swiglu_beta: activation.beta,
+        any_activation: given.any_activation,
+        reserved_2: 0,
     })
+}
+
+/// The activation, if the caller's struct can tell it: an older one has no alpha and beta, and would mean SiLU.
+fn told_activation(activation: Activation, struct_size: u32) -> Result<Activation> {
+    let name = <nvfp4_moe_checkpoint_layer_info as Struct>::NAME;
+    let is_silu = activation.alpha == 1.0 && activation.beta == 0.0;
+    if is_silu || struct_size as usize >= size_of::<nvfp4_moe_checkpoint_layer_info>() {
+        return Ok(activation);
+    }
+    Err(Error::argument(
+        format_args!("{name}.struct_size"),
+        struct_size,
+        format_args!(
+            "the layer's activation is {activation}, which takes {} bytes",
+            size_of::<nvfp4_moe_checkpoint_layer_info>()
+        ),
+        "Compile against this library's header.",
+    ))
 }
 
 /// See the header.
@@ -168,9 +222,13 @@ pub unsafe extern "C" fn nvfp4_moe_checkpoint_inspect(
     guard(|| unsafe {
         let handle = not_null("checkpoint", checkpoint.cast::<Handle>())?;
         let full_length = not_null_mut("full_length", full_length)?;
-        let report = handle.report.get_or_init(|| handle.checkpoint.inspect(None, |_| {}));
-        let text = if as_json == 0 { report.to_string() } else { report.to_json() };
-        *full_length = copy_text(&text, buf, size);
+        let checkpoint = &handle.checkpoint;
+        let text = match as_json {
+            0 => handle.reports[0].get_or_init(|| checkpoint.inspect(None, |_| {}).to_string()),
+            2 => handle.reports[2].get_or_init(|| checkpoint.survey().to_json()),
+            _ => handle.reports[1].get_or_init(|| checkpoint.inspect(None, |_| {}).to_json()),
+        };
+        *full_length = copy_text(text, buf, size);
         Ok(())
     })
 }
