@@ -242,6 +242,13 @@ def test_the_config_decides_what_is_computed(layer0, tmp_path, changes, swiglu):
     assert_computes(tensors, swiglu, checkpoint.make_layer(0, mode="bf16"))
 
 
+@pytest.mark.parametrize("key", ["situ_beta", "activation_limit", "hidden_act_params", "gate_limit", "expert_clamp"])
+def test_a_parameter_that_is_not_known_is_refused_by_its_name(layer0, tmp_path, key):
+    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, *layer0, **{key: {"of": 7.0}}))
+    with pytest.raises(RuntimeError, match=f"{key} in config.json is .*; this library computes SwiGLU alone"):
+        checkpoint.layer_info(0)
+
+
 def test_an_activation_that_is_not_there_is_refused_and_the_advice_can_be_followed(layer0, tmp_path):
     tensors, config = layer0
     checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, tensors, config, hidden_act="gelu_pytorch_tanh"))

@@ -235,8 +235,21 @@ fn is_parameter(key: &str) -> bool {
     let has = |known: &[&str]| words.iter().any(|word| known.contains(&word.as_str()));
     let of_glu = has(&["swiglu", "situ", "geglu", "reglu", "glu", "swiglustep", "swish", "gelu", "clamp", "clamping"]);
     let of_act = has(&["act", "activation"])
-        && has(&["alpha", "beta", "limit", "limits", "cap", "threshold", "sparsity", "slope", "clip"]);
-    (of_glu || of_act) && !is_name(key) && !is_of_other_part(&words)
+        && has(&[
+            "alpha",
+            "beta",
+            "limit",
+            "limits",
+            "cap",
+            "threshold",
+            "sparsity",
+            "slope",
+            "clip",
+            "params",
+            "kwargs",
+        ]);
+    let of_half = has(&["gate", "up"]) && has(&["limit", "limits"]);
+    (of_glu || of_act || of_half) && !is_name(key) && !is_of_other_part(&words)
 }
 
 /// Null, false, 0 and lists of them switch nothing on; `use_swiglu: true` says what is so anyway.

@@ -152,7 +152,7 @@ impl Group {
 
     fn find_projections(&self, config: &Config) -> Result<[&'static str; 3], NoLayer> {
         let has = |name: &&str| self.kinds.keys().any(|(projection, _)| projection == *name);
-        if let Some(row) = PROJECTIONS.iter().find(|row| row.iter().all(|name| has(name))) {
+        if let Some(row) = PROJECTIONS.iter().find(|row| row.iter().all(&has)) {
             return Ok(*row);
         }
         // Experts with two of the three matrices are whole, and of another kind: down(act(up(x))).

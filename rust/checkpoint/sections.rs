@@ -34,7 +34,7 @@ impl Sections {
             let path = section.path.clone();
             let objects = section.values.iter().filter_map(|(key, value)| {
                 let values = value.as_object().filter(|_| key.ends_with("config") && !key.contains("quantization"))?;
-                Some(Section { path: [&path[..], &[key.clone()]].concat(), values: values.clone() })
+                Some(Section { path: [&path[..], std::slice::from_ref(key)].concat(), values: values.clone() })
             });
             let inner: Vec<_> = objects.take(if path.len() < MAX_DEPTH { MAX_SECTIONS } else { 0 }).collect();
             sections.extend(inner);
