@@ -100,9 +100,11 @@ fn an_activation_is_told_or_refused_and_an_older_struct_is_never_written_past_it
         made.config["hidden_act"] = "swigluoai".into();
         made.config["swiglu_limit"] = 5.0.into();
     });
-    // SAFETY (here and below): the handle is open and the struct is as long as its size says.
-    let read =
-        |handle: &Handle, info: &mut _| unsafe { nvfp4_moe_checkpoint_layer_info_read(handle.0, 0, info) } as u32;
+    let read = |handle: &Handle, info: &mut nvfp4_moe_checkpoint_layer_info| {
+        // SAFETY: the handle is open and the struct is as long as its size says.
+        let status = unsafe { nvfp4_moe_checkpoint_layer_info_read(handle.0, 0, info) };
+        status as u32
+    };
     let mut told = info();
     assert_eq!(read(&handle, &mut told), NVFP4_MOE_OK, "{}", last_error());
     assert_eq!((told.swiglu_limit, told.swiglu_alpha, told.swiglu_beta), (5.0, 1.702, 1.0));

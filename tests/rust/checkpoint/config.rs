@@ -70,6 +70,8 @@ fn every_other_activation_is_refused_by_the_name_of_its_key() {
         (json!({"situ_beta": 4.0}), "situ_beta in config.json is 4.0; "),
         (json!({"activation_limit": 7}), "activation_limit in config.json is 7; "),
         (json!({"expert_clamp": 7.0}), "expert_clamp in config.json is 7.0; "),
+        (json!({"hidden_act_params": {"alpha": 2}}), "hidden_act_params in config.json is {\"alpha\":2}; "),
+        (json!({"gate_limit": 7}), "gate_limit in config.json is 7; "),
         (json!({"swiglu_gamma": 2}), "swiglu_gamma in config.json is 2; "),
         (json!({"swiglu_limits": [0.0, 7.0]}), "swiglu_limits in config.json is 7.0; "),
         (json!({"swiglu_limits": [7.0]}), "swiglu_limits in config.json is [7.0]; "),
