@@ -15,16 +15,18 @@ Table<Checkpoint>& checkpoints() {
   return table;
 }
 
-nvfp4_moe_checkpoint_layer_info info_of(int64_t checkpoint_id, int64_t layer) {
+// What was described without regard to its activation answers only those who have none.
+nvfp4_moe_checkpoint_layer_info info_of(int64_t checkpoint_id, int64_t layer, bool any_activation) {
   const int32_t index = to_int32("layer", layer);
   return checkpoints().with_unique(checkpoint_id, [&](Checkpoint& checkpoint) {
     Infos& infos = checkpoint.known;
     const auto found = infos.find(index);
-    if (found != infos.end()) return found->second;
+    if (found != infos.end() && (any_activation || !found->second.any_activation)) return found->second;
     nvfp4_moe_checkpoint_layer_info info{};
     info.struct_size = sizeof info;
+    info.any_activation = any_activation;
     check_status(nvfp4_moe_checkpoint_layer_info_read(checkpoint.handle.get(), index, &info));
-    return infos.emplace(index, info).first->second;
+    return infos[index] = info;
   });
 }
 
@@ -39,16 +41,16 @@ std::string format_name(int32_t format) {
 
 }  // namespace
 
-int64_t checkpoint_open(std::string directory) {
+int64_t checkpoint_open(std::string directory, std::string prefix) {
   nvfp4_moe_checkpoint* handle = nullptr;
-  check_status(nvfp4_moe_checkpoint_open(directory.c_str(), &handle));
+  check_status(nvfp4_moe_checkpoint_open_prefix(directory.c_str(), prefix.c_str(), &handle));
   return checkpoints().add(Infos{}, handle);
 }
 
 void checkpoint_destroy(int64_t checkpoint) { checkpoints().remove(checkpoint); }
 
-LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer) {
-  const auto info = info_of(checkpoint_id, layer);
+LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer, bool any_activation) {
+  const auto info = info_of(checkpoint_id, layer, any_activation);
   return {format_name(info.format),
           info.hidden_size,
           info.intermediate_size,
@@ -58,13 +60,15 @@ LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer) {
           info.routed_scaling_factor,
           info.lossless_cast != 0,
           info.w13_input_scale,
-          info.w2_input_scale};
+          info.w2_input_scale,
+          info.swiglu_alpha,
+          info.swiglu_beta};
 }
 
 void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale,
                            const Tensor& w2, const Tensor& w2_block_scale, const Tensor& w2_global_scale,
                            int64_t first_expert, int64_t layer, int64_t checkpoint_id) {
-  const auto info = info_of(checkpoint_id, layer);
+  const auto info = info_of(checkpoint_id, layer, true);  // weights do not depend on it
   const MoeTensors tensors{w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale};
   const int64_t count = w13.dim() == 3 ? w13.size(0) : 0;
   const Device cpu(DeviceType::CPU);
@@ -80,7 +84,8 @@ void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, con
   });
 }
 
-std::string checkpoint_inspect(int64_t checkpoint_id, bool as_json) {
+std::string checkpoint_inspect(int64_t checkpoint_id, int64_t as_json_id) {
+  const int32_t as_json = to_int32("as_json", as_json_id);
   return checkpoints().with_shared(checkpoint_id, [&](const Checkpoint& checkpoint) {
     const nvfp4_moe_checkpoint* handle = checkpoint.handle.get();
     size_t length = 0;

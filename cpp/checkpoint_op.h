@@ -8,20 +8,21 @@
 
 namespace nvfp4_moe_op {
 
-int64_t checkpoint_open(std::string directory);
+int64_t checkpoint_open(std::string directory, std::string prefix);
 void checkpoint_destroy(int64_t checkpoint);
 
 // (format, hidden_size, intermediate_size, num_experts, top_k, swiglu_limit, routed_scaling_factor, lossless_cast,
-// w13_input_scale, w2_input_scale) of nvfp4_moe_checkpoint_layer_info
-using LayerInfo = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, double, double, bool, double, double>;
-LayerInfo checkpoint_layer_info(int64_t checkpoint, int64_t layer);
+// w13_input_scale, w2_input_scale, swiglu_alpha, swiglu_beta) of nvfp4_moe_checkpoint_layer_info
+using LayerInfo =
+    std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, double, double, bool, double, double, double, double>;
+LayerInfo checkpoint_layer_info(int64_t checkpoint, int64_t layer, bool any_activation);
 
 // Fill the tensors with experts first_expert .. first_expert + w13.size(0) - 1, gate rows first.
 void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale,
                            const Tensor& w2, const Tensor& w2_block_scale, const Tensor& w2_global_scale,
                            int64_t first_expert, int64_t layer, int64_t checkpoint);
 
-// The report of `nvfp4-moe inspect`, a table or JSON.
-std::string checkpoint_inspect(int64_t checkpoint, bool as_json);
+// The report of `nvfp4-moe inspect`; as_json as in nvfp4_moe_checkpoint_inspect.
+std::string checkpoint_inspect(int64_t checkpoint, int64_t as_json);
 
 }  // namespace nvfp4_moe_op

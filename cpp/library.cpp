@@ -54,17 +54,18 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("sf_size(int num_rows, int num_sf_cols) -> int");
   m.def("sf_offset(int row, int sf_col, int num_sf_cols) -> int");
 
-  m.def("checkpoint_open(str directory) -> int");
+  m.def("checkpoint_open(str directory, str prefix) -> int");
   m.def("checkpoint_destroy(int checkpoint) -> ()");
   m.def(
-      "checkpoint_layer_info(int checkpoint, int layer) -> (str format, int hidden_size, int intermediate_size, "
+      "checkpoint_layer_info(int checkpoint, int layer, bool any_activation) -> (str format, int hidden_size, int "
+      "intermediate_size, "
       "int num_experts, int top_k, float swiglu_limit, float routed_scaling_factor, bool lossless_cast, "
-      "float w13_input_scale, float w2_input_scale)");
+      "float w13_input_scale, float w2_input_scale, float swiglu_alpha, float swiglu_beta)");
   m.def(
       "checkpoint_read_layer(Tensor(a!) w13, Tensor(b!) w13_block_scale, Tensor(c!) w13_global_scale, "
       "Tensor(d!) w2, Tensor(e!) w2_block_scale, Tensor(f!) w2_global_scale, int first_expert, int layer, "
       "int checkpoint) -> ()");
-  m.def("checkpoint_inspect(int checkpoint, bool as_json) -> str");
+  m.def("checkpoint_inspect(int checkpoint, int as_json) -> str");
 
   m.def(
       "device_status_read(Device device) "

@@ -343,6 +343,11 @@ typedef struct nvfp4_moe_checkpoint_layer_info {
   int32_t reserved;           /* 0 */
   float w13_input_scale;      /* maximum over all experts, decoding; 0 if the checkpoint has none */
   float w2_input_scale;
+  float swiglu_alpha;         /* from config.json, as in nvfp4_moe_layer_desc; 1 for SiLU */
+  float swiglu_beta;
+  int32_t any_activation;     /* in: 1 = the caller brings the activation: one that this library lacks is no refusal, and
+                                 the three swiglu fields are 0 */
+  int32_t reserved_2;         /* 0 */
 } nvfp4_moe_checkpoint_layer_info;
 
 /* Where read_layer puts the tensors of experts [first_expert, first_expert + num_experts): host buffers of the
@@ -362,9 +367,13 @@ typedef struct nvfp4_moe_checkpoint_buffers {
 
 /* Open a directory of safetensors files (sharded or not) with its config.json. Reads no tensor's data. */
 int32_t nvfp4_moe_checkpoint_open(const char *directory, nvfp4_moe_checkpoint **out);
+
+/* The same for tensors whose names begin with `prefix`: one tower of a model that has layers of one number in several. */
+int32_t nvfp4_moe_checkpoint_open_prefix(const char *directory, const char *prefix, nvfp4_moe_checkpoint **out);
 void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
 
-/* Describe MoE layer `layer` (its index in the model). Checks names, shapes, dtypes and every scale of the layer. */
+/* Describe MoE layer `layer` (its index in the model). Checks names, shapes, dtypes and every scale of the layer.
+ * UNSUPPORTED, with the key of config.json, if its experts' activation is none that nvfp4_moe_layer_desc can ask for. */
 int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                              nvfp4_moe_checkpoint_layer_info *out);
 
@@ -373,8 +382,9 @@ int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpo
 int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                         const nvfp4_moe_checkpoint_buffers *buffers);
 
-/* The report of `nvfp4-moe inspect`: a table, or JSON where as_json is not 0. Host buf as in nvfp4_moe_last_error; the
- * full length without the NUL goes to host *full_length. Returns a status. */
+/* The report of `nvfp4-moe inspect`: as_json 0 a table, 1 JSON, 2 JSON out of headers and single scales, without reading
+ * every block scale. Host buf as in nvfp4_moe_last_error; the full length without the NUL goes to host *full_length.
+ * Returns a status. */
 int32_t nvfp4_moe_checkpoint_inspect(const nvfp4_moe_checkpoint *checkpoint, int32_t as_json, char *buf, size_t size,
                                      size_t *full_length);
 

@@ -174,9 +174,10 @@ class Linear {
 /// A directory of safetensors files, opened for reading layers.
 class Checkpoint {
  public:
-  explicit Checkpoint(const std::string& directory) {
+  /// `prefix`: only tensors whose names begin so, one tower of several.
+  explicit Checkpoint(const std::string& directory, const std::string& prefix = "") {
     nvfp4_moe_checkpoint* handle = nullptr;
-    detail::check(nvfp4_moe_checkpoint_open(directory.c_str(), &handle));
+    detail::check(nvfp4_moe_checkpoint_open_prefix(directory.c_str(), prefix.c_str(), &handle));
     handle_.reset(handle);
   }
 

@@ -124,7 +124,9 @@ def from_checkpoint(args: argparse.Namespace) -> Subject:
     weights = generate.Weights(**vars(read), unquantized=read_originals(args.checkpoint, args.layer, first, count))
     title = f"{args.checkpoint.name} ({info.format}), layer {args.layer}"
     top_k = top_k_of(args, info.top_k or 6, info.num_experts)
-    return Subject(title, weights, info.num_experts, top_k, first, Swiglu(info.swiglu_limit))
+    return Subject(
+        title, weights, info.num_experts, top_k, first, Swiglu(info.swiglu_limit, info.swiglu_alpha, info.swiglu_beta)
+    )
 
 
 def generated(args: argparse.Namespace) -> Subject:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -28,7 +29,37 @@ NAMES = [
     *(f"layers.0.ffn.experts.{e}.{name}.{part}" for e in (0, 1) for name in ("w1", "w2", "w3") for part in NVFP4),
     *(f"layers.1.ffn.experts.{e}.{name}.{part}" for e in (0, 1) for name in ("w1", "w2", "w3") for part in COMPRESSED),
 ]
-DIMS = {name: 1 if name == "norm.weight" else 2 for name in NAMES}
+CONFIG = {
+    "model_type": "deepseek_v4",
+    "torch_dtype": "bfloat16",
+    "num_experts_per_tok": 1,
+    "swiglu_limit": 10.0,
+    "quantization_config": {"quant_method": "fp8", "moe_quant_algo": "NVFP4"},
+}
+
+
+def tensor(name: str) -> torch.Tensor:
+    """Of the dtype and shape that such a name has, for matrices of 16 x 16."""
+    part = name.rpartition(".")[2]
+    if part in ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale"):
+        return torch.tensor(0.01)
+    if name == "norm.weight":
+        return torch.zeros(16)
+    if part == "weight_scale":
+        return torch.ones(16, 1).to(torch.float8_e4m3fn)
+    if part == "scale" or name.endswith("wo_a.weight"):
+        return torch.zeros(16, 16).to(torch.float8_e4m3fn) if part == "weight" else torch.ones(1, 1)
+    return torch.zeros(16, 16).bfloat16() if name == "embed.weight" else torch.zeros(16, 8, dtype=torch.uint8)
+
+
+def write_model(directory: Path, names: list[str] = NAMES, **changes) -> Path:
+    directory.mkdir(exist_ok=True)
+    save_file({name: tensor(name) for name in names}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(CONFIG | changes))
+    return directory
+
+
+MODULES = model.look(str(write_model(Path(tempfile.mkdtemp())))).modules
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +70,7 @@ def no_settings(monkeypatch):
 
 def backends(question: Namespace = QUESTION, refusals: tuple[str, ...] = (), dtype: str = "bfloat16") -> dict[str, str]:
     """Module name to who serves it."""
-    return {m.name: env.backend_of(m, dtype, list(refusals), question)[0] for m in model.modules(DIMS)}
+    return {m.name: env.backend_of(m, dtype, list(refusals), question)[0] for m in MODULES}
 
 
 def changed(**changes) -> dict[str, str]:
@@ -77,7 +108,7 @@ def test_globs_of_the_override_list_match_names_as_vllm_fuses_them(monkeypatch):
 
 def test_mode_fp8_is_for_experts_and_linears_are_bf16(monkeypatch):
     monkeypatch.setenv("NVFP4_MOE_MODE", "fp8")
-    answers = {m.name: env.backend_of(m, "bfloat16", [], QUESTION) for m in model.modules(DIMS)}
+    answers = {m.name: env.backend_of(m, "bfloat16", [], QUESTION) for m in MODULES}
     for name in EXPERTS:
         assert answers[name][0] == "nvfp4_moe"
         assert answers[name][1].startswith("activations fp8; loading refuses block scales that are no powers of two")
@@ -87,14 +118,6 @@ def test_mode_fp8_is_for_experts_and_linears_are_bf16(monkeypatch):
     mode, reason = support.resolved_linear_mode("fp8")
     assert (mode, "fp8, which is for MoE layers" in reason) == ("bf16", True)
     assert support.resolved_linear_mode("nvfp4") == support.resolved_mode("nvfp4")
-
-
-def write_model(directory: Path) -> Path:
-    save_file({name: torch.zeros([1] * dims) for name, dims in DIMS.items()}, directory / "model.safetensors")
-    quantization = {"quant_method": "fp8", "moe_quant_algo": "NVFP4"}
-    config = {"model_type": "deepseek_v4", "torch_dtype": "bfloat16", "quantization_config": quantization}
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
 
 
 # Blocks what a bare machine lacks, then runs the command.
@@ -116,7 +139,99 @@ def test_without_vllm_it_says_so_and_exits_1(tmp_path, missing):
     assert "plugin     NOT active" in out
     assert "vllm is not installed; install 0.26 to 0.33." in out
     assert ("device     cpu: usable" in out) == ("torch" not in missing)
+    if "torch" in missing:
+        assert "not looked at, because the reader needs torch" in out
+        return
     assert "deepseek_v4, fp8" in out
     lines = [line.split() for line in out.splitlines() if " x " in line]
     assert ["2", "x", "layers.*.ffn.experts", "nvfp4", "vllm:", "the", "plugin", "is", "not", "active"] in lines
-    assert sum(int(line[0]) for line in lines) == len(model.modules(DIMS))
+    assert sum(int(line[0]) for line in lines) == len(MODULES)
+
+
+def report(directory, capsys) -> str:
+    """What is printed of a model; its exit status tells whether it could be read."""
+    capsys.readouterr()
+    env.print_model(str(directory), [], QUESTION)
+    return capsys.readouterr().out
+
+
+def experts_line(directory, capsys) -> str:
+    lines = [line for line in report(directory, capsys).splitlines() if "experts  " in line and " x " in line]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+ONE_LAYER = [name for name in NAMES if name.startswith("layers.0.ffn")]
+
+
+def test_what_is_no_checkpoint_gets_a_sentence(tmp_path, capsys):
+    empty, file = tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.write_text("{}")
+    lfs = write_model(tmp_path / "lfs", ONE_LAYER)
+    (lfs / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    null = write_model(tmp_path / "null", ONE_LAYER)
+    (null / "config.json").write_text("null")
+    for given, text in [
+        ("nvidia/Some-Model-NVFP4", "a model that is only on a hub has to be downloaded first"),
+        (file, "it must be a readable directory"),
+        (empty, "checkpoint is a directory without weights"),
+        (lfs, "model.safetensors is a git-lfs pointer"),
+        (null, "config.json is null; it must be a JSON object"),
+        ("a\x1b[2J" + "b" * 5000, "a\\x1b[2Jbbb"),
+    ]:
+        assert not env.print_model(str(given), [], QUESTION)
+        out = capsys.readouterr().out
+        assert text in out, out
+        assert out.count("\n") == 2, out
+        assert "\x1b" not in out, out
+        assert len(out) < 1500, out
+
+
+def test_it_reads_what_inspect_reads(tmp_path, capsys):
+    assert "deepseek_v4, not quantised" in report(write_model(tmp_path, ONE_LAYER, quantization_config=None), capsys)
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    assert "deepseek_v4, NVFP4" in report(tmp_path, capsys)
+    nested = {"text_config": {"torch_dtype": "float16", "num_experts_per_tok": 1}, "torch_dtype": None}
+    assert "float16, and experts take bf16" in experts_line(write_model(tmp_path, ONE_LAYER, **nested), capsys)
+
+    shard, other = "model-1.safetensors", "model-2.safetensors"
+    directory = write_model(tmp_path / "sharded", ONE_LAYER)
+    (directory / "model.safetensors").rename(directory / shard)
+    index = dict.fromkeys(ONE_LAYER, shard) | {"layers.1.attn.wq_a.weight": other}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    save_file(
+        {name.replace("layers.0", "a.layers.0"): tensor(name) for name in ONE_LAYER}, directory / "more.safetensors"
+    )
+    out = report(directory, capsys)
+    assert f"{other} is missing; the index places 1 tensors in it" in out
+    assert "more.safetensors is in the directory and not read" in out
+    assert out.count("ffn.experts") == 1
+
+
+def test_experts_are_counted_and_named_in_any_naming(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NVFP4_MOE_MODE", "nvfp4")
+    for gone in (0, 1):
+        names = [name for name in ONE_LAYER if not (f"experts.{gone}." in name and name.endswith("input_scale"))]
+        line = experts_line(write_model(tmp_path / f"gone{gone}", names), capsys)
+        assert "but 3 of 6 matrices lack an input_scale" in line
+
+    directory = write_model(tmp_path / "stacked", [])
+    stem = "model.layers.3.mlp.experts"
+    stacks = {
+        f"{stem}.gate_up_proj": torch.zeros(2, 32, 8, dtype=torch.uint8),
+        f"{stem}.gate_up_proj_weight_scale": torch.ones(2, 32, 1).to(torch.float8_e4m3fn),
+        f"{stem}.down_proj": torch.zeros(2, 16, 8, dtype=torch.uint8),
+        f"{stem}.down_proj_weight_scale": torch.ones(2, 16, 1).to(torch.float8_e4m3fn),
+        **{f"{stem}.{name}_weight_scale_2": torch.tensor(0.1) for name in ("gate_up_proj", "down_proj")},
+        **{f"{stem}.{name}_input_scale": torch.tensor(0.1) for name in ("gate_up_proj", "down_proj")},
+    }
+    save_file(stacks, directory / "model.safetensors")
+    assert "model.layers.*.mlp.experts  nvfp4         nvfp4_moe: activations nvfp4" in experts_line(directory, capsys)
+
+
+def test_what_kernels_lack_stays_vllms(tmp_path, capsys):
+    gelu = write_model(tmp_path / "gelu", ONE_LAYER, hidden_activation="gelu_pytorch_tanh")
+    assert "vllm: hidden_activation in config.json is gelu_pytorch_tanh" in experts_line(gelu, capsys)
+    ungated = [name for name in ONE_LAYER if ".w3." not in name]
+    assert "vllm: its experts are not gated (no w3" in experts_line(write_model(tmp_path / "up", ungated), capsys)

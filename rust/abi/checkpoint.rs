@@ -1,12 +1,13 @@
 //! Exports of the checkpoint reader.
 
 use super::header::*;
+use super::structs::Struct;
 use super::{
     Opaque, aligned, copy_text, create, destroy, exports, guard, not_null, not_null_mut, read_struct, reserved, shared,
     size_of_field, write_struct,
 };
-use crate::checkpoint::{Checkpoint, Format, Layer, LayerBuffers, Report};
-use crate::error::Result;
+use crate::checkpoint::{Activation, Checkpoint, Format, Layer, LayerBuffers};
+use crate::error::{Error, Result};
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -15,9 +16,17 @@ use std::sync::OnceLock;
 /// What a `nvfp4_moe_checkpoint` owns.
 pub(crate) struct Opened {
     checkpoint: Checkpoint,
-    /// Made once, because callers ask twice: for its length, then for the text.
-    report: OnceLock<Report>,
+    /// Reports as a table, as JSON, and as JSON of headers alone: made once, because callers ask twice, for the length and
+    /// for the text.
+    reports: [OnceLock<String>; 3],
 }
+
+// The table of namings has the header's numbers.
+const _: () = {
+    assert!(Format::Modelopt as u32 == NVFP4_MOE_FORMAT_MODELOPT);
+    assert!(Format::CompressedTensors as u32 == NVFP4_MOE_FORMAT_COMPRESSED_TENSORS);
+    assert!(Format::DeepseekV4Mixed as u32 == NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED);
+};
 
 impl Opaque for nvfp4_moe_checkpoint {
     type Inside = Opened;
@@ -40,27 +49,50 @@ unsafe fn buffer<'a, T>(name: &str, pointer: *mut T, len: usize) -> Result<&'a m
 }
 
 /// Sizes fit an i32: the reader refuses larger ones.
-fn layer_info(checkpoint: &Checkpoint, layer: &Layer<'_>) -> Result<nvfp4_moe_checkpoint_layer_info> {
-    let blocks = layer.scan_block_scales(0..layer.dims.num_experts)?;
-    let format = match layer.format {
-        Format::Modelopt => NVFP4_MOE_FORMAT_MODELOPT,
-        Format::CompressedTensors => NVFP4_MOE_FORMAT_COMPRESSED_TENSORS,
-        Format::DeepseekV4Mixed => NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED,
+fn layer_info(layer: &Layer<'_>, given: &nvfp4_moe_checkpoint_layer_info) -> Result<nvfp4_moe_checkpoint_layer_info> {
+    reserved(given.reserved_2)?;
+    let activation = match given.any_activation {
+        0 => told_activation(layer.activation()?, given.struct_size)?,
+        1 => layer.activation().unwrap_or(Activation { limit: 0.0, alpha: 0.0, beta: 0.0 }),
+        other => return Err(Error::argument("any_activation", other, "it must be 0 or 1", "Zero the struct first.")),
     };
+    let blocks = layer.scan_block_scales(0..layer.dims.num_experts)?;
     Ok(nvfp4_moe_checkpoint_layer_info {
-        struct_size: 0, // stays the caller's
-        format: format as i32,
+        struct_size: given.struct_size,
+        format: layer.format as i32,
         hidden_size: layer.dims.hidden_size as i32,
         intermediate_size: layer.dims.intermediate_size as i32,
         num_experts: layer.dims.num_experts as i32,
-        top_k: checkpoint.config.top_k.unwrap_or(0) as i32,
-        swiglu_limit: checkpoint.config.swiglu_limit.unwrap_or(0.0),
-        routed_scaling_factor: checkpoint.config.routed_scaling_factor.unwrap_or(0.0),
+        top_k: layer.facts.top_k.unwrap_or(0) as i32,
+        swiglu_limit: activation.limit,
+        routed_scaling_factor: layer.facts.routed_scaling_factor.unwrap_or(0.0),
         lossless_cast: i32::from(blocks.lossless_cast),
         reserved: 0,
         w13_input_scale: layer.w13_input_scale.max,
         w2_input_scale: layer.w2_input_scale.max,
+        swiglu_alpha: activation.alpha,
+        swiglu_beta: activation.beta,
+        any_activation: given.any_activation,
+        reserved_2: 0,
     })
+}
+
+/// The activation, if the caller's struct can tell it: an older one has no alpha and beta, and would mean SiLU.
+fn told_activation(activation: Activation, struct_size: u32) -> Result<Activation> {
+    let name = <nvfp4_moe_checkpoint_layer_info as Struct>::NAME;
+    let is_silu = activation.alpha == 1.0 && activation.beta == 0.0;
+    if is_silu || struct_size as usize >= size_of::<nvfp4_moe_checkpoint_layer_info>() {
+        return Ok(activation);
+    }
+    Err(Error::argument(
+        format_args!("{name}.struct_size"),
+        struct_size,
+        format_args!(
+            "the layer's activation is {activation}, which takes {} bytes",
+            size_of::<nvfp4_moe_checkpoint_layer_info>()
+        ),
+        "Compile against this library's header.",
+    ))
 }
 
 /// The caller's buffers for `num_experts` experts of the layer.
@@ -86,11 +118,26 @@ unsafe fn buffers<'a>(
     }
 }
 
+fn open(directory: &CStr, prefix: &CStr) -> Result<Opened> {
+    let path = Path::new(OsStr::from_bytes(directory.to_bytes()));
+    let checkpoint = Checkpoint::open_prefix(path, &prefix.to_string_lossy())?;
+    Ok(Opened { checkpoint, reports: Default::default() })
+}
+
 exports! {
     fn nvfp4_moe_checkpoint_open(directory: *const c_char, out: *mut *mut nvfp4_moe_checkpoint) {
         let directory = CStr::from_ptr(not_null("directory", directory)?);
-        let path = Path::new(OsStr::from_bytes(directory.to_bytes()));
-        create(out, || Ok(Opened { checkpoint: Checkpoint::open(path)?, report: OnceLock::new() }))
+        create(out, || open(directory, c""))
+    }
+
+    fn nvfp4_moe_checkpoint_open_prefix(
+        directory: *const c_char,
+        prefix: *const c_char,
+        out: *mut *mut nvfp4_moe_checkpoint,
+    ) {
+        let directory = CStr::from_ptr(not_null("directory", directory)?);
+        let prefix = CStr::from_ptr(not_null("prefix", prefix)?);
+        create(out, || open(directory, prefix))
     }
 
     fn nvfp4_moe_checkpoint_layer_info_read(
@@ -99,8 +146,8 @@ exports! {
         out: *mut nvfp4_moe_checkpoint_layer_info,
     ) {
         let opened = shared(checkpoint)?;
-        read_struct(out.cast_const())?;
-        write_struct(out, layer_info(&opened.checkpoint, &layer_of(opened, layer)?)?);
+        let given = read_struct(out.cast_const())?;
+        write_struct(out, layer_info(&layer_of(opened, layer)?, &given)?);
         Ok(())
     }
 
@@ -128,9 +175,13 @@ exports! {
     ) {
         let opened = shared(checkpoint)?;
         let full_length = not_null_mut("full_length", full_length)?;
-        let report = opened.report.get_or_init(|| opened.checkpoint.inspect(None, |_| {}));
-        let text = if as_json == 0 { report.to_string() } else { report.to_json() };
-        *full_length = copy_text(&text, buf, size);
+        let checkpoint = &opened.checkpoint;
+        let text = match as_json {
+            0 => opened.reports[0].get_or_init(|| checkpoint.inspect(None, |_| {}).to_string()),
+            2 => opened.reports[2].get_or_init(|| checkpoint.survey().to_json()),
+            _ => opened.reports[1].get_or_init(|| checkpoint.inspect(None, |_| {}).to_json()),
+        };
+        *full_length = copy_text(text, buf, size);
         Ok(())
     }
 }

@@ -49,6 +49,7 @@ same_prototypes! {
     format::nvfp4_moe_sf_size(_, _);
     format::nvfp4_moe_sf_offset(_, _, _);
     checkpoint::nvfp4_moe_checkpoint_open(_, _);
+    checkpoint::nvfp4_moe_checkpoint_open_prefix(_, _, _);
     checkpoint::nvfp4_moe_checkpoint_destroy(_);
     checkpoint::nvfp4_moe_checkpoint_layer_info_read(_, _, _);
     checkpoint::nvfp4_moe_checkpoint_read_layer(_, _, _);

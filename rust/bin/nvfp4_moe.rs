@@ -1,7 +1,7 @@
 //! `nvfp4-moe`: look into a checkpoint.
 
 use clap::{Parser, Subcommand};
-use nvfp4_moe::checkpoint::Checkpoint;
+use nvfp4_moe::checkpoint::{Checkpoint, namings_in_words};
 use nvfp4_moe::error::Result;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,9 @@ enum Command {
         /// Only this layer.
         #[arg(long)]
         layer: Option<u32>,
+        /// Only tensors whose names begin so: one tower of several, such as `thinker.`.
+        #[arg(long, default_value = "")]
+        prefix: String,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -33,8 +36,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Command::Inspect { directory, layer, json } = Arguments::parse().command;
-    match inspect(&directory, layer, json) {
+    let Command::Inspect { directory, layer, prefix, json } = Arguments::parse().command;
+    match inspect(&directory, layer, &prefix, json) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -45,15 +48,16 @@ fn main() -> ExitCode {
 }
 
 /// Print the report; true if every layer is accepted, and there is one.
-fn inspect(directory: &Path, layer: Option<u32>, json: bool) -> Result<bool> {
-    let checkpoint = Checkpoint::open(directory)?;
+fn inspect(directory: &Path, layer: Option<u32>, prefix: &str, json: bool) -> Result<bool> {
+    let checkpoint = Checkpoint::open_prefix(directory, prefix)?;
     let report = checkpoint.inspect(layer, |layer| eprintln!("reading the scales of layer {layer}"));
     let text = if json { report.to_json() + "\n" } else { report.to_string() };
     let _ = std::io::stdout().write_all(text.as_bytes()); // a reader that stops early, as `head` does, is no error
     if report.layers.is_empty() && report.refused.is_empty() {
         eprintln!(
-            "nvfp4-moe: the checkpoint has no NVFP4 MoE layer; tensors must be named \
-             layers.N.*.experts.E.(w1|w2|w3|gate_proj|up_proj|down_proj).*. Check the directory."
+            "nvfp4-moe: the checkpoint has no NVFP4 MoE layer that can be read; tensors must be named {}. Check the \
+             directory, and what was skipped.",
+            namings_in_words()
         );
     }
     Ok(report.is_accepted())

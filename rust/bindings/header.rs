@@ -409,10 +409,14 @@ pub struct nvfp4_moe_checkpoint_layer_info {
     pub reserved: i32,
     pub w13_input_scale: f32,
     pub w2_input_scale: f32,
+    pub swiglu_alpha: f32,
+    pub swiglu_beta: f32,
+    pub any_activation: i32,
+    pub reserved_2: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_checkpoint_layer_info"][::std::mem::size_of::<nvfp4_moe_checkpoint_layer_info>() - 48usize];
+    ["Size of nvfp4_moe_checkpoint_layer_info"][::std::mem::size_of::<nvfp4_moe_checkpoint_layer_info>() - 64usize];
     ["Alignment of nvfp4_moe_checkpoint_layer_info"]
         [::std::mem::align_of::<nvfp4_moe_checkpoint_layer_info>() - 4usize];
     ["Offset of field: nvfp4_moe_checkpoint_layer_info::struct_size"]
@@ -439,6 +443,14 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, w13_input_scale) - 40usize];
     ["Offset of field: nvfp4_moe_checkpoint_layer_info::w2_input_scale"]
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, w2_input_scale) - 44usize];
+    ["Offset of field: nvfp4_moe_checkpoint_layer_info::swiglu_alpha"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, swiglu_alpha) - 48usize];
+    ["Offset of field: nvfp4_moe_checkpoint_layer_info::swiglu_beta"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, swiglu_beta) - 52usize];
+    ["Offset of field: nvfp4_moe_checkpoint_layer_info::any_activation"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, any_activation) - 56usize];
+    ["Offset of field: nvfp4_moe_checkpoint_layer_info::reserved_2"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, reserved_2) - 60usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

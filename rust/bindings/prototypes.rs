@@ -139,6 +139,13 @@ unsafe extern "C" {
     ) -> i32;
 }
 unsafe extern "C" {
+    pub fn nvfp4_moe_checkpoint_open_prefix(
+        directory: *const ::std::os::raw::c_char,
+        prefix: *const ::std::os::raw::c_char,
+        out: *mut *mut nvfp4_moe_checkpoint,
+    ) -> i32;
+}
+unsafe extern "C" {
     pub fn nvfp4_moe_checkpoint_destroy(checkpoint: *mut nvfp4_moe_checkpoint);
 }
 unsafe extern "C" {

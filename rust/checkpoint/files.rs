@@ -1,209 +1,278 @@
 //! All tensors of a checkpoint by name, over one file or many.
+//!
+//! A fault stays where it is: a file that is missing or damaged, or a tensor that is in no file or in two, is remembered
+//! and told to those who ask for such a tensor. Only a checkpoint without a single readable file is refused as a whole.
 
-use super::header::{Dtype, Tensor, read_header};
+use super::dtype::Dtype;
+use super::header::{Tensor, read_header};
+use super::index::{INDEX, read_index};
 use super::source::{Directory, Source};
+use super::text::{fault, printable, shorten};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
-const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-
-/// Index files of today's largest models are some 40 MB.
-const MAX_INDEX_BYTES: u64 = 1 << 28;
 
 /// Bytes that [`Files::scan`] holds at a time.
 const SCAN_BYTES: usize = 1 << 20;
 
 /// The open files and where each tensor lies in them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Files {
     files: Vec<(String, Source)>,
     tensors: BTreeMap<String, Tensor>,
-    /// Tensors that the index places in a file which is not there, with that file's name.
-    absent: BTreeMap<String, String>,
+    faults: BTreeMap<String, Fault>,
+    /// Files that are there and cannot be used, with the error.
+    damaged: BTreeMap<String, Error>,
+    /// Safetensors files that neither the index nor the rule for directories without one asks for.
+    unread: Vec<String>,
+}
+
+/// Why a tensor that was announced cannot be had.
+#[derive(Debug)]
+enum Fault {
+    /// The index places it in a file that is not in the directory.
+    FileMissing(String),
+    /// The index places it in a file that is damaged.
+    FileDamaged(String),
+    /// The index places it in a file that does not hold it.
+    NotInFile(String),
+    /// It lies in two files.
+    Twice(String, String),
 }
 
 impl Files {
     /// Open what the index names; without an index, `model.safetensors`; without that, every `*.safetensors`.
     pub fn open(directory: &Directory) -> Result<Self> {
-        let Some(index) = directory.open(INDEX)? else {
-            return Self::open_unindexed(directory);
+        let mut present = directory.names()?;
+        present.retain(|name| name.ends_with(".safetensors"));
+        let Some(index) = read_index(directory)? else {
+            return Self::open_unindexed(directory, present);
         };
-        let weight_map = parse_index(&index.read_all(INDEX, MAX_INDEX_BYTES)?)?;
-        let names: BTreeSet<_> = weight_map.values().cloned().collect();
-        let mut files = Self::open_named(directory, names)?;
-        for (tensor, file) in weight_map {
-            if files.files.iter().all(|(name, _)| *name != file) {
-                files.absent.insert(tensor, file);
-            } else if !files.tensors.contains_key(&tensor) {
-                return Err(Error::checkpoint(
-                    tensor,
-                    "missing",
-                    format_args!("{INDEX} places it in {file}"),
-                    "Download that file and the index again: they do not belong together.",
-                ));
-            }
+        let names: BTreeSet<_> = index.values().cloned().collect();
+        let mut files = Self::open_named(directory, &names)?;
+        for (tensor, file) in index {
+            files.place(tensor, file);
         }
+        files.unread = present.into_iter().filter(|name| !names.contains(name)).collect();
         Ok(files)
     }
 
-    fn open_unindexed(directory: &Directory) -> Result<Self> {
-        let mut names = directory.names()?;
-        names.retain(|name| name.ends_with(".safetensors"));
-        if names.iter().any(|name| name == SINGLE) {
-            names = vec![SINGLE.to_owned()];
-        }
-        if names.is_empty() {
+    fn open_unindexed(directory: &Directory, present: Vec<String>) -> Result<Self> {
+        if present.is_empty() {
             let remedy = "Pass the directory that holds the model's *.safetensors files.";
             let rule = format!("{INDEX}, {SINGLE} or other *.safetensors files are needed");
             return Err(Error::Io(format!("checkpoint is a directory without weights; {rule}. {remedy}")));
         }
-        Self::open_named(directory, names)
+        let single = present.iter().any(|name| name == SINGLE);
+        let (names, unread): (Vec<_>, _) = present.into_iter().partition(|name| !single || name == SINGLE);
+        let names = names.into_iter().collect();
+        Ok(Files { unread, ..Self::open_named(directory, &names)? })
     }
 
-    /// Open files that are there; a tensor may lie in one of them only.
-    fn open_named(directory: &Directory, names: impl IntoIterator<Item = String>) -> Result<Self> {
-        let mut this = Files { files: Vec::new(), tensors: BTreeMap::new(), absent: BTreeMap::new() };
+    /// Open files; an error only if none can be used.
+    fn open_named(directory: &Directory, names: &BTreeSet<String>) -> Result<Self> {
+        let mut this = Files::default();
         for name in names {
-            let Some(source) = directory.open(&name)? else { continue };
-            for (tensor, place) in read_header(this.files.len(), &name, &source)? {
-                if let Some(first) = this.tensors.get(&tensor) {
-                    let first = this.files.get(first.file).map_or(&name, |(first, _)| first);
-                    return Err(Error::checkpoint(
-                        &tensor,
-                        format_args!("in {first} and in {name}"),
-                        "a tensor may occur once",
-                        "Remove the file that does not belong to the checkpoint.",
-                    ));
-                }
-                this.tensors.insert(tensor, place);
+            match directory.open(name).and_then(|source| this.add(name, source)) {
+                Ok(()) => {}
+                Err(error) => drop(this.damaged.insert(name.clone(), error)),
             }
-            this.files.push((name, source));
+        }
+        if this.files.is_empty() {
+            let missing = format_args!("{} files", names.len());
+            let none =
+                || fault(INDEX, missing, "none of the files that it names is in the directory", "Download them.");
+            return Err(this.damaged.into_values().next().unwrap_or_else(none));
         }
         Ok(this)
+    }
+
+    fn add(&mut self, name: &str, source: Option<Source>) -> Result<()> {
+        let Some(source) = source else { return Ok(()) };
+        for (tensor, place) in read_header(self.files.len(), name, &source)? {
+            if let Some(first) = self.tensors.get(&tensor) {
+                let first = self.files.get(first.file).map_or(name, |(first, _)| first).to_owned();
+                self.faults.insert(tensor, Fault::Twice(first, name.to_owned()));
+            } else {
+                self.tensors.insert(tensor, place);
+            }
+        }
+        self.files.push((name.to_owned(), source));
+        Ok(())
+    }
+
+    /// Take an entry of the index in.
+    fn place(&mut self, tensor: String, file: String) {
+        if self.tensors.contains_key(&tensor) {
+            return;
+        }
+        let is_open = self.files.iter().any(|(name, _)| *name == file);
+        let fault = match self.damaged.contains_key(&file) {
+            true => Fault::FileDamaged(file),
+            false if is_open => Fault::NotInFile(file),
+            false => Fault::FileMissing(file),
+        };
+        self.faults.insert(tensor, fault);
     }
 
     /// A tensor that must be there.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
         self.find(name)?.ok_or_else(|| {
-            Error::checkpoint(
-                name,
-                "missing",
-                format_args!("none of {} files has it", self.files.len()),
-                "Download or export the checkpoint again.",
-            )
+            let rule = format!("none of {} files has it", self.files.len());
+            match self.damaged.first_key_value() {
+                Some((file, _)) => {
+                    fault(name, "missing", format_args!("{rule}, and {file} is damaged"), "Download that.")
+                }
+                None => fault(name, "missing", rule, "Download or export the checkpoint again."),
+            }
         })
     }
 
     /// A tensor that may be missing altogether, but not together with its file.
     pub fn find(&self, name: &str) -> Result<Option<&Tensor>> {
-        match self.absent.get(name) {
-            Some(file) => Err(Error::checkpoint(
+        let error = match self.faults.get(name) {
+            None => return Ok(self.tensors.get(name)),
+            Some(Fault::FileMissing(file)) => fault(
                 name,
                 "missing",
                 format_args!("{INDEX} places it in {file}, which is not in the directory"),
                 format_args!("Download {file}."),
-            )),
-            None => Ok(self.tensors.get(name)),
-        }
+            ),
+            Some(Fault::FileDamaged(file)) => fault(
+                name,
+                "missing",
+                format_args!("{INDEX} places it in {file}, which is damaged"),
+                format_args!("{}", self.damaged.get(file).map(Error::to_string).unwrap_or_default()),
+            ),
+            Some(Fault::NotInFile(file)) => fault(
+                name,
+                "missing",
+                format_args!("{INDEX} places it in {file}, which does not hold it"),
+                "Download that file and the index again: they do not belong together.",
+            ),
+            Some(Fault::Twice(first, second)) => fault(
+                name,
+                format_args!("in {first} and in {second}"),
+                "a tensor may occur once",
+                "Remove the file that does not belong to the checkpoint.",
+            ),
+        };
+        Err(error)
     }
 
-    /// A tensor of this dtype and shape; `meaning` says in words what the extents are.
-    pub fn expect(&self, name: &str, dtype: Dtype, shape: &[u64], meaning: &str) -> Result<&Tensor> {
+    /// A tensor of one of these dtypes and of this shape; `meaning` says in words what the extents are.
+    ///
+    /// The dtype is judged first: another type of element often comes with another shape, and is the reason for it.
+    pub fn expect(
+        &self,
+        name: &str,
+        dtype: &[Dtype],
+        shape: impl Fn(&Dtype) -> Vec<u64>,
+        meaning: &str,
+    ) -> Result<&Tensor> {
         let tensor = self.get(name)?;
-        if tensor.dtype != dtype || *tensor.shape != *shape {
-            return Err(Error::checkpoint(
+        let known = dtype.iter().find(|known| **known == tensor.dtype);
+        let wanted = known.unwrap_or(&dtype[0]);
+        let wanted_shape = shape(wanted);
+        if known.is_none() || *tensor.shape != *wanted_shape {
+            let remedy = match tensor.dtype.is_unquantised() {
+                true => "Run the layer with the model's own kernels, or export it with this matrix quantised.",
+                false => "Export the checkpoint again.",
+            };
+            return Err(fault(
                 name,
                 format_args!("{} {:?}", tensor.dtype, tensor.shape),
-                format_args!("it must be {dtype} {shape:?} ({meaning})"),
-                "Export the checkpoint again.",
+                format_args!("it must be {wanted} {wanted_shape:?} ({meaning})"),
+                remedy,
             ));
         }
         Ok(tensor)
     }
 
-    /// The value of an f32 tensor of one element, shape `[]` or `[1]`; `None` if there is no such tensor.
-    pub fn scalar(&self, name: &str) -> Result<Option<f32>> {
+    /// The values of an f32 tensor of at most `most` elements; `None` if there is no such tensor.
+    pub fn floats(&self, name: &str, most: u64) -> Result<Option<Vec<f32>>> {
         let Some(tensor) = self.find(name)? else { return Ok(None) };
-        if tensor.dtype != Dtype::F32 || !matches!(*tensor.shape, [] | [1]) {
-            return Err(Error::checkpoint(
-                name,
-                format_args!("{} {:?}", tensor.dtype, tensor.shape),
-                "it must be F32 [] or [1] (one scale for the tensor)",
-                "Export the checkpoint again.",
-            ));
+        if tensor.dtype != Dtype::F32 || tensor.len / 4 > most || tensor.len == 0 {
+            let rule = match most {
+                1 => "it must be F32 [] or [1] (one scale for the tensor)".to_owned(),
+                _ => format!("it must be F32 of at most {most} elements (scales of the experts)"),
+            };
+            let value = format!("{} {:?}", tensor.dtype, tensor.shape);
+            return Err(fault(name, value, rule, "Export the checkpoint again."));
         }
-        let mut bytes = [0; 4];
-        self.read(tensor, &mut bytes)?;
-        Ok(Some(f32::from_le_bytes(bytes)))
+        let mut bytes = vec![0; tensor.len as usize];
+        self.read(tensor, 0, &mut bytes)?;
+        Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
     }
 
-    /// Copy a whole tensor into `out`, which has its length.
-    pub fn read(&self, tensor: &Tensor, out: &mut [u8]) -> Result<()> {
-        debug_assert_eq!(out.len() as u64, tensor.len);
+    /// Fill `out` with a tensor's bytes from `offset` on; they lie within the tensor.
+    pub fn read(&self, tensor: &Tensor, offset: u64, out: &mut [u8]) -> Result<()> {
+        debug_assert!(offset + out.len() as u64 <= tensor.len);
         let (name, source) = &self.files[tensor.file];
-        source.read_exact_at(name, out, tensor.start)
+        source.read_exact_at(name, out, tensor.start + offset)
     }
 
-    /// Show a tensor's bytes in order, in pieces of a bounded and even length: `look(offset, piece)`.
-    pub fn scan(&self, tensor: &Tensor, mut look: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        let (name, source) = &self.files[tensor.file];
-        let mut buf = vec![0; SCAN_BYTES.min(tensor.len as usize)];
-        let mut offset = 0;
-        while offset < tensor.len {
-            let len = (tensor.len - offset).min(SCAN_BYTES as u64);
-            let piece = &mut buf[..len as usize];
-            source.read_exact_at(name, piece, tensor.start + offset)?;
-            look(offset, piece)?;
-            offset += len;
+    /// Show `len` bytes of a tensor from `start` on in order, in pieces of a bounded and even length: `look(at, piece)`.
+    pub fn scan(
+        &self,
+        tensor: &Tensor,
+        start: u64,
+        len: u64,
+        mut look: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut buf = vec![0; SCAN_BYTES.min(len as usize)];
+        let mut at = 0;
+        while at < len {
+            let piece = &mut buf[..(len - at).min(SCAN_BYTES as u64) as usize];
+            self.read(tensor, start + at, piece)?;
+            look(at, piece)?;
+            at += piece.len() as u64;
         }
         Ok(())
     }
 
-    /// Every tensor's name and dtype in order of name; no dtype for those whose file is absent.
-    pub fn names(&self) -> impl Iterator<Item = (&str, Option<&Dtype>)> {
-        let present = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Some(&tensor.dtype)));
-        present.chain(self.absent.keys().map(|name| (name.as_str(), None)))
+    /// Every tensor's name in order, with the tensor where it can be had.
+    pub fn names(&self) -> impl Iterator<Item = (&str, Option<&Tensor>)> {
+        let present = self.tensors.iter().map(|(name, tensor)| (name.as_str(), Some(tensor)));
+        let missing = self.faults.keys().filter(|name| !self.tensors.contains_key(*name));
+        present.chain(missing.map(|name| (name.as_str(), None)))
     }
 
-    /// Files that the index names and the directory lacks, each with the number of tensors it should hold.
-    pub fn absent_files(&self) -> BTreeMap<&str, usize> {
-        let mut files = BTreeMap::new();
-        for file in self.absent.values() {
-            *files.entry(file.as_str()).or_default() += 1;
+    /// Each fault in a sentence.
+    pub fn warnings(&self) -> Vec<String> {
+        let (mut missing_files, mut strays, mut twice) = (BTreeMap::<_, usize>::new(), Vec::new(), Vec::new());
+        for (tensor, fault) in &self.faults {
+            match fault {
+                Fault::FileMissing(file) => *missing_files.entry(printable(file)).or_default() += 1,
+                Fault::NotInFile(file) => strays.push(format!("{tensor} of {file}")),
+                Fault::Twice(first, second) => twice.push(format!("{tensor} in {first} and {second}")),
+                Fault::FileDamaged(_) => {} // told once, with its file
+            }
         }
-        files
+        let mut warnings: Vec<_> = self.damaged.values().map(Error::to_string).collect();
+        let missing =
+            |(file, tensors)| format!("{file} is missing; the index places {tensors} tensors in it. Download it.");
+        warnings.extend(missing_files.into_iter().map(missing));
+        let mut list = |names: &[String], rest: &str| {
+            if !names.is_empty() {
+                warnings.push(format!("{} {rest}", shorten(names)));
+            }
+        };
+        list(
+            &strays,
+            "are missing; the index lists them. Layers without them are read; download both again for the others.",
+        );
+        list(&twice, "lie in two files; layers that need them are refused. Remove the file that does not belong here.");
+        list(
+            &self.unread,
+            "is in the directory and not read; the index, or model.safetensors, stands for all. Nothing to do.",
+        );
+        warnings
     }
 
     /// Number of open files, and their bytes.
     pub fn size(&self) -> (usize, u64) {
         (self.files.len(), self.files.iter().map(|(_, source)| source.len()).sum())
     }
-}
-
-/// `{"weight_map": {tensor: file}}`; files are plain names, so that an index cannot lead out of the directory.
-fn parse_index(json: &[u8]) -> Result<BTreeMap<String, String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let index: Index = serde_json::from_slice(json).map_err(|e| {
-        Error::checkpoint(
-            INDEX,
-            format_args!("malformed ({e})"),
-            "it must map each tensor to its file in `weight_map`",
-            "Download the index again.",
-        )
-    })?;
-    if let Some((tensor, file)) =
-        index.weight_map.iter().find(|(_, file)| !file.ends_with(".safetensors") || file.contains(['/', '\\']))
-    {
-        return Err(Error::checkpoint(
-            format_args!("file of {tensor} in {INDEX}"),
-            format_args!("{file:?}"),
-            "it must be the plain name of a .safetensors file",
-            "Download the index again.",
-        ));
-    }
-    Ok(index.weight_map)
 }

@@ -5,64 +5,19 @@
 //! Source: the safetensors format description. It is parsed here, and not by the `safetensors` crate, because a
 //! refusal has to name the tensor and both numbers, and because a file may hold dtypes that are not ours to judge.
 
-use super::source::Source;
-use crate::error::{Error, Result};
+use super::dtype::Dtype;
+use super::source::{Source, not_weights};
+use super::text::fault;
+use crate::error::Result;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use std::collections::HashSet;
 use std::fmt;
 
 /// Longer headers are refused, as other readers do: a file that is not safetensors may claim any length.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 const DOWNLOAD_AGAIN: &str = "Download or copy the file again.";
-
-/// Dtypes by their safetensors names; the reader only needs to tell NVFP4's own from each other and from the rest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(non_camel_case_types, missing_docs)]
-pub enum Dtype {
-    U8,
-    I8,
-    F8_E4M3,
-    F8_E8M0,
-    BF16,
-    F32,
-    I32,
-    /// Any other, by name; its size is not checked.
-    Other(Box<str>),
-}
-
-impl Dtype {
-    fn from_name(name: &str) -> Self {
-        match name {
-            "U8" => Dtype::U8,
-            "I8" => Dtype::I8,
-            "F8_E4M3" => Dtype::F8_E4M3,
-            "F8_E8M0" => Dtype::F8_E8M0,
-            "BF16" => Dtype::BF16,
-            "F32" => Dtype::F32,
-            "I32" => Dtype::I32,
-            _ => Dtype::Other(name.into()),
-        }
-    }
-
-    fn bytes(&self) -> Option<u64> {
-        match self {
-            Dtype::U8 | Dtype::I8 | Dtype::F8_E4M3 | Dtype::F8_E8M0 => Some(1),
-            Dtype::BF16 => Some(2),
-            Dtype::F32 | Dtype::I32 => Some(4),
-            Dtype::Other(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Dtype::Other(name) => f.write_str(name),
-            known => write!(f, "{known:?}"),
-        }
-    }
-}
 
 /// One tensor of a file; its bytes lie inside the file and are as many as dtype and shape say.
 #[derive(Debug, Clone)]
@@ -82,8 +37,11 @@ pub struct Tensor {
 /// Every tensor of file number `file`, checked against the file's size.
 pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(String, Tensor)>> {
     let size = source.len();
+    if let Some((found, remedy)) = not_weights(name, source)? {
+        return Err(fault(name, found, "it must be a safetensors file", remedy));
+    }
     if size < 8 {
-        return Err(Error::checkpoint(
+        return Err(fault(
             name,
             format_args!("{size} bytes"),
             "a safetensors file is at least 8 bytes",
@@ -94,7 +52,7 @@ pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(Stri
     source.read_exact_at(name, &mut length, 0)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER_BYTES {
-        return Err(Error::checkpoint(
+        return Err(fault(
             format_args!("header of {name}"),
             format_args!("{length} bytes"),
             format_args!("it must be at most {MAX_HEADER_BYTES}"),
@@ -102,7 +60,7 @@ pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(Stri
         ));
     }
     if length > size - 8 {
-        return Err(Error::checkpoint(
+        return Err(fault(
             name,
             format_args!("{size} bytes"),
             format_args!("its header ends at byte {}", length + 8),
@@ -112,7 +70,7 @@ pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(Stri
     let mut json = vec![0; length as usize];
     source.read_exact_at(name, &mut json, 8)?;
     let Entries(entries) = serde_json::from_slice(&json).map_err(|e| {
-        Error::checkpoint(
+        fault(
             format_args!("header of {name}"),
             format_args!("malformed ({e})"),
             "it must be a JSON object of tensors",
@@ -120,7 +78,19 @@ pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(Stri
         )
     })?;
     drop(json);
+    refuse_duplicates(name, &entries)?;
     place(file, name, entries, 8 + length, size)
+}
+
+fn refuse_duplicates(file_name: &str, entries: &[(String, Entry)]) -> Result<()> {
+    let mut seen = HashSet::with_capacity(entries.len());
+    match entries.iter().find(|(name, _)| !seen.insert(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let value = format_args!("twice in the header of {file_name}");
+            Err(fault(name, value, "a tensor may occur once", DOWNLOAD_AGAIN))
+        }
+    }
 }
 
 /// Turn ranges of the data into checked ranges of the file. `data` is the file offset at which the data starts.
@@ -136,7 +106,7 @@ fn place(
     let mut expected = 0;
     for (name, Entry { dtype, shape, data_offsets: (start, end) }) in entries {
         if start > end || end > size - data {
-            return Err(Error::checkpoint(
+            return Err(fault(
                 &name,
                 format_args!("bytes {start} to {end} of the data of {file_name}"),
                 format_args!("the file has {} bytes of data", size - data),
@@ -144,7 +114,7 @@ fn place(
             ));
         }
         if start != expected {
-            return Err(Error::checkpoint(
+            return Err(fault(
                 &name,
                 format_args!("at byte {start} of the data of {file_name}"),
                 format_args!("the tensor before it ends at {expected}, and neither gaps nor overlaps are allowed"),
@@ -155,10 +125,10 @@ fn place(
         let dtype = Dtype::from_name(&dtype);
         let count = shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
         let len = end - start;
-        if let Some(bytes) = dtype.bytes()
-            && count.and_then(|count| count.checked_mul(bytes)) != Some(len)
+        if let Some(bits) = dtype.bits()
+            && count.and_then(|count| count.checked_mul(bits)) != Some(8 * len)
         {
-            return Err(Error::checkpoint(
+            return Err(fault(
                 &name,
                 format_args!("{len} bytes in {file_name}"),
                 format_args!("its dtype {dtype} and shape {shape:?} do not fill that"),
@@ -168,7 +138,7 @@ fn place(
         tensors.push((name, Tensor { file, dtype, shape: shape.into(), start: data + start, len }));
     }
     if expected != size - data {
-        return Err(Error::checkpoint(
+        return Err(fault(
             file_name,
             format_args!("{size} bytes"),
             format_args!("its last tensor ends at byte {}", data + expected),
@@ -186,7 +156,7 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// All tensors in file order, a name that occurs twice included: the caller refuses it.
+/// All tensors in file order, a name that occurs twice included, which a map would hide.
 struct Entries(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Entries {

@@ -21,8 +21,21 @@
 //!
 //! # Names
 //!
-//! `[PREFIX.]layers.N.BLOCK.experts.E.PROJECTION.TENSOR`, under any prefix and block. Projections are called
-//! `w1`, `w3`, `w2` (DeepSeek, Mixtral) or `gate_proj`, `up_proj`, `down_proj` (Hugging Face): gate, up, down.
+//! `[PREFIX.]layers.N.[BLOCK.]experts.E.PROJECTION.TENSOR` under any prefix and block, and the other forms of the one
+//! table of namings, `namings.rs`: another exporter is another row there. Where a tensor holds all experts, it is read if
+//! its shape leaves no doubt about what lies where. What looks like NVFP4 and is not understood is
+//! [skipped](Checkpoint::skipped) under its own name.
+//!
+//! # What the config decides
+//!
+//! The experts' activation, which no tensor tells: what is not SwiGLU is refused by the name of its key ([`Activation`]).
+//! Sizes are the tensors'; the config is held against them. It may keep its facts in an object for each tower, under
+//! several names, and in a list for each layer.
+//!
+//! # Faults
+//!
+//! A fault outside what is asked for stops nothing: a layer that is whole is read beside files that are damaged or missing,
+//! and the [report](Checkpoint::inspect) warns of those.
 //!
 //! # What is refused
 //!
@@ -47,28 +60,46 @@
 //! # }
 //! ```
 
+mod activation;
 mod config;
+mod dims;
+mod dtype;
 mod files;
+mod groups;
 mod header;
+mod index;
+mod input_scale;
 mod inspect;
 mod layer;
+mod modules;
 mod names;
+mod namings;
+mod pieces;
 mod scales;
+mod sections;
+mod sizes;
 mod source;
 mod table;
+mod text;
+mod warnings;
 
-pub use config::Config;
+pub use activation::Activation;
+pub use config::{Config, Facts, Said};
+pub use dims::{BufferLens, Dims, LayerBuffers};
+pub use input_scale::InputScale;
 pub use inspect::{LayerReport, RefusedLayer, Report, SkippedLayer};
-pub use layer::{BufferLens, Dims, Layer, LayerBuffers};
-pub use names::Format;
-pub use scales::{BlockScales, InputScale};
+pub use layer::Layer;
+pub use modules::Module;
+pub use namings::{Format, in_words as namings_in_words};
+pub use scales::BlockScales;
 
 use crate::error::{Error, Result};
 use files::Files;
-use names::Group;
+use groups::Group;
 use source::Directory;
 use std::collections::BTreeMap;
 use std::path::Path;
+use text::{fault, printable};
 
 /// An open checkpoint: headers and config are read, no weights yet.
 #[derive(Debug)]
@@ -76,42 +107,53 @@ pub struct Checkpoint {
     /// What its config says.
     pub config: Config,
     files: Files,
-    /// Indices into `groups` by layer; more than one where two models share the directory.
+    /// Indices into `groups` by layer; more than one where two models, or two towers of one, share the directory.
     layers: BTreeMap<u32, Vec<(usize, Format)>>,
     skipped: Vec<SkippedLayer>,
+    modules: Vec<Module>,
     groups: Vec<Group>,
 }
 
 impl Checkpoint {
     /// Open a directory of safetensors files, sharded or not, with its `config.json`.
     pub fn open(directory: &Path) -> Result<Self> {
-        Self::from_directory(Directory::Disk(directory.to_owned()))
+        Self::open_prefix(directory, "")
+    }
+
+    /// The same for tensors whose names begin with `prefix`: one tower (`thinker.`) of several.
+    pub fn open_prefix(directory: &Path, prefix: &str) -> Result<Self> {
+        Self::from_directory(Directory::Disk(directory.to_owned()), prefix)
     }
 
     /// The same out of memory: file contents by name.
     pub fn from_memory(files: BTreeMap<String, Vec<u8>>) -> Result<Self> {
-        Self::from_directory(Directory::Memory(files))
+        Self::from_directory(Directory::Memory(files), "")
     }
 
-    fn from_directory(directory: Directory) -> Result<Self> {
+    fn from_directory(directory: Directory, prefix: &str) -> Result<Self> {
         let files = Files::open(&directory)?;
         let config = Config::open(&directory)?;
-        let groups = names::find_groups(&files);
+        let (mut groups, others) = groups::find_groups(&files, prefix);
+        let (mut modules, unknown) = modules::of_others(&others);
         let mut layers = BTreeMap::<u32, Vec<_>>::new();
         let mut skipped = Vec::new();
-        for (at, group) in groups.iter().enumerate() {
+        for (at, group) in groups.iter_mut().enumerate() {
             let layer = group.layer();
-            let reason = match (layer, group.format(&config)) {
-                (Some(layer), Ok(format)) => {
-                    layers.entry(layer).or_default().push((at, format));
+            let format = group.settle(&config);
+            let activation = |_| config.facts(&group.stem, layer.clone().unwrap_or_default()).activation.err();
+            modules.push(modules::of_group(group, &format.as_ref().map(activation)));
+            let reason = match (format, &layer) {
+                (Ok(format), Ok(layer)) => {
+                    layers.entry(*layer).or_default().push((at, format));
                     continue;
                 }
-                (_, Err(reason)) => reason,
-                (None, Ok(_)) => "its name is not layers.N, so it is none of the model's main layers".to_owned(),
+                (Ok(_), Err(reason)) => reason.clone(),
+                (Err(no_layer), _) => no_layer.reason,
             };
-            skipped.push(SkippedLayer { stem: group.stem.clone(), layer, reason });
+            skipped.push(SkippedLayer { stem: group.stem.clone(), layer: layer.ok(), reason });
         }
-        Ok(Checkpoint { config, files, layers, skipped, groups })
+        skipped.extend(unknown);
+        Ok(Checkpoint { config, files, layers, skipped, modules, groups })
     }
 
     /// Indices of the NVFP4 MoE layers, in order.
@@ -124,27 +166,51 @@ impl Checkpoint {
         &self.skipped
     }
 
+    /// Every linear, and the experts of every layer, with their quantisation.
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
     /// A layer by its index in the model, checked but for its block scales.
     pub fn layer(&self, layer: u32) -> Result<Layer<'_>> {
         match self.layers.get(&layer).map(Vec::as_slice) {
-            Some([(group, format)]) => Layer::new(&self.files, &self.config, &self.groups[*group], *format),
+            Some(&[(group, format)]) => self.layer_of(layer, group, format),
             Some(groups) => {
                 let stems: Vec<_> = groups.iter().map(|(group, _)| self.groups[*group].stem.as_str()).collect();
-                Err(Error::checkpoint(
+                let tower = stems[0].split('.').next().unwrap_or_default();
+                Err(fault(
                     format_args!("layer {layer}"),
                     stems.join(" and "),
-                    "one layer may have one name",
-                    "Keep one model in the directory.",
+                    "one number names one layer",
+                    format_args!("Keep one model in the directory, or open one tower by its prefix, such as {tower}."),
                 ))
             }
             None => Err(self.no_such_layer(layer)),
         }
     }
 
+    fn layer_of(&self, layer: u32, group: usize, format: Format) -> Result<Layer<'_>> {
+        let group = &self.groups[group];
+        Layer::new(&self.files, self.config.facts(&group.stem, layer), group, format)
+    }
+
+    /// Each layer of each tower: its index, and the layer or why it is refused.
+    fn every_layer(&self, only: Option<u32>) -> impl Iterator<Item = (u32, &str, Result<Layer<'_>>)> {
+        let wanted = self.layers.iter().filter(move |(layer, _)| only.is_none_or(|only| only == **layer));
+        wanted.flat_map(move |(layer, groups)| {
+            let one = |(group, format): &(usize, Format)| {
+                (*layer, self.groups[*group].stem.as_str(), self.layer_of(*layer, *group, *format))
+            };
+            groups.iter().map(one).collect::<Vec<_>>()
+        })
+    }
+
     fn no_such_layer(&self, layer: u32) -> Error {
         if let Some(SkippedLayer { stem, reason, .. }) = self.skipped.iter().find(|s| s.layer == Some(layer)) {
-            let remedy = "Run it with the model's own kernels.";
-            return Error::Unsupported(format!("layer {layer} ({stem}) is no NVFP4 MoE layer; {reason}. {remedy}"));
+            let (stem, remedy) = (printable(stem), "Run it with the model's own kernels.");
+            return Error::Unsupported(format!(
+                "layer {layer} ({stem}) is no NVFP4 MoE layer that can be read; {reason}. {remedy}"
+            ));
         }
         let rule = match (self.layers.first_key_value(), self.layers.last_key_value()) {
             (Some((first, _)), Some((last, _))) => {

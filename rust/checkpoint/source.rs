@@ -3,6 +3,7 @@
 //! Files are read with `pread`, not mapped. A mapped file that someone truncates kills the process, its pages count
 //! as ours (so a layer would be held twice while it is copied), and the copy has to be made either way.
 
+use super::text::{fault, printable};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -37,7 +38,8 @@ impl Directory {
         let entries = fs::read_dir(path).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
         let entries = entries.map_err(|e| {
             let rule = "it must be a readable directory of safetensors files";
-            Error::Io(format!("checkpoint is {} ({e}); {rule}. Pass the model's directory.", path.display()))
+            let remedy = "Pass the model's directory; a model that is only on a hub has to be downloaded first.";
+            Error::Io(format!("checkpoint is {} ({e}); {rule}. {remedy}", printable(path.display())))
         })?;
         let mut names: Vec<_> = entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         names.sort();
@@ -55,6 +57,10 @@ impl Directory {
 
 fn open_file(path: PathBuf) -> std::io::Result<Option<Source>> {
     match fs::metadata(&path) {
+        // Hubs keep files elsewhere and link to them.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_ok() => {
+            return Err(std::io::Error::other("it is a symbolic link to a file that is not there"));
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
         // Opening a pipe would wait for its writer.
@@ -95,9 +101,12 @@ impl Source {
 
     /// The whole file, at most `limit` bytes.
     pub fn read_all(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        if let Some((found, remedy)) = not_weights(name, self)? {
+            return Err(fault(name, found, "it must be JSON", remedy));
+        }
         if self.len() > limit {
             let remedy = "Check that this is the right file.";
-            return Err(Error::checkpoint(
+            return Err(fault(
                 name,
                 format_args!("{} bytes", self.len()),
                 format_args!("at most {limit} are read"),
@@ -110,7 +119,23 @@ impl Source {
     }
 }
 
+/// What often lies where a model's file should: (what it is, what to do).
+pub fn not_weights(name: &str, source: &Source) -> Result<Option<(&'static str, &'static str)>> {
+    let mut start = [0; 16];
+    let len = source.len().min(start.len() as u64) as usize;
+    source.read_exact_at(name, &mut start[..len], 0)?;
+    let start = start[..len].to_ascii_lowercase();
+    Ok(if start.starts_with(b"version https://") {
+        Some(("a git-lfs pointer", "Run `git lfs pull` in the directory, or download the file."))
+    } else if start.starts_with(b"<!doctype") || start.starts_with(b"<html") {
+        Some(("an HTML page", "Download the file itself, and not the page that shows it."))
+    } else {
+        None
+    })
+}
+
 fn io_error(name: &str, error: std::io::Error) -> Error {
     let remedy = "Check its permissions, and that nothing else writes the directory";
+    let name = printable(name);
     Error::Io(format!("{name} is unreadable ({error}); every file of the checkpoint is needed. {remedy}."))
 }

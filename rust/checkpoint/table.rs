@@ -1,15 +1,17 @@
 //! The report as a table for a terminal.
 
-use super::inspect::{LayerReport, Report};
-use super::scales::InputScale;
+use super::input_scale::InputScale;
+use super::inspect::{LayerReport, RefusedLayer, Report};
+use super::text::printable;
 use std::fmt;
 
-const HEADINGS: [&str; 12] = [
+const HEADINGS: [&str; 13] = [
     "layer",
     "format",
     "experts",
     "hidden",
     "inter",
+    "activation",
     "dtypes",
     "MiB",
     "w13 input scale",
@@ -19,10 +21,10 @@ const HEADINGS: [&str; 12] = [
     "saturates",
 ];
 
-impl fmt::Display for Report {
+impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config = &self.config;
-        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not said".to_owned());
+        let text = |value: &Option<String>| value.as_ref().map_or("not said".to_owned(), printable);
         let number = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
         writeln!(f, "files     {} ({:.1} MiB)", self.num_files, mebibytes(self.file_bytes))?;
         writeln!(f, "model     {}", text(&config.model_type))?;
@@ -41,17 +43,16 @@ impl fmt::Display for Report {
             number(config.routed_scaling_factor.map(|v| v.to_string()))
         )?;
         let mut rows = vec![HEADINGS.map(str::to_owned)];
-        rows.extend(self.layers.iter().map(row));
+        let by_stem = self.layers.windows(2).any(|pair| pair[0].layer == pair[1].layer);
+        rows.extend(self.layers.iter().map(|layer| row(layer, by_stem)));
         writeln!(f)?;
         write_aligned(f, &rows)?;
-        for refused in &self.refused {
-            writeln!(f, "\nREFUSED layer {}: {}", refused.layer, refused.error)?;
-        }
+        write_refused(f, &self.refused)?;
         if !self.skipped.is_empty() {
             writeln!(f)?;
         }
-        for skipped in &self.skipped {
-            writeln!(f, "skipped {}: {}.", skipped.stem, skipped.reason)?;
+        for skipped in self.skipped {
+            writeln!(f, "skipped {}: {}.", printable(&skipped.stem), skipped.reason)?;
         }
         if !self.warnings.is_empty() {
             writeln!(f)?;
@@ -63,26 +64,40 @@ impl fmt::Display for Report {
     }
 }
 
-fn row(layer: &LayerReport) -> [String; 12] {
+/// A line of the table; layers go by their stem where two have one number.
+fn row(layer: &LayerReport, by_stem: bool) -> [String; 13] {
     let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
     let gate_up = match layer.gate_up_different {
         0 => "equal".to_owned(),
         n => format!("{n} differ, {:.2}x", layer.gate_up_ratio),
     };
     [
-        layer.layer.to_string(),
+        if by_stem { printable(&layer.stem) } else { layer.layer.to_string() },
         layer.format.to_string(),
         layer.dims.num_experts.to_string(),
         layer.dims.hidden_size.to_string(),
         layer.dims.intermediate_size.to_string(),
+        layer.activation.clone(),
         layer.dtypes.to_owned(),
         format!("{:.1}", mebibytes(layer.bytes)),
         input_scale(&layer.w13_input_scale),
         input_scale(&layer.w2_input_scale),
         gate_up,
-        yes(layer.lossless_cast),
+        layer.blocks.as_ref().map_or("not read".to_owned(), |blocks| yes(blocks.lossless_cast)),
         if layer.saturation_risk { "likely" } else { "no sign" }.to_owned(),
     ]
+}
+
+/// One line for each refusal; layers that are refused for the same reason share one.
+fn write_refused(f: &mut fmt::Formatter<'_>, refused: &[RefusedLayer]) -> fmt::Result {
+    for same in refused.chunk_by(|a, b| a.error == b.error) {
+        match same {
+            [one] => writeln!(f, "\nREFUSED layer {}: {}", one.layer, one.error)?,
+            [first, .., last] => writeln!(f, "\nREFUSED layers {} to {}: {}", first.layer, last.layer, first.error)?,
+            [] => {}
+        }
+    }
+    Ok(())
 }
 
 /// Maximum, spread over experts, and how many have none: `1.2e-3 x1.5 (2 missing)`.
@@ -90,7 +105,7 @@ fn input_scale(scale: &InputScale) -> String {
     if scale.num_usable == 0 {
         return "none".to_owned();
     }
-    let faulty = scale.missing.len() + scale.unusable.len();
+    let faulty = scale.missing.len() + scale.unusable.len() + scale.left_out.len();
     let faulty = if faulty == 0 { String::new() } else { format!(" ({faulty} missing)") };
     format!("{:.2e} x{:.1}{faulty}", scale.max, scale.max / scale.min)
 }

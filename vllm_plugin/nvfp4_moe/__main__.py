@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Exit status: 0 the plugin would serve, 1 it would not, 2 wrong usage."""
+    """Exit status: 0 the plugin would serve, 1 it would not, or MODEL_DIR is no checkpoint, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m nvfp4_moe")
     doctor = parser.add_subparsers(dest="tool", required=True).add_parser("doctor", help="find out what is wrong")
     command = doctor.add_subparsers(dest="command", required=True)

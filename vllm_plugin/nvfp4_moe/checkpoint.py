@@ -4,8 +4,11 @@ Reads ModelOpt's, compressed-tensors' and DeepSeek-V4's own naming. Every scale 
 in decode direction. Source: nvfp4_moe_checkpoint_* in nvfp4_moe.h.
 """
 
+import json
 import os
+import warnings
 import weakref
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -13,6 +16,8 @@ import torch
 from . import ops
 from .layer import Layer
 from .weights import LayerWeights
+
+AS_TABLE, AS_JSON, SURVEY = 0, 1, 2  # `as_json` of nvfp4_moe_checkpoint_inspect
 
 
 class CheckpointLayer(NamedTuple):
@@ -32,26 +37,36 @@ class CheckpointLayer(NamedTuple):
     w13_input_scale: float
     """Maximum over all experts."""
     w2_input_scale: float
+    swiglu_alpha: float
+    """1 for SiLU."""
+    swiglu_beta: float
 
 
 class Checkpoint:
-    """A directory of safetensors files with its config.json; opening it reads headers only."""
+    """A directory of safetensors files with its config.json; opening it reads headers only.
 
-    def __init__(self, directory: str | os.PathLike):
+    prefix  of the tensors to look at: one tower ("thinker.") of a model that has the same layers in several
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, prefix: str = ""):
         self._ops = ops.load()
-        self.id: int = self._ops.checkpoint_open(os.fspath(directory))
+        self.id: int = self._ops.checkpoint_open(os.fspath(directory), prefix)
         self._destroy = weakref.finalize(self, self._ops.checkpoint_destroy, self.id)
 
-    def layer_info(self, layer: int) -> CheckpointLayer:
-        """Describe MoE layer `layer` (its index in the model); checks names, shapes, dtypes and all its scales."""
-        return CheckpointLayer(*self._ops.checkpoint_layer_info(self.id, layer))
+    def layer_info(self, layer: int, *, any_activation: bool = False) -> CheckpointLayer:
+        """Describe MoE layer `layer` (its index in the model); checks names, shapes, dtypes and all its scales.
+
+        A layer whose activation this library does not have is refused; with `any_activation` it is described, with 0
+        for the activation's parameters.
+        """
+        return CheckpointLayer(*self._ops.checkpoint_layer_info(self.id, layer, any_activation))
 
     def read_layer(self, layer: int, *, first_expert: int = 0, num_experts: int | None = None) -> LayerWeights:
         """Copy experts [first_expert, first_expert + num_experts) of a layer (default: to the last) to host tensors.
 
-        The input scales are those over ALL experts of the layer.
+        The input scales are those over ALL experts of the layer. Weights are read whatever the activation is.
         """
-        info = self.layer_info(layer)
+        info = self.layer_info(layer, any_activation=True)
         count = info.num_experts - first_expert if num_experts is None else num_experts
         scales = {"w13_input_scale": info.w13_input_scale, "w2_input_scale": info.w2_input_scale}
         weights = LayerWeights.empty(count, info.hidden_size, info.intermediate_size, **scales)
@@ -66,10 +81,25 @@ class Checkpoint:
         num_experts: int | None = None,
         mode: str = "default",
         scale_policy: str = "static",
+        top_k: int | None = None,
+        swiglu_limit: float | None = None,
+        swiglu_alpha: float | None = None,
+        swiglu_beta: float | None = None,
         device: torch.device | str = "cpu",
     ) -> Layer:
-        """A prepared layer of those experts, as the checkpoint describes it."""
-        info = self.layer_info(layer)
+        """A prepared layer of those experts, as the checkpoint describes it.
+
+        top_k     instead of the config's, or where it has none
+        swiglu_*  the activation's parameters, instead of the config's; with any of them the caller answers for the
+                  activation, and those that are not given are 0, 1 and 0 unless the config's can be read
+        """
+        given = {"swiglu_limit": swiglu_limit, "swiglu_alpha": swiglu_alpha, "swiglu_beta": swiglu_beta}
+        given = {name: value for name, value in given.items() if value is not None}
+        info = self.layer_info(layer, any_activation=bool(given))
+        if not (top_k or info.top_k):
+            raise ValueError("top_k is not said in config.json; a layer needs it. Pass top_k to make_layer.")
+        for text in self._left_out(layer):
+            warnings.warn(text, stacklevel=2)
         weights = self.read_layer(layer, first_expert=first_expert, num_experts=num_experts)
         made = Layer(
             hidden_size=info.hidden_size,
@@ -77,14 +107,30 @@ class Checkpoint:
             num_experts=info.num_experts,
             num_local_experts=weights.w13.shape[0],
             first_local_expert=first_expert,
-            top_k=info.top_k,
+            top_k=top_k or info.top_k,
             mode=mode,
             scale_policy=scale_policy,
-            swiglu_limit=info.swiglu_limit,
+            **{name: getattr(info, name) for name in ("swiglu_limit", "swiglu_alpha", "swiglu_beta")} | given,
             device=device,
         )
         return made.prepare(weights.to(made.device))
 
     def inspect(self, *, as_json: bool = False) -> str:
         """What was found, with warnings: a table, or JSON."""
-        return self._ops.checkpoint_inspect(self.id, as_json)
+        return self._ops.checkpoint_inspect(self.id, AS_JSON if as_json else AS_TABLE)
+
+    @cached_property
+    def survey(self) -> dict:
+        """The same out of headers and single scales, parsed: no block scale is read, so it takes no time."""
+        return json.loads(self._ops.checkpoint_inspect(self.id, SURVEY))
+
+    def _left_out(self, layer: int) -> list[str]:
+        """A sentence for each GEMM of which the layer's input scale is not the maximum over all experts."""
+        described = [found for found in self.survey["layers"] if found["layer"] == layer]
+        return [
+            f"layer {layer}: input scales of {gemm} were never measured ({'; '.join(scales[:3])}); the maximum over "
+            f"the others, {found[f'{gemm}_input_scale']['max']:.3e}, is used. Calibrate if mode nvfp4 saturates."
+            for found in described
+            for gemm in ("w13", "w2")
+            if (scales := found[f"{gemm}_input_scale"]["left_out"])
+        ]

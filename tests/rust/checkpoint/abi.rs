@@ -35,7 +35,10 @@ fn open(spec: &Spec, change: impl Fn(&mut crate::made::Made)) -> Handle {
 }
 
 fn info() -> nvfp4_moe_checkpoint_layer_info {
-    nvfp4_moe_checkpoint_layer_info { struct_size: 48, ..Default::default() }
+    nvfp4_moe_checkpoint_layer_info {
+        struct_size: size_of::<nvfp4_moe_checkpoint_layer_info>() as u32,
+        ..Default::default()
+    }
 }
 
 #[test]
@@ -48,7 +51,8 @@ fn a_layer_is_described_and_copied() {
     let sizes = [info.hidden_size, info.intermediate_size, info.num_experts, info.top_k];
     assert_eq!(sizes, [64, 32, 3, 2]);
     assert_eq!(info.format as u32, NVFP4_MOE_FORMAT_COMPRESSED_TENSORS);
-    assert_eq!((info.lossless_cast, info.swiglu_limit, info.struct_size), (1, 10.0, 48));
+    assert_eq!((info.lossless_cast, info.swiglu_limit, info.struct_size), (1, 10.0, 64));
+    assert_eq!((info.swiglu_alpha, info.swiglu_beta), (1.0, 0.0));
     let made = spec.made();
     assert_eq!(info.w2_input_scale, 1.0 / made.value(0, 2, DOWN, "input_scale"));
 
@@ -91,6 +95,70 @@ fn a_layer_is_described_and_copied() {
 }
 
 #[test]
+fn an_activation_is_told_or_refused_and_an_older_struct_is_never_written_past_its_end() {
+    let handle = open(&Spec::default(), |made| {
+        made.config["hidden_act"] = "swigluoai".into();
+        made.config["swiglu_limit"] = 5.0.into();
+    });
+    let read = |handle: &Handle, info: &mut nvfp4_moe_checkpoint_layer_info| {
+        // SAFETY: the handle is open and the struct is as long as its size says.
+        let status = unsafe { nvfp4_moe_checkpoint_layer_info_read(handle.0, 0, info) };
+        status as u32
+    };
+    let mut told = info();
+    assert_eq!(read(&handle, &mut told), NVFP4_MOE_OK, "{}", last_error());
+    assert_eq!((told.swiglu_limit, told.swiglu_alpha, told.swiglu_beta), (5.0, 1.702, 1.0));
+    let mut older = nvfp4_moe_checkpoint_layer_info { struct_size: 48, ..Default::default() };
+    assert_eq!(read(&handle, &mut older), NVFP4_MOE_INVALID_ARGUMENT);
+    assert!(
+        last_error().contains("struct_size is 48; the layer's activation is swiglu alpha 1.702"),
+        "{}",
+        last_error()
+    );
+
+    let silu = open(&Spec::default(), |_| {});
+    let canary = -77.0;
+    let mut older = nvfp4_moe_checkpoint_layer_info { struct_size: 48, swiglu_alpha: canary, ..Default::default() };
+    assert_eq!(read(&silu, &mut older), NVFP4_MOE_OK, "{}", last_error());
+    assert_eq!((older.hidden_size, older.struct_size, older.swiglu_alpha), (64, 48, canary));
+
+    let gelu = open(&Spec::default(), |made| made.config["hidden_act"] = "gelu".into());
+    let mut untouched = info();
+    assert_eq!(read(&gelu, &mut untouched), NVFP4_MOE_UNSUPPORTED);
+    assert!(
+        last_error().starts_with("hidden_act in config.json is gelu; this library computes SwiGLU"),
+        "{}",
+        last_error()
+    );
+    assert_eq!(untouched.hidden_size, 0);
+    let mut any = nvfp4_moe_checkpoint_layer_info { any_activation: 1, ..info() };
+    assert_eq!(read(&gelu, &mut any), NVFP4_MOE_OK, "{}", last_error());
+    assert_eq!((any.hidden_size, any.swiglu_alpha), (64, 0.0));
+    let mut nonsense = nvfp4_moe_checkpoint_layer_info { any_activation: 2, ..info() };
+    assert_eq!(read(&silu, &mut nonsense), NVFP4_MOE_INVALID_ARGUMENT);
+}
+
+#[test]
+fn a_prefix_opens_one_tower() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut made = Spec::default().made();
+    made.tensors.extend(Spec { deepseek_names: false, ..Spec::default() }.made().tensors);
+    write(directory.path(), &made.files());
+    let path = CString::new(directory.path().to_str().unwrap()).unwrap();
+    for (prefix, code) in
+        [(c"", NVFP4_MOE_CHECKPOINT), (c"model.", NVFP4_MOE_OK), (c"none.", NVFP4_MOE_INVALID_ARGUMENT)]
+    {
+        let mut handle = null_mut();
+        // SAFETY: all pointers are valid.
+        unsafe {
+            assert_eq!(nvfp4_moe_checkpoint_open_prefix(path.as_ptr(), prefix.as_ptr(), &mut handle), 0);
+            let handle = Handle(handle);
+            assert_eq!(nvfp4_moe_checkpoint_layer_info_read(handle.0, 0, &mut info()) as u32, code, "{}", last_error());
+        }
+    }
+}
+
+#[test]
 fn refusals_have_their_codes_and_leave_outputs_alone() {
     let handle = open(&Spec::default(), |made| made.tensor(0, DOWN, "weight_scale").data[0] = 0x7f);
     let mut described = info();
@@ -103,7 +171,7 @@ fn refusals_have_their_codes_and_leave_outputs_alone() {
         assert_eq!(read(-1, &mut described) as u32, NVFP4_MOE_INVALID_ARGUMENT);
         assert_eq!(read(0, null_mut()) as u32, NVFP4_MOE_INVALID_ARGUMENT);
         assert_eq!(nvfp4_moe_checkpoint_layer_info_read(null(), 0, &mut described), 1);
-        assert_eq!((described.struct_size, described.hidden_size), (48, 0));
+        assert_eq!((described.struct_size, described.hidden_size), (64, 0));
 
         let mut none = null_mut();
         assert_eq!(nvfp4_moe_checkpoint_open(c"/no/such/model".as_ptr(), &mut none) as u32, NVFP4_MOE_IO);
@@ -121,12 +189,13 @@ fn the_report_is_cut_to_the_buffer_and_its_full_length_told() {
         // SAFETY: buf is NULL or writable for size bytes.
         unsafe { nvfp4_moe_checkpoint_inspect(handle.0, as_json, buf, size, full_length) }
     };
-    for (as_json, part) in [(0, "modelopt"), (1, "\"hidden_size\": 64")] {
+    for (as_json, part) in [(0, "modelopt"), (1, "\"lossless_cast\": false"), (2, "\"hidden_size\": 64")] {
         assert_eq!(ask(as_json, null_mut(), 0, &mut full_length), 0);
         let mut buf = vec![0u8; full_length + 1];
         assert_eq!(ask(as_json, buf.as_mut_ptr().cast(), buf.len(), &mut full_length), 0);
         let text = std::str::from_utf8(&buf[..full_length]).unwrap();
         assert!(text.contains(part) && buf[full_length] == 0, "{text}");
+        assert!(as_json != 2 || !text.contains("lossless_cast"), "a survey reads no block scale");
         let mut short = [0xffu8; 8];
         assert_eq!(ask(as_json, short.as_mut_ptr().cast(), 8, &mut full_length), 0);
         assert_eq!((short[..7].to_vec(), short[7]), (text.as_bytes()[..7].to_vec(), 0));

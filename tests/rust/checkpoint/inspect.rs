@@ -15,7 +15,7 @@ fn stdout(output: &Output) -> String {
 }
 
 fn warnings(made: &Made) -> Vec<String> {
-    open(made).unwrap().inspect(None, |_| {}).warnings
+    open(made).unwrap().inspect(None, |_| {}).warnings.clone()
 }
 
 #[track_caller]
@@ -130,7 +130,10 @@ fn warnings_name_what_to_act_on() {
     assert_warns(&made, &["quantization_config is missing in config.json"]);
 
     let mut made = quiet();
-    made.tensors.insert("layers.0.attn.wq_b.weight_scale_2".to_owned(), Tensor::scalar(0.1));
+    for tensor in ["weight", "weight_scale", "weight_scale_2"] {
+        let of_expert = made.tensor(0, UP, tensor).clone();
+        made.tensors.insert(format!("layers.0.attn.wq_b.{tensor}"), of_expert);
+    }
     assert_warns(&made, &["1 linears outside the routed experts are NVFP4 (layers.0.attn.wq_b)"]);
 
     let mut made = quiet();
@@ -148,7 +151,8 @@ fn warnings_name_what_to_act_on() {
 
     let mut files = quiet().sharded();
     files.remove("model-00002-of-00002.safetensors");
-    let report = Checkpoint::from_memory(files).unwrap().inspect(None, |_| {});
+    let checkpoint = Checkpoint::from_memory(files).unwrap();
+    let report = checkpoint.inspect(None, |_| {});
     assert_eq!(
         report.warnings,
         ["model-00002-of-00002.safetensors is missing; the index places 36 tensors in it. Download it."]

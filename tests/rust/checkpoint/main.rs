@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do
 
 mod abi;
+mod config;
+mod faults;
 mod inspect;
 mod made;
 mod memory;
+mod namings;
 mod read;
 mod refusals;

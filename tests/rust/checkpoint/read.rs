@@ -41,7 +41,7 @@ impl Copied {
     }
 
     /// What `made` holds for some experts.
-    fn expected(made: &Made, layer: usize, experts: std::ops::Range<usize>) -> Self {
+    pub fn expected(made: &Made, layer: usize, experts: std::ops::Range<usize>) -> Self {
         let bytes = |projections: &[usize], tensor: &str| -> Vec<u8> {
             let of_expert = |e| projections.iter().flat_map(move |p| made.data(layer, e, *p, tensor).to_vec());
             experts.clone().flat_map(of_expert).collect()
@@ -66,7 +66,7 @@ pub fn open(made: &Made) -> Result<Checkpoint> {
     Checkpoint::from_memory(made.files())
 }
 
-fn assert_reads_back(checkpoint: &Checkpoint, made: &Made, layer: usize) {
+pub fn assert_reads_back(checkpoint: &Checkpoint, made: &Made, layer: usize) {
     let view = checkpoint.layer(layer as u32).unwrap();
     let experts = made.spec.experts;
     for range in [0..experts, 0..1, 1..experts, experts - 1..experts, 1..1] {
@@ -245,7 +245,7 @@ fn layers_that_are_not_nvfp4_are_skipped_with_the_reason() {
     }
     assert_reads_back(&checkpoint, &made, 1);
     let error = checkpoint.layer(2).unwrap_err().to_string();
-    assert!(error.contains("layer 2 (layers.2.ffn) is no NVFP4 MoE layer"), "{error}");
+    assert!(error.contains("layer 2 (layers.2.ffn) is no NVFP4 MoE layer that can be read"), "{error}");
     let error = checkpoint.layer(7).unwrap_err().to_string();
     assert!(error.starts_with("layer is 7; the checkpoint has 2 NVFP4 MoE layers, 0 to 1."), "{error}");
 }

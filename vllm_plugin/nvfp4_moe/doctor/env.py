@@ -1,12 +1,11 @@
 """`doctor env`: what is installed, whether the plugin would be active, and which backend a model's layers would get."""
 
-import json
 import os
 import platform
+import re
 import sys
 from collections import Counter
 from importlib import metadata
-from pathlib import Path
 
 from nvfp4_moe import __version__
 from nvfp4_moe.plugin import settings, support
@@ -18,7 +17,7 @@ LINEAR_KERNEL = "Nvfp4MoeLinearKernel"
 
 
 def run(arguments) -> int:
-    """Print the report; 0 if the plugin would be active on this device."""
+    """Print the report; 0 if the plugin would be active on this device, and the model can be read."""
     device = arguments.device or default_device()
     refusals = [reason for reason in (settings.disabled_reason(), vllm_refusal(), entry_point_refusal()) if reason]
     device_refusal = support.device_refusal(device)
@@ -29,9 +28,8 @@ def run(arguments) -> int:
     print("\nplugin     " + ("active" if not refusals else "NOT active"))
     for reason in refusals:
         print(f"           {reason}")
-    if arguments.model:
-        print_model(Path(arguments.model), refusals, arguments)
-    return 1 if refusals else 0
+    looked_at = not arguments.model or print_model(arguments.model, refusals, arguments)
+    return 0 if looked_at and not refusals else 1
 
 
 def default_device() -> str:
@@ -93,20 +91,35 @@ def print_settings() -> None:
             print(f"setting    {name}={os.environ[name]}")
 
 
-def print_model(directory: Path, refusals: list[str], arguments) -> None:
-    """One line for each kind of layer: how many, format, backend and reason."""
-    config = json.loads((directory / "config.json").read_text())
-    quantization = config.get("quantization_config", {})
-    print(f"\nmodel      {directory}: {config.get('model_type')}, {quantization.get('quant_method', 'not quantised')}")
-    modules = model_files.modules(model_files.tensor_dims(directory))
-    if not modules:
-        print("           no safetensors with matrices in this directory")
-        return
-    dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    counted = Counter((m.pattern, m.format, *backend_of(m, dtype, refusals, arguments)) for m in modules)
-    width = max(len(pattern) for pattern, *_ in counted)
+def print_model(directory: str, refusals: list[str], arguments) -> bool:
+    """One line for each kind of layer: how many, format, backend, reason; then what to watch. False if it is none."""
+    shown = model_files.printable(directory)
+    try:
+        model = model_files.look(directory)
+    except ImportError as error:
+        print(f"\nmodel      {shown}: not looked at, because the reader needs torch and the built package ({error})")
+        return False
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"\nmodel      {shown}: {str(error).splitlines()[0]}")
+        return False
+    print(f"\nmodel      {shown}: {model.model_type}, {model.quantisation}")
+    counted = Counter((m.pattern, m.format, *backend_of(m, model.dtype, refusals, arguments)) for m in model.modules)
+    if not counted:
+        print("           no matrices in this directory's files")
+    width = max((len(pattern) for pattern, *_ in counted), default=0)
     for (pattern, format, backend, reason), count in sorted(counted.items()):
         print(f"{count:5} x  {pattern:{width}}  {format:12}  {backend}: {reason}")
+    for finding in summarised(model.findings):
+        print(f"           {finding}")
+    return True
+
+
+def summarised(findings: list[str]) -> list[str]:
+    """A line for each kind of finding: those that differ in a layer's number alone share the first's."""
+    kinds = {}
+    for finding in findings:
+        kinds.setdefault(re.sub(r"\d+", "*", finding), []).append(finding)
+    return [same[0] + (f" (and {len(same) - 1} more like it)" if len(same) > 1 else "") for same in kinds.values()]
 
 
 def backend_of(module: model_files.Module, dtype: str, refusals: list[str], arguments) -> tuple[str, str]:
@@ -120,12 +133,14 @@ def backend_of(module: model_files.Module, dtype: str, refusals: list[str], argu
             return "vllm", f"--moe-backend {arguments.moe_backend}"
         if dtype == "float16":
             return "vllm", "config.json says float16, and experts take bf16. Serve with --dtype bfloat16"
+        if module.refusal:
+            return "vllm", module.refusal
         return "nvfp4_moe", activations(module)
     if arguments.linear_backend != "auto":
         return "vllm", f"--linear-backend {arguments.linear_backend}"
     if LINEAR_KERNEL in os.environ.get("VLLM_DISABLED_KERNELS", "").split(","):
         return "vllm", f"VLLM_DISABLED_KERNELS has {LINEAR_KERNEL}"
-    if not module.input_scale:
+    if not module.num_input_scales:
         return "vllm", "a W4A16 linear, for which vLLM does not ask plugins"
     if settings.wants_bf16(module.vllm_name):
         return "torch", f"dequantised to bf16 by {settings.BF16_LINEARS}"
@@ -143,5 +158,9 @@ def activations(module: model_files.Module) -> str:
         return "activations bf16, because mode fp8 is for MoE layers"
     if mode != "nvfp4":
         return f"activations {mode}"
-    missing = "" if module.input_scale or settings.scale_policy() != "static" else ", but the files have no input_scale"
-    return f"activations nvfp4, input scales {settings.scale_policy()}{missing}"
+    missing = module.num_matrices - module.num_input_scales
+    if not missing or settings.scale_policy() != "static":
+        return f"activations nvfp4, input scales {settings.scale_policy()}"
+    return (
+        f"activations nvfp4, input scales static, but {missing} of {module.num_matrices} matrices lack an input_scale"
+    )

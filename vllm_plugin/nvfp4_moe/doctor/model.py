@@ -1,26 +1,9 @@
-"""What a model directory holds, from the headers of its files: no weights are read."""
+"""What a model directory holds, as the library's own reader tells it: no weights are read, and rules are one."""
 
-import json
 import re
-import struct
 from dataclasses import dataclass
-from pathlib import Path
 
-EXPERT = re.compile(r"^(?P<layer>.*\.experts)\.\d+\.\w+$")
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-
-UNQUANTISED = "unquantised"
-
-# A module's quantisation by the tensors beside its weight. The first match counts.
-FORMATS = (
-    ("nvfp4", {"weight", "weight_scale", "weight_scale_2"}),  # ModelOpt
-    ("nvfp4", {"weight_packed", "weight_scale", "weight_global_scale"}),  # compressed-tensors
-    ("fp8 or mxfp4", {"weight", "scale"}),
-    ("fp8 or mxfp4", {"weight", "weight_scale_inv"}),
-    ("other quantisation", {"weight", "weight_scale"}),
-    (UNQUANTISED, {"weight"}),
-)
-
 
 # Linears that vLLM fuses, by the parts' names in checkpoints. Globs of the override list are over vLLM's names.
 FUSED = {
@@ -34,19 +17,21 @@ FUSED = {
 }
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Module:
-    """A linear, or all experts of a layer."""
+    """A linear, or all experts of a layer: an element of `modules` in the report of `nvfp4-moe inspect --json`."""
 
     name: str
     kind: str  # "moe" or "linear"
     format: str
-    input_scale: bool
+    num_matrices: int
+    num_input_scales: int
+    refusal: str | None  # why the library's kernels do not compute it, though it is NVFP4
 
     @property
     def pattern(self) -> str:
         """The name with a star for every number: modules of all layers have one."""
-        return NUMBER.sub("*", self.name)
+        return printable(NUMBER.sub("*", self.name))
 
     @property
     def vllm_name(self) -> str:
@@ -55,30 +40,36 @@ class Module:
         return f"{parent}{dot}{FUSED.get(last, last)}"
 
 
-def tensor_dims(directory: Path) -> dict[str, int]:
-    """Every tensor's name and number of dimensions, from the headers of all safetensors files."""
-    dims: dict[str, int] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        dims |= {name: len(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
-    return dims
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that could be opened."""
+
+    model_type: str
+    quantisation: str
+    dtype: str
+    modules: list[Module]
+    findings: list[str]
+    """What was refused, skipped or is to be watched, in sentences."""
 
 
-def modules(dims: dict[str, int]) -> list[Module]:
-    """Every module with a matrix, experts folded into their layer."""
-    parts: dict[str, set[str]] = {}
-    for name in dims:
-        module, _, part = name.rpartition(".")
-        parts.setdefault(module, set()).add(part)
-    found: dict[str, Module] = {}
-    for module, tensors in parts.items():
-        format = next((label for label, needed in FORMATS if needed <= tensors), None)
-        if format is None or (format == UNQUANTISED and dims[f"{module}.weight"] < 2):  # a norm
-            continue
-        expert = EXPERT.match(module)
-        name = expert["layer"] if expert else module
-        scales = bool({"input_scale", "input_global_scale"} & tensors)
-        found[name] = Module(name, "moe" if expert else "linear", format, scales)
-    return sorted(found.values())
+def look(directory: str) -> Model:
+    """Open a directory; ImportError without torch, RuntimeError with the reader's sentence if it is no checkpoint."""
+    from nvfp4_moe.checkpoint import Checkpoint
+
+    report = Checkpoint(directory).survey
+    config = report["config"]
+    refused = [f"REFUSED layer {layer['layer']}: {layer['error']}" for layer in report["refused"]]
+    skipped = [f"skipped {printable(group['stem'])}: {group['reason']}." for group in report["skipped"]]
+    return Model(
+        model_type=printable(config["model_type"] or "no model_type"),
+        quantisation=printable(config["quant_method"] or config["quant_algo"] or "not quantised"),
+        dtype=config["dtype"] or "bfloat16",
+        modules=[Module(**module) for module in report["modules"]],
+        findings=[*refused, *skipped, *(f"warning: {text}" for text in report["warnings"])],
+    )
+
+
+def printable(text: str, shown: int = 200) -> str:
+    """What a terminal would obey or hide is written out, and what is long is cut: names are their author's."""
+    cut = text if len(text) <= shown else f"{text[:shown]}... ({len(text) - shown} more characters)"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)

@@ -1,0 +1,113 @@
+//! Sizes of a layer, and of what its buffers and tensors have by them.
+
+use crate::format::BLOCK_SIZE;
+use serde::Serialize;
+
+/// The three matrices of an expert, in the order in which the reader keeps their scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Projection {
+    /// `[I, H]`
+    Gate,
+    /// `[I, H]`
+    Up,
+    /// `[H, I]`
+    Down,
+}
+
+impl Projection {
+    /// All three.
+    pub const ALL: [Projection; 3] = [Projection::Gate, Projection::Up, Projection::Down];
+}
+
+/// Sizes of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Dims {
+    /// E
+    pub num_experts: usize,
+    /// H, a multiple of 16
+    pub hidden_size: usize,
+    /// I, a multiple of 16
+    pub intermediate_size: usize,
+}
+
+impl Dims {
+    /// Packed bytes of one of gate, up and down.
+    pub(super) fn codes_len(self) -> usize {
+        self.hidden_size * self.intermediate_size / 2
+    }
+
+    /// Block scales of one of gate, up and down.
+    pub(super) fn block_scales_len(self) -> usize {
+        self.hidden_size * self.intermediate_size / BLOCK_SIZE
+    }
+
+    /// Elements of each buffer that takes `num_experts` experts, which must be no more than there are.
+    pub fn buffer_lens(self, num_experts: usize) -> BufferLens {
+        let (codes, block_scales) = (num_experts * self.codes_len(), num_experts * self.block_scales_len());
+        BufferLens {
+            w13: 2 * codes,
+            w13_block_scale: 2 * block_scales,
+            w13_global_scale: 2 * num_experts,
+            w2: codes,
+            w2_block_scale: block_scales,
+            w2_global_scale: num_experts,
+        }
+    }
+
+    /// Bytes of the whole layer's codes and scales.
+    pub fn bytes(self) -> u64 {
+        3 * self.num_experts as u64 * (self.codes_len() + self.block_scales_len() + size_of::<f32>()) as u64
+    }
+
+    /// `[rows, cols]` of a projection.
+    pub(super) fn matrix(self, projection: Projection) -> [u64; 2] {
+        let (hidden, intermediate) = (self.hidden_size as u64, self.intermediate_size as u64);
+        match projection {
+            Projection::Gate | Projection::Up => [intermediate, hidden],
+            Projection::Down => [hidden, intermediate],
+        }
+    }
+}
+
+/// Elements of each of [`LayerBuffers`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct BufferLens {
+    pub w13: usize,
+    pub w13_block_scale: usize,
+    pub w13_global_scale: usize,
+    pub w2: usize,
+    pub w2_block_scale: usize,
+    pub w2_global_scale: usize,
+}
+
+/// Where [`Layer::read`](super::Layer::read) puts a range of n experts; shapes as `nvfp4_moe_layer_weights` has them,
+/// gate rows first.
+#[derive(Debug)]
+pub struct LayerBuffers<'a> {
+    /// e2m1x2 `[n, 2I, H/2]`
+    pub w13: &'a mut [u8],
+    /// e4m3 `[n, 2I, H/16]`
+    pub w13_block_scale: &'a mut [u8],
+    /// `[n, 2]`: gate, up; decodes
+    pub w13_global_scale: &'a mut [f32],
+    /// e2m1x2 `[n, H, I/2]`
+    pub w2: &'a mut [u8],
+    /// e4m3 `[n, H, I/16]`
+    pub w2_block_scale: &'a mut [u8],
+    /// `[n]`; decodes
+    pub w2_global_scale: &'a mut [f32],
+}
+
+impl LayerBuffers<'_> {
+    pub(super) fn lens(&self) -> BufferLens {
+        BufferLens {
+            w13: self.w13.len(),
+            w13_block_scale: self.w13_block_scale.len(),
+            w13_global_scale: self.w13_global_scale.len(),
+            w2: self.w2.len(),
+            w2_block_scale: self.w2_block_scale.len(),
+            w2_global_scale: self.w2_global_scale.len(),
+        }
+    }
+}

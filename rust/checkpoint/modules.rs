@@ -1,0 +1,117 @@
+//! Every matrix of the checkpoint by its module, and how it is quantised: what an engine would make of each.
+
+use super::dtype::Dtype;
+use super::groups::{Group, NoLayer};
+use super::header::Tensor;
+use super::inspect::SkippedLayer;
+use super::namings::{FORMATS, OTHER_QUANTISATIONS, UNQUANTISED};
+use super::text::printable;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// NVFP4, in any format.
+pub const NVFP4: &str = "nvfp4";
+
+/// What no row of the tables fits.
+const UNKNOWN: &str = "unknown quantisation";
+
+/// A linear, or all routed experts of a layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Module {
+    /// `layers.3.ffn.experts`, `layers.3.attn.wq_a`
+    pub name: String,
+    /// `moe` or `linear`
+    pub kind: &'static str,
+    /// `nvfp4`, `fp8 or mxfp4`, `other quantisation`, `unquantised`
+    pub format: &'static str,
+    /// Matrices that have scales.
+    pub num_matrices: u64,
+    /// Those with an input scale.
+    pub num_input_scales: u64,
+    /// Why this library's kernels do not compute it, though it is NVFP4.
+    pub refusal: Option<String>,
+}
+
+type Tensors<'a> = BTreeMap<&'a str, Option<&'a Tensor>>;
+
+/// The module of a layer's experts; `refusal` is that of its activation.
+pub fn of_group(group: &Group, outcome: &Result<Option<String>, &NoLayer>) -> Module {
+    let (num_input_scales, num_matrices) = group.input_scales();
+    let format = if group.looks_nvfp4() { NVFP4 } else { group.other_quantisation() };
+    let refusal = match outcome {
+        Ok(refusal) => refusal.clone(),
+        Err(no_layer) => no_layer.for_kernels_too.then(|| no_layer.reason.clone()),
+    };
+    let refusal = refusal.filter(|_| format == NVFP4);
+    Module { name: group.path(), kind: "moe", format, num_matrices, num_input_scales, refusal }
+}
+
+/// Modules of tensors outside the experts, and those that look like NVFP4 and are none that is known.
+pub fn of_others(others: &[(&str, Option<&Tensor>)]) -> (Vec<Module>, Vec<SkippedLayer>) {
+    let mut tensors = BTreeMap::<&str, Tensors<'_>>::new();
+    for (name, tensor) in others {
+        let (module, part) = name.rsplit_once('.').unwrap_or(("", name));
+        tensors.entry(module).or_default().insert(part, *tensor);
+    }
+    let (mut modules, mut unknown) = (Vec::new(), Vec::new());
+    for (module, tensors) in &tensors {
+        match linear(module, tensors) {
+            Some(found) if found.format != NVFP4 && looks_nvfp4(tensors) => {
+                unknown.push(not_understood(module, tensors))
+            }
+            None if looks_nvfp4(tensors) => unknown.push(not_understood(module, tensors)),
+            Some(found) if found.format == NVFP4 && !is_matrix(tensors) => {
+                unknown.push(not_understood(module, tensors))
+            }
+            found => modules.extend(found),
+        }
+    }
+    (modules, unknown)
+}
+
+fn linear(name: &str, tensors: &Tensors<'_>) -> Option<Module> {
+    let has = |tensor: &&str| tensors.contains_key(*tensor);
+    let nvfp4 = FORMATS.iter().any(|row| [row.codes, row.block_scale, row.global_scale].iter().all(has));
+    let format = if nvfp4 { NVFP4 } else { quantisation(|tensor| tensors.contains_key(tensor))? };
+    // A norm has a weight as well, of one extent.
+    if format == UNQUANTISED && tensors.get("weight").copied().flatten().is_none_or(|weight| weight.shape.len() < 2) {
+        return None;
+    }
+    let input_scale = FORMATS.iter().any(|row| has(&row.input_scale));
+    let name = name.to_owned();
+    let num_input_scales = u64::from(input_scale);
+    Some(Module { name, kind: "linear", format, num_matrices: 1, num_input_scales, refusal: None })
+}
+
+/// By the tensors beside a weight, if it is not NVFP4.
+pub fn quantisation(has: impl Fn(&str) -> bool) -> Option<&'static str> {
+    OTHER_QUANTISATIONS.iter().find(|(_, needed)| needed.iter().all(|tensor| has(tensor))).map(|(format, _)| *format)
+}
+
+/// The same, where there must be an answer.
+pub fn quantisation_or_unknown(has: impl Fn(&str) -> bool) -> &'static str {
+    quantisation(has).unwrap_or(UNKNOWN)
+}
+
+fn looks_nvfp4(tensors: &Tensors<'_>) -> bool {
+    let held = |is: &dyn Fn(&Tensor) -> bool| tensors.values().flatten().any(|tensor| is(tensor));
+    let second_level = |name: &&str| FORMATS.iter().any(|row| name.ends_with(row.global_scale));
+    let codes = held(&|t| t.shape.len() >= 2 && t.dtype.codes_an_element().is_some());
+    let scales = held(&|t| t.shape.len() >= 2 && t.dtype == Dtype::F8_E4M3);
+    codes && scales || tensors.keys().any(second_level)
+}
+
+fn is_matrix(tensors: &Tensors<'_>) -> bool {
+    let codes = FORMATS.iter().find_map(|row| tensors.get(row.codes)).copied().flatten();
+    codes.is_none_or(|codes| codes.shape.len() == 2)
+}
+
+fn not_understood(module: &str, tensors: &Tensors<'_>) -> SkippedLayer {
+    let text = |(name, tensor): (&&str, &Option<&Tensor>)| match tensor {
+        Some(tensor) => format!("{name} {} {:?}", tensor.dtype, tensor.shape),
+        None => format!("{name} of an absent file"),
+    };
+    let held: Vec<_> = tensors.iter().map(text).collect();
+    let reason = format!("it looks like NVFP4 and no naming that is known has such tensors: {}", held.join(", "));
+    SkippedLayer { stem: module.to_owned(), layer: super::names::layer_of(module).ok(), reason: printable(reason) }
+}

@@ -1,0 +1,185 @@
+//! The table of namings: how exporters call things. Another exporter is another row here, and nothing else.
+//!
+//! A routed expert's tensor is called `STEM.FORM.TENSOR`, for example
+//! `model.layers.3.mlp` `.experts.17.gate_proj` `.weight_scale`. Three tables say what may stand there: [`FORMS`] how
+//! number and projection follow each other, [`PROJECTIONS`] what gate, up and down are called, [`FORMATS`] what the four
+//! tensors of a matrix are called and which way their scales go.
+
+use super::config::Config;
+use serde::Serialize;
+use std::fmt;
+
+/// Naming and scale convention of a layer's tensors; the number is that of the C ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// NVIDIA ModelOpt; both second-level scales decode.
+    Modelopt = 1,
+    /// compressed-tensors `nvfp4-pack-quantized`; both second-level scales ENCODE.
+    CompressedTensors = 2,
+    /// ModelOpt's tensors in a model whose config says FP8, with NVFP4 for the experts alone.
+    DeepseekV4Mixed = 3,
+}
+
+/// A row of [`FORMATS`]: the tensors of one matrix.
+#[derive(Debug)]
+pub struct Tensors {
+    /// Which format it is.
+    pub format: Format,
+    /// As people call it.
+    pub name: &'static str,
+    /// Which configs it goes with, where the tensors alone do not tell.
+    pub of_config: fn(&Config) -> bool,
+    /// e2m1 codes.
+    pub codes: &'static str,
+    /// e4m3 block scales.
+    pub block_scale: &'static str,
+    /// f32 scale of the weight.
+    pub global_scale: &'static str,
+    /// f32 scale of the activations.
+    pub input_scale: &'static str,
+    /// Are both f32 scales the inverse of what decodes?
+    pub inverse: bool,
+}
+
+/// Formats; the first whose tensors and config fit counts.
+pub const FORMATS: [Tensors; 3] = [
+    Tensors {
+        format: Format::CompressedTensors,
+        name: "compressed-tensors",
+        of_config: |_| true,
+        codes: "weight_packed",
+        block_scale: "weight_scale",
+        global_scale: "weight_global_scale",
+        input_scale: "input_global_scale",
+        inverse: true,
+    },
+    Tensors {
+        format: Format::DeepseekV4Mixed,
+        name: "deepseek-v4-mixed",
+        of_config: Config::is_fp8_with_nvfp4_experts,
+        codes: "weight",
+        block_scale: "weight_scale",
+        global_scale: "weight_scale_2",
+        input_scale: "input_scale",
+        inverse: false,
+    },
+    Tensors {
+        format: Format::Modelopt,
+        name: "modelopt",
+        of_config: |_| true,
+        codes: "weight",
+        block_scale: "weight_scale",
+        global_scale: "weight_scale_2",
+        input_scale: "input_scale",
+        inverse: false,
+    },
+];
+
+/// What gate, up and down are called. Where gate and up have one name, their rows lie in one matrix, gate's first.
+pub const PROJECTIONS: [[&str; 3]; 3] = [
+    ["w1", "w3", "w2"],                            // DeepSeek, Mixtral, MiniMax
+    ["gate_proj", "up_proj", "down_proj"],         // Hugging Face
+    ["gate_up_proj", "gate_up_proj", "down_proj"], // Llama 4, Qwen3-VL, Hunyuan
+];
+
+/// How an expert's number E and its projection P follow each other; without E a tensor holds all experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// `experts.E.P`
+    ExpertFirst,
+    /// `experts.P.E`
+    ProjectionFirst,
+    /// `experts.P`
+    Stacked,
+    /// `moe.P`
+    StackedInBlock,
+}
+
+/// Forms, with their spelling.
+pub const FORMS: [(Form, &str); 4] = [
+    (Form::ExpertFirst, "experts.E.P"),     // most
+    (Form::ProjectionFirst, "experts.P.E"), // ModelOpt's Qwen3-VL
+    (Form::Stacked, "experts.P"),           // Llama 4, Qwen3.5
+    (Form::StackedInBlock, "moe.P"),        // Step
+];
+
+/// How a matrix outside the experts is quantised, by the tensors beside it; the first that are all there count.
+pub const OTHER_QUANTISATIONS: [(&str, &[&str]); 5] = [
+    ("fp8 or mxfp4", &["weight", "scale"]),
+    ("fp8 or mxfp4", &["weight", "weight_scale_inv"]),
+    ("other quantisation", &["weight", "weight_scale"]),
+    ("other quantisation", &["weight_packed", "weight_scale"]),
+    (UNQUANTISED, &["weight"]),
+];
+
+/// A matrix without scales.
+pub const UNQUANTISED: &str = "unquantised";
+
+/// Models that interleave the rows of gate and up where both lie in one matrix, by the start of `model_type`.
+pub const INTERLEAVING_MODELS: [&str; 2] = ["gpt_oss", "inkling"];
+
+impl Format {
+    /// Its row.
+    pub fn tensors(self) -> &'static Tensors {
+        // Every format has a row; the test below goes through all.
+        FORMATS.iter().find(|row| row.format == self).unwrap_or(&FORMATS[2])
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.tensors().name)
+    }
+}
+
+impl Tensors {
+    /// May experts have a tensor of that name?
+    pub fn knows(&self, tensor: &str) -> bool {
+        [self.codes, self.block_scale, self.global_scale, self.input_scale].contains(&tensor)
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(FORMS.iter().find(|(form, _)| form == self).map_or("", |(_, spelling)| spelling))
+    }
+}
+
+impl Form {
+    /// Does one tensor hold all experts?
+    pub fn is_stacked(self) -> bool {
+        matches!(self, Form::Stacked | Form::StackedInBlock)
+    }
+}
+
+/// Every name of a projection, once.
+pub fn all_projections() -> impl Iterator<Item = &'static str> {
+    let names = PROJECTIONS.iter().flatten().copied();
+    names
+        .enumerate()
+        .filter(|(at, name)| PROJECTIONS.iter().flatten().position(|n| n == name) == Some(*at))
+        .map(|(_, n)| n)
+}
+
+/// What the reader looks for, in words.
+pub fn in_words() -> String {
+    let forms: Vec<_> = FORMS.iter().map(|(_, spelling)| *spelling).collect();
+    let projections: Vec<_> = all_projections().collect();
+    format!("[PREFIX.]layers.N.[BLOCK.]({}).TENSOR with P one of {}", forms.join("|"), projections.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_and_form_has_its_row() {
+        for format in [Format::Modelopt, Format::CompressedTensors, Format::DeepseekV4Mixed] {
+            assert_eq!(format.tensors().format, format);
+        }
+        assert_eq!(Form::ProjectionFirst.to_string(), "experts.P.E");
+        assert!(in_words().contains("experts.E.P|experts.P.E"));
+        assert_eq!(all_projections().count(), 7);
+    }
+}

@@ -1,0 +1,129 @@
+//! Where an expert's matrix and its scales lie: in tensors of its own, or in a part of one that holds all experts.
+
+use super::dims::{Dims, Projection};
+use super::dtype::Dtype;
+use super::files::Files;
+use super::groups::Group;
+use super::header::Tensor;
+use super::text::fault;
+use crate::error::Result;
+use crate::format::BLOCK_SIZE;
+
+/// One matrix's bytes within a tensor, whose dtype and shape are checked.
+#[derive(Debug)]
+pub struct Piece<'a> {
+    /// What to call it in an error: the tensor, and the expert where it holds several.
+    pub label: String,
+    tensor: &'a Tensor,
+    start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Bytes of a row.
+    pub row_len: u64,
+}
+
+impl Piece<'_> {
+    /// Copy it into `out`, which has its length.
+    pub fn read(&self, files: &Files, out: &mut [u8]) -> Result<()> {
+        debug_assert_eq!(out.len() as u64, self.len);
+        files.read(self.tensor, self.start, out)
+    }
+
+    /// Show its bytes in order, in pieces of a bounded and even length.
+    pub fn scan(&self, files: &Files, look: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        files.scan(self.tensor, self.start, self.len, look)
+    }
+}
+
+/// Finds the pieces of a layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Pieces<'a> {
+    /// All tensors.
+    pub files: &'a Files,
+    /// Those of the layer.
+    pub group: &'a Group,
+}
+
+impl<'a> Pieces<'a> {
+    /// e2m1 codes of one matrix in the tensor called `tensor`.
+    pub fn codes(self, dims: Dims, expert: usize, projection: Projection, tensor: &str) -> Result<Piece<'a>> {
+        let [rows, cols] = dims.matrix(projection);
+        let extents = |dtype: &Dtype| [rows, cols / dtype.codes_an_element().unwrap_or(1)];
+        let place = (expert, projection, tensor);
+        self.piece(dims, place, &[Dtype::U8, Dtype::F4], extents, cols / 2, "rows, columns / 2")
+    }
+
+    /// e4m3 block scales of one matrix.
+    pub fn block_scale(self, dims: Dims, expert: usize, projection: Projection, tensor: &str) -> Result<Piece<'a>> {
+        let [rows, cols] = dims.matrix(projection);
+        let row_len = cols / BLOCK_SIZE as u64;
+        let place = (expert, projection, tensor);
+        self.piece(dims, place, &[Dtype::F8_E4M3], |_| [rows, row_len], row_len, "rows, columns / 16")
+    }
+
+    fn piece(
+        self,
+        dims: Dims,
+        (expert, projection, tensor): (usize, Projection, &str),
+        dtypes: &[Dtype],
+        extents: impl Fn(&Dtype) -> [u64; 2],
+        row_len: u64,
+        meaning: &str,
+    ) -> Result<Piece<'a>> {
+        let name = self.group.tensor(expert, projection, tensor);
+        let (parts, part) = self.part(projection);
+        let shape = |dtype: &Dtype| {
+            let [rows, cols] = extents(dtype);
+            let matrix = [rows * parts, cols];
+            let stack: &[u64] = if self.group.is_stacked() { &[dims.num_experts as u64] } else { &[] };
+            [stack, &matrix].concat()
+        };
+        let tensor = self.files.expect(&name, dtypes, shape, meaning)?;
+        let len = dims.matrix(projection)[0] * row_len;
+        let at = if self.group.is_stacked() { expert as u64 * parts + part } else { part };
+        let label = match (self.group.is_stacked(), parts) {
+            (true, _) => format!("{name} of expert {expert}, {projection:?}"),
+            (false, 2) => format!("{name}, {projection:?}"),
+            (false, _) => name,
+        };
+        Ok(Piece { label, tensor, start: at * len, len, row_len })
+    }
+
+    /// (matrices in one tensor of an expert, which of them it is)
+    fn part(self, projection: Projection) -> (u64, u64) {
+        match projection {
+            Projection::Up if self.group.is_fused() => (2, 1),
+            Projection::Gate if self.group.is_fused() => (2, 0),
+            _ => (1, 0),
+        }
+    }
+
+    /// The f32 scale of a matrix, with its name; `None` if there is no such tensor.
+    ///
+    /// A tensor that holds several matrices has one scale for all, one for each expert, or one for each matrix.
+    pub fn scalar(
+        self,
+        dims: Dims,
+        expert: usize,
+        projection: Projection,
+        tensor: &str,
+    ) -> Result<(String, Option<f32>)> {
+        let name = self.group.tensor(expert, projection, tensor);
+        let (parts, part) = self.part(projection);
+        let experts = if self.group.is_stacked() { dims.num_experts as u64 } else { 1 };
+        let expert = if self.group.is_stacked() { expert as u64 } else { 0 };
+        let Some(values) = self.files.floats(&name, experts * parts)? else { return Ok((name, None)) };
+        let at = match values.len() as u64 {
+            1 => 0,
+            len if len == experts * parts => expert * parts + part,
+            len if len == experts => expert,
+            len => {
+                let rule =
+                    format!("it must have 1, {experts} or {} (one for all, an expert or a matrix)", experts * parts);
+                return Err(fault(name, format_args!("{len} scales"), rule, "Export the checkpoint again."));
+            }
+        };
+        let label = if self.group.is_stacked() { format!("{name}[{at}]") } else { name };
+        Ok((label, Some(values[at as usize])))
+    }
+}

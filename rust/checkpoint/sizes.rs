@@ -1,0 +1,89 @@
+//! Sizes of a layer: the tensors tell them, and the config is held against that.
+
+use super::config::{Facts, Said};
+use super::dims::{Dims, Projection};
+use super::layer::refuse_unquantised;
+use super::namings::Tensors;
+use super::pieces::Pieces;
+use super::text::{fault, printable};
+use crate::error::Result;
+use crate::format::BLOCK_SIZE;
+
+const RIGHT_CONFIG: &str = "Use the config.json that came with these weights.";
+
+/// Sizes from expert 0's matrices, held against the config where it says; every other tensor is held against them.
+///
+/// A number of the config that stands for the whole model refuses a layer that contradicts it. One that was picked out of
+/// a list, or is of another kind than expected, is only noted: which one is this layer's was a guess.
+pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Result<Dims> {
+    let group = pieces.group;
+    refuse_unquantised(pieces, 0, Projection::Gate, tensors.codes)?;
+    let name = group.tensor(0, Projection::Gate, tensors.codes);
+    let tensor = pieces.files.get(&name)?;
+    let shape = &tensor.shape;
+    let Some(codes_an_element) = tensor.dtype.codes_an_element() else {
+        let value = format_args!("{} {shape:?}", tensor.dtype);
+        let rule = "e2m1 codes must be U8, two in a byte, or F4";
+        return Err(fault(&name, value, rule, "Run the layer with the model's own kernels, or export it in NVFP4."));
+    };
+    let matrix = if group.is_stacked() { shape.get(1..).unwrap_or_default() } else { shape };
+    let &[rows, cols] = matrix else {
+        let extents = if group.is_stacked() {
+            "3 extents (experts, rows, columns / 2)"
+        } else {
+            "2 extents (intermediate_size, hidden_size / 2)"
+        };
+        return Err(fault(
+            &name,
+            format_args!("of shape {shape:?}"),
+            format_args!("it must have {extents}"),
+            "Export the checkpoint again.",
+        ));
+    };
+    let intermediate_size = if group.is_fused() { rows / 2 } else { rows };
+    let hidden_size = cols.saturating_mul(codes_an_element);
+    let sizes = [
+        ("hidden_size", hidden_size, facts.hidden_sizes.clone()),
+        ("intermediate_size", intermediate_size, facts.intermediate_size.iter().cloned().collect()),
+    ];
+    for (what, size, configured) in sizes {
+        let block = BLOCK_SIZE as u64;
+        let value = format!("{shape:?}, so {what} is {size}");
+        if size == 0 || !size.is_multiple_of(block) || size > i32::MAX as u64 {
+            let rule = format_args!("it must be a positive multiple of {block}");
+            return Err(fault(&name, value, rule, "Pad the model's weights, then export it again."));
+        }
+        // A model may have several sizes of that name's kind: its own, and that of experts in a latent space.
+        if let Some(said) = configured.first()
+            && configured.iter().all(|said| said.size != size)
+        {
+            contradiction(facts, said, || (name.clone(), value))?;
+        }
+    }
+    let num_experts = number_of_experts(pieces, facts)?;
+    let (hidden_size, intermediate_size) = (hidden_size as usize, intermediate_size as usize);
+    Ok(Dims { num_experts, hidden_size, intermediate_size })
+}
+
+fn number_of_experts(pieces: Pieces<'_>, facts: &mut Facts) -> Result<usize> {
+    let found = pieces.group.num_experts;
+    let Some(said) = facts.num_experts.clone() else { return Ok(found as usize) };
+    if said.size < found || said.size > found && (pieces.group.is_stacked() || !said.is_certain) {
+        contradiction(facts, &said, || (pieces.group.path(), format!("{found} experts")))?;
+        return Ok(found as usize);
+    }
+    Ok(said.size as usize) // too few experts show as missing tensors, by name
+}
+
+/// Refuse what contradicts the config, or note it where the config is read by a guess.
+fn contradiction(facts: &mut Facts, said: &Said, found: impl FnOnce() -> (String, String)) -> Result<()> {
+    let (name, value) = found();
+    if said.is_certain {
+        return Err(fault(name, value, format_args!("config.json says {}", said.size), RIGHT_CONFIG));
+    }
+    facts.notes.push(printable(format_args!(
+        "{} in config.json is a list, and {} of it is not what {name} has ({value}); the weights decide. Nothing to do.",
+        said.key, said.size
+    )));
+    Ok(())
+}
