@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""This build's layer beside another build's, at the points of the table beside peers, each in processes of its own.
+
+    python tests/bench/gpu_ab.py --against FOLDER [--out FILE.csv]
+
+FOLDER has another build's package `nvfp4_moe`. Two builds cannot share a process, and processes differ, so they run in
+the order ours, theirs, theirs, ours, and each point takes the lower of a build's two medians. Graphs of several calls,
+each on inputs of its own. Fails where ours is slower by more than --slack.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
+SHAPES = {
+    "pro8": (7168, 3072, 384, 48, 6),
+    "flash1": (4096, 2048, 256, 256, 6),
+    "flash8": (4096, 2048, 256, 32, 6),
+}
+
+
+def measure(package: str, modes: list[str]) -> dict[str, float]:
+    """Median microseconds by point, of the package in this folder."""
+    import gpu_layer
+    import gpu_timing
+    import torch
+
+    gpu_layer.SHAPES.update(SHAPES)
+    gpu_timing.ROUNDS = 31
+    times = {}
+    for shape in SHAPES:
+        weights = gpu_layer.make_weights(shape)
+        for mode in modes:
+            layer = gpu_layer.make_layer(shape, "cuda", mode).prepare(weights)
+            assert Path(sys.modules["nvfp4_moe"].__file__).is_relative_to(package), sys.modules["nvfp4_moe"].__file__
+            for tokens in TOKENS:
+                batches = gpu_layer.make_batches(shape, tokens, "uniform", torch.Generator().manual_seed(tokens))
+                workspace = torch.empty(layer.workspace_size(tokens), dtype=torch.uint8, device="cuda")
+                graph = gpu_timing.captured([lambda b=b, w=workspace, run=layer: run(*b, workspace=w) for b in batches])
+                median = statistics.median(gpu_timing.seconds({0: graph}, len(batches))[0])
+                times[f"{shape},{mode},{tokens}"] = 1e6 * median
+            del layer
+    return times
+
+
+def run(package: Path, modes: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", str(package), "--modes", modes]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, help="a folder with the other build's package nvfp4_moe")
+    parser.add_argument("--modes", default="bf16,nvfp4,fp8")
+    parser.add_argument("--slack", type=float, default=0.01)
+    parser.add_argument("--out", type=Path, help="write the table as CSV, too")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        import gpu_timing  # noqa: F401  (puts this tree's package on the path; the one asked for goes before it)
+
+        sys.path.insert(0, args.child)
+        print(json.dumps(measure(args.child, args.modes.split(","))))
+        return
+    ours, theirs = Path(__file__).parents[2] / "vllm_plugin", args.against.resolve()
+    runs = [(package, run(package, args.modes)) for package in (ours, theirs, theirs, ours)]
+    best = {p: {point: min(t[point] for q, t in runs if q == p) for point in runs[0][1]} for p in (ours, theirs)}
+    lines, slow = ["shape,mode,tokens,ours,theirs,ratio"], []
+    for point, us in best[ours].items():
+        ratio = us / best[theirs][point]
+        lines.append(f"{point},{us:.2f},{best[theirs][point]:.2f},{ratio:.4f}")
+        if ratio > 1 + args.slack:
+            slow.append(lines[-1])
+    print("\n".join(lines))
+    if args.out:
+        import torch
+
+        head = f"# {torch.cuda.get_device_name()}, {datetime.date.today()}, us, the lower of two medians"
+        args.out.write_text("\n".join([head, *lines]) + "\n")
+    print("slower:\n" + "\n".join(slow) if slow else f"no point is slower by more than {args.slack:.0%}")
+    sys.exit(bool(slow))
+
+
+if __name__ == "__main__":
+    main()
