@@ -17,13 +17,18 @@ pub fn tables(capability: (i32, i32)) -> impl Iterator<Item = &'static [Row]> {
     std::iter::once(NEUTRAL).chain(families.map(move |it| if it.runs_on(capability) { it.kernels() } else { &[] }))
 }
 
+/// The family that a choice names whatever the GPU; what it refuses, it refuses before a device is opened.
+pub fn named(choice: KernelChoice) -> Option<&'static dyn Family> {
+    match choice {
+        KernelChoice::Portable => Some(&Portable),
+        KernelChoice::Own => None,
+    }
+}
+
 /// Which GPU runs what. Never other kernels in the place of those that were asked for: their numbers and layouts differ.
 pub fn choose(ordinal: i32, choice: KernelChoice, capability: (i32, i32)) -> Result<&'static dyn Family> {
-    let found = match choice {
-        KernelChoice::Portable => return Ok(&Portable),
-        KernelChoice::Own => ALL.into_iter().find(|family| family.is_own() && family.runs_on(capability)),
-    };
-    found.ok_or_else(|| {
+    let own = || ALL.into_iter().find(|family| family.is_own() && family.runs_on(capability));
+    named(choice).or_else(own).ok_or_else(|| {
         let (major, minor) = capability;
         Error::Unsupported(format!(
             "device_kind is 1 (Hopper's kernels); they need compute capability 9.0, and CUDA device {ordinal} has \

@@ -82,6 +82,7 @@ macro_rules! kernel_table {
     ($(#[$doc:meta])* $rows:ident = $table:expr;
      $($kernel:ident = $name:literal of $module:literal $(, $field:ident: $value:expr)*;)*) => {
         $(#[$doc])*
+        #[allow(clippy::needless_update)] // where a row differs in every field
         pub static $rows: &[$crate::cuda::kernels::Row] = &[
             $($crate::cuda::kernels::Row {
                 name: $name,

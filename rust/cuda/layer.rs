@@ -3,6 +3,7 @@
 
 use super::device::Device;
 use super::devices;
+use super::families;
 use super::family::Family;
 use super::forward::LayerCall;
 use super::kernels::{PREPARE_ALPHAS, THREADS, params};
@@ -44,6 +45,9 @@ pub struct CudaLayer {
 impl CudaLayer {
     /// Open the device, load its kernels, decide what does not depend on a call.
     pub fn new(ordinal: i32, choice: KernelChoice, config: &LayerConfig) -> Result<Self> {
+        if let Some(family) = families::named(choice) {
+            family.check_mode(ordinal, config.mode)?;
+        }
         let (device, family) = devices::with_family(ordinal, choice)?;
         family.check_mode(ordinal, config.mode)?;
         let tiles = family.tile_table(config)?;

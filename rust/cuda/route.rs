@@ -34,7 +34,7 @@ impl LayerCall<'_> {
             topk_ids,
             topk_ids_row_stride: args.topk_ids_row_stride as i64,
             expert_map: args.expert_map,
-            topk_ids_are_i64: topk_ids_are_i64,
+            topk_ids_are_i64,
             num_tokens: args.num_tokens as i32,
             top_k: config.top_k as i32,
             num_experts: config.num_experts as i32,

@@ -21,13 +21,13 @@ int32_t call_with_size(const Struct& value, uint32_t size, uint8_t tail, const C
   return status;
 }
 
-// A struct of the wrong size is refused and named; a longer one passes if its tail is zero. `outputs_untouched` is
-// asked after every failure.
+// A struct of the wrong size is refused and named; a longer one passes if its tail is zero, and so does that of the
+// first release (`first_size`, where it has grown since). `outputs_untouched` is asked after every failure.
 template <typename Struct>
 void check_struct_size(const char* name, const Struct& value, const Call& call,
-                       const std::function<bool()>& outputs_untouched) {
+                       const std::function<bool()>& outputs_untouched, uint32_t first_size = sizeof(Struct)) {
   const auto size = static_cast<uint32_t>(sizeof(Struct));
-  for (uint32_t wrong : {0u, 1u, 4u, size - 4}) {
+  for (uint32_t wrong : {0u, 1u, 4u, first_size - 4}) {
     CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, name, call_with_size(value, wrong, 0, call));
     CHECK(outputs_untouched());
   }
@@ -50,6 +50,7 @@ void check_struct_size(const char* name, const Struct& value, const Call& call,
   }());
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "NULL", call(nullptr));
   CHECK(outputs_untouched());
+  CHECK_OK(call_with_size(value, first_size, 0, call));
   CHECK_OK(call_with_size(value, size, 0, call));
   CHECK_OK(call_with_size(value, size + 4, 0, call));
   CHECK_OK(call_with_size(value, size + 64, 0, call));
@@ -83,7 +84,7 @@ static void layers() {
         if (status == NVFP4_MOE_OK) nvfp4_moe_layer_destroy(made);
         return status;
       },
-      [&] { return made == untouched; });
+      [&] { return made == untouched; }, 56);
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "out", nvfp4_moe_layer_create(&c.desc, nullptr));
 
   nvfp4_moe_layer* layer = nullptr;
@@ -178,7 +179,7 @@ static void linears() {
         if (status == NVFP4_MOE_OK) nvfp4_moe_linear_destroy(made);
         return status;
       },
-      [&] { return made == untouched; });
+      [&] { return made == untouched; }, 32);
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "out", nvfp4_moe_linear_create(&c.desc, nullptr));
 
   nvfp4_moe_linear* linear = nullptr;
@@ -335,7 +336,7 @@ static void checkpoints(const char* directory) {
             checkpoint, 0,
             const_cast<nvfp4_moe_checkpoint_layer_info*>(static_cast<const nvfp4_moe_checkpoint_layer_info*>(out)));
       },
-      nothing_to_touch);
+      nothing_to_touch, 48);
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "checkpoint", nvfp4_moe_checkpoint_layer_info_read(nullptr, 0, &info));
   CHECK_OK(nvfp4_moe_checkpoint_layer_info_read(checkpoint, 0, &info));
 

@@ -185,6 +185,8 @@ static void sizes_are_bounded() {
   check_bounds(n.desc, &linear_desc::in_features, {0, 24, most + 16}, "in_features", linear);
   check_bounds(n.desc, &linear_desc::out_features, {0, -1}, "out_features", linear);
   check_bounds(n.desc, &linear_desc::num_parts, {OUT + 1, -1}, "num_parts", linear);
+  check_bounds(l.desc, &layer_desc::tile_rows, {8, -1}, "tile_rows", layer);  // on the CPU
+  check_bounds(n.desc, &linear_desc::tile_rows, {8, -1}, "tile_rows", linear);
   n.desc.mode = NVFP4_MOE_MODE_FP8;
   CHECK_FAILS(NVFP4_MOE_UNSUPPORTED, "mode is 3 (fp8)", linear(&n.desc));
   CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "num_threads is 1025; ", nvfp4_moe_set_num_threads(1025));

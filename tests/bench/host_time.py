@@ -8,7 +8,7 @@
 
 Medians in microseconds of a layer as DeepSeek-V4-Flash's on one of eight ranks, bf16. The three are measured in turn, a
 few calls each, so that a change of the clock meets all of them; the device is idle at the start of each. On a GPU they
-contain the driver's launches, and their share is told beside them. Without a GPU a stand-in takes its place
+contain the driver's launches: four up to 1024 tokens, six above. Without a GPU a stand-in takes its place
 (host_time_stand_in.py), whose launches take nothing, and torch's look-up of device and stream is left out.
 """
 
@@ -36,16 +36,16 @@ IN_TURN = 10  # calls of one kind before the next kind's
 
 
 def make_weights(device: torch.device) -> LayerWeights:
-    """Zeros on a GPU; on the stand-in memory that nobody touches."""
-    make = torch.zeros if device.type == "cuda" else torch.empty
+    """Zeros with global scales of 1 on a GPU; on the stand-in memory that nobody touches."""
+    make, ones = (torch.zeros, torch.ones) if device.type == "cuda" else (torch.empty, torch.empty)
     u8, f32 = torch.uint8, torch.float32
     return LayerWeights(
         w13=make(LOCAL, 2 * INTER, HIDDEN // 2, dtype=u8, device=device),
         w13_block_scale=make(LOCAL, 2 * INTER, HIDDEN // 16, dtype=u8, device=device),
-        w13_global_scale=make(LOCAL, 2, dtype=f32, device=device),
+        w13_global_scale=ones(LOCAL, 2, dtype=f32, device=device),
         w2=make(LOCAL, HIDDEN, INTER // 2, dtype=u8, device=device),
         w2_block_scale=make(LOCAL, HIDDEN, INTER // 16, dtype=u8, device=device),
-        w2_global_scale=make(LOCAL, dtype=f32, device=device),
+        w2_global_scale=ones(LOCAL, dtype=f32, device=device),
     )
 
 

@@ -28,8 +28,7 @@ static int outcome(const char *name) {
 }
 
 static int ok(const char *name) {
-  if (!quiet) fprintf(stderr, "call %s
-", name);
+  if (!quiet) fprintf(stderr, "call %s\n", name);
   return outcome(name);
 }
 
