@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "checkpoint_op.h"
 
 #include "moe_shape.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The checkpoint reader as ops, on host tensors. Shapes are those of nvfp4_moe_layer_weights in nvfp4_moe.h.
 #pragma once
 

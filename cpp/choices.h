@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Words of the Python side for the header's choices.
 #pragma once
 

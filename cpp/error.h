@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Errors of the op. Their texts follow the library's one form: `<name> is <value>; <rule>. <remedy>`.
 #pragma once
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print `torch version;torch folder;libclang folder` of this Python for CMake, "none" for what is not installed."""
 
 import site

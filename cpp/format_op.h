@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The format on host memory, as ops.
 #pragma once
 

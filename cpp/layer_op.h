@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The MoE layer as ops. Shapes are those of nvfp4_moe_layer_desc, _weights and _args in nvfp4_moe.h.
 #pragma once
 

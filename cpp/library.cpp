@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The torch library "nvfp4_moe": every op's schema and where it runs.
 //
 // Built on torch's stable ABI from headers alone, so that one .so serves torch 2.11 and later, with and without CUDA.

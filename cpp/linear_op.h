@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The NVFP4 linear as ops. Shapes are those of nvfp4_moe_linear_desc, _weights and _args in nvfp4_moe.h.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Memory that torch gives to the library: scratch of a call, and the storage of prepared weights.
 #pragma once
 

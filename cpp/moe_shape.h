@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The six tensors of a MoE layer's weights: how long each is, in one place.
 #pragma once
 

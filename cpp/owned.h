@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the library made for Python, under integer ids.
 //
 // Ops see integers: torch.compile traces them, and they pickle. An id is never used twice and a dead or forged one

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The library in this process, as ops: its version, its instruction set, its threads.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Torch's current device and stream, as the library takes them.
 #pragma once
 

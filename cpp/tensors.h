@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the library cannot see through a pointer, checked here: dtype, shape, strides and device of tensors.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* nvfp4_moe.h: the NVFP4 mixture-of-experts layer and the NVFP4 linear, as a C library.
  *
  * This header is the manual. It needs no CUDA headers and compiles as C11 and as C++17.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // nvfp4_moe.hpp: RAII over nvfp4_moe.h for C++17, header-only. The C header is the manual.
 //
 //   auto desc = nvfp4_moe::sized<nvfp4_moe_layer_desc>();

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Every struct that Rust hands to a kernel: bindgen reads this file. */
 #ifndef NVFP4_MOE_ALL_PARAMS_H
 #define NVFP4_MOE_ALL_PARAMS_H

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Those headers of kernels/ that need no GPU, for a host's C++17 compiler: what CUDA adds to the language is defined
 // here, and only here. So what they state can be compared with what Rust states (tests/oracle does), where there is no
 // CUDA.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What Rust hands to each kernel: one struct by value. Plain C, so that bindgen makes these files the law on both sides
  * (all_params.h names them all). This one is of the kernels that every family shares; hopper/params.h and
  * portable/params.h are theirs.
@@ -102,12 +103,15 @@ typedef struct QuantizeParams {
   int32_t num_cols;     /* a multiple of 16 */
 } QuantizeParams;
 
-/* The clamped SwiGLU; limit infinite = no clamp. */
-typedef struct SwigluParams {
+/* What lies between the GEMMs, as rust/activation.rs has it; each kind reads the numbers that it knows. */
+#define ACTIVATION_SWIGLU 0 /* limit (infinite: no clamp), alpha, beta */
+
+typedef struct Activation {
+  int32_t kind;
   float limit;
   float alpha;
   float beta;
-} SwigluParams;
+} Activation;
 
 typedef struct AmaxParams {
   RowSource source;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Compiles the CUDA kernels. A machine without nvcc needs cargo and a C linker only: what bindgen reads out of the C
 //! headers is committed in `rust/bindings/`, and `tests/rust/bindings.rs` keeps it equal to them.
 

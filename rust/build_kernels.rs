@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Compiles `kernels/` to fat binaries that the library embeds. Without nvcc the build is CPU-only, and says so.
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What a layer or linear is asked to be, checked once.
 
 use crate::activation::Activation;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The one error type. Its texts follow one form: `<name> is <value>; <rule>. <what to do>`.
 
 use std::fmt::Display;

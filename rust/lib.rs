@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! # nvfp4_moe: the NVFP4 mixture-of-experts layer and the NVFP4 linear
 //!
 //! ```

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! From router choices to rows grouped by expert.
 //!
 //! A *slot* is a (token, k) pair: `slot = token * top_k + k`. A *row* is its place after grouping: rows of local

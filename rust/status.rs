@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the kernels saw: counters that the doctor reads. The CPU's live here; CUDA's on the device.
 
 use crate::format::BlockReport;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The CPU worker threads: one rayon pool of our own, so that the host's pools keep their size.
 
 use crate::error::{Error, Result};

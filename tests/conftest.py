@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices: tests that name one the machine lacks are skipped, and the summary says how many."""
 
 import pytest

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """CUDA graphs: several MoE layers that share one workspace, captured in the strictest mode, replayed on other data.
 
 For T in 1, 2, 4, 8, 16, ... 512 the layers are captured one after another in one graph. Each replay must give the bits

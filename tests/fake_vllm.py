@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A vLLM of names only, for tests of the plugin where none is installed: every module is there, every name is a class.
 
 import fake_vllm

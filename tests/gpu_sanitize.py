@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Every kernel once on small shapes, to be run under compute-sanitizer (memcheck, racecheck, initcheck, synccheck).
 
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 gives each tensor its own allocation, so that a step past one is seen.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Reference against runner: one MoE layer through the torch op, compared with float64. Ends with PASS or FAIL.
 
     layertest.py --shape flash                      a generated layer of DeepSeek-V4 Flash's size, 3 experts

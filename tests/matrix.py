@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The matrix of layers that every backend runs: shapes, routings and activations that real engines test, and beyond.
 
 Each case says which experts the tokens touch; at full model size only those get weights (see random_code_weights).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the library through the torch op, with poisoned buffers."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints through the op: every format gives the same layer, and wrong requests are refused by name."""
 
 import json

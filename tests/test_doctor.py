@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m nvfp4_moe doctor env`, where there is no vLLM, and what it says of every kind of layer."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What forward asks of the CUDA driver, seen through a stand-in libcuda: launches, in this order, and nothing else."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mode fp8: which weights it takes, which rows it makes, what it ignores. The matrix and the laws run it as well."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The golden vectors: deterministic, and met by the C ABI as Python sees it (ctypes on the shared library)."""
 
 import ctypes

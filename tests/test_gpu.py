@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What only a GPU can show: exactness on silicon, routing tables, memory, streams, sizes past 2^31 bytes."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a forward costs the host in eager mode, on a stand-in for the driver: bounds that only a blunder passes."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws that need no oracle, or that the matrix does not reach: bits, hostile data, calibration, scale policies."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every case of the matrix, in every mode, on every backend, against float64."""
 
 from functools import lru_cache

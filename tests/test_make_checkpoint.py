@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The generated checkpoints hold the weights that they were made from, in the format that they say."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops themselves: schemas, refusals, strides, handles, opcheck, and what the shared object shows to the world."""
 
 import gc

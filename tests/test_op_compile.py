@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch.compile takes the ops as they are: no graph break, the same bits as eager."""
 
 import pytest

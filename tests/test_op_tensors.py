@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tensors the ops take beside the plain ones, and where prepared weights lie."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the plugin serves and what it leaves to vLLM, over a vLLM of names only."""
 
 import sys

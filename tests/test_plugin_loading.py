@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a checkpoint lacks and what its input scales are worth, over a vLLM of names only."""
 
 from types import SimpleNamespace

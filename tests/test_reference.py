@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The oracle's codec against the golden vectors that every language reads."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the repository is built: dependencies run one way, files stay readable, nothing names a machine."""
 
 import re

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Calibration: the largest finite magnitude that rows hold, one block of threads a row.
 #include "../common/rows.cuh"
 

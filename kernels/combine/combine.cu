@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // out[t] = sum over k of topk_weights[t, k] * y[row of (t, k)]: y is bf16, the sum f32, in order of k, rounded to bf16.
 // Tokens with no expert here become 0.
 #include <cuda_bf16.h>

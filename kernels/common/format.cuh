@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // NVFP4 on the device: the same law as rust/format, bit for bit. Every operation rounds once to f32; the order of
 // operations is part of the format.
 #pragma once

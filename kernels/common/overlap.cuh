@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Programmatic dependent launch: a kernel's start overlaps the end of the one before it. Every kernel of a linear, and
 // of a layer's forward but the first, keeps one rule:
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Row-wise kernels: which rows there are, and whose tokens they belong to.
 #pragma once
 #include <cuda_bf16.h>

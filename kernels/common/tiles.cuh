@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The tiles of a launch, in one order for every warp role: experts that have rows, then blocks of weight rows, then row
 // tiles, so that CTAs that run together share weights through L2.
 #pragma once

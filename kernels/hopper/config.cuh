@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a GEMM kernel is made of: tile, warps, shared memory. One instance a row-tile size; rust/cuda/tiles.rs chooses.
 #pragma once
 #include "../common/tiles.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Words of layout.cuh to bf16, or to e4m3.
 #pragma once
 #include "layout.cuh"

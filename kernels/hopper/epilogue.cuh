@@ -1,9 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
 // What becomes of the sums. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows 2c and 2c
 // + 1 (g = lane / 4, c = lane % 4).
 #pragma once
 #include <cuda_bf16.h>
 
-#include "../common/swiglu.cuh"
+#include "../common/activation.cuh"
 #include "mma.cuh"
 
 namespace nvfp4 {
@@ -111,8 +112,8 @@ class Output {
     auto* const h = at<__nv_bfloat16>(feature);
     const float gate_alpha = __shfl_sync(~0u, alpha_, 0), up_alpha = __shfl_sync(~0u, alpha_, 1);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
-      const float low = swiglu(p_.swiglu, sum[0] * gate_alpha, sum[2] * up_alpha);
-      const float high = swiglu(p_.swiglu, sum[1] * gate_alpha, sum[3] * up_alpha);
+      const float low = activate(p_.activation, sum[0] * gate_alpha, sum[2] * up_alpha);
+      const float high = activate(p_.activation, sum[1] * gate_alpha, sum[3] * up_alpha);
       const Pair pair = Pair::transpose(low, high);
       if (valid && feature < p_.features) *reinterpret_cast<__nv_bfloat162*>(h + row) = pair.round();
     });

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The grouped GEMM of Hopper: out = rows x weights^T with 4-bit weights as the register operand of wgmma (swapAB), so
 // that a few tokens fill the narrow side of the tensor core's tile and weights are read from HBM once.
 //

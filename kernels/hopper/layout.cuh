@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Weights as Hopper's register dequantisation reads them.
 //
 // A tile is 64 weight rows x 64 columns (one slab), 2304 contiguous bytes: 128 threads x 16 bytes of codes, then 64 x 4

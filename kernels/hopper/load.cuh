@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The producer warpgroup: streams weight tiles through the copy engine and gathers token rows by index, several stages
 // ahead of the tensor cores and across tile borders.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A consumer warpgroup: dequantises 64 weight rows in registers and multiplies them with the token rows in shared
 // memory.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What Rust hands to Hopper's kernels, in the manner of ../params.h. */
 #ifndef NVFP4_MOE_HOPPER_PARAMS_H
 #define NVFP4_MOE_HOPPER_PARAMS_H
@@ -43,7 +44,7 @@ typedef struct GemmParams {
   int32_t k_valid;     /* columns of x, a multiple of 16; the rest up to 64 * num_slabs is 0 */
   int32_t num_slabs;
   int32_t features;    /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
-  SwigluParams swiglu;
+  Activation activation;
   int32_t tiles_known; /* 1: routing has finished when this kernel starts, so that it may load its first weights before
                           the previous kernel has ended */
 } GemmParams;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checkpoint weights into the register-dequant layout, once at load. The checkpoint's block scales are checked on the
 // way.
 #include "../prepare/checkpoint.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The PTX that this kernel needs, one wrapper an instruction. Sources are sections of the PTX ISA.
 #pragma once
 #include <cstdint>

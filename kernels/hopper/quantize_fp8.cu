@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows of bf16 to e4m3, one block of threads a row, with a scale from the row's largest finite magnitude: the law of
 // rust/format/row.rs. e4m3 by the conversion of sm_89 and later.
 #include "../quantize/quantize_row.cuh"

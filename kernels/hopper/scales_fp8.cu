@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What mode fp8 asks of a checkpoint's block scales, counted before weights are prepared.
 #include "../prepare/checkpoint.cuh"
 #include "params.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // D[64 x N] += A[64 x K] * B[N x K]^T on the tensor cores: A in registers, B in shared memory, D f32. K is 16 values of
 // bf16 or 32 of e4m3. Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", wgmma.mma_async with
 // m64nNk16 and m64nNk32.

@@ -1,5 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
 // Between the GEMMs where GEMM1 has no fused epilogue: clamped SwiGLU, rounded to bf16, and on to NVFP4 in mode nvfp4.
-#include "../common/swiglu.cuh"
+#include "../common/activation.cuh"
 #include "../quantize/quantize_row.cuh"
 #include "params.h"
 
@@ -8,12 +9,12 @@ namespace {
 
 // Gives a row of h in blocks of 16.
 struct LoadActivation {
-  const SwigluParams& swiglu_params;
+  const Activation& activation;
   const float* gate;
   const float* up;
 
   __device__ LoadActivation(const ActivationParams& p, int64_t row)
-      : swiglu_params(p.swiglu), gate(p.gate_up + row * 2 * p.out.num_cols), up(gate + p.out.num_cols) {}
+      : activation(p.activation), gate(p.gate_up + row * 2 * p.out.num_cols), up(gate + p.out.num_cols) {}
   __device__ void operator()(int b, float (&h)[kBlockSize]) const {
 #pragma unroll
     for (int i = 0; i < kBlockSize; i += 4) {
@@ -27,7 +28,7 @@ struct LoadActivation {
   }
   // The quantiser's input is bf16 on every backend.
   __device__ float rounded(float g, float u) const {
-    return __bfloat162float(__float2bfloat16_rn(swiglu(swiglu_params, g, u)));
+    return __bfloat162float(__float2bfloat16_rn(activate(activation, g, u)));
   }
 };
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The grouped GEMM of any GPU: out = rows x weights^T, in the layouts of Blackwell. The oracle on a device, and the
 // stand-in by which all of Blackwell's pipeline runs on other GPUs. Plain first: a tile of both operands is decoded to
 // bf16 in shared memory, exactly, and multiplied by mma.sync with f32 sums in order of K.

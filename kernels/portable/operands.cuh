@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A GEMM's operands as rows of blocks of 16 values, each exact in bf16.
 #pragma once
 #include "../common/format.cuh"

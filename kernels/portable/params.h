@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What Rust hands to the portable kernels, which read Blackwell's layouts, in the manner of ../params.h. */
 #ifndef NVFP4_MOE_PORTABLE_PARAMS_H
 #define NVFP4_MOE_PORTABLE_PARAMS_H
@@ -30,12 +31,12 @@ typedef struct PortableGemmParams {
   int32_t alpha_features; /* features that share an alpha */
 } PortableGemmParams;
 
-/* h = swiglu of GEMM1's sums, rounded to bf16; kept as `h`, or quantised on into `out`. */
+/* h = the activation of GEMM1's sums, rounded to bf16; kept as `h`, or quantised on into `out`. */
 typedef struct ActivationParams {
   QuantizeParams out;   /* rows are grouped rows (row_to_slot); x is not read. packed NULL: h is written */
   const float *gate_up; /* [R, 2 * num_cols]: gate, then up */
   void *h;              /* bf16 [R, num_cols] or NULL */
-  SwigluParams swiglu;
+  Activation activation;
   int32_t reserved;
 } ActivationParams;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Checkpoint weights into the layout of Blackwell, once at load.
 #include "../common/format.cuh"
 #include "../prepare/checkpoint.cuh"

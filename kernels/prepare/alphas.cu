@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The output factors of every family, once at load.
 #include "../common/format.cuh"
 #include "../params.h"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reading a checkpoint's tensors. They may start at any byte. Scales are checked on the way: a bad one is counted, and
 // prepare refuses.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows of bf16 to NVFP4, one block of threads a row.
 #include "quantize_row.cuh"
 

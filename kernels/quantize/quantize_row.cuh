@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One row to NVFP4 by a block of threads, one thread a block of 16. Saturates and counts.
 #pragma once
 #include "../common/format.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Routing: which row serves each (token, k) slot. A stable counting sort by (chunk, local expert), on the device.
 //
 //   segment  a run of whole tokens, counted and ranked by one warp, in order

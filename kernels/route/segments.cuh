@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How routing cuts a call into segments and chunks, and what one block keeps of them: rust/cuda/plan.rs plans by it.
 #pragma once
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From counts of slots to tables: the chunk of each segment, row offsets of experts, and the groups that GEMMs go by.
 #pragma once
 #include "../common/scan.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Exports of the checkpoint reader.
 
 use super::header::*;

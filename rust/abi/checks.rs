@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Checks that exports share: integers and pointers as they cross from C.
 
 use super::header::*;

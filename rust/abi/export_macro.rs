@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What every exported function that may fail looks like.
 
 /// Functions of the header: each runs its body in a [`guard`](super::guard) and returns the status. Inside, everything

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How a call of C ends: with a status, and after a failure with the thread's last error.
 
 use super::header;

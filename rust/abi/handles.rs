@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Handles: what the opaque pointers of the header point to.
 
 use super::checks::{not_null_mut, null_error};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Exports about the library: version, last error, instruction set, threads.
 
 use super::header::*;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Exports of the NVFP4 linear.
 
 use super::header::*;

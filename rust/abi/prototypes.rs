@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Every export has the header's prototype: the two are coerced to one function pointer type, so that drift does not
 //! compile. A test holds this list to the header.
 

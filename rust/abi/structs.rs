@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Structs that cross the ABI, of callers older and newer than this library: each starts with its own size.
 
 use super::header::*;

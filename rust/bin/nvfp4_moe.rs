@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `nvfp4-moe`: look into a checkpoint.
 
 use clap::{Parser, Subcommand};

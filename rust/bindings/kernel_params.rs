@@ -4,6 +4,7 @@ pub const BLOCK_THREADS: u32 = 256;
 pub const ROUTE_MAX_SEGMENTS: u32 = 256;
 pub const ROUTE_SCAN_THREADS: u32 = 1024;
 pub const ROUTE_SMALL_THREADS: u32 = 1024;
+pub const ACTIVATION_SWIGLU: u32 = 0;
 pub const COMBINE_COLUMNS: u32 = 8;
 pub const COMBINE_BLOCKS_PER_SM: u32 = 15;
 pub const GEMM_SM90_THREADS: u32 = 640;
@@ -153,7 +154,8 @@ impl Default for QuantizeParams {
 }
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
-pub struct SwigluParams {
+pub struct Activation {
+    pub kind: i32,
     pub limit: f32,
     pub alpha: f32,
     pub beta: f32,
@@ -305,7 +307,7 @@ pub struct GemmParams {
     pub k_valid: i32,
     pub num_slabs: i32,
     pub features: i32,
-    pub swiglu: SwigluParams,
+    pub activation: Activation,
     pub tiles_known: i32,
 }
 impl Default for GemmParams {
@@ -409,7 +411,7 @@ pub struct ActivationParams {
     pub out: QuantizeParams,
     pub gate_up: *const f32,
     pub h: *mut ::std::os::raw::c_void,
-    pub swiglu: SwigluParams,
+    pub activation: Activation,
     pub reserved: i32,
 }
 impl Default for ActivationParams {

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the config says of the experts' activation, and whether this library computes it.
 //!
 //! The kernels have one: `gate * sigmoid(alpha * gate) * (up + beta)`, with gate and up clamped before. SiLU is alpha 1,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What `config.json` and `hf_quant_config.json` say about the experts.
 
 use super::activation::{self, Activation, of_layer};

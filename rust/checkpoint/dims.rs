@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sizes of a layer, and of what its buffers and tensors have by them.
 
 use crate::format::BLOCK_SIZE;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! All tensors of a checkpoint by name, over one file or many.
 //!
 //! A fault stays where it is: a file that is missing or damaged, or a tensor that is in no file or in two, is remembered

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Groups of routed experts: all tensors of one stem, and whether they are an NVFP4 layer.
 
 use super::config::Config;
@@ -5,9 +6,10 @@ use super::dims::Projection;
 use super::dtype::Dtype;
 use super::files::Files;
 use super::header::Tensor;
-use super::modules::quantisation_or_unknown;
 use super::names::{layer_of, split};
-use super::namings::{FORMATS, Form, Format, INTERLEAVING_MODELS, PROJECTIONS, Tensors, all_projections};
+use super::namings::{
+    FORMATS, Form, Format, INTERLEAVING_MODELS, PROJECTIONS, Tensors, all_projections, quantisation_or_unknown,
+};
 use super::text::{printable, shorten};
 use std::collections::BTreeMap;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The header of one safetensors file: which tensor lies where.
 //!
 //! A file is `u64 header length (little-endian) | JSON header | data`. The header maps each tensor's name to its

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `model.safetensors.index.json`: which tensor lies in which file.
 
 use super::source::Directory;

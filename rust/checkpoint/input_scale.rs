@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The input scale of a GEMM, out of one for each expert, some of which may never have been written.
 
 use super::scales::decode_direction;

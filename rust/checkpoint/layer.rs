@@ -1,14 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One MoE layer, its names, shapes, dtypes and f32 scales checked.
 
 use super::activation::Activation;
 use super::config::Facts;
 use super::dims::{Dims, LayerBuffers, Projection};
-use super::dtype::Dtype;
 use super::files::Files;
 use super::groups::Group;
 use super::input_scale::InputScale;
 use super::namings::{Format, Tensors};
-use super::pieces::{Piece, Pieces};
+use super::pieces::{Piece, Pieces, refuse_unquantised};
 use super::scales::{BlockScales, weight_global_scale};
 use super::sizes::read_dims;
 use super::text::{fault, printable};
@@ -179,20 +179,5 @@ fn missing(files: &Files, name: &str) -> Error {
     match files.get(name) {
         Err(error) => error,
         Ok(_) => Error::Internal(format!("{name} is found and not found; this is a bug. Please report it.")),
-    }
-}
-
-/// Exporters leave some experts as they were. A layer is run in one format, so such a layer is refused for what it is.
-pub(super) fn refuse_unquantised(pieces: Pieces<'_>, expert: usize, projection: Projection, codes: &str) -> Result<()> {
-    let name = pieces.group.tensor(expert, projection, "weight");
-    let is_unquantised = |dtype: &Dtype| dtype.is_unquantised();
-    match pieces.files.find(&name)? {
-        Some(tensor) if codes != "weight" || is_unquantised(&tensor.dtype) => Err(fault(
-            name,
-            format_args!("{} {:?}", tensor.dtype, tensor.shape),
-            "other experts of this layer are NVFP4, and this library runs a layer in one format",
-            "Run the layer with the model's own kernels, or export it with every expert quantised.",
-        )),
-        _ => Ok(()),
     }
 }

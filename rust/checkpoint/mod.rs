@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Checkpoints: NVFP4 experts out of safetensors files.
 //!
 //! # Formats
@@ -71,6 +72,7 @@ mod index;
 mod input_scale;
 mod inspect;
 mod layer;
+mod layer_report;
 mod modules;
 mod names;
 mod namings;
@@ -87,9 +89,10 @@ pub use activation::Activation;
 pub use config::{Config, Facts, Said};
 pub use dims::{BufferLens, Dims, LayerBuffers};
 pub use input_scale::InputScale;
-pub use inspect::{LayerReport, RefusedLayer, Report, SkippedLayer};
+pub use inspect::{RefusedLayer, Report};
 pub use layer::Layer;
-pub use modules::Module;
+pub use layer_report::LayerReport;
+pub use modules::{Module, SkippedLayer};
 pub use namings::{Format, in_words as namings_in_words};
 pub use scales::BlockScales;
 

@@ -1,10 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Every matrix of the checkpoint by its module, and how it is quantised: what an engine would make of each.
 
 use super::dtype::Dtype;
 use super::groups::{Group, NoLayer};
 use super::header::Tensor;
-use super::inspect::SkippedLayer;
-use super::namings::{FORMATS, OTHER_QUANTISATIONS, UNQUANTISED};
+use super::namings::{FORMATS, UNQUANTISED, quantisation};
 use super::text::printable;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -12,8 +12,16 @@ use std::collections::BTreeMap;
 /// NVFP4, in any format.
 pub const NVFP4: &str = "nvfp4";
 
-/// What no row of the tables fits.
-const UNKNOWN: &str = "unknown quantisation";
+/// Experts that are no NVFP4 layer, or tensors that look like NVFP4 and are not understood.
+#[derive(Debug, Clone, Serialize)]
+pub struct SkippedLayer {
+    /// Their name in the files, up to `.experts`.
+    pub stem: String,
+    /// Their layer's index, if the name has one.
+    pub layer: Option<u32>,
+    /// Why.
+    pub reason: String,
+}
 
 /// A linear, or all routed experts of a layer.
 #[derive(Debug, Clone, Serialize)]
@@ -81,16 +89,6 @@ fn linear(name: &str, tensors: &Tensors<'_>) -> Option<Module> {
     let name = name.to_owned();
     let num_input_scales = u64::from(input_scale);
     Some(Module { name, kind: "linear", format, num_matrices: 1, num_input_scales, refusal: None })
-}
-
-/// By the tensors beside a weight, if it is not NVFP4.
-pub fn quantisation(has: impl Fn(&str) -> bool) -> Option<&'static str> {
-    OTHER_QUANTISATIONS.iter().find(|(_, needed)| needed.iter().all(|tensor| has(tensor))).map(|(format, _)| *format)
-}
-
-/// The same, where there must be an answer.
-pub fn quantisation_or_unknown(has: impl Fn(&str) -> bool) -> &'static str {
-    quantisation(has).unwrap_or(UNKNOWN)
 }
 
 fn looks_nvfp4(tensors: &Tensors<'_>) -> bool {

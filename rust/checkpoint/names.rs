@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A tensor's name, taken apart by the [table of namings](super::namings).
 
 use super::namings::{Form, all_projections};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The table of namings: how exporters call things. Another exporter is another row here, and nothing else.
 //!
 //! A routed expert's tensor is called `STEM.FORM.TENSOR`, for example
@@ -182,4 +183,17 @@ mod tests {
         assert!(in_words().contains("experts.E.P|experts.P.E"));
         assert_eq!(all_projections().count(), 7);
     }
+}
+
+/// What no row of the tables fits.
+const UNKNOWN: &str = "unknown quantisation";
+
+/// By the tensors beside a weight, if it is not NVFP4.
+pub fn quantisation(has: impl Fn(&str) -> bool) -> Option<&'static str> {
+    OTHER_QUANTISATIONS.iter().find(|(_, needed)| needed.iter().all(|tensor| has(tensor))).map(|(format, _)| *format)
+}
+
+/// The same, where there must be an answer.
+pub fn quantisation_or_unknown(has: impl Fn(&str) -> bool) -> &'static str {
+    quantisation(has).unwrap_or(UNKNOWN)
 }

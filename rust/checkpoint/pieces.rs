@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where an expert's matrix and its scales lie: in tensors of its own, or in a part of one that holds all experts.
 
 use super::dims::{Dims, Projection};
@@ -125,5 +126,20 @@ impl<'a> Pieces<'a> {
         };
         let label = if self.group.is_stacked() { format!("{name}[{at}]") } else { name };
         Ok((label, Some(values[at as usize])))
+    }
+}
+
+/// Exporters leave some experts as they were. A layer is run in one format, so such a layer is refused for what it is.
+pub fn refuse_unquantised(pieces: Pieces<'_>, expert: usize, projection: Projection, codes: &str) -> Result<()> {
+    let name = pieces.group.tensor(expert, projection, "weight");
+    let is_unquantised = |dtype: &Dtype| dtype.is_unquantised();
+    match pieces.files.find(&name)? {
+        Some(tensor) if codes != "weight" || is_unquantised(&tensor.dtype) => Err(fault(
+            name,
+            format_args!("{} {:?}", tensor.dtype, tensor.shape),
+            "other experts of this layer are NVFP4, and this library runs a layer in one format",
+            "Run the layer with the model's own kernels, or export it with every expert quantised.",
+        )),
+        _ => Ok(()),
     }
 }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The checks on every scale of a layer, and what the scales tell.
 
 use super::files::Files;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where a model keeps its facts in `config.json`: at the top, or in an object for each tower.
 
 use serde_json::{Map, Value};

@@ -1,10 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sizes of a layer: the tensors tell them, and the config is held against that.
 
 use super::config::{Facts, Said};
 use super::dims::{Dims, Projection};
-use super::layer::refuse_unquantised;
 use super::namings::Tensors;
-use super::pieces::Pieces;
+use super::pieces::{Pieces, refuse_unquantised};
 use super::text::{fault, printable};
 use crate::error::Result;
 use crate::format::BLOCK_SIZE;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where bytes come from: files of a directory, or of memory (for tests and the fuzzer).
 //!
 //! Files are read with `pread`, not mapped. A mapped file that someone truncates kills the process, its pages count

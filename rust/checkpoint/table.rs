@@ -1,7 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The report as a table for a terminal.
 
 use super::input_scale::InputScale;
-use super::inspect::{LayerReport, RefusedLayer, Report};
+use super::inspect::{RefusedLayer, Report};
+use super::layer_report::LayerReport;
 use super::text::printable;
 use std::fmt;
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Text out of files, made fit for a terminal and for one line.
 
 use crate::error::Error;

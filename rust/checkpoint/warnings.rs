@@ -1,7 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What to act on, in sentences: each names a value, a rule and a remedy.
 
 use super::files::Files;
-use super::inspect::LEAST_NORMALISED_AMAX;
+use super::layer_report::LEAST_NORMALISED_AMAX;
 use super::modules::NVFP4;
 use super::text::{printable, shorten};
 use super::{Config, Format, InputScale, LayerReport, Module};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Blocks of a GEMM: some weight rows times the rows of one expert.
 
 use super::isa::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};

@@ -39,9 +39,12 @@ impl LayerCall<'_> {
     }
 
     /// The activation, as kernels take it.
-    pub fn activation(&self) -> params::SwigluParams {
-        let Activation { kind: ActivationKind::Swiglu, limit, alpha, beta } = self.config.activation;
-        params::SwigluParams { limit, alpha, beta }
+    pub fn activation(&self) -> params::Activation {
+        let Activation { kind, limit, alpha, beta } = self.config.activation;
+        let kind = match kind {
+            ActivationKind::Swiglu => params::ACTIVATION_SWIGLU as i32,
+        };
+        params::Activation { kind, limit, alpha, beta }
     }
 
     /// The rows of h in a chunk: as many as routing found.

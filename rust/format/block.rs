@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The block quantiser: 16 values to 16 e2m1 codes and one e4m3 scale.
 
 use super::{BLOCK_SIZE, E2M1_MAX, E4M3_MAX, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! e2m1: sign, two exponent bits, one mantissa bit. No infinity, no NaN, but a negative zero.
 
 /// The largest magnitude.

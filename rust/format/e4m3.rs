@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! e4m3, the "fn" variant: no infinity, 0x7F and 0xFF are NaN, 448 is the largest value, 2^-9 the smallest.
 
 /// The largest magnitude.

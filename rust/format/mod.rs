@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! NVFP4, exactly: the law that every kernel matches bit for bit.
 //!
 //! A tensor is rows of e2m1 codes, two in a byte; an e4m3 scale for every [`BLOCK_SIZE`] neighbours along the

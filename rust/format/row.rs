@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The row quantiser of mode fp8: a row of activations to e4m3 codes and one scale.
 
 use super::{BlockReport, E4M3_MAX, MIN_GLOBAL_SCALE, e4m3_encode, finite_amax};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Where a block scale lies in memory.
 
 /// Order of the block scales of a `[rows, cols / 16]` matrix.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Which weights mode fp8 may take: those that are exact in e4m3, with one power of two factored out of a part.
 
 use super::is_power_of_two;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C ABI as data: every constant, struct layout and prototype of include/nvfp4_moe.h, read with libclang."""
 
 import json

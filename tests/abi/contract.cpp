@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The rules that hold for every function: struct sizes of older and newer callers, NULL for every pointer, and
 // outputs that a failing call leaves alone. Argument: a checkpoint directory, as for raii.cpp.
 #include <cstddef>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What nvfp4_moe.h says of CUDA and a stand-in driver (tests/mock_libcuda) can show: who waits, what a capture refuses,
  * what a driver's failure becomes. The argument is the device kind. Exit status 77: built without kernels. */
 #include <dlfcn.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // nvfp4_moe_sf_offset and _size against CuTe's own scale layouts (Sm1xxBlockScaledConfig<16>, as Blackwell's CUTLASS
 // kernels use them), at every coordinate of many shapes, padding included. On the host, with a plain C++ compiler.
 #include <cstdint>

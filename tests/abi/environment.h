@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every getenv of the process comes here, the library's too: the program's own definition goes before libc's.
 #ifndef ENVIRONMENT_H
 #define ENVIRONMENT_H

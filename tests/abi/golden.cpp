@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The golden vectors of tests/golden through the C ABI: nvfp4_moe_quantize, _dequantize and the scale layout.
 // Argument: that directory.
 #include <fstream>

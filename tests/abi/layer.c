@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* A C11 program that creates, prepares and runs a layer and a linear on the CPU, against float64. */
 #include "support.h"
 

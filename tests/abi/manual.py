@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is every statement of include/nvfp4_moe.h held by a test? The answer is the table statements.md, checked here."""
 
 import re

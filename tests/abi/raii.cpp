@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A C++17 program that runs a layer, a linear and a checkpoint through nvfp4_moe.hpp. Argument: a checkpoint
 // directory whose layer 0 is a MoE layer.
 #include <filesystem>

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The C ABI's proofs: `run.py [--update]`. Ends with `N passed, N failed, N skipped`.
 
 Header alone, golden ABI file, exported symbols, version, C and C++ programs plain and under valgrind and ASan, and

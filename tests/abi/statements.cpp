@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What nvfp4_moe.h says and no other program holds, statement by statement; statements.md tells which test has which.
 // Argument: a checkpoint directory, as for raii.cpp.
 #include <functional>

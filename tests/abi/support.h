@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What the C and C++ programs share: CHECK, random weights, and a naive float64 oracle that knows nothing of the
  * library but the format. C11 and C++17. */
 #ifndef SUPPORT_H

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint of one small MoE layer in ModelOpt's form, for the C and C++ programs; standard library only."""
 
 import json

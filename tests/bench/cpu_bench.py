@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """CPU speed of the MoE layer beside torch on the same machine, in one process: `make bench`.
 
 DeepSeek-V4 Flash's shape, 32 local experts: once as one of 8 expert-parallel ranks (32 of 256 experts, the product's

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """GPU speed of prepare and of the MoE layer by device, mode and skew of routing: part of `make gpu-bench`.
 
 prepare  bytes read and written over time, beside a device-to-device copy (bytes read and written as well)

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The NVFP4 linear on a GPU beside cuBLAS (bf16 weights) and, where vLLM can be imported, its Marlin kernel: part of
 `make gpu-bench`.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One GEMM1 and one GEMM2 of a layer's experts, by themselves: median time of each, and the clock that its first
 // multiprocessor ran at. Included after a copy of hopper/gemm.cu whose kernels count clocks (gpu_parts.py makes both);
 // compiled with NAME1 and NAME2, the kernels, and TILE_ROWS, COLUMN_BYTES, EXPERTS, HIDDEN, INTERMEDIATE.
@@ -135,7 +136,7 @@ int main(int argc, char** argv) {
   gemm1.top_k = 1;
   gemm1.k_valid = HIDDEN;
   gemm1.num_slabs = HIDDEN / 64;
-  gemm1.swiglu = {10, 1, 0};
+  gemm1.activation = {ACTIVATION_SWIGLU, 10, 1, 0};
   gemm1.tiles_known = 1;
   GemmParams gemm2 = gemm1;
   gemm2.list.m_tiles = HIDDEN / 64;

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What Hopper's GEMMs take without one of their parts, and the clock they run at: which of them is short.
 
     python3 tests/bench/gpu_parts.py [--mode bf16] [--shape pro] [--cases 32:48,64:80,128:144] [--parts whole,rows,...]

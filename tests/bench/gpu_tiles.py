@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """The row-tile sizes that the library chooses, against a sweep over all it has: part of `make gpu-bench`.
 
 Each size is forced by `tile_rows` when the layer or linear is made; the first column is the library's choice.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the GPU benchmarks share: graphs of calls, their times, and tables written as CSV."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Host time of one MoE layer's forward in eager mode: through the plugin, through the bare op, in the library alone.
 
     python tests/bench/host_time.py [--tokens 1,64,4096] [--calls 3000]

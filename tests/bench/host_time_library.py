@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The library's C ABI by ctypes, for host_time.py: a layer's forward without torch. Structs as in nvfp4_moe.h."""
 
 import ctypes

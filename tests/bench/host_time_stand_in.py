@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A machine without a GPU plays one: the op over a stand-in driver, for host_time.py.
 
 The driver (tests/mock_libcuda) returns at once and counts launches. The op is the one that was built: its objects,

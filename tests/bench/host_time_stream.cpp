@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // In the place of cpp/stream.cpp, for tests/bench/host_time.py on a machine without a GPU: tensors in host memory are
 // taken for those of CUDA device 0, so that the op goes the way of a GPU down to a stand-in driver, which reads no
 // memory.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Times the CPU layer at DeepSeek-V4 Flash shape, beside this machine's read bandwidth: `cargo bench`.
 //!
 //! For tuning the microkernel. The comparison with torch is `tests/bench/cpu_bench.py`.

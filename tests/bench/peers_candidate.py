@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """This layer as a candidate of a benchmark that times NVFP4 MoE layers side by side in CUDA graphs.
 
 `build(weights, shape)` takes ModelOpt-order tensors on the GPU (gate rows first) and returns `forward(x, topk_weights,

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Turn what bench_peers.py wrote into a record, tests/bench/record/<gpu>/<date>-peers.csv, a table and a plot.
 
     peers_record.py FILE        FILE.json of bench_peers.py

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Times one tile of every instruction set of this machine, its weights in L2: `cargo bench --bench tile`.
 //!
 //! For choosing their order (`rust/cpu/isa/mod.rs`) and for tuning their loops.

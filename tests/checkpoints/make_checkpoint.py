@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Write a generated MoE checkpoint with real NVFP4 weights, in any of the formats and namings that exist.
 
     make_checkpoint.py OUT --naming deepseek|hf --format modelopt|compressed-tensors|deepseek-v4-mixed

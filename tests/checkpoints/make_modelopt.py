@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """NVIDIA ModelOpt quantises and exports a small Qwen3-MoE: input that nobody here wrote.
 
     make_modelopt.py OUT [--hidden 512 --intermediate 256 --experts 16 --layers 2 --top-k 4]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Writes seed inputs of the `checkpoint` target: one for each format, naming and file layout, and broken ones.
 
 #[path = "../rust/checkpoint/made.rs"]

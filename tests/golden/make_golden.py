@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Write the golden vectors that every language reads: `make_golden.py [--check]`.
 
 Independent of the Rust code: codes are found by exact rational distance to a table written down here, and every f32

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serve tiny NVFP4 models with real vLLM on a GPU: our MoE in CUDA graphs, ours eager, and Marlin on the same files.
 
     make gpu-serve BUNDLE=.peers        on a machine with a GPU and the offline vLLM bundle in BUNDLE

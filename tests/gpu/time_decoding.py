@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imported by the bundle's serve_smoke.py: after each of its generations, the same prompts again, timed.
 
 A step's time is what a token more costs: generations of LONG tokens less generations of one, so that prompts, tokenizer

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and ends.
  * With the stand-in libcuda nothing reads them. The argument is the device kind. Exit status 77: UNSUPPORTED. */
 #include <stdio.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Compiles `kernels/host.hpp` and the bridge to it with the host's C++ compiler. CUDA is not needed.
 
 fn main() {

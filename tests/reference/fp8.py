@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mode fp8's row quantiser by torch's own float8: independent of the library, and of the tables of nvfp4.py."""
 
 from typing import NamedTuple

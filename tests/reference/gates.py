@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far the runner may be from the oracle, and why.
 
 bf16   the output is rounded once to bf16 (relative 2^-9 at most, 1.7e-3 in the mean), h as well.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers, tokens and routings to test with."""
 
 from dataclasses import dataclass, field, replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The MoE layer and the linear in float64 on the dequantised weights.
 
     out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t])

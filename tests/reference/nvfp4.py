@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NVFP4 from its definition: tables and nearest neighbours, no bit tricks.
 
 A value is e2m1 * block_scale * global_scale. Neighbours along the last dimension share a block scale, 16 by 16.

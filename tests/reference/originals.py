@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weights that a checkpoint's maker quantised, where they were kept: DIR/unquantized, one tensor a projection."""
 
 import re

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Arguments that the fuzz target `abi` or a review found to be answered badly; each stays answered well.
 
 use nvfp4_moe::abi::{exports::*, header::*};

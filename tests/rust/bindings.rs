@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What bindgen reads out of the C headers is committed in `rust/bindings/`, so that building needs no libclang. Here it
 //! is made again and compared; `UPDATE=1 cargo test --test bindings` writes it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The golden vectors of `tests/golden` against the Rust host codec, which is the law for every kernel.
 
 #![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do

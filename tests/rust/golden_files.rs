@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reads the golden vectors of `tests/golden`.
 
 use std::collections::HashMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The MoE layer through the C ABI, against float64.
 
 #![allow(missing_docs)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 /* What `as_cpu` preloads: CPUID answers as a lesser CPU would, to every library of the process.
 
    Linux can make the instruction fault (arch_prctl, ARCH_SET_CPUID); the handler asks the CPU and hides the features

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Do two builds compute by the same instructions? Compares the machine code of all kernels of two sets of fat binaries.
 
     python3 tests/tools/sass_diff.py OLD NEW [--show KERNEL]

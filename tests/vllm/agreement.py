@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When two greedy tokens must be equal: the rule "equal where the argmax margin allows", for all tests of this folder.
 
 vLLM computes in bf16, and two ranks add their parts in another order than one. So two logits, or the scores of two

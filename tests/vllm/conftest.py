@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serving tests: each model is served by a process of its own, once, and its result shared by the tests that ask."""
 
 import importlib.util

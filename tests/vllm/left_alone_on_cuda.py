@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM's own code makes of layers that the plugin must not touch, as on an H100; see select_on_cuda.py.
 
     python tests/vllm/left_alone_on_cuda.py

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny Qwen3-MoE that NVIDIA ModelOpt itself quantised (MoE and linears), and two rewritings of its files.
 
 modelopt             as ModelOpt exported it

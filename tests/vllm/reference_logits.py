@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A served model's tokens against Hugging Face transformers in float32 on the decoded weights, teacher-forced.
 
     python tests/vllm/reference_logits.py FLOAT32_MODEL SERVED_JSON

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM would choose on an H100, asked on a machine without one: its real selection code over a stand-in platform.
 
     python tests/vllm/select_on_cuda.py

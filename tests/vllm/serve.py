@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generate greedily with vLLM on the CPU and print what happened as one JSON line; one process for each model.
 
 python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--flip-amx] [--options JSON]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers and linears of real vLLM, filled as its loaders fill them: dummies, tensors that never come, other types."""
 
 import contextlib

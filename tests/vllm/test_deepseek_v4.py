@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM 0.32 serves a tiny DeepSeek-V4 on the CPU with our experts, in every NVFP4 flavour."""
 
 import agreement

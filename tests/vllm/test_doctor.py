@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m nvfp4_moe doctor env` beside vLLM: its answer for a checkpoint is what vLLM then does with it."""
 
 import subprocess

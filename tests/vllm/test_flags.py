@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every question of vLLM's base classes has our own answer, or stands here with the reason why the base's is right.
 
 A question that a later vLLM adds fails here until it is answered.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that are not certainly ours, as on an H100: vLLM serves them as if we were not there, and one line says it."""
 
 from pathlib import Path

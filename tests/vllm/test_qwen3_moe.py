@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Qwen3-MoE that NVIDIA ModelOpt quantised, MoE and linears, served on the CPU in every mode of activations."""
 
 import json

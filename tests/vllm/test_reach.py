@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who in vLLM can reach our hooks, read from the source of the vLLM that is installed.
 
 A class that vLLM has grown since fails here until somebody has looked at it: is it served, or does it go back to vLLM?

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The entry point: cheap to import, safe to call twice, off when told, silent about nothing."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vLLM's own selection code, as on an H100: nothing is chosen silently, nothing against the user."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The OpenAI-compatible server with the plugin, asked by OpenAI's own client."""
 
 import os

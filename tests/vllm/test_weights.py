@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our experts over parameters as vLLM lays them out: maps, padding, tensor-parallel shards, experts that move."""
 
 from types import SimpleNamespace

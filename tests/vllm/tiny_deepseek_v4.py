@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One tiny random DeepSeek-V4, in DeepSeek's own tensor names, written in three NVFP4 flavours and in float32.
 
     mixed                fp8 128x128 linears, NVFP4 experts: quant_method fp8 with moe_quant_algo NVFP4, as NVIDIA's

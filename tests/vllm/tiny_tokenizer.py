@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tokenizer with a chat template, made here: models under test must not need the network."""
 
 import json

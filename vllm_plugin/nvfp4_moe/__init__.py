@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NVFP4 mixture-of-experts layer and NVFP4 linear for torch, and their vLLM plugin.
 
     from nvfp4_moe import Checkpoint, Layer

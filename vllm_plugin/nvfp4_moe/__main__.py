@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`python -m nvfp4_moe doctor env [MODEL_DIR]`."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NVFP4 checkpoints: MoE layers out of a directory of safetensors files.
 
 Reads ModelOpt's, compressed-tensors' and DeepSeek-V4's own naming. Every scale is checked, and global scales come out

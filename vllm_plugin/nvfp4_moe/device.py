@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels of a device saw, and the settings of the CPU backend."""
 
 from typing import NamedTuple

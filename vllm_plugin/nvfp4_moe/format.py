@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NVFP4 format on host tensors, bit for bit as every kernel of the library has it.
 
 value = e2m1 * block_scale * global_scale; one e4m3 block scale for 16 neighbours along the last dimension.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled ops, `torch.ops.nvfp4_moe`: loaded once, with fakes for torch.compile.
 
 The schemas are in cpp/library.cpp. `moe_forward` and `linear_forward` are the hot ones: they write into `out`, allocate

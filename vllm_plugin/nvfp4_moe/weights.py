@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint's tensors as the library takes them: of a MoE layer, and of a linear."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The weight rows of a tile, a group at a time.
 
 use super::tile::{CACHE_LINE, MAX_TILE_TOKENS, TILE_ROWS, Tile};

@@ -28,7 +28,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
         out: plan.h.rows.pointer(base).cast(),
         out_row_stride: plan.h_stride as i64,
         features: config.intermediate_size as i32,
-        swiglu: call.activation(),
+        activation: call.activation(),
         tiles_known: (chunk > 0 || quantised).into(),
         ..weights(call, matrix, 0)
     };

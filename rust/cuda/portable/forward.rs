@@ -90,7 +90,7 @@ unsafe fn activate(call: &LayerCall, chunk: usize) -> Result<()> {
         },
         h,
         gate_up: plan.gemm_out.pointer(base),
-        swiglu: call.activation(),
+        activation: call.activation(),
         ..Default::default()
     };
     // SAFETY: regions of the workspace.

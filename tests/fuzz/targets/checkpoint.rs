@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Any file content gives a checkpoint or an error, never a panic.
 
 #![no_main]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "nvfp4-moe-oracle/src/facts.hpp"
 
 #include <vector>

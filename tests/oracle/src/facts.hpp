@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What of kernels/host.hpp is no plain function of plain numbers, in forms that Rust can call.
 #pragma once
 #include <array>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the headers of `kernels/` state, callable from Rust. The tests compare it with what the library states: the same
 //! fact has a home in each language where the device needs one and the host plans by it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The codecs of `kernels/common/format.cuh` against the law, `nvfp4_moe::format`, and its golden vectors.
 
 use crate::golden_files::{bits, cases, lines, number};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Hopper's weight tiles (`kernels/hopper/layout.cuh`) against what `rust/cuda` allocates for them and scales by, and
 //! against the format's law.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What C++ and Rust both state, compared. One program, because each that links the library optimises it anew.
 
 mod format;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `kernels/route/segments.cuh` against `LayerPlan`: no slot is left out, no chunk is ever too full.
 
 use nvfp4_moe::activation::Activation;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `kernels/common/tiles.cuh` and `kernels/hopper/config.cuh`: which CTA multiplies what, for many routings, matrices and
 //! grids, against the host's plans for it.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The reader as C sees it.
 
 use crate::made::{DOWN, Spec, write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What the config decides: the activation, and where a model keeps its sizes.
 
 use crate::made::{Made, Spec};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A fault stays where it is, and whatever lies in a directory gets a sentence.
 
 use crate::made::{Made, Spec, Tensor, UP, write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The report, as a library, and as the command line prints it.
 
 use crate::made::{Made, Spec, Tensor, UP, write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Small checkpoints, made in memory with known bytes; tests break them before they are read.
 
 use safetensors::tensor::{Dtype, TensorView};

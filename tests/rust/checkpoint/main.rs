@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The checkpoint reader: what it reads, what it refuses, what it reports.
 
 #![allow(clippy::unwrap_used)] // helpers of tests, which may fail as tests do

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Loading a layer takes its NVFP4 bytes plus 10 %, the process and all file pages included.
 
 use crate::made::noise;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Every naming of the table gives the same layer; what is none of them is named.
 
 use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP};

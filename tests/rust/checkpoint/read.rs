@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Every format and naming, bit for bit.
 
 use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP, write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! What is refused, by tensor name and with both numbers.
 
 use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP, noise, write};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Generated layers, and the naive float64 reference they are judged by.
 
 #![allow(dead_code, missing_docs)] // each test uses its part

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`doctor env`: what is installed, whether the plugin would be active, and which backend a model's layers would get."""
 
 import os

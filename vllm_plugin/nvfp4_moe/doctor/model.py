@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model directory holds, as the library's own reader tells it: no weights are read, and rules are one."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vLLM plugin: serve NVFP4 mixture-of-experts layers and NVFP4 linears with this library.
 
 vLLM calls `register` (entry point group `vllm.general_plugins`) in its front end, its engine core, every worker and its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights of `--load-format dummy`: values that mean nothing, by which people measure memory and speed.
 
 vLLM fills scales with numbers of either sign, or leaves integers as they are. The library refuses such scales of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One MoE layer of the library behind vLLM's modular experts interface."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checkpoint's input scale of one GEMM, out of one for each expert or part, some of which were never measured.
 
 An expert that calibration never reached has NaN, 0, infinity or nothing; or a placeholder, or whatever memory held.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NVFP4 linear behind vLLM's linear kernel interface."""
 
 import contextlib

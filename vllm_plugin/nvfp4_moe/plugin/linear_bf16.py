@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The override that dequantises chosen NVFP4 linears to bf16."""
 
 import torch

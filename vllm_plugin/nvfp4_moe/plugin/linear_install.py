@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How our linear kernel gets into vLLM: registered by vLLM's function, moved to the front, and two methods patched."""
 
 from functools import wraps

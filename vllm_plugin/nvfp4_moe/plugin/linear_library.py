@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One NVFP4 linear of the library over vLLM's parameters."""
 
 import torch

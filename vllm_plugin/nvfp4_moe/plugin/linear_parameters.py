@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What vLLM's parameters of one NVFP4 linear say, once vLLM has brought all checkpoint formats to one naming."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a MoE layer was never loaded, by tensor and expert: marked before loading, looked for afterwards.
 
 A shard (gate, up or down of one expert) is written by its file as a whole. Before that its first row is as marked, and

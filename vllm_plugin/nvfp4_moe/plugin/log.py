@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the log says: in each process one line for the MoE and one for the linears, ACTIVE or NOT active, and why."""
 
 from functools import cache

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How our experts get into vLLM: one out-of-tree class, one function replaced for the length of a call, two methods."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Global scales of the activations, for mode nvfp4: which policy a layer gets, and calibration.
 
     static      the checkpoint's input_scale, the maximum over all experts of all ranks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Environment variables of the plugin. All are read when a layer is built, in the process that builds it."""
 
 import os

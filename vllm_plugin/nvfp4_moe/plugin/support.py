@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which vLLM this plugin knows, and on which devices the library runs here."""
 
 import re

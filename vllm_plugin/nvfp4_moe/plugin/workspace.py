@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scratch of the linears: one torch allocation for each GPU, made before vLLM measures memory.
 
 The MoE's scratch is vLLM's own workspace (`experts.py`). On the CPU the library keeps one of its own.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A checkpoint of one tiny layer, and arguments of the functions that read it. (What files hold is another target's.)
 
 use crate::source::{Source, Tensor, struct_of};

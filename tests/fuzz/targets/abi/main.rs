@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Arguments of every ABI function, within the header's contract: a pointer is NULL or valid for exactly the
 //! documented size (the sanitizer sees the first byte past it), everything else is anything. Every call must return a
 //! clean status, never INTERNAL; a failure has a text and leaves `out` alone.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Fuzzer bytes as values of C arguments, and memory of exactly the documented size.
 
 use std::alloc::{Layout, alloc, dealloc};

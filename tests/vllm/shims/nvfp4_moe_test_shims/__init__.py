@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test-only: what vLLM's CPU build lacks for DeepSeek-V4 and NVFP4, one function for each, and a test control.
 
 Nothing here touches the NVFP4 path under test except the control, which only acts when its variable is set.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test-only: DeepSeek-V4 around the MoE, for vLLM's CPU build on any CPU.
 
 vLLM's own CPU attention, hyper-connections and routing are compiled for AVX512-BF16 alone. Here attention is that of

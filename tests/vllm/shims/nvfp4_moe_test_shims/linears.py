@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test-only: one arithmetic for every linear that is vLLM's own, whatever the CPU and however its weight is stored.
 
 vLLM's CPU build has a kernel for each form of a weight and each kind of CPU (FP8 by AMX tiles, bf16 by AMX tiles for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiler that is never asked to compile."""
 
 from triton.backends.compiler import BaseBackend

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The active driver: one CPU device, no streams."""
 
 import time

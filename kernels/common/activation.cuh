@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The activation between the GEMMs.
 #pragma once
 #include "../params.h"
@@ -30,11 +31,20 @@ __device__ inline float reciprocal_approx(float x) {
 }
 
 // gate = min(gate, limit); up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + beta), to 2^-21.
-__device__ inline float swiglu(const SwigluParams& p, float gate, float up) {
+__device__ inline float swiglu(const Activation& p, float gate, float up) {
   constexpr float kLog2E = 1.44269504f;
   gate = min_nan(gate, p.limit);
   up = max_nan(min_nan(up, p.limit), -p.limit);
   return gate * reciprocal_approx(1.0f + exp2_approx(-kLog2E * p.alpha * gate)) * (up + p.beta);
+}
+
+// One element of h from one of gate and one of up.
+__device__ inline float activate(const Activation& p, float gate, float up) {
+  switch (p.kind) {
+    case ACTIVATION_SWIGLU:
+    default:  // the host knows no other
+      return swiglu(p, gate, up);
+  }
 }
 
 }  // namespace nvfp4
