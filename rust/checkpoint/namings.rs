@@ -170,6 +170,19 @@ pub fn in_words() -> String {
     format!("[PREFIX.]layers.N.[BLOCK.]({}).TENSOR with P one of {}", forms.join("|"), projections.join(", "))
 }
 
+/// What no row of the tables fits.
+const UNKNOWN: &str = "unknown quantisation";
+
+/// By the tensors beside a weight, if it is not NVFP4.
+pub fn quantisation(has: impl Fn(&str) -> bool) -> Option<&'static str> {
+    OTHER_QUANTISATIONS.iter().find(|(_, needed)| needed.iter().all(|tensor| has(tensor))).map(|(format, _)| *format)
+}
+
+/// The same, where there must be an answer.
+pub fn quantisation_or_unknown(has: impl Fn(&str) -> bool) -> &'static str {
+    quantisation(has).unwrap_or(UNKNOWN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,17 +196,4 @@ mod tests {
         assert!(in_words().contains("experts.E.P|experts.P.E"));
         assert_eq!(all_projections().count(), 7);
     }
-}
-
-/// What no row of the tables fits.
-const UNKNOWN: &str = "unknown quantisation";
-
-/// By the tensors beside a weight, if it is not NVFP4.
-pub fn quantisation(has: impl Fn(&str) -> bool) -> Option<&'static str> {
-    OTHER_QUANTISATIONS.iter().find(|(_, needed)| needed.iter().all(|tensor| has(tensor))).map(|(format, _)| *format)
-}
-
-/// The same, where there must be an answer.
-pub fn quantisation_or_unknown(has: impl Fn(&str) -> bool) -> &'static str {
-    quantisation(has).unwrap_or(UNKNOWN)
 }
