@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sizes of a layer, and of what its buffers and tensors have by them.
 
-use crate::format::BLOCK_SIZE;
+use crate::shape::MoeShape;
 use serde::Serialize;
 
 /// The three matrices of an expert, in the order in which the reader keeps their scales.
@@ -32,26 +32,31 @@ pub struct Dims {
 }
 
 impl Dims {
+    /// Lengths of the tensors of so many experts, gate and up together.
+    fn shape(self, experts: usize) -> MoeShape {
+        MoeShape { experts, hidden: self.hidden_size, inter: self.intermediate_size, projections: 2 }
+    }
+
     /// Packed bytes of one of gate, up and down.
     pub(super) fn codes_len(self) -> usize {
-        self.hidden_size * self.intermediate_size / 2
+        self.shape(1).w2()
     }
 
     /// Block scales of one of gate, up and down.
     pub(super) fn block_scales_len(self) -> usize {
-        self.hidden_size * self.intermediate_size / BLOCK_SIZE
+        self.shape(1).projection_block_scales()
     }
 
     /// Elements of each buffer that takes `num_experts` experts, which must be no more than there are.
     pub fn buffer_lens(self, num_experts: usize) -> BufferLens {
-        let (codes, block_scales) = (num_experts * self.codes_len(), num_experts * self.block_scales_len());
+        let shape = self.shape(num_experts);
         BufferLens {
-            w13: 2 * codes,
-            w13_block_scale: 2 * block_scales,
-            w13_global_scale: 2 * num_experts,
-            w2: codes,
-            w2_block_scale: block_scales,
-            w2_global_scale: num_experts,
+            w13: shape.w13(),
+            w13_block_scale: shape.w13_block_scale(),
+            w13_global_scale: shape.w13_global_scale(),
+            w2: shape.w2(),
+            w2_block_scale: shape.w2_block_scale(),
+            w2_global_scale: shape.w2_global_scale(),
         }
     }
 

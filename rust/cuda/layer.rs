@@ -181,15 +181,8 @@ impl LayerBackend for CudaLayer {
         unsafe { self.enqueue(&self.calibrating, InputScales::default(), args, stream, true) }
     }
 
-    /// What all streams saw. Waits for the device's work.
     fn take_calibration(&mut self) -> Result<Calibration> {
-        let _entered = self.device().enter()?;
-        let state: *mut State = self.layer.state.pointer();
-        self.device().synchronize()?;
-        // SAFETY: the layer's own state.
-        let seen = unsafe { self.device().read(state.cast_const(), std::ptr::null_mut()) }?;
-        // SAFETY: the same memory.
-        unsafe { self.device().write(state, &[State::default()], std::ptr::null_mut()) }?;
-        Ok(Calibration { x_amax: seen.amax[0], h_amax: seen.amax[1] })
+        let [x_amax, h_amax] = State::take_amax(self.device(), self.layer.state.pointer())?;
+        Ok(Calibration { x_amax, h_amax })
     }
 }

@@ -144,16 +144,8 @@ impl LinearBackend for CudaLinear {
         unsafe { self.enqueue(&self.calibrating, 0.0, args, stream, true) }
     }
 
-    /// What all streams saw. Waits for the device's work.
     fn take_amax(&mut self) -> Result<f32> {
-        let device = &self.linear.device;
-        let _entered = device.enter()?;
-        let state: *mut State = self.linear.state.pointer();
-        device.synchronize()?;
-        // SAFETY: the linear's own state.
-        let seen = unsafe { device.read(state.cast_const(), std::ptr::null_mut()) }?;
-        // SAFETY: the same memory.
-        unsafe { device.write(state, &[State::default()], std::ptr::null_mut()) }?;
-        Ok(seen.amax[0])
+        let [amax, _] = State::take_amax(&self.linear.device, self.linear.state.pointer())?;
+        Ok(amax)
     }
 }

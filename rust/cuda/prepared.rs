@@ -3,6 +3,7 @@
 
 use super::device::{Buffer, Device};
 use super::storage::{ExpertSlice, LinearStorage};
+use crate::error::Result;
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -23,6 +24,17 @@ impl Default for State {
 }
 
 impl State {
+    /// The amaxes that all streams saw; forgets them. Waits for the device's work.
+    pub fn take_amax(device: &Device, state: *mut State) -> Result<[f32; 2]> {
+        let _entered = device.enter()?;
+        device.synchronize()?;
+        // SAFETY: the state of a living layer or linear, which nothing writes now.
+        let seen = unsafe { device.read(state.cast_const(), std::ptr::null_mut()) }?;
+        // SAFETY: the same memory.
+        unsafe { device.write(state, &[State::default()], std::ptr::null_mut()) }?;
+        Ok(seen.amax)
+    }
+
     /// Where a state at this address counts broken scales.
     pub fn bad_scales_at(state: *mut State) -> *mut u64 {
         state.wrapping_byte_add(std::mem::offset_of!(State, bad_scales)).cast()
