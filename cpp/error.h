@@ -20,11 +20,28 @@ std::string text(const Parts&... parts) {
   return stream.str();
 }
 
-// Refuse a value. Torch turns the exception into a Python RuntimeError with this text.
+// What this thread failed with last. Torch hands a RuntimeError with the sentence to Python, which asks here for the
+// status that goes with it (nvfp4_moe/errors.py).
+struct Failure {
+  int32_t status = NVFP4_MOE_OK;
+  std::string sentence;
+};
+
+inline Failure& last_failure() {
+  static thread_local Failure failure;
+  return failure;
+}
+
+[[noreturn]] inline void fail(int32_t status, const std::string& sentence) {
+  last_failure() = {status, sentence};
+  throw std::runtime_error(sentence);
+}
+
+// Refuse a value.
 template <class Value>
 [[noreturn]] void refuse(const std::string& name, const Value& value, const std::string& rule,
                          const std::string& remedy) {
-  throw std::runtime_error(text(name, " is ", value, "; ", rule, ". ", remedy));
+  fail(NVFP4_MOE_INVALID_ARGUMENT, text(name, " is ", value, "; ", rule, ". ", remedy));
 }
 
 // Throw the library's own sentence unless `status` is NVFP4_MOE_OK.
@@ -32,7 +49,7 @@ inline void check_status(int32_t status) {
   if (status == NVFP4_MOE_OK) return;
   std::string sentence(nvfp4_moe_last_error(nullptr, 0), '\0');
   nvfp4_moe_last_error(sentence.data(), sentence.size() + 1);
-  throw std::runtime_error(sentence);
+  fail(status, sentence);
 }
 
 // Python's integers have 64 bits, most of the library's have 32.

@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
 
   m.def(
       "linear_create(Device device, bool portable, str mode, str scale_policy, int in_features, int out_features, "
-      "int num_parts, int tile_rows) -> int");
+      "int num_parts, int tile_rows, str name) -> int");
   m.def("linear_destroy(int linear) -> ()");
   m.def(
       "linear_prepare(Tensor weight, Tensor block_scale, Tensor global_scale, Tensor? bias, int[] part_rows, "
@@ -75,6 +75,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("version() -> int");
   m.def("cpu_isa() -> str");
   m.def("set_num_threads(int num_threads) -> ()");
+  m.def("last_failure() -> (int status, str sentence)");
 }
 
 using namespace nvfp4_moe_op;
@@ -104,6 +105,7 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("version", TORCH_BOX(&version));
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("set_num_threads", TORCH_BOX(&set_num_threads));
+  m.impl("last_failure", TORCH_BOX(&last_failure_read));
 }
 
 // The same functions on both devices: device and stream come from the handle and from torch.

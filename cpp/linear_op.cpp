@@ -56,7 +56,8 @@ std::vector<int32_t> checked_rows(const std::vector<int64_t>& part_rows, int64_t
 }  // namespace
 
 int64_t linear_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
-                      int64_t in_features, int64_t out_features, int64_t num_parts, int64_t tile_rows) {
+                      int64_t in_features, int64_t out_features, int64_t num_parts, int64_t tile_rows,
+                      std::string name) {
   nvfp4_moe_linear_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);
@@ -70,7 +71,7 @@ int64_t linear_create(const Device& device, bool portable, std::string mode, std
 
   nvfp4_moe_linear* handle = nullptr;
   check_status(nvfp4_moe_linear_create(&desc, &handle));
-  return linears().add(Known{device, desc}, handle);
+  return linears().add(Known{device, desc}, handle, name);
 }
 
 void linear_destroy(int64_t linear) { linears().remove(linear); }

@@ -11,7 +11,8 @@
 namespace nvfp4_moe_op {
 
 int64_t linear_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
-                      int64_t in_features, int64_t out_features, int64_t num_parts, int64_t tile_rows);
+                      int64_t in_features, int64_t out_features, int64_t num_parts, int64_t tile_rows,
+                      std::string name);
 void linear_destroy(int64_t linear);
 
 // part_rows: rows of each fused projection, summing to out_features; empty if there is one. The linear keeps what

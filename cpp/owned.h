@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the library made for Python, under integer ids.
 //
-// Ops see integers: torch.compile traces them, and they pickle. An id is never used twice and a dead or forged one
-// is an error with a text, never a pointer that is followed.
+// Ops see integers: torch.compile traces them as constants, and exported or cached graphs keep them for other processes.
+// So an id is a random number, which no other process and no later object has by chance: a dead, foreign or forged one is
+// an error with a text, never another object's weights and never a pointer that is followed. An object with a name has an
+// id made of the name, so that a graph that vLLM cached finds the object of that name in the next process.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <mutex>
+#include <random>
 #include <shared_mutex>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -17,10 +20,18 @@
 
 namespace nvfp4_moe_op {
 
-// Ids run on over all tables, so that a linear's id is not by chance a layer's as well.
-inline int64_t next_id() {
-  static std::atomic<int64_t> last{0};
-  return ++last;
+constexpr uint64_t kIdMask = (uint64_t{1} << 62) - 1;  // positive, and never 2^63 - 1, which torch takes for "no size"
+
+inline int64_t random_id() {
+  std::random_device source;
+  return static_cast<int64_t>((uint64_t{source()} << 32 | source()) & kIdMask);
+}
+
+// FNV-1a: of these characters in every process and every build the same.
+inline int64_t id_of(const std::string& name) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const unsigned char c : name) hash = (hash ^ c) * 0x100000001b3;
+  return static_cast<int64_t>(hash & kIdMask);
 }
 
 // A handle of the library, and what the op knows about it without asking the library.
@@ -43,13 +54,15 @@ class Table {
  public:
   explicit Table(const char* noun) : noun_(noun) {}
 
+  // Of several living objects of one name the later ones have a number too.
   template <class Known, class Handle>
-  int64_t add(Known known, Handle* handle) {
+  int64_t add(Known known, Handle* handle, const std::string& name = "") {
     auto entry = std::make_shared<Entry>(std::move(known), handle);
-    const int64_t id = next_id();
     std::unique_lock lock(mutex_);
-    entries_.emplace(id, std::move(entry));
-    return id;
+    for (int number = 0;; ++number) {
+      const int64_t id = name.empty() ? random_id() : id_of(text(noun_, " ", name, " ", number));
+      if (entries_.try_emplace(id, entry).second) return id;
+    }
   }
 
   void remove(int64_t id) {

@@ -17,4 +17,6 @@ void set_num_threads(int64_t num_threads) {
   check_status(nvfp4_moe_set_num_threads(to_int32("num_threads", num_threads)));
 }
 
+std::tuple<int64_t, std::string> last_failure_read() { return {last_failure().status, last_failure().sentence}; }
+
 }  // namespace nvfp4_moe_op

@@ -4,11 +4,15 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 
 namespace nvfp4_moe_op {
 
 int64_t version();
 std::string cpu_isa();
 void set_num_threads(int64_t num_threads);
+
+// (status, sentence) of this thread's last failure in an op.
+std::tuple<int64_t, std::string> last_failure_read();
 
 }  // namespace nvfp4_moe_op

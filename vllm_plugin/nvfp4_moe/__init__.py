@@ -11,32 +11,89 @@ Importing this package imports nothing heavy: torch and the shared object are lo
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, CheckpointLayer
+    from .device import DeviceStatus, cpu_isa, read_device_status, reset_device_status, set_num_threads
+    from .errors import (
+        CheckpointError,
+        CudaError,
+        Error,
+        FileError,
+        InternalError,
+        InvalidArgumentError,
+        MissingFileError,
+        NotPreparedError,
+        OutOfMemoryError,
+        UnsupportedError,
+        WorkspaceTooSmallError,
+    )
+    from .format import Quantized, dequantize, quantize, sf_offset, sf_size
+    from .layer import Layer
+    from .linear import Linear
+    from .weights import LayerWeights, LinearWeights
 
 __version__ = "0.1.0"
 
-# Where each public name lives.
+# Of each public name, the module that has it.
 _HOMES = {
-    "Checkpoint": "checkpoint",
-    "CheckpointLayer": "checkpoint",
-    "DeviceStatus": "device",
-    "Layer": "layer",
-    "LayerWeights": "weights",
-    "Linear": "linear",
-    "LinearWeights": "weights",
-    "cpu_isa": "device",
-    "dequantize": "format",
-    "quantize": "format",
-    "read_device_status": "device",
-    "reset_device_status": "device",
-    "set_num_threads": "device",
-    "sf_offset": "format",
-    "sf_size": "format",
+    name: home
+    for home, names in {
+        "checkpoint": "Checkpoint CheckpointLayer",
+        "device": "DeviceStatus cpu_isa read_device_status reset_device_status set_num_threads",
+        "errors": (
+            "CheckpointError CudaError Error FileError InternalError InvalidArgumentError MissingFileError "
+            "NotPreparedError OutOfMemoryError UnsupportedError WorkspaceTooSmallError"
+        ),
+        "format": "Quantized dequantize quantize sf_offset sf_size",
+        "layer": "Layer",
+        "linear": "Linear",
+        "weights": "LayerWeights LinearWeights",
+    }.items()
+    for name in names.split()
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+# Written out for editors and type checkers; tests/test_typing.py compares it with the table above.
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointLayer",
+    "CudaError",
+    "DeviceStatus",
+    "Error",
+    "FileError",
+    "InternalError",
+    "InvalidArgumentError",
+    "Layer",
+    "LayerWeights",
+    "Linear",
+    "LinearWeights",
+    "MissingFileError",
+    "NotPreparedError",
+    "OutOfMemoryError",
+    "Quantized",
+    "UnsupportedError",
+    "WorkspaceTooSmallError",
+    "__version__",
+    "cpu_isa",
+    "dequantize",
+    "quantize",
+    "read_device_status",
+    "reset_device_status",
+    "set_num_threads",
+    "sf_offset",
+    "sf_size",
+]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

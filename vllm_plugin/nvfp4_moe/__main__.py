@@ -1,22 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m nvfp4_moe doctor env [MODEL_DIR]`."""
+"""`nvfp4-moe`, or `python -m nvfp4_moe`: look into a checkpoint, or find out what is wrong."""
 
 import argparse
 import sys
 
+from . import __version__
+
 
 def main() -> int:
-    """Exit status: 0 the plugin would serve, 1 it would not, or MODEL_DIR is no checkpoint, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m nvfp4_moe")
-    doctor = parser.add_subparsers(dest="tool", required=True).add_parser("doctor", help="find out what is wrong")
+    """Exit status: 0 healthy, 1 a finding (the plugin would not serve, a directory is no checkpoint), 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="nvfp4-moe", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"nvfp4-moe {__version__}")
+    tools = parser.add_subparsers(dest="tool", required=True)
+    add_inspect(tools.add_parser("inspect", help="the MoE layers of a checkpoint, with warnings"))
+    add_doctor(tools.add_parser("doctor", help="find out what is wrong"))
+    arguments = parser.parse_args()
+    return arguments.run(arguments)
+
+
+def add_inspect(inspect: argparse.ArgumentParser) -> None:
+    """What the reader found, every scale checked."""
+    inspect.add_argument("model", metavar="MODEL_DIR", help="directory with config.json and *.safetensors")
+    inspect.add_argument("--json", action="store_true", help="JSON instead of a table")
+    inspect.add_argument("--prefix", default="", help="of the tensors to look at: one tower of a model with several")
+    inspect.set_defaults(run=run_inspect)
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    """Print the report; 1 with a sentence if the directory is no checkpoint, or the package was not built."""
+    try:
+        from . import Checkpoint
+
+        print(Checkpoint(arguments.model, prefix=arguments.prefix).inspect(as_json=arguments.json))
+    except (ImportError, RuntimeError) as error:
+        print(f"{arguments.model}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_doctor(doctor: argparse.ArgumentParser) -> None:
+    """One command a question."""
     command = doctor.add_subparsers(dest="command", required=True)
     env = command.add_parser("env", help="what is installed, and which backend each layer of a model would get")
     env.add_argument("model", nargs="?", metavar="MODEL_DIR", help="directory with config.json and *.safetensors")
     env.add_argument("--device", choices=("cpu", "cuda"), help="device to ask about; default: the one torch finds")
     env.add_argument("--moe-backend", default="auto", help="as given to vllm serve")
     env.add_argument("--linear-backend", default="auto", help="as given to vllm serve")
-    arguments = parser.parse_args()
+    env.set_defaults(run=run_env)
 
+
+def run_env(arguments: argparse.Namespace) -> int:
+    """`doctor env`, imported when it is asked for."""
     from .doctor.env import run
 
     return run(arguments)

@@ -8,14 +8,15 @@ in decode direction. Source: nvfp4_moe_checkpoint_* in nvfp4_moe.h.
 import json
 import os
 import warnings
-import weakref
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from . import ops
+from . import errors
+from .handle import Handle
 from .layer import Layer
+from .ops import OPS
 from .weights import LayerWeights
 
 AS_TABLE, AS_JSON, SURVEY = 0, 1, 2  # `as_json` of nvfp4_moe_checkpoint_inspect
@@ -43,16 +44,18 @@ class CheckpointLayer(NamedTuple):
     swiglu_beta: float
 
 
-class Checkpoint:
+class Checkpoint(Handle):
     """A directory of safetensors files with its config.json; opening it reads headers only.
 
     prefix  of the tensors to look at: one tower ("thinker.") of a model that has the same layers in several
     """
 
     def __init__(self, directory: str | os.PathLike, *, prefix: str = ""):
-        self._ops = ops.load()
-        self.id: int = self._ops.checkpoint_open(os.fspath(directory), prefix)
-        self._destroy = weakref.finalize(self, self._ops.checkpoint_destroy, self.id)
+        self._directory = os.fspath(directory)
+        self._own(OPS.checkpoint_open(self._directory, prefix), OPS.checkpoint_destroy)
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self._directory!r})"
 
     def layer_info(self, layer: int, *, any_activation: bool = False) -> CheckpointLayer:
         """Describe MoE layer `layer` (its index in the model); checks names, shapes, dtypes and all its scales.
@@ -60,7 +63,7 @@ class Checkpoint:
         A layer whose activation this library does not have is refused; with `any_activation` it is described, with 0
         for the activation's parameters.
         """
-        return CheckpointLayer(*self._ops.checkpoint_layer_info(self.id, layer, any_activation))
+        return CheckpointLayer(*OPS.checkpoint_layer_info(self.id, layer, any_activation))
 
     def read_layer(self, layer: int, *, first_expert: int = 0, num_experts: int | None = None) -> LayerWeights:
         """Copy experts [first_expert, first_expert + num_experts) of a layer (default: to the last) to host tensors.
@@ -71,7 +74,7 @@ class Checkpoint:
         count = info.num_experts - first_expert if num_experts is None else num_experts
         scales = {"w13_input_scale": info.w13_input_scale, "w2_input_scale": info.w2_input_scale}
         weights = LayerWeights.empty(count, info.hidden_size, info.intermediate_size, **scales)
-        self._ops.checkpoint_read_layer(*weights.tensors(), first_expert, layer, self.id)
+        OPS.checkpoint_read_layer(*weights.tensors(), first_expert, layer, self.id)
         return weights
 
     def make_layer(
@@ -98,7 +101,9 @@ class Checkpoint:
         given = {name: value for name, value in given.items() if value is not None}
         info = self.layer_info(layer, any_activation=bool(given))
         if not (top_k or info.top_k):
-            raise ValueError("top_k is not said in config.json; a layer needs it. Pass top_k to make_layer.")
+            raise errors.CheckpointError(
+                "top_k is not said in config.json; a layer needs it. Pass top_k to make_layer."
+            )
         for text in self._left_out(layer):
             warnings.warn(text, stacklevel=2)
         weights = self.read_layer(layer, first_expert=first_expert, num_experts=num_experts)
@@ -118,12 +123,12 @@ class Checkpoint:
 
     def inspect(self, *, as_json: bool = False) -> str:
         """What was found, with warnings: a table, or JSON."""
-        return self._ops.checkpoint_inspect(self.id, AS_JSON if as_json else AS_TABLE)
+        return OPS.checkpoint_inspect(self.id, AS_JSON if as_json else AS_TABLE)
 
     @cached_property
     def survey(self) -> dict:
         """The same out of headers and single scales, parsed: no block scale is read, so it takes no time."""
-        return json.loads(self._ops.checkpoint_inspect(self.id, SURVEY))
+        return json.loads(OPS.checkpoint_inspect(self.id, SURVEY))
 
     def _left_out(self, layer: int) -> list[str]:
         """A sentence for each GEMM of which the layer's input scale is not the maximum over all experts."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import ops
+from .ops import OPS
 
 
 class DeviceStatus(NamedTuple):
@@ -36,19 +36,19 @@ def resolve_device(device: torch.device | str) -> torch.device:
 
 def read_device_status(device: torch.device | str = "cpu") -> DeviceStatus:
     """Read the counters; on CUDA this waits for the current stream."""
-    return DeviceStatus(*ops.load().device_status_read(resolve_device(device)))
+    return DeviceStatus(*OPS.device_status_read(resolve_device(device)))
 
 
 def reset_device_status(device: torch.device | str = "cpu") -> None:
     """Set the counters to zero, in order on the current stream."""
-    ops.load().device_status_reset(resolve_device(device))
+    OPS.device_status_reset(resolve_device(device))
 
 
 def set_num_threads(num_threads: int) -> None:
     """Limit the CPU worker threads of this process; 0 is one for each core. Results do not depend on it."""
-    ops.load().set_num_threads(num_threads)
+    OPS.set_num_threads(num_threads)
 
 
 def cpu_isa() -> str:
     """CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable"."""
-    return ops.load().cpu_isa()
+    return OPS.cpu_isa()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import ops
+from .ops import OPS
 
 
 class Quantized(NamedTuple):
@@ -28,20 +28,20 @@ def quantize(x: torch.Tensor, global_scale: float | None = None, *, swizzled: bo
     With `global_scale` it is used for every row (static); without, each row takes amax / (6 * 448) (dynamic).
     Saturated blocks and non-finite values are counted in the CPU's device status. Source: nvfp4_moe_quantize.
     """
-    packed, block_scale, scales = ops.load().quantize(x, global_scale, swizzled)
+    packed, block_scale, scales = OPS.quantize(x, global_scale, swizzled)
     return Quantized(packed, block_scale if swizzled else block_scale.view(torch.float8_e4m3fn), scales)
 
 
 def dequantize(packed: torch.Tensor, block_scale: torch.Tensor, global_scale: float) -> torch.Tensor:
     """Decode u8 [rows, cols / 2] and linear e4m3 [rows, cols / 16] to f32 [rows, cols]."""
-    return ops.load().dequantize(packed, block_scale, global_scale)
+    return OPS.dequantize(packed, block_scale, global_scale)
 
 
 def sf_size(num_rows: int, num_sf_cols: int) -> int:
     """Bytes of a swizzled block-scale buffer: rows padded to 128, columns of scales to 4."""
-    return ops.load().sf_size(num_rows, num_sf_cols)
+    return OPS.sf_size(num_rows, num_sf_cols)
 
 
 def sf_offset(row: int, sf_col: int, num_sf_cols: int) -> int:
     """Byte at which the scale (row, sf_col) lies in a swizzled buffer of `num_sf_cols` columns of scales."""
-    return ops.load().sf_offset(row, sf_col, num_sf_cols)
+    return OPS.sf_offset(row, sf_col, num_sf_cols)

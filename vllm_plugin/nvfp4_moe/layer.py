@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NVFP4 mixture-of-experts layer."""
 
-import weakref
-
 import torch
 
-from . import ops
 from .device import is_portable, resolve_device
+from .handle import Handle, refuse_gradients
+from .ops import OPS
 from .weights import LayerWeights
 
 
-class Layer:
+class Layer(Handle):
     """One MoE layer: out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]).
 
     Owns a handle of the library, which keeps the weights alive; both go with this object. On the CPU the weights are
@@ -50,8 +49,8 @@ class Layer:
         self.num_experts = num_experts
         self.num_local_experts = num_experts if num_local_experts is None else num_local_experts
         self.top_k = top_k
-        self._ops = ops.load()
-        self.id: int = self._ops.layer_create(
+        self.mode = mode
+        id = OPS.layer_create(
             self.device,
             is_portable(device),
             mode,
@@ -67,7 +66,7 @@ class Layer:
             swiglu_beta,
             tile_rows,
         )
-        self._destroy = weakref.finalize(self, self._ops.layer_destroy, self.id)
+        self._own(id, OPS.layer_destroy)
         self.expert_slices: torch.Tensor | None = None
         """u8 [L, bytes]: each local expert in kernel layout. None before `prepare`, and on the CPU, where weights are
         used where they lie. Rows may be moved, and exchanged with those of another rank's equal layer."""
@@ -75,8 +74,8 @@ class Layer:
     def prepare(self, weights: LayerWeights) -> "Layer":
         """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
         scales = weights.w13_input_scale, weights.w2_input_scale
-        self._ops.layer_prepare(*weights.tensors(), *scales, weights.up_first, None, self.id)
-        self.expert_slices = self._ops.layer_storage(self.id)
+        OPS.layer_prepare(*weights.tensors(), *scales, weights.up_first, None, self.id)
+        self.expert_slices = OPS.layer_storage(self.id)
         return self
 
     def forward(
@@ -91,13 +90,13 @@ class Layer:
     ) -> torch.Tensor:
         """Run the layer and return `out`, bf16 [T, H], made if it is not given.
 
-        x             bf16 [T, H], rows may be strided
+        x             bf16 [T, H], rows may be strided; [..., H] with ids and weights [..., k] gives [..., H]
         topk_ids      i32 or i64 [T, k], global ids; one out of range is unrouted and counted, never an error
         topk_weights  f32 [T, k], applied once; None is 1
         expert_map    i32 [num_experts], global to local id, -1 = not here
         workspace     u8 or bf16, `workspace_size(T)` bytes; None is the library's own, one for a device
         """
-        return self._run(self._ops.moe_forward.default, x, topk_ids, topk_weights, expert_map, workspace, out)
+        return self._run(OPS.moe_forward, x, topk_ids, topk_weights, expert_map, workspace, out)
 
     __call__ = forward
 
@@ -112,29 +111,38 @@ class Layer:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`forward` in mode bf16 that also remembers the largest finite input of both GEMMs, over all calls."""
-        return self._run(self._ops.moe_calibrate.default, x, topk_ids, topk_weights, expert_map, workspace, out)
+        return self._run(OPS.moe_calibrate, x, topk_ids, topk_weights, expert_map, workspace, out)
 
     def _run(self, op, x, topk_ids, topk_weights, expert_map, workspace, out):
+        refuse_gradients(x, topk_weights)
         if out is None:
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        op(x, topk_ids, topk_weights, expert_map, workspace, self.id, out)
+        rows = out
+        if x.dim() > 2:
+            rows = out.view(-1, out.shape[-1])
+            x, topk_ids = x.reshape(-1, x.shape[-1]), topk_ids.reshape(-1, topk_ids.shape[-1])
+            topk_weights = None if topk_weights is None else topk_weights.reshape(-1, topk_weights.shape[-1])
+        op(x, topk_ids, topk_weights, expert_map, workspace, self.id, rows)
         return out
+
+    def __repr__(self) -> str:
+        return (
+            f"Layer(hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}, "
+            f"num_experts={self.num_experts}, num_local_experts={self.num_local_experts}, top_k={self.top_k}, "
+            f"mode={self.mode!r}, device={str(self.device)!r})"
+        )
 
     def calibrated_scales(self) -> tuple[float, float]:
         """What `calibrate` saw as (w13_input_scale, w2_input_scale), amax / (6 * 448), and forget it.
 
         The scales are returned, not applied: save them, or reduce them over ranks, then `set_input_scales`.
         """
-        return self._ops.layer_calibrated_scales(self.id)
+        return OPS.layer_calibrated_scales(self.id)
 
     def set_input_scales(self, w13_input_scale: float, w2_input_scale: float) -> None:
         """Use these input scales instead of the checkpoint's; each is finite and at least 2^-110."""
-        self._ops.layer_set_input_scales(self.id, w13_input_scale, w2_input_scale)
+        OPS.layer_set_input_scales(self.id, w13_input_scale, w2_input_scale)
 
     def workspace_size(self, max_tokens: int) -> int:
         """Bytes of a u8 workspace tensor for up to `max_tokens` tokens, whatever the routing."""
-        return self._ops.layer_workspace_size(self.id, max_tokens)
-
-    def close(self) -> None:
-        """Free the handle now; any later use of this layer is an error."""
-        self._destroy()
+        return OPS.layer_workspace_size(self.id, max_tokens)

@@ -5,18 +5,43 @@ The schemas are in cpp/library.cpp. `moe_forward` and `linear_forward` are the h
 nothing, and name the layer by an integer, so that they can be traced and captured.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from . import errors
 from .weights import BLOCK_SIZE
 
 SHARED_OBJECT = Path(__file__).with_name("nvfp4_moe_torch.so")
 
 
+class Ops:
+    """The ops as functions whose failures are `errors.Error`; what torch itself raises passes through."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = _translating(getattr(load(), name).default)
+        setattr(self, name, function)  # found without this method from now on
+        return function
+
+
+def _translating(op: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        try:
+            return op(*arguments)
+        except RuntimeError as error:
+            raise errors.of(error, torch.ops.nvfp4_moe.last_failure()) from None
+
+    return call
+
+
+OPS = Ops()
+
+
 @cache
-def load():
+def load() -> Any:
     """Load the shared object that lies beside this file and return `torch.ops.nvfp4_moe`."""
     if not SHARED_OBJECT.exists():
         raise ImportError(
@@ -25,6 +50,9 @@ def load():
         )
     torch.ops.load_library(str(SHARED_OBJECT))
     _register_fakes()
+    for traced in ("moe_forward", "moe_calibrate", "linear_forward", "linear_calibrate", "quantize", "dequantize"):
+        # torch.compile follows a function, but not its making
+        setattr(OPS, traced, _translating(getattr(torch.ops.nvfp4_moe, traced).default))
     return torch.ops.nvfp4_moe
 
 

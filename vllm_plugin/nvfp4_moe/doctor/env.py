@@ -23,7 +23,7 @@ def run(arguments) -> int:
     refusals = [reason for reason in (settings.disabled_reason(), vllm_refusal(), entry_point_refusal()) if reason]
     device_refusal = support.device_refusal(device)
     print_installed(device, device_refusal)
-    print_settings()
+    refusals += print_settings()
     if device_refusal:
         refusals.append(f"device {device}: {device_refusal}")
     print("\nplugin     " + ("active" if not refusals else "NOT active"))
@@ -84,12 +84,18 @@ def print_installed(device: str, device_refusal: str | None) -> None:
         print(f"           instruction set {nvfp4_moe.cpu_isa()}")
 
 
-def print_settings() -> None:
-    """The plugin's environment variables that are set, and vLLM's that matter here."""
+def print_settings() -> list[str]:
+    """The plugin's environment variables that are set, and vLLM's that matter here; why their values are none."""
     names = [*settings.VARIABLES, "VLLM_DISABLED_KERNELS", "VLLM_PLUGINS"]
     for name in names:
         if name in os.environ:
             print(f"setting    {name}={os.environ[name]}")
+    try:
+        for sentence in settings.check():
+            print(f"           {sentence}")
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def print_model(directory: str, refusals: list[str], arguments) -> bool:

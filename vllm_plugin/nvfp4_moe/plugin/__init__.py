@@ -34,6 +34,8 @@ def register() -> None:
     if refusal:
         logger.warning("nvfp4_moe is NOT active: %s", refusal)
         return
+    for sentence in settings.check():
+        logger.warning("nvfp4_moe: %s", sentence)
     settings.register_with_vllm()
 
     from . import linear_install, moe

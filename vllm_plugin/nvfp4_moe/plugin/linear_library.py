@@ -25,6 +25,7 @@ class Nvfp4Linear:
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
             device=layer.weight.device,
+            name=self.name,  # compiled graphs are cached by vLLM, and name the linear
         )
         try:
             self.linear.prepare(

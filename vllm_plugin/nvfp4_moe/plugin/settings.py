@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -43,7 +44,10 @@ def scales_file() -> str | None:
 
 def calibration_tokens() -> int:
     """Tokens of real requests that every layer sees, in bf16, before its input scales are set."""
-    return int(os.environ.get(CALIBRATION_TOKENS) or 4096)
+    value = os.environ.get(CALIBRATION_TOKENS) or "4096"
+    if not value.isascii() or not value.isdecimal() or int(value) == 0:
+        raise ValueError(f"{CALIBRATION_TOKENS} is {value!r}; it must be a number, 1 or more. Unset it for 4096.")
+    return int(value)
 
 
 def bf16_linears() -> list[str]:
@@ -64,6 +68,25 @@ VARIABLES: dict[str, Callable[[], Any]] = {
     CALIBRATION_TOKENS: calibration_tokens,
     BF16_LINEARS: bf16_linears,
 }
+
+
+OF_THE_BUILD = ("NVFP4_MOE_CUDA_HOME",)
+"""Read where the package is built, not by the plugin."""
+
+
+def check() -> list[str]:
+    """Refuse values that are none, before any layer is built; a sentence for each variable that nobody reads."""
+    for read in VARIABLES.values():
+        read()
+    known = (*VARIABLES, *OF_THE_BUILD)
+    unknown = sorted(name for name in os.environ if name.startswith("NVFP4_MOE_") and name not in known)
+    return [f"{name} is set, and is no setting.{_meant(name, known)}" for name in unknown]
+
+
+def _meant(name: str, known: tuple[str, ...]) -> str:
+    ends = {setting.removeprefix("NVFP4_MOE_"): setting for setting in known}
+    close = get_close_matches(name.removeprefix("NVFP4_MOE_"), ends, n=1)
+    return f" Did you mean {ends[close[0]]}?" if close else f" There are {', '.join(known)}."
 
 
 def register_with_vllm() -> None:
