@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenAI-compatible server with the plugin, asked by OpenAI's own client."""
 
+import json
 import os
 import socket
 import subprocess
@@ -24,10 +25,14 @@ def client(deepseek_v4, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(deepseek_v4["mixed"])]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
+    command += ["--worker-extension-cls", "nvfp4_moe.plugin.worker.Counters"]
     command += ["--max-model-len", "512", "--max-num-seqs", "8", "--enforce-eager", "--no-enable-prefix-caching"]
     with log.open("w") as stream:
         server = subprocess.Popen(
-            command, env=ENVIRONMENT | os.environ | {"OMP_NUM_THREADS": "1"}, stdout=stream, stderr=subprocess.STDOUT
+            command,
+            env=ENVIRONMENT | os.environ | {"OMP_NUM_THREADS": "1", "VLLM_SERVER_DEV_MODE": "1"},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
         )
         try:
             client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=300)
@@ -80,3 +85,12 @@ def test_concurrent_requests_get_the_answers_they_get_alone(client):
 
 def test_the_server_says_that_the_plugin_is_active(client):
     assert client.log.read_text().count("ACTIVE for NVFP4 MoE") == 1
+
+
+def test_the_counters_of_its_worker_can_be_read(client):
+    url = str(client.base_url).removesuffix("/v1/")
+    command = [sys.executable, "-m", "nvfp4_moe", "doctor", "counters", url, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    (worker,) = json.loads(done.stdout)["workers"]
+    assert worker["device"] == "cpu"
+    assert worker["nonfinite_values"] == 0

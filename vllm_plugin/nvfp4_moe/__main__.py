@@ -47,11 +47,23 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     env.add_argument("--moe-backend", default="auto", help="as given to vllm serve")
     env.add_argument("--linear-backend", default="auto", help="as given to vllm serve")
     env.set_defaults(run=run_env)
+    counters = command.add_parser("counters", help="what the kernels of a served model saw")
+    counters.add_argument("url", metavar="URL", help="of the server, as http://localhost:8000")
+    counters.add_argument("--reset", action="store_true", help="set them to zero afterwards")
+    counters.add_argument("--json", action="store_true", help="JSON instead of a line for each worker")
+    counters.set_defaults(run=run_counters)
 
 
 def run_env(arguments: argparse.Namespace) -> int:
     """`doctor env`, imported when it is asked for."""
     from .doctor.env import run
+
+    return run(arguments)
+
+
+def run_counters(arguments: argparse.Namespace) -> int:
+    """`doctor counters`."""
+    from .doctor.counters import run
 
     return run(arguments)
 
