@@ -31,8 +31,8 @@ nvfp4_moe_layer_args checked_args(const Known& known, const Tensor& x, const Ten
                                   const std::optional<Tensor>& workspace, const Tensor& out) {
   const nvfp4_moe_layer_desc& desc = known.desc;
   const Checks check = known.checks();
-  const int64_t num_tokens = x.dim() == 2 ? x.size(0) : 0;
-  const Dim T{"T", num_tokens}, H{"H", desc.hidden_size}, k{"k", desc.top_k}, E{"E", desc.num_experts};
+  const Dim T{"T", x.dim() == 2 ? x.size(0) : kAnySize}, H{"H", desc.hidden_size}, k{"k", desc.top_k},
+      E{"E", desc.num_experts};
 
   check(x, "x", {ScalarType::BFloat16}, {T, H});
   check(topk_ids, "topk_ids", {ScalarType::Int, ScalarType::Long}, {T, k});
@@ -40,7 +40,7 @@ nvfp4_moe_layer_args checked_args(const Known& known, const Tensor& x, const Ten
 
   nvfp4_moe_layer_args args{};
   args.struct_size = sizeof args;
-  args.num_tokens = to_int32("x.size(0)", num_tokens);
+  args.num_tokens = to_int32("x.size(0)", T.size);
   args.x = data<void>(x);
   args.x_row_stride = row_stride(x, "x");
   args.topk_ids = data<void>(topk_ids);

@@ -27,7 +27,7 @@ Table<Linear>& linears() {
 nvfp4_moe_linear_args checked_args(const Known& known, const Tensor& x, const std::optional<Tensor>& workspace,
                                    const Tensor& out) {
   const Checks check = known.checks();
-  const Dim T{"T", x.dim() == 2 ? x.size(0) : 0};
+  const Dim T{"T", x.dim() == 2 ? x.size(0) : kAnySize};
   check(x, "x", {ScalarType::BFloat16}, {T, {"in_features", known.desc.in_features}});
   check(out, "out", {ScalarType::BFloat16}, {T, {"out_features", known.desc.out_features}});
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the library made for Python, under integer ids.
 //
-// Ops see integers: torch.compile traces them as constants, and exported or cached graphs keep them for other processes.
-// So an id is a random number, which no other process and no later object has by chance: a dead, foreign or forged one is
-// an error with a text, never another object's weights and never a pointer that is followed. An object with a name has an
-// id made of the name, so that a graph that vLLM cached finds the object of that name in the next process.
+// Ops see integers: torch.compile traces them as constants, and exported or cached graphs keep them for other
+// processes. So an id is a random number, which no other process and no later object has by chance: a dead, foreign or
+// forged one is an error with a text, never another object's weights and never a pointer that is followed. An object
+// with a name has an id made of the name, so that a graph that vLLM cached finds the object of that name in the next
+// process.
 #pragma once
 
 #include <memory>

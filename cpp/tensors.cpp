@@ -42,12 +42,15 @@ std::string shape_text(const Tensor& tensor) {
 }
 
 [[noreturn]] void refuse_shape(const Tensor& tensor, const char* name, Dims dims) {
-  std::string names, sizes;
+  std::string names, sizes, origin;
   for (const Dim& dim : dims) {
+    const bool known = dim.size != kAnySize;
     names += text(names.empty() ? "" : ", ", dim.name);
-    sizes += text(sizes.empty() ? "" : ", ", dim.size);
+    sizes += text(sizes.empty() ? "" : ", ", known ? text(dim.size) : dim.name);
+    // Which of the two tensors is wrong, only the caller knows.
+    if (known && std::string(dim.name) == "T" && std::string(name) != "x") origin = ", where T is x.size(0)";
   }
-  refuse(text(name, ".shape"), shape_text(tensor), text("it must be [", names, "] = [", sizes, "]"),
+  refuse(text(name, ".shape"), shape_text(tensor), text("it must be [", names, "] = [", sizes, "]", origin),
          "Pass the tensor that belongs to this description.");
 }
 
@@ -72,7 +75,7 @@ void check_shape(const Tensor& tensor, const char* name, Dims dims) {
   const auto sizes = tensor.sizes();
   bool fits = sizes.size() == dims.size();
   size_t i = 0;
-  for (const Dim& dim : dims) fits = fits && sizes[i++] == dim.size;
+  for (const Dim& dim : dims) fits = fits && (sizes[i++] == dim.size || dim.size == kAnySize);
   if (!fits) refuse_shape(tensor, name, dims);
 }
 

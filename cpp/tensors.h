@@ -19,7 +19,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Device;
 using torch::stable::Tensor;
 
-// One expected dimension: what it is called in the header, and how long it must be.
+constexpr int64_t kAnySize = -1;
+
+// One expected dimension: what it is called in the header, and how long it must be, or kAnySize.
 struct Dim {
   const char* name;
   int64_t size;

@@ -116,12 +116,15 @@ u8 = partial(torch.zeros, dtype=torch.uint8)
 FORWARD_REFUSALS = {
     "x dtype": (dict(x=torch.zeros(T, H)), r"x.dtype is float32; it must be bfloat16. Convert it"),
     "x width": (dict(x=bf16(T, H + 16)), r"x.shape is \[5, 80\]; it must be \[T, H\] = \[5, 64\]"),
-    "x rank": (dict(x=bf16(1, T, H)), r"x.shape is \[1, 5, 64\]; it must be \[T, H\]"),
+    "x rank": (dict(x=bf16(1, T, H)), r"x.shape is \[1, 5, 64\]; it must be \[T, H\] = \[T, 64\]"),
     "x columns": (dict(x=bf16(H, T).T), r"x.stride\(1\) is 5; .*stride 1. Call .contiguous\(\)"),
     "x expanded": (dict(x=bf16(1, H).expand(T, H)), r"x.stride\(0\) is 0; rows of 64 elements may not"),
     "ids dtype": (dict(ids=torch.zeros(T, K)), r"topk_ids.dtype is float32; it must be int32 or int64"),
     "ids shape": (dict(ids=i32(T, 3)), r"topk_ids.shape is \[5, 3\]; it must be \[T, k\] = \[5, 2\]"),
-    "ids tokens": (dict(ids=i32(4, K)), r"topk_ids.shape is \[4, 2\]; it must be .* = \[5, 2\]"),
+    "ids tokens": (
+        dict(ids=i32(4, K)),
+        r"topk_ids.shape is \[4, 2\]; it must be .* = \[5, 2\], where T is x.size\(0\)",
+    ),
     "weights dtype": (dict(w=bf16(T, K)), r"topk_weights.dtype is bfloat16; it must be float32"),
     "weights shape": (dict(w=torch.zeros(T)), r"topk_weights.shape is \[5\]; it must be \[T, k\] = \[5, 2\]"),
     "map dtype": (dict(map=i32(E).long()), r"expert_map.dtype is int64; it must be int32"),
