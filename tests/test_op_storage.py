@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared weights keep their place for life: the op on a stand-in for the driver, where host memory plays the GPU's."""
+"""Prepared weights keep their place: the op on a stand-in for the driver, where host memory plays the GPU's."""
 
 import os
 import subprocess
