@@ -40,9 +40,15 @@ class Linear(Handle):
         kernels = self.device, is_portable(device), mode, scale_policy
         id = OPS.linear_create(*kernels, in_features, out_features, num_parts, tile_rows, name)
         self._own(id, OPS.linear_destroy)
+        self.storage: torch.Tensor | None = None
+        """u8 [1, bytes]: the weight in kernel layout, at one address for life. None before `prepare`, and on the CPU,
+        where weights are used where they lie."""
 
     def prepare(self, weights: LinearWeights) -> "Linear":
-        """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
+        """Take the weights: check their scales, bring them into kernel layout.
+
+        May be called again with new ones: they take the place of the old, so that captured graphs compute with them.
+        """
         OPS.linear_prepare(
             weights.weight,
             weights.block_scale,
@@ -50,8 +56,10 @@ class Linear(Handle):
             weights.bias,
             list(weights.part_rows),
             weights.input_scale,
+            None,
             self.id,
         )
+        self.storage = OPS.linear_storage(self.id)
         return self
 
     def forward(
