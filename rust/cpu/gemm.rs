@@ -39,7 +39,7 @@ const L2_OPERAND_BYTES: usize = 800 << 10;
 /// Tokens for one pass over a block of weight rows: as many as L2 and the tile take, but at least six, below which
 /// decoding would be shared by too few.
 pub fn tokens_at_a_time(isa: &Isa, reduction: usize) -> usize {
-    (L2_OPERAND_BYTES / isa.operand_row_bytes(reduction)).clamp(6, MAX_TILE_TOKENS) / 6 * 6
+    (L2_OPERAND_BYTES / isa.main_row_bytes(reduction)).clamp(6, MAX_TILE_TOKENS) / 6 * 6
 }
 
 /// For tiles of weight rows in `rows`: `put(first_row, tile_rows, out)` gets the f32 products with each row of `x`.

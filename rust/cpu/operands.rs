@@ -141,7 +141,7 @@ fn write_operand(
         }
         RowTransform::Fp8 => buffers.quantize_fp8(),
     };
-    write_groups(isa, &buffers.values, out);
+    isa.write_row(&buffers.values, out);
     RowSeen { global_scale, report, amax }
 }
 
@@ -165,18 +165,5 @@ impl RowBuffers {
             *value = e4m3_decode(*code);
         }
         quantized
-    }
-}
-
-/// An operand row from a row of values.
-pub fn write_groups(isa: &Isa, values: &[f32], out: &mut [u8]) {
-    let (whole, rest) = values.split_at(values.len() / isa.group * isa.group);
-    let (out, out_rest) = out.split_at_mut(whole.len() / isa.group * isa.group_bytes);
-    for (group, out) in whole.chunks_exact(isa.group).zip(out.chunks_exact_mut(isa.group_bytes)) {
-        (isa.write_group)(group, out);
-    }
-    if !rest.is_empty() {
-        let padded: Vec<f32> = rest.iter().copied().chain(std::iter::repeat(0.0)).take(isa.group).collect();
-        (isa.write_group)(&padded, &mut out_rest[..isa.group_bytes]);
     }
 }
