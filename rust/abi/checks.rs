@@ -27,16 +27,6 @@ pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<
     unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
 }
 
-/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error,
-/// not the end of the process.
-pub(crate) fn vec_for<T>(name: &'static str, len: usize) -> Result<Vec<T>> {
-    let mut vec = Vec::new();
-    match vec.try_reserve_exact(len) {
-        Ok(()) => Ok(vec),
-        Err(_) => Err(Error::OutOfMemory { name, len, bytes: len.saturating_mul(size_of::<T>()) }),
-    }
-}
-
 /// A tensor's pointer: not NULL, and a multiple of its element's size.
 pub(crate) fn aligned<T>(name: &str, pointer: *const T, size: usize) -> Result<*const T> {
     if pointer.is_null() { Err(null_error(name)) } else { aligned_or_null(name, pointer, size) }
@@ -155,17 +145,5 @@ mod tests {
         let [low, high] = [1 << 12, 1 << 20].map(std::ptr::without_provenance);
         assert!(no_overlap(low, most, high, 2).is_err() && no_overlap(high, 2, low, most).is_err());
         assert!(no_overlap(high, most, low, 2).is_ok());
-    }
-
-    #[test]
-    fn what_no_memory_holds_is_an_error() {
-        assert!(vec_for::<f32>("num_cols", 1 << 10).unwrap().capacity() >= 1 << 10);
-        for len in [1 << 60, usize::MAX] {
-            let error = vec_for::<f32>("num_cols", len).unwrap_err();
-            let bytes = len.saturating_mul(4);
-            let wanted = format!("num_cols is {len}; it needs {bytes} bytes of host memory, ");
-            assert!(error.to_string().starts_with(&wanted), "{error}");
-            assert_eq!(crate::abi::guard(|| Err(error)), NVFP4_MOE_OUT_OF_MEMORY as i32);
-        }
     }
 }

@@ -3,9 +3,12 @@
 
 use super::layer_report::LayerReport;
 use super::modules::SkippedLayer;
+use super::text::as_printable;
 use super::{BlockScales, Checkpoint, Config, Layer, Module, warnings};
 use crate::error::Result;
+use crate::memory::Text;
 use serde::Serialize;
+use std::io::Write;
 
 /// The whole report; `Display` is the table, `Serialize` the JSON.
 #[derive(Debug, Serialize)]
@@ -34,6 +37,7 @@ pub struct RefusedLayer {
     /// Its index in the model.
     pub layer: u32,
     /// Its name in the files, up to `.experts`.
+    #[serde(serialize_with = "as_printable")]
     pub stem: String,
     /// The refusal.
     pub error: String,
@@ -83,7 +87,16 @@ impl Report<'_> {
     }
 
     /// As JSON, indented.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_else(|e| format!("{{\"error\": {:?}}}", e.to_string()))
+    pub fn to_json(&self) -> Result<String> {
+        let mut text = Text::default();
+        let written = serde_json::to_writer_pretty(&mut text, self).map_err(std::io::Error::from);
+        text.finish("bytes of the report", written)
+    }
+
+    /// As a table.
+    pub fn to_table(&self) -> Result<String> {
+        let mut text = Text::default();
+        let written = write!(text, "{self}");
+        text.finish("bytes of the report", written)
     }
 }

@@ -154,7 +154,8 @@ fn ordinary_rows_have_no_rest() {
         for gated in [false, true] {
             let rows = (0..64).filter(|_| {
                 let up = |random: &mut Random| if gated { random.normal().max(-0.5) } else { 1.0 };
-                let x: Vec<f32> = (0..4096).map(|_| bf16::from_f32(random.normal() * up(&mut random)).to_f32()).collect();
+                let x: Vec<f32> =
+                    (0..4096).map(|_| bf16::from_f32(random.normal() * up(&mut random)).to_f32()).collect();
                 // SAFETY: an operand row of this instruction set.
                 unsafe { isa.has_rest(operand_row(isa, &x).as_ptr(), x.len()) }
             });
