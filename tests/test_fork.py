@@ -27,7 +27,11 @@ def in_a_child(body):
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # a child that waits for ever is ended, and seen
-        os._exit(0 if body() else 1)
+        status = 1
+        try:
+            status = 0 if body() else 1
+        finally:
+            os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
 """
 

@@ -122,6 +122,7 @@ impl Config {
         // It only repeats what tensors and the other file tell.
         let (modelopt, unread) = match read_json(directory, MODELOPT_CONFIG) {
             Ok(modelopt) => (modelopt.unwrap_or_default(), None),
+            Err(error @ Error::OutOfMemory { .. }) => return Err(error),
             Err(error) => (Map::new(), Some(error.to_string())),
         };
         let quantization = |key: &str| string(sections.any("quantization_config")?.get(key)?);

@@ -80,6 +80,7 @@ impl Files {
         for name in names {
             match directory.open(name).and_then(|source| this.add(name, source)) {
                 Ok(()) => {}
+                Err(error @ Error::OutOfMemory { .. }) => return Err(error),
                 Err(error) => drop(this.damaged.insert(name.clone(), error)),
             }
         }
