@@ -34,7 +34,7 @@
  * Data       ids are data, not configuration: a slot whose id is out of range is unrouted and counted in the
  *            device status; it is never an error and never an out-of-bounds read.
  * Library    prints nothing and reads no environment variable. A Rust panic (a bug) does not leave it: the call gives
- *            INTERNAL, and only then Rust prints, to stderr.
+ *            INTERNAL. A forked child may use its parent's CPU and checkpoint handles; CUDA is refused there.
  *
  * Words
  * -----
@@ -72,7 +72,7 @@ struct CUstream_st;
 #define NVFP4_MOE_CHECKPOINT 5          /* the files were read, and are wrong */
 #define NVFP4_MOE_IO 6                  /* the files could not be read */
 #define NVFP4_MOE_CUDA 7                /* the driver refused; the text names call, kernel and device */
-#define NVFP4_MOE_INTERNAL 8            /* a bug in this library (the text is the panic's), or no threads to be had */
+#define NVFP4_MOE_INTERNAL 8            /* a bug in this library (the text is the panic's) */
 #define NVFP4_MOE_OUT_OF_MEMORY 9       /* host memory that the system refused */
 
 /* Version of the loaded library: major * 10000 + minor * 100 + patch. */
@@ -110,7 +110,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
 
 /* Limit this library's CPU worker threads, to 1 .. 1024; 0 = one for each core (the default). Results never depend
- * on it. Takes effect at the next call that computes. */
+ * on it. Takes effect at the next call that computes; where the system gives no thread, that is its caller's. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 
 /* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
@@ -195,10 +195,11 @@ int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_we
 
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
- * a call and need not be cleared. Calls without a workspace take the library's: on the CPU the process's, on CUDA
- * the stream's, which grows to twice its size or more, even during a capture. What it outgrew is freed, unless a
- * capture has used it: kept is less than its own size. Of streams without captures the last 16 keep theirs. Graphs
- * captured on one stream share its workspace, and may not run at once. */
+ * a call and need not be cleared. Calls without a workspace take the library's. The CPU keeps as many as calls ran at
+ * once. On CUDA each stream has one, which grows to twice its size or more, even during a capture. What it outgrew is
+ * freed, unless a capture has used it: kept is less than its own size. Of streams without captures the last 16 keep
+ * theirs. Graphs captured on one stream share its workspace, and may not run at once. A caller's workspace serves one
+ * call at a time: two at once may spoil each other's numbers. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
@@ -384,7 +385,8 @@ int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpo
                                              nvfp4_moe_checkpoint_layer_info *out);
 
 /* Copy a range of experts out of the files. Global scales are written in decode direction. Everything is checked before
- * the first byte is written; only where a file cannot be read to its end are the buffers left partly written. */
+ * the first byte is written; only where a file cannot be read to its end, or changes meanwhile, are the buffers left
+ * partly written. */
 int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                         const nvfp4_moe_checkpoint_buffers *buffers);
 

@@ -6,6 +6,9 @@
 //! at a multiple of `alignment` (128 where scales are swizzled in 128-row tiles, 1 on the CPU). No slot is dropped
 //! under any skew.
 
+use crate::error::Result;
+use crate::memory::filled;
+
 /// Which experts are here, and under which local id.
 #[derive(Debug, Clone, Copy)]
 pub struct Placement<'a> {
@@ -65,6 +68,35 @@ pub struct Routing<'a> {
     pub row_to_slot: &'a mut [i32],
     /// `[num_local_experts + 1]`: first row of each expert's group; the last is the number of rows in use.
     pub padded_row_offsets: &'a mut [i32],
+}
+
+/// The memory of the tables. Never a workspace's: whoever else writes that may spoil numbers, but no index.
+#[derive(Debug)]
+pub struct Tables {
+    slot_to_row: Vec<i32>,
+    row_to_slot: Vec<i32>,
+    padded_row_offsets: Vec<i32>,
+}
+
+impl Tables {
+    /// For up to so many slots.
+    pub fn new(num_slots: usize, num_local_experts: usize, alignment: usize) -> Result<Self> {
+        Ok(Tables {
+            slot_to_row: filled("slots", num_slots, -1)?,
+            row_to_slot: filled("rows", max_rows(num_slots, num_local_experts, alignment), -1)?,
+            padded_row_offsets: filled("num_local_experts + 1", num_local_experts + 1, 0)?,
+        })
+    }
+
+    /// The tables of a chunk with so many slots.
+    pub fn of_slots(&mut self, num_slots: usize, alignment: usize) -> Routing<'_> {
+        let rows = max_rows(num_slots, self.padded_row_offsets.len() - 1, alignment);
+        Routing {
+            slot_to_row: &mut self.slot_to_row[..num_slots],
+            row_to_slot: &mut self.row_to_slot[..rows],
+            padded_row_offsets: &mut self.padded_row_offsets,
+        }
+    }
 }
 
 /// Slots that named no expert.

@@ -63,10 +63,20 @@ def test_forward_launches_and_does_nothing_else(run, device_kind):
     status, lines = run(device_kind)
     assert status == 0, lines[-1]
     calls = forwards(lines)
+    assert calls.pop("child") == []
     assert len(calls) == (17 if device_kind == HOPPER else 12)
     for title, made in calls.items():
         assert {call.split()[0] for call in made} <= ALLOWED, title
         assert launched(made), title
+
+
+def test_a_forked_child_is_refused_by_name(run):
+    """The driver's contexts do not follow into it: calls there would fail, or hang."""
+    status, lines = run(HOPPER)
+    assert status == 0, lines[-1]
+    assert forwards(lines)["child"] == []
+    [refusal] = [line for line in lines if line.startswith("7 7 7: ")]  # NVFP4_MOE_CUDA, three times
+    assert "CUDA works only in the process that first used it" in refusal
 
 
 def test_few_tokens_take_few_launches(run):
@@ -94,7 +104,9 @@ def test_few_tokens_take_few_launches(run):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_launches_overlap_where_the_gpu_can(run, capability):
     """All but routing, which a forward begins with: to overlap that gained nothing. Below 9.0 nothing overlaps."""
-    for title, made in forwards(run(PORTABLE, capability)[1]).items():
+    calls = forwards(run(PORTABLE, capability)[1])
+    calls.pop("child")
+    for title, made in calls.items():
         overlapping = [call.endswith(" overlapping") for call in made if call.startswith("cuLaunchKernelEx")]
         if capability >= 90:
             first = 1 if title.startswith("forward") else 0

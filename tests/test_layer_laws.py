@@ -106,6 +106,25 @@ class TestBits:
         assert torch.equal(bits(runner.run(layer, x, ids)), bits(runner.run(layer, x, ids, torch.ones(9, K))))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("outlier", [1e4, 1e6])
+@pytest.mark.parametrize("every", [16, H])
+def test_what_stands_beside_an_outlier_is_not_lost(weights, generator, device, outlier, every):
+    """Weights of the outliers' columns are 0, as trained ones nearly are; calibrate computes as mode bf16 does."""
+    x, ids, topk_weights = batch(20, generator)
+    ordinary = x[10:].clone()
+    x[:, ::every] = outlier
+    x[10:] = ordinary  # half of the batch has none
+    weights.w13[:, :, :: every // 2] &= 0xF0
+    reference = ReferenceLayer(weights).forward(x, ids.long(), topk_weights).out
+    layer = runner.make_layer(weights, num_experts=E, top_k=K, mode="bf16", device=device)
+    out = runner.run(layer, x, ids, topk_weights)
+    inputs = (t.to(layer.device) for t in (x, ids, topk_weights))
+    assert torch.equal(bits(out), bits(layer.calibrate(*inputs).cpu()))
+    for rows in (slice(10), slice(10, 20)):
+        assert relative_l2(out[rows], reference[rows]) <= gates.REL_L2
+
+
 def test_hostile_ids_are_counted(weights, generator):
     layer = runner.make_layer(weights, num_experts=E, top_k=K)
     x, ids, topk_weights = batch(6, generator)

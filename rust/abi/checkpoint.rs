@@ -9,17 +9,17 @@ use super::{
 };
 use crate::checkpoint::{Activation, Checkpoint, Format, Layer, LayerBuffers};
 use crate::error::{Error, Result};
+use once_cell::race::OnceBox;
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 /// What a `nvfp4_moe_checkpoint` owns.
 pub(crate) struct Opened {
     checkpoint: Checkpoint,
     /// Reports as a table, as JSON, and as JSON of headers alone: made once, because callers ask twice, for the length and
-    /// for the text.
-    reports: [OnceLock<String>; 3],
+    /// for the text. Behind no lock, which a process could be forked under.
+    reports: [OnceBox<String>; 3],
 }
 
 // The table of namings has the header's numbers.
@@ -177,11 +177,12 @@ exports! {
         let opened = shared(checkpoint)?;
         let full_length = not_null_mut("full_length", full_length)?;
         let checkpoint = &opened.checkpoint;
+        checkpoint.check_memory()?;
         let text = match as_json {
-            0 => opened.reports[0].get_or_init(|| checkpoint.inspect(None, |_| {}).to_string()),
-            2 => opened.reports[2].get_or_init(|| checkpoint.survey().to_json()),
-            _ => opened.reports[1].get_or_init(|| checkpoint.inspect(None, |_| {}).to_json()),
-        };
+            0 => opened.reports[0].get_or_try_init(|| checkpoint.inspect(None, |_| {}).to_table().map(Box::new)),
+            2 => opened.reports[2].get_or_try_init(|| checkpoint.survey().to_json().map(Box::new)),
+            _ => opened.reports[1].get_or_try_init(|| checkpoint.inspect(None, |_| {}).to_json().map(Box::new)),
+        }?;
         *full_length = copy_text(text, buf, size);
         Ok(())
     }

@@ -27,16 +27,6 @@ pub(crate) unsafe fn not_null_mut<'a, T>(name: &str, pointer: *mut T) -> Result<
     unsafe { pointer.as_mut() }.ok_or_else(|| null_error(name))
 }
 
-/// An empty vector with room for `len` elements, a number that came from a caller: what no memory holds is an error,
-/// not the end of the process.
-pub(crate) fn vec_for<T>(name: &'static str, len: usize) -> Result<Vec<T>> {
-    let mut vec = Vec::new();
-    match vec.try_reserve_exact(len) {
-        Ok(()) => Ok(vec),
-        Err(_) => Err(Error::OutOfMemory { name, len, bytes: len.saturating_mul(size_of::<T>()) }),
-    }
-}
-
 /// A tensor's pointer: not NULL, and a multiple of its element's size.
 pub(crate) fn aligned<T>(name: &str, pointer: *const T, size: usize) -> Result<*const T> {
     if pointer.is_null() { Err(null_error(name)) } else { aligned_or_null(name, pointer, size) }
@@ -196,17 +186,5 @@ mod tests {
         }
         let other_stride = Rows { stride: 65, ..columns(32, 32) };
         assert!(no_overlap(9, columns(0, 32), other_stride).is_err(), "rows that meet somewhere");
-    }
-
-    #[test]
-    fn what_no_memory_holds_is_an_error() {
-        assert!(vec_for::<f32>("num_cols", 1 << 10).unwrap().capacity() >= 1 << 10);
-        for len in [1 << 60, usize::MAX] {
-            let error = vec_for::<f32>("num_cols", len).unwrap_err();
-            let bytes = len.saturating_mul(4);
-            let wanted = format!("num_cols is {len}; it needs {bytes} bytes of host memory, ");
-            assert!(error.to_string().starts_with(&wanted), "{error}");
-            assert_eq!(crate::abi::guard(|| Err(error)), NVFP4_MOE_OUT_OF_MEMORY as i32);
-        }
     }
 }

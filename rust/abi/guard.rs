@@ -3,6 +3,7 @@
 
 use super::header;
 use crate::error::{Error, Result};
+use crate::panics::quietly;
 use std::cell::RefCell;
 use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +15,7 @@ thread_local! {
 /// Run one export: errors and panics become a status code and the thread's last error.
 pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> i32 {
     // Every handle's state stays consistent across an unwind: outputs are written last, locks do not poison.
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+    let result = quietly(|| catch_unwind(AssertUnwindSafe(body))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         Err(Error::Internal(format!("internal error: {}. Please report it.", text.unwrap_or("panic without a text"))))
     });
@@ -31,7 +32,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<()>) -> i32 {
 
 /// As [`guard`], for exports that answer with a value: `fallback` after a panic.
 pub(crate) fn guard_value<T>(fallback: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or(fallback)
+    quietly(|| catch_unwind(AssertUnwindSafe(body))).unwrap_or(fallback)
 }
 
 /// The thread's last error; empty where it never failed.
@@ -84,6 +85,26 @@ mod tests {
         assert_eq!(guard(|| Err(Error::argument("k", 0, "it must be at least 1", "Pass top_k."))), 1);
         assert_eq!(last_error(), "k is 0; it must be at least 1. Pass top_k.");
         assert_eq!(guard_value(u64::MAX, || panic!("a value")), u64::MAX);
+    }
+
+    /// In a process of its own, whose stderr can be read: the host's panics are told there as before.
+    #[test]
+    fn a_panic_prints_nothing_and_the_hosts_still_do() {
+        let mut child = std::process::Command::new("/proc/self/exe");
+        let arguments = ["abi::guard::tests::panics_of_all_kinds", "--exact", "--ignored", "--nocapture"];
+        let done = child.args(arguments).output().unwrap();
+        let printed = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && printed.contains("a panic of the host's"), "{printed}");
+        assert!(!printed.contains("a panic of ours") && !printed.contains("a panic of a worker"), "{printed}");
+    }
+
+    #[test]
+    #[ignore = "run by a_panic_prints_nothing_and_the_hosts_still_do"]
+    fn panics_of_all_kinds() {
+        assert_eq!(guard(|| panic!("a panic of ours")), 8);
+        assert_eq!(guard(|| crate::threads::run(|| panic!("a panic of a worker"))), 8);
+        assert!(last_error().contains("a panic of a worker"), "{}", last_error());
+        catch_unwind(|| panic!("a panic of the host's")).unwrap_err();
     }
 
     #[test]

@@ -12,6 +12,11 @@ pub(crate) trait Opaque {
     const NAME: &'static str;
     /// What its handles begin with; unlike any other kind's, and unlikely in memory that is none.
     const MARK: u64;
+
+    /// May it be used in this process? What a GPU has does not follow into a forked child.
+    fn check_process(_: &Self::Inside) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a handle's mark becomes when it is destroyed.
@@ -43,7 +48,9 @@ pub(crate) unsafe fn create<H: Opaque>(out: *mut *mut H, make: impl FnOnce() -> 
 /// breaks this and can be seen is refused, but that is no promise.)
 pub(crate) unsafe fn shared<'a, H: Opaque>(handle: *const H) -> Result<&'a H::Inside> {
     // SAFETY: the same contract; marked H, so that create::<H> made it.
-    unsafe { Ok(&(*live(handle)?).inside) }
+    let inside = unsafe { &(*live(handle)?).inside };
+    H::check_process(inside)?;
+    Ok(inside)
 }
 
 /// What a handle owns, to change it.
@@ -52,11 +59,13 @@ pub(crate) unsafe fn shared<'a, H: Opaque>(handle: *const H) -> Result<&'a H::In
 /// As [`shared`], with no other user at all.
 pub(crate) unsafe fn exclusive<'a, H: Opaque>(handle: *mut H) -> Result<&'a mut H::Inside> {
     // SAFETY: as in shared, and nobody else uses it.
-    unsafe { Ok(&mut (*live(handle)?.cast_mut()).inside) }
+    let inside = unsafe { &mut (*live(handle)?.cast_mut()).inside };
+    H::check_process(inside)?;
+    Ok(inside)
 }
 
-/// Drop a handle and what it owns; NULL is none. One that is not alive is left as it is: better a leak than memory
-/// freed twice.
+/// Drop a handle and what it owns; NULL is none. One that is not alive, or of another process, is left as it is: better a
+/// leak than memory freed twice.
 ///
 /// # Safety
 /// As [`exclusive`], and nobody may use it afterwards.
@@ -65,7 +74,10 @@ pub(crate) unsafe fn destroy<H: Opaque>(handle: *mut H) -> Result<()> {
         return Ok(());
     }
     // SAFETY: create's Box::into_raw made it, which the mark confirms.
-    unsafe { drop(Box::from_raw(retire(handle)?)) };
+    unsafe {
+        H::check_process(&(*live(handle)?).inside)?;
+        drop(Box::from_raw(retire(handle)?));
+    }
     Ok(())
 }
 

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::activation::Activation;
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
-use crate::config::LayerConfig;
+use crate::config::{Device, LayerConfig};
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 
@@ -16,6 +17,10 @@ impl Opaque for nvfp4_moe_layer {
     type Inside = Layer;
     const NAME: &'static str = "layer";
     const MARK: u64 = u64::from_le_bytes(*b"moelayer");
+
+    fn check_process(layer: &Self::Inside) -> Result<()> {
+        if layer.config().device == Device::Cpu { Ok(()) } else { cuda::check_process() }
+    }
 }
 
 fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {

@@ -45,6 +45,7 @@ pub extern "C" fn nvfp4_moe_set_num_threads(num_threads: i32) -> i32 {
             let rule = format!("it must be 0 (one for each core) to {MAX_THREADS}");
             return Err(Error::argument("num_threads", num_threads, rule, "Pass the cores you want used."));
         }
-        threads::set_num_threads(num_threads)
+        threads::set_num_threads(num_threads);
+        Ok(())
     })
 }

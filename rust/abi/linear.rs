@@ -7,7 +7,8 @@ use super::{
     not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
-use crate::config::LinearConfig;
+use crate::config::{Device, LinearConfig};
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
 use crate::linear::Linear;
@@ -16,6 +17,10 @@ impl Opaque for nvfp4_moe_linear {
     type Inside = Linear;
     const NAME: &'static str = "linear";
     const MARK: u64 = u64::from_le_bytes(*b"fp4linea");
+
+    fn check_process(linear: &Self::Inside) -> Result<()> {
+        if linear.config().device == Device::Cpu { Ok(()) } else { cuda::check_process() }
+    }
 }
 
 fn config(desc: &nvfp4_moe_linear_desc) -> Result<LinearConfig> {

@@ -14,6 +14,7 @@ mod prototypes;
 mod status;
 mod structs;
 
+use crate::memory::vec_for;
 use checks::*;
 use export_macro::exports;
 use guard::{copy_text, guard, guard_value, last_error};

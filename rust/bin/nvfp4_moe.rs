@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 fn inspect(directory: &Path, layer: Option<u32>, prefix: &str, json: bool) -> Result<bool> {
     let checkpoint = Checkpoint::open_prefix(directory, prefix)?;
     let report = checkpoint.inspect(layer, |layer| eprintln!("reading the scales of layer {layer}"));
-    let text = if json { report.to_json() + "\n" } else { report.to_string() };
+    let text = if json { report.to_json()? + "\n" } else { report.to_table()? };
     let _ = std::io::stdout().write_all(text.as_bytes()); // a reader that stops early, as `head` does, is no error
     if report.layers.is_empty() && report.refused.is_empty() {
         eprintln!(

@@ -4,7 +4,7 @@
 use super::activation::{self, Activation, of_layer};
 use super::sections::{Section, Sections};
 use super::source::Directory;
-use super::text::{fault, printable};
+use super::text::{as_printable_if_any, fault, printable};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -48,6 +48,7 @@ const INTERMEDIATE_SIZE: [&str; 3] = ["moe_intermediate_size", "expert_intermedi
 #[derive(Debug, Serialize)]
 pub struct Config {
     /// `model_type`, for example `deepseek_v4`.
+    #[serde(serialize_with = "as_printable_if_any")]
     pub model_type: Option<String>,
     /// `hidden_size`
     pub hidden_size: Option<u64>,
@@ -62,12 +63,16 @@ pub struct Config {
     /// `routed_scaling_factor`
     pub routed_scaling_factor: Option<f32>,
     /// `quantization_config.quant_method`: modelopt, compressed-tensors or fp8.
+    #[serde(serialize_with = "as_printable_if_any")]
     pub quant_method: Option<String>,
     /// `quant_algo` of `quantization_config` or of `hf_quant_config.json`, or compressed-tensors' `format`.
+    #[serde(serialize_with = "as_printable_if_any")]
     pub quant_algo: Option<String>,
     /// `quantization_config.moe_quant_algo`: that of the experts alone.
+    #[serde(serialize_with = "as_printable_if_any")]
     pub moe_quant_algo: Option<String>,
     /// `dtype` or `torch_dtype`: what an engine computes in.
+    #[serde(serialize_with = "as_printable_if_any")]
     pub dtype: Option<String>,
     #[serde(skip)]
     sections: Sections,
@@ -117,6 +122,7 @@ impl Config {
         // It only repeats what tensors and the other file tell.
         let (modelopt, unread) = match read_json(directory, MODELOPT_CONFIG) {
             Ok(modelopt) => (modelopt.unwrap_or_default(), None),
+            Err(error @ Error::OutOfMemory { .. }) => return Err(error),
             Err(error) => (Map::new(), Some(error.to_string())),
         };
         let quantization = |key: &str| string(sections.any("quantization_config")?.get(key)?);

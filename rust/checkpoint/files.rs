@@ -5,11 +5,12 @@
 //! and told to those who ask for such a tensor. Only a checkpoint without a single readable file is refused as a whole.
 
 use super::dtype::Dtype;
-use super::header::{Tensor, read_header};
+use super::header::{Header, Tensor, read_header};
 use super::index::{INDEX, read_index};
 use super::source::{Directory, Source};
 use super::text::{fault, printable, shorten};
 use crate::error::{Error, Result};
+use crate::memory::{ask_for, filled};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SINGLE: &str = "model.safetensors";
@@ -40,6 +41,8 @@ enum Fault {
     NotInFile(String),
     /// It lies in two files.
     Twice(String, String),
+    /// It lies past the end of its file.
+    CutOff(String, Error),
 }
 
 impl Files {
@@ -77,6 +80,7 @@ impl Files {
         for name in names {
             match directory.open(name).and_then(|source| this.add(name, source)) {
                 Ok(()) => {}
+                Err(error @ Error::OutOfMemory { .. }) => return Err(error),
                 Err(error) => drop(this.damaged.insert(name.clone(), error)),
             }
         }
@@ -91,7 +95,10 @@ impl Files {
 
     fn add(&mut self, name: &str, source: Option<Source>) -> Result<()> {
         let Some(source) = source else { return Ok(()) };
-        for (tensor, place) in read_header(self.files.len(), name, &source)? {
+        let Header { whole, cut_off } = read_header(self.files.len(), name, &source)?;
+        let cut_off = cut_off.into_iter().map(|(tensor, error)| (tensor, Fault::CutOff(name.to_owned(), error)));
+        self.faults.extend(cut_off);
+        for (tensor, place) in whole {
             if let Some(first) = self.tensors.get(&tensor) {
                 let first = self.files.get(first.file).map_or(name, |(first, _)| first).to_owned();
                 self.faults.insert(tensor, Fault::Twice(first, name.to_owned()));
@@ -105,7 +112,7 @@ impl Files {
 
     /// Take an entry of the index in.
     fn place(&mut self, tensor: String, file: String) {
-        if self.tensors.contains_key(&tensor) {
+        if self.tensors.contains_key(&tensor) || self.faults.contains_key(&tensor) {
             return;
         }
         let is_open = self.files.iter().any(|(name, _)| *name == file);
@@ -158,6 +165,7 @@ impl Files {
                 "a tensor may occur once",
                 "Remove the file that does not belong to the checkpoint.",
             ),
+            Some(Fault::CutOff(_, error)) => error.clone(),
         };
         Err(error)
     }
@@ -202,7 +210,7 @@ impl Files {
             let value = format!("{} {:?}", tensor.dtype, tensor.shape);
             return Err(fault(name, value, rule, "Export the checkpoint again."));
         }
-        let mut bytes = vec![0; tensor.len as usize];
+        let mut bytes = filled("bytes of scales", tensor.len as usize, 0)?;
         self.read(tensor, 0, &mut bytes)?;
         Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
     }
@@ -222,7 +230,7 @@ impl Files {
         len: u64,
         mut look: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let mut buf = vec![0; SCAN_BYTES.min(len as usize)];
+        let mut buf = filled("bytes of a scan", SCAN_BYTES.min(len as usize), 0)?;
         let mut at = 0;
         while at < len {
             let piece = &mut buf[..(len - at).min(SCAN_BYTES as u64) as usize];
@@ -242,12 +250,14 @@ impl Files {
 
     /// Each fault in a sentence.
     pub fn warnings(&self) -> Vec<String> {
-        let (mut missing_files, mut strays, mut twice) = (BTreeMap::<_, usize>::new(), Vec::new(), Vec::new());
+        let (mut missing_files, mut cut_off) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, Vec<&String>>::new());
+        let (mut strays, mut twice) = (Vec::new(), Vec::new());
         for (tensor, fault) in &self.faults {
             match fault {
                 Fault::FileMissing(file) => *missing_files.entry(printable(file)).or_default() += 1,
                 Fault::NotInFile(file) => strays.push(format!("{tensor} of {file}")),
                 Fault::Twice(first, second) => twice.push(format!("{tensor} in {first} and {second}")),
+                Fault::CutOff(file, _) => cut_off.entry(printable(file)).or_default().push(tensor),
                 Fault::FileDamaged(_) => {} // told once, with its file
             }
         }
@@ -255,6 +265,14 @@ impl Files {
         let missing =
             |(file, tensors)| format!("{file} is missing; the index places {tensors} tensors in it. Download it.");
         warnings.extend(missing_files.into_iter().map(missing));
+        warnings.extend(cut_off.into_iter().map(|(file, tensors)| {
+            format!(
+                "{file} is cut off; {} of its tensors lie past its end ({}), and layers that need them are refused. Download \
+                 or copy it again.",
+                tensors.len(),
+                shorten(&tensors)
+            )
+        }));
         let mut list = |names: &[String], rest: &str| {
             if !names.is_empty() {
                 warnings.push(format!("{} {rest}", shorten(names)));
@@ -270,6 +288,17 @@ impl Files {
             "is in the directory and not read; the index, or model.safetensors, stands for all. Nothing to do.",
         );
         warnings
+    }
+
+    /// Refuse files that were written to since they were opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|(name, source)| source.check_unchanged(name))
+    }
+
+    /// Is there memory for tables of every tensor, as layers and reports are made of?
+    pub fn ask_for_tables(&self) -> Result<()> {
+        let names = self.tensors.keys().chain(self.faults.keys());
+        ask_for("bytes of tables of tensors", names.map(|name| 4 * (name.len() + 256)).sum())
     }
 
     /// Number of open files, and their bytes.

@@ -7,9 +7,10 @@
 //! refusal has to name the tensor and both numbers, and because a file may hold dtypes that are not ours to judge.
 
 use super::dtype::Dtype;
-use super::source::{Source, not_weights};
+use super::source::{PARSED_BYTES, Source, not_weights};
 use super::text::fault;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::memory::{ask_for, filled};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::HashSet;
@@ -35,8 +36,17 @@ pub struct Tensor {
     pub len: u64,
 }
 
+/// The tensors of a file.
+#[derive(Debug)]
+pub struct Header {
+    /// Those whose bytes are there.
+    pub whole: Vec<(String, Tensor)>,
+    /// Those that lie past the end of a file that was cut off, and the refusal of each.
+    pub cut_off: Vec<(String, Error)>,
+}
+
 /// Every tensor of file number `file`, checked against the file's size.
-pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(String, Tensor)>> {
+pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Header> {
     let size = source.len();
     if let Some((found, remedy)) = not_weights(name, source)? {
         return Err(fault(name, found, "it must be a safetensors file", remedy));
@@ -68,7 +78,8 @@ pub fn read_header(file: usize, name: &str, source: &Source) -> Result<Vec<(Stri
             DOWNLOAD_AGAIN,
         ));
     }
-    let mut json = vec![0; length as usize];
+    let mut json = filled("bytes of a header", length as usize, 0)?;
+    ask_for("bytes of a header's tensors", PARSED_BYTES * length as usize)?;
     source.read_exact_at(name, &mut json, 8)?;
     let Entries(entries) = serde_json::from_slice(&json).map_err(|e| {
         fault(
@@ -95,24 +106,21 @@ fn refuse_duplicates(file_name: &str, entries: &[(String, Entry)]) -> Result<()>
 }
 
 /// Turn ranges of the data into checked ranges of the file. `data` is the file offset at which the data starts.
-fn place(
-    file: usize,
-    file_name: &str,
-    mut entries: Vec<(String, Entry)>,
-    data: u64,
-    size: u64,
-) -> Result<Vec<(String, Tensor)>> {
+fn place(file: usize, file_name: &str, mut entries: Vec<(String, Entry)>, data: u64, size: u64) -> Result<Header> {
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
-    let mut tensors = Vec::with_capacity(entries.len());
+    let (mut whole, mut cut_off) = (Vec::with_capacity(entries.len()), Vec::new());
     let mut expected = 0;
     for (name, Entry { dtype, shape, data_offsets: (start, end) }) in entries {
-        if start > end || end > size - data {
-            return Err(fault(
-                &name,
+        let past_the_end = |name: &str| {
+            fault(
+                name,
                 format_args!("bytes {start} to {end} of the data of {file_name}"),
                 format_args!("the file has {} bytes of data", size - data),
                 "The file is truncated or its header is wrong. Download or copy the file again.",
-            ));
+            )
+        };
+        if start > end {
+            return Err(past_the_end(&name));
         }
         if start != expected {
             return Err(fault(
@@ -127,7 +135,7 @@ fn place(
         let count = shape.iter().try_fold(1u64, |product, extent| product.checked_mul(*extent));
         let len = end - start;
         if let Some(bits) = dtype.bits()
-            && count.and_then(|count| count.checked_mul(bits)) != Some(8 * len)
+            && count.and_then(|count| count.checked_mul(bits)) != len.checked_mul(8)
         {
             return Err(fault(
                 &name,
@@ -136,9 +144,14 @@ fn place(
                 DOWNLOAD_AGAIN,
             ));
         }
-        tensors.push((name, Tensor { file, dtype, shape: shape.into(), start: data + start, len }));
+        if end > size - data {
+            let error = past_the_end(&name);
+            cut_off.push((name, error));
+        } else {
+            whole.push((name, Tensor { file, dtype, shape: shape.into(), start: data + start, len }));
+        }
     }
-    if expected != size - data {
+    if expected < size - data {
         return Err(fault(
             file_name,
             format_args!("{size} bytes"),
@@ -146,7 +159,10 @@ fn place(
             DOWNLOAD_AGAIN,
         ));
     }
-    Ok(tensors)
+    match cut_off.first() {
+        Some((_, error)) if whole.is_empty() => Err(error.clone()),
+        _ => Ok(Header { whole, cut_off }),
+    }
 }
 
 /// A tensor as the JSON has it; offsets count from the start of the data.

@@ -3,9 +3,12 @@
 
 use super::layer_report::LayerReport;
 use super::modules::SkippedLayer;
+use super::text::as_printable;
 use super::{BlockScales, Checkpoint, Config, Layer, Module, warnings};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::memory::Text;
 use serde::Serialize;
+use std::io::Write;
 
 /// The whole report; `Display` is the table, `Serialize` the JSON.
 #[derive(Debug, Serialize)]
@@ -26,6 +29,9 @@ pub struct Report<'a> {
     pub modules: &'a [Module],
     /// Each names a value, a rule and a remedy.
     pub warnings: Vec<String>,
+    /// Why a layer that may be whole was not described: nothing to tell of the files.
+    #[serde(skip)]
+    out_of_memory: Option<Error>,
 }
 
 /// An NVFP4 layer that breaks a rule.
@@ -34,6 +40,7 @@ pub struct RefusedLayer {
     /// Its index in the model.
     pub layer: u32,
     /// Its name in the files, up to `.experts`.
+    #[serde(serialize_with = "as_printable")]
     pub stem: String,
     /// The refusal.
     pub error: String,
@@ -57,11 +64,12 @@ impl Checkpoint {
         blocks: impl Fn(&Layer<'_>) -> Result<Option<BlockScales>>,
     ) -> Report<'_> {
         let (num_files, file_bytes) = self.files.size();
-        let (mut layers, mut refused) = (Vec::new(), Vec::new());
+        let (mut layers, mut refused, mut out_of_memory) = (Vec::new(), Vec::new(), None);
         for (number, stem, layer) in self.every_layer(only) {
             progress(number);
             match layer.and_then(|layer| LayerReport::new(number, &layer, &blocks)) {
                 Ok(described) => layers.push(described),
+                Err(error @ Error::OutOfMemory { .. }) => out_of_memory = Some(error),
                 Err(error) => {
                     refused.push(RefusedLayer { layer: number, stem: stem.to_owned(), error: error.to_string() })
                 }
@@ -72,7 +80,7 @@ impl Checkpoint {
         }
         let warnings = warnings::of_report(&self.files, &self.config, &self.modules, &layers);
         let (config, skipped, modules) = (&self.config, &self.skipped[..], &self.modules[..]);
-        Report { num_files, file_bytes, config, layers, refused, skipped, modules, warnings }
+        Report { num_files, file_bytes, config, layers, refused, skipped, modules, warnings, out_of_memory }
     }
 }
 
@@ -83,7 +91,22 @@ impl Report<'_> {
     }
 
     /// As JSON, indented.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_else(|e| format!("{{\"error\": {:?}}}", e.to_string()))
+    pub fn to_json(&self) -> Result<String> {
+        self.check_memory()?;
+        let mut text = Text::default();
+        let written = serde_json::to_writer_pretty(&mut text, self).map_err(std::io::Error::from);
+        text.finish("bytes of the report", written)
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        self.out_of_memory.clone().map_or(Ok(()), Err)
+    }
+
+    /// As a table.
+    pub fn to_table(&self) -> Result<String> {
+        self.check_memory()?;
+        let mut text = Text::default();
+        let written = write!(text, "{self}");
+        text.finish("bytes of the report", written)
     }
 }

@@ -9,12 +9,12 @@ use super::groups::Group;
 use super::input_scale::InputScale;
 use super::namings::{Format, Tensors};
 use super::pieces::{Piece, Pieces, refuse_unquantised};
-use super::scales::{BlockScales, weight_global_scale};
+use super::scales::{BlockScales, check_block_scales, weight_global_scale};
 use super::sizes::read_dims;
 use super::text::{fault, printable};
 use crate::error::{Error, Result};
+use crate::memory::vec_for;
 use crate::threads;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// A layer that [`Layer::read`] can copy out.
@@ -110,14 +110,16 @@ impl<'a> Layer<'a> {
 
     /// Read and check every block scale of some experts.
     pub fn scan_block_scales(&self, experts: Range<usize>) -> Result<BlockScales> {
-        let scan = |expert| {
+        let scan = |expert: usize| {
             Projection::ALL.into_iter().try_fold(BlockScales::default(), |all, projection| {
                 let piece = self.block_scale(expert, projection)?;
                 Ok(all.merge(BlockScales::scan(self.pieces.files, &piece)?))
             })
         };
-        let all = || experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)));
-        threads::run(all)?
+        let mut numbers = vec_for("experts", experts.len())?;
+        numbers.extend(experts);
+        let scanned = threads::run(|| threads::try_map(numbers, scan))?;
+        Ok(scanned.into_iter().fold(BlockScales::default(), BlockScales::merge))
     }
 
     /// The experts `first_expert .. first_expert + num_experts`, if all are there.
@@ -136,7 +138,7 @@ impl<'a> Layer<'a> {
     /// Copy the experts from `first_expert` on, as many as `buffers` take.
     ///
     /// Their scales are checked before anything is copied, so a refusal leaves the buffers as they were; only an
-    /// I/O error half-way does not. Memory beyond the buffers: a megabyte for each thread.
+    /// I/O error half-way, or a file that is changed meanwhile, does not. Memory beyond the buffers: a megabyte for each thread.
     pub fn read(&self, first_expert: usize, buffers: LayerBuffers<'_>) -> Result<()> {
         let num_experts = buffers.w2_global_scale.len();
         let experts = self.check_range(first_expert, num_experts)?;
@@ -153,19 +155,27 @@ impl<'a> Layer<'a> {
 
         let LayerBuffers { w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale } = buffers;
         let (codes_len, scales_len) = (self.dims.codes_len(), self.dims.block_scales_len());
-        let w13 = w13.par_chunks_exact_mut(2 * codes_len).zip(w13_block_scale.par_chunks_exact_mut(2 * scales_len));
-        let w2 = w2.par_chunks_exact_mut(codes_len).zip(w2_block_scale.par_chunks_exact_mut(scales_len));
-        let copies = w13.zip(w2).enumerate().map(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| {
+        let w13 = w13.chunks_exact_mut(2 * codes_len).zip(w13_block_scale.chunks_exact_mut(2 * scales_len));
+        let w2 = w2.chunks_exact_mut(codes_len).zip(w2_block_scale.chunks_exact_mut(scales_len));
+        let mut outputs = vec_for("experts", num_experts)?;
+        outputs.extend(w13.zip(w2).enumerate());
+        let copy = |(i, ((w13, w13_block_scale), (w2, w2_block_scale))): (
+            usize,
+            ((&mut [u8], &mut [u8]), (&mut [u8], &mut [u8])),
+        )| {
             let (gate, up) = w13.split_at_mut(codes_len);
             let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
             let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
             for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
                 self.codes(first_expert + i, projection)?.read(self.pieces.files, codes)?;
-                self.block_scale(first_expert + i, projection)?.read(self.pieces.files, block_scale)?;
+                let piece = self.block_scale(first_expert + i, projection)?;
+                piece.read(self.pieces.files, block_scale)?;
+                check_block_scales(&piece, 0, block_scale)?; // the file may have changed since they were scanned
             }
             Ok(())
-        });
-        threads::run(|| copies.collect::<Result<()>>())??;
+        };
+        threads::run(|| threads::try_map(outputs, copy))?;
+        self.pieces.files.check_unchanged()?;
         for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
             w13_global_scale[2 * i] = *gate;
             w13_global_scale[2 * i + 1] = *up;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a report says of one readable layer.
 
+use super::text::as_printable;
 use super::{BlockScales, Dims, Format, InputScale, Layer};
 use crate::error::Result;
 use serde::Serialize;
@@ -14,6 +15,7 @@ pub struct LayerReport {
     /// Its index in the model.
     pub layer: u32,
     /// Its name in the files, up to `.experts`.
+    #[serde(serialize_with = "as_printable")]
     pub stem: String,
     /// Naming and scale convention.
     pub format: Format,

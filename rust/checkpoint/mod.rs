@@ -42,7 +42,7 @@
 //!
 //! By tensor name and with both numbers: a missing tensor; a wrong dtype or shape; a tensor that the format does
 //! not know; a block scale that is NaN or negative; a weight's global scale that is missing, zero, NaN, infinite or
-//! negative; files that are shorter, or longer, than their header says. Gate and up may have different global
+//! negative; a tensor past the end of its file; a file that is longer than its header says. Gate and up may have different global
 //! scales. An input scale that is missing, zero or NaN is no refusal, because mode bf16 does not read it: see
 //! [`InputScale`].
 //!
@@ -136,6 +136,7 @@ impl Checkpoint {
     fn from_directory(directory: Directory, prefix: &str) -> Result<Self> {
         let files = Files::open(&directory)?;
         let config = Config::open(&directory)?;
+        files.ask_for_tables()?;
         let (mut groups, others) = groups::find_groups(&files, prefix);
         let (mut modules, unknown) = modules::of_others(&others);
         let mut layers = BTreeMap::<u32, Vec<_>>::new();
@@ -192,7 +193,13 @@ impl Checkpoint {
         }
     }
 
+    /// Is there memory for a report?
+    pub fn check_memory(&self) -> Result<()> {
+        self.files.ask_for_tables()
+    }
+
     fn layer_of(&self, layer: u32, group: usize, format: Format) -> Result<Layer<'_>> {
+        self.files.ask_for_tables()?;
         let group = &self.groups[group];
         Layer::new(&self.files, self.config.facts(&group.stem, layer), group, format)
     }

@@ -5,7 +5,7 @@ use super::dtype::Dtype;
 use super::groups::{Group, NoLayer};
 use super::header::Tensor;
 use super::namings::{FORMATS, UNQUANTISED, quantisation};
-use super::text::printable;
+use super::text::{as_printable, printable};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ pub const NVFP4: &str = "nvfp4";
 #[derive(Debug, Clone, Serialize)]
 pub struct SkippedLayer {
     /// Their name in the files, up to `.experts`.
+    #[serde(serialize_with = "as_printable")]
     pub stem: String,
     /// Their layer's index, if the name has one.
     pub layer: Option<u32>,
@@ -27,6 +28,7 @@ pub struct SkippedLayer {
 #[derive(Debug, Clone, Serialize)]
 pub struct Module {
     /// `layers.3.ffn.experts`, `layers.3.attn.wq_a`
+    #[serde(serialize_with = "as_printable")]
     pub name: String,
     /// `moe` or `linear`
     pub kind: &'static str,

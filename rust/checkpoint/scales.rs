@@ -35,10 +35,7 @@ impl BlockScales {
         let mut lossless_cast = row_len.is_multiple_of(2);
         let (mut num_at_max, mut num_zero) = (0, 0);
         piece.scan(files, |offset, bytes| {
-            // One comparison finds NaN (0x7f) and everything negative (0x80 and above, a second NaN included).
-            if let Some(at) = bytes.iter().position(|bits| *bits >= E4M3_NAN) {
-                return Err(refuse_block_scale(&piece.label, bytes[at], offset + at as u64, row_len));
-            }
+            check_block_scales(piece, offset, bytes)?;
             num_at_max += bytes.iter().filter(|bits| **bits == e4m3_encode(E4M3_MAX)).count() as u64;
             num_zero += bytes.iter().filter(|bits| **bits == 0).count() as u64;
             lossless_cast &= bytes.chunks(2).all(|pair| pair[0] == pair[pair.len() - 1] && is_power_of_two(pair[0]));
@@ -55,6 +52,15 @@ impl BlockScales {
         self.num_at_max += other.num_at_max;
         self.all_zero.extend(other.all_zero);
         self
+    }
+}
+
+/// Refuse a NaN or a negative among scales of a piece, from byte `offset` of it on.
+pub fn check_block_scales(piece: &Piece<'_>, offset: u64, bytes: &[u8]) -> Result<()> {
+    // One comparison finds NaN (0x7f) and everything negative (0x80 and above, a second NaN included).
+    match bytes.iter().position(|bits| *bits >= E4M3_NAN) {
+        Some(at) => Err(refuse_block_scale(&piece.label, bytes[at], offset + at as u64, piece.row_len)),
+        None => Ok(()),
     }
 }
 

@@ -6,10 +6,15 @@
 
 use super::text::{fault, printable};
 use crate::error::{Error, Result};
+use crate::memory::{ask_for, filled};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::SystemTime;
+
+/// Bytes that parsed JSON may take for each byte of its text, tables that grow by doubling included.
+pub const PARSED_BYTES: usize = 16;
 
 /// A flat set of named files.
 #[derive(Debug)]
@@ -23,8 +28,8 @@ pub enum Directory {
 /// One open file.
 #[derive(Debug)]
 pub enum Source {
-    /// An open regular file and its size when it was opened.
-    Disk(File, u64),
+    /// An open regular file, and what it was when it was opened: its size, and when it had last been written.
+    Disk(File, u64, Option<SystemTime>),
     /// Its contents.
     Memory(Vec<u8>),
 }
@@ -69,15 +74,15 @@ fn open_file(path: PathBuf) -> std::io::Result<Option<Source>> {
         Ok(_) => {}
     }
     let file = File::open(&path)?;
-    let size = file.metadata()?.len();
-    Ok(Some(Source::Disk(file, size)))
+    let metadata = file.metadata()?;
+    Ok(Some(Source::Disk(file, metadata.len(), metadata.modified().ok())))
 }
 
 impl Source {
     /// Size in bytes.
     pub fn len(&self) -> u64 {
         match self {
-            Source::Disk(_, size) => *size,
+            Source::Disk(_, size, _) => *size,
             Source::Memory(bytes) => bytes.len() as u64,
         }
     }
@@ -85,7 +90,7 @@ impl Source {
     /// Fill `buf` from byte `offset` on; `name` is the file's, for the error.
     pub fn read_exact_at(&self, name: &str, buf: &mut [u8], offset: u64) -> Result<()> {
         let result = match self {
-            Source::Disk(file, _) => file.read_exact_at(buf, offset),
+            Source::Disk(file, ..) => file.read_exact_at(buf, offset),
             Source::Memory(bytes) => {
                 let end = offset.checked_add(buf.len() as u64);
                 match end.and_then(|end| bytes.get(usize::try_from(offset).ok()?..usize::try_from(end).ok()?)) {
@@ -98,6 +103,18 @@ impl Source {
             }
         };
         result.map_err(|e| io_error(name, e))
+    }
+
+    /// Refuse what was written to since it was opened: its header may not be true any more.
+    pub fn check_unchanged(&self, name: &str) -> Result<()> {
+        let Source::Disk(file, size, modified) = self else { return Ok(()) };
+        let now = file.metadata().map_err(|e| io_error(name, e))?;
+        if now.len() == *size && now.modified().ok() == *modified {
+            return Ok(());
+        }
+        let (name, rule) = (printable(name), "a file of an open checkpoint must stay as it is");
+        let remedy = "Wait until it is written, and open the checkpoint again.";
+        Err(Error::Io(format!("{name} is {} bytes and was changed since it had {size}; {rule}. {remedy}", now.len())))
     }
 
     /// The whole file, at most `limit` bytes.
@@ -114,7 +131,8 @@ impl Source {
                 remedy,
             ));
         }
-        let mut bytes = vec![0; self.len() as usize];
+        let mut bytes = filled("bytes of a JSON file", self.len() as usize, 0)?;
+        ask_for("bytes of a JSON file's values", PARSED_BYTES * bytes.len())?;
         self.read_exact_at(name, &mut bytes, 0)?;
         Ok(bytes)
     }

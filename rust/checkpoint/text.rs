@@ -2,6 +2,7 @@
 //! Text out of files, made fit for a terminal and for one line.
 
 use crate::error::Error;
+use serde::{Serialize, Serializer};
 use std::fmt::Display;
 
 /// Characters of one name or value that a message shows.
@@ -26,6 +27,16 @@ pub fn printable(text: impl Display) -> String {
     let start = shown(&mut text.chars().take(SHOWN - SHOWN_OF_END));
     let end = shown(&mut text.chars().skip(count - SHOWN_OF_END));
     format!("{start}...({} characters left out)...{end}", count - SHOWN)
+}
+
+/// A name as it stands in JSON: whoever prints what a program decodes of it has it [`printable`].
+pub fn as_printable<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&printable(text))
+}
+
+/// The same of a value that may not be there.
+pub fn as_printable_if_any<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.as_ref().map(printable).serialize(serializer)
 }
 
 fn escaped(char: char) -> String {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The MoE forward on the CPU.
 
-use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
+use super::gemm::{PerRow, WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
 use super::isa::Isa;
 use super::operands::{MIN_TASK_VALUES, Operands, RowTransform};
 use super::output_factor::OutputFactor;
@@ -11,10 +11,10 @@ use super::shared_workspace::with_workspace;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerWeights};
 use crate::config::LayerConfig;
 use crate::error::Result;
-use crate::routing::{Placement, Routing, route};
+use crate::memory::{filled, resize};
+use crate::routing::{Placement, Routing, Tables, route};
 use crate::{status, threads};
 use half::bf16;
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// One forward: what it computes, with which instructions.
@@ -36,25 +36,32 @@ impl LayerCall<'_> {
     /// All pointers are host memory, valid as the header states.
     pub unsafe fn run(&self) -> Result<Calibration> {
         let num_tokens = self.args.num_tokens;
-        let plan = LayerPlan::new(self.config, self.isa, num_tokens);
+        let (plan, config) = (LayerPlan::new(self.config, self.isa, num_tokens), self.config);
+        let slots = num_tokens.min(CHUNK_TOKENS) * config.top_k;
+        let mut tables = Tables::new(slots, config.num_local_experts, ROW_ALIGNMENT)?;
         with_workspace(self.args.workspace, plan.workspace_size, |base| {
             let base = PartsOf::new(base);
             threads::run(|| {
-                (0..num_tokens).step_by(CHUNK_TOKENS).fold(Calibration::default(), |seen, first| {
+                (0..num_tokens).step_by(CHUNK_TOKENS).try_fold(Calibration::default(), |seen, first| {
                     let tokens = first..(first + CHUNK_TOKENS).min(num_tokens);
                     // SAFETY: the workspace has the plan's size; chunks run one after another.
-                    seen.widened_by(unsafe { self.chunk(&plan, base.address(0), tokens) })
+                    Ok(seen.widened_by(unsafe { self.chunk(&plan, base.address(0), &mut tables, tokens) }?))
                 })
             })
         })?
     }
 
     /// All steps for one range of tokens.
-    unsafe fn chunk(&self, plan: &LayerPlan, base: *mut u8, tokens: Range<usize>) -> Calibration {
+    unsafe fn chunk(
+        &self,
+        plan: &LayerPlan,
+        base: *mut u8,
+        tables: &mut Tables,
+        tokens: Range<usize>,
+    ) -> Result<Calibration> {
         let (config, isa) = (self.config, self.isa);
         let (slots, top_k) = (tokens.len() * config.top_k, config.top_k);
-        // SAFETY: the workspace is this plan's, and this chunk alone uses it.
-        let mut tables = unsafe { plan.routing(base, slots, config.num_local_experts) };
+        let mut tables = tables.of_slots(slots, ROW_ALIGNMENT);
         // SAFETY: ids and map are valid as the header states.
         unsafe { self.route(&tokens, &mut tables) };
         let Routing { slot_to_row, row_to_slot, padded_row_offsets: row_offsets } = tables;
@@ -70,11 +77,11 @@ impl LayerCall<'_> {
             is_routed(token).then(|| std::slice::from_raw_parts(pointer.cast::<bf16>(), config.hidden_size))
         };
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w13);
-        let x_amax = x.write(tokens.len(), x_row, transform, self.observe, |token| tokens.start + token);
+        let x_amax = x.write(tokens.len(), x_row, transform, self.observe, |token| tokens.start + token)?;
 
         let h: PartsOf<bf16> = PartsOf::new(plan.h.pointer(base));
         // SAFETY: h has a row for each routed slot.
-        unsafe { self.gemm1(&x, row_offsets, token_of_row, h) };
+        unsafe { self.gemm1(&x, row_offsets, token_of_row, h) }?;
 
         let h_operand = plan.h_operand.operands(isa, base);
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w2);
@@ -82,14 +89,14 @@ impl LayerCall<'_> {
         // SAFETY: gemm1 wrote these rows and is done.
         let h_row = |row: usize| unsafe { Some(&*h.part(row * width, width)) };
         let token_of_row = |row: usize| tokens.start + token_of_row(row);
-        let h_amax = h_operand.write(num_rows, h_row, transform, self.observe, token_of_row);
+        let h_amax = h_operand.write(num_rows, h_row, transform, self.observe, token_of_row)?;
 
         let y = PartsOf::new(plan.y.pointer(base));
         // SAFETY: y has a row for each routed slot.
-        unsafe { self.gemm2(&h_operand, row_offsets, y) };
+        unsafe { self.gemm2(&h_operand, row_offsets, y) }?;
         // SAFETY: gemm2 wrote the rows; out is valid as the header states.
-        unsafe { self.combine(&tokens, slot_to_row, y) };
-        Calibration { x_amax, h_amax }
+        unsafe { self.combine(&tokens, slot_to_row, y) }?;
+        Ok(Calibration { x_amax, h_amax })
     }
 
     unsafe fn route(&self, tokens: &Range<usize>, tables: &mut Routing) {
@@ -121,9 +128,9 @@ impl LayerCall<'_> {
         &self,
         x: &Operands,
         row_offsets: &[i32],
-        token_of_row: impl Fn(usize) -> usize + Sync,
+        token_of_row: impl Fn(usize) -> usize + Send + Sync,
         h: PartsOf<bf16>,
-    ) {
+    ) -> Result<()> {
         let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
         // SAFETY: host tensors, not written during the call.
         let (codes, scales, globals) = unsafe {
@@ -136,10 +143,12 @@ impl LayerCall<'_> {
             let matrix = WeightMatrix::expert(codes, scales, 2 * inter, hidden, expert);
             let pair = &globals[2 * expert..][..2];
             let (gate_scale, up_scale) = if self.weights.up_first { (pair[1], pair[0]) } else { (pair[0], pair[1]) };
-            let mut gate = vec![0.0f32; rows.len() * features.len()];
-            let x_rows: Vec<_> = rows.clone().map(|row| x.row(token_of_row(row))).collect();
-            let x_scales = rows.clone().map(|row| x.global_scale(token_of_row(row)));
-            let alphas: Vec<_> = x_scales.map(|x| [gate_scale, up_scale].map(|w| OutputFactor::new(x, w))).collect();
+            let mut gate = filled("gate values", rows.len() * features.len(), 0.0f32)?;
+            let x_rows = PerRow::new(rows.clone(), std::ptr::null(), |row| x.row(token_of_row(row)));
+            let alphas = PerRow::new(rows.clone(), [OutputFactor::new(0.0, 0.0); 2], |row| {
+                let x_scale = x.global_scale(token_of_row(row));
+                [gate_scale, up_scale].map(|weight| OutputFactor::new(x_scale, weight))
+            });
             let gate_rows = gate_first + features.start..gate_first + features.end;
             for_each_tile(self.isa, matrix, gate_rows, &x_rows, |first, count, out| {
                 for (gate, out) in gate.chunks_exact_mut(features.len()).zip(out) {
@@ -160,11 +169,12 @@ impl LayerCall<'_> {
                     }
                 }
             });
-        });
+            Ok(())
+        })
     }
 
     /// y = h * w2^T in f32, a row for each routed slot.
-    unsafe fn gemm2(&self, h: &Operands, row_offsets: &[i32], y: PartsOf<f32>) {
+    unsafe fn gemm2(&self, h: &Operands, row_offsets: &[i32], y: PartsOf<f32>) -> Result<()> {
         let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
         // SAFETY: host tensors, not written during the call.
         let (codes, scales, globals) = unsafe {
@@ -174,9 +184,10 @@ impl LayerCall<'_> {
         let tokens = tokens_at_a_time(self.isa, inter);
         for_each_task(row_offsets, hidden, tokens, |expert, rows, features| {
             let matrix = WeightMatrix::expert(codes, scales, hidden, inter, expert);
-            let h_rows: Vec<_> = rows.clone().map(|row| h.row(row)).collect();
-            let alphas: Vec<_> =
-                rows.clone().map(|row| OutputFactor::new(h.global_scale(row), globals[expert])).collect();
+            let h_rows = PerRow::new(rows.clone(), std::ptr::null(), |row| h.row(row));
+            let alphas = PerRow::new(rows.clone(), OutputFactor::new(0.0, 0.0), |row| {
+                OutputFactor::new(h.global_scale(row), globals[expert])
+            });
             for_each_tile(self.isa, matrix, features, &h_rows, |first, count, out| {
                 for (i, out) in out.iter().enumerate() {
                     // SAFETY: this row and these features belong to this task.
@@ -186,37 +197,37 @@ impl LayerCall<'_> {
                     }
                 }
             });
-        });
+            Ok(())
+        })
     }
 
     /// out[t] = sum over k of weight * y in f32, each a fused multiply-add, in order of k; 0 where no slot is routed.
-    unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: PartsOf<f32>) {
+    unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: PartsOf<f32>) -> Result<()> {
         let config = self.config;
         let out = PartsOf::new(self.args.out.cast::<bf16>());
         let tokens_at_a_time = (MIN_TASK_VALUES / (config.top_k * config.hidden_size)).max(1);
-        tokens.clone().into_par_iter().with_min_len(tokens_at_a_time).for_each_init(
-            Vec::new,
-            |sum: &mut Vec<f32>, token| {
-                let args = self.args;
-                sum.clear();
-                sum.resize(config.hidden_size, 0.0);
-                let slots = (token - tokens.start) * config.top_k..;
-                for (k, row) in slot_to_row[slots][..config.top_k].iter().enumerate().filter(|(_, row)| **row >= 0) {
-                    // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
-                    let (weight, y) = unsafe {
-                        let at = token * args.topk_weights_row_stride + k;
-                        let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
-                        (weight, &*y.part(*row as usize * config.hidden_size, config.hidden_size))
-                    };
-                    // SAFETY: `isa` is available on this machine.
-                    unsafe { (self.isa.add_scaled)(sum, weight, y) };
-                }
-                // SAFETY: each token's row is written by one task.
-                let out = unsafe { out.part(token * args.out_row_stride, config.hidden_size) };
-                for (out, sum) in out.iter_mut().zip(&*sum) {
-                    *out = bf16::from_f32(*sum);
-                }
-            },
-        );
+        threads::try_for_each(tokens.len(), tokens_at_a_time, Vec::new, |sum: &mut Vec<f32>, i| {
+            let (token, args) = (tokens.start + i, self.args);
+            sum.clear();
+            resize(sum, "hidden_size", config.hidden_size, 0.0)?;
+            for (k, row) in
+                slot_to_row[i * config.top_k..][..config.top_k].iter().enumerate().filter(|(_, row)| **row >= 0)
+            {
+                // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
+                let (weight, y) = unsafe {
+                    let at = token * args.topk_weights_row_stride + k;
+                    let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
+                    (weight, &*y.part(*row as usize * config.hidden_size, config.hidden_size))
+                };
+                // SAFETY: `isa` is available on this machine.
+                unsafe { (self.isa.add_scaled)(sum, weight, y) };
+            }
+            // SAFETY: each token's row is written by one task.
+            let out = unsafe { out.part(token * args.out_row_stride, config.hidden_size) };
+            for (out, sum) in out.iter_mut().zip(&*sum) {
+                *out = bf16::from_f32(*sum);
+            }
+            Ok(())
+        })
     }
 }

@@ -2,9 +2,11 @@
 //! Blocks of a GEMM: some weight rows times the rows of one expert.
 
 use super::isa::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use crate::error::Result;
 use crate::format::BLOCK_SIZE;
-use rayon::prelude::*;
-use std::ops::Range;
+use crate::memory::vec_for;
+use crate::threads;
+use std::ops::{Deref, Range};
 
 /// A weight matrix in checkpoint order.
 #[derive(Clone, Copy)]
@@ -39,7 +41,7 @@ const L2_OPERAND_BYTES: usize = 800 << 10;
 /// Tokens for one pass over a block of weight rows: as many as L2 and the tile take, but at least six, below which
 /// decoding would be shared by too few.
 pub fn tokens_at_a_time(isa: &Isa, reduction: usize) -> usize {
-    (L2_OPERAND_BYTES / isa.operand_row_bytes(reduction)).clamp(6, MAX_TILE_TOKENS) / 6 * 6
+    (L2_OPERAND_BYTES / isa.main_row_bytes(reduction)).clamp(6, MAX_TILE_TOKENS) / 6 * 6
 }
 
 /// For tiles of weight rows in `rows`: `put(first_row, tile_rows, out)` gets the f32 products with each row of `x`.
@@ -71,20 +73,50 @@ pub fn for_each_task(
     row_offsets: &[i32],
     features: usize,
     rows_at_a_time: usize,
-    body: impl Fn(usize, Range<usize>, Range<usize>) + Sync,
-) {
-    let active: Vec<usize> = (0..row_offsets.len() - 1).filter(|e| row_offsets[*e] < row_offsets[*e + 1]).collect();
+    body: impl Fn(usize, Range<usize>, Range<usize>) -> Result<()> + Send + Sync,
+) -> Result<()> {
+    let num_experts = row_offsets.len() - 1;
+    let mut active: Vec<usize> = vec_for("num_local_experts", num_experts)?;
+    active.extend((0..num_experts).filter(|e| row_offsets[*e] < row_offsets[*e + 1]));
     // Eight tasks a thread balance what differs between them.
-    let fair = active.len() * features / (8 * rayon::current_num_threads());
+    let fair = active.len() * features / (8 * threads::count());
     let task_features = fair.clamp(TASK_FEATURES.start, TASK_FEATURES.end) / TILE_ROWS * TILE_ROWS;
     let blocks = features.div_ceil(task_features);
-    (0..active.len() * blocks).into_par_iter().for_each(|task| {
+    let nothing = || ();
+    threads::try_for_each(active.len() * blocks, 1, nothing, |(), task| {
         let expert = active[task / blocks];
         let first = task % blocks * task_features;
         let features = first..(first + task_features).min(features);
         let rows = row_offsets[expert] as usize..row_offsets[expert + 1] as usize;
         for start in rows.clone().step_by(rows_at_a_time) {
-            body(expert, start..(start + rows_at_a_time).min(rows.end), features.clone());
+            body(expert, start..(start + rows_at_a_time).min(rows.end), features.clone())?;
         }
-    });
+        Ok(())
+    })
+}
+
+/// One value for each row of a task, of which there are at most [`MAX_TILE_TOKENS`]; on the stack.
+pub struct PerRow<T> {
+    values: [T; MAX_TILE_TOKENS],
+    len: usize,
+}
+
+impl<T: Copy> PerRow<T> {
+    /// `value` of each row; `unused` fills the rest.
+    pub fn new(rows: Range<usize>, unused: T, value: impl Fn(usize) -> T) -> Self {
+        let mut values = [unused; MAX_TILE_TOKENS];
+        let len = rows.len();
+        for (place, row) in values.iter_mut().zip(rows) {
+            *place = value(row);
+        }
+        PerRow { values, len }
+    }
+}
+
+impl<T> Deref for PerRow<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values[..self.len]
+    }
 }

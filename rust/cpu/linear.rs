@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The NVFP4 linear on the CPU.
 
-use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
+use super::gemm::{PerRow, WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
 use super::isa::{self, Isa};
 use super::operands::RowTransform;
 use super::output_factor::OutputFactor;
@@ -102,16 +102,16 @@ impl LinearCall<'_> {
         with_workspace(self.args.workspace, plan.workspace_size, |base| {
             let base = PartsOf::new(base);
             threads::run(|| {
-                (0..num_tokens).step_by(CHUNK_TOKENS).fold(-1.0f32, |amax, first| {
+                (0..num_tokens).step_by(CHUNK_TOKENS).try_fold(-1.0f32, |amax, first| {
                     let tokens = first..(first + CHUNK_TOKENS).min(num_tokens);
                     // SAFETY: the workspace has the plan's size; chunks run one after another.
-                    amax.max(unsafe { self.chunk(&plan, base.address(0), tokens) })
+                    Ok(amax.max(unsafe { self.chunk(&plan, base.address(0), tokens) }?))
                 })
             })
         })?
     }
 
-    unsafe fn chunk(&self, plan: &LinearPlan, base: *mut u8, tokens: Range<usize>) -> f32 {
+    unsafe fn chunk(&self, plan: &LinearPlan, base: *mut u8, tokens: Range<usize>) -> Result<f32> {
         let (config, args, isa) = (self.config, self.args, self.isa);
         let x = plan.x.operands(isa, base);
         // SAFETY: rows of x are valid for in_features values.
@@ -120,7 +120,7 @@ impl LinearCall<'_> {
             Some(std::slice::from_raw_parts(pointer.cast::<bf16>(), config.in_features))
         };
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scale);
-        let amax = x.write(tokens.len(), x_row, transform, self.observe, |token| tokens.start + token);
+        let amax = x.write(tokens.len(), x_row, transform, self.observe, |token| tokens.start + token)?;
 
         // SAFETY: host tensors, not written during the call.
         let (codes, block_scales, globals, bias) = unsafe {
@@ -133,7 +133,7 @@ impl LinearCall<'_> {
         let row_offsets = [0, tokens.len() as i32];
         let at_a_time = tokens_at_a_time(isa, config.in_features);
         for_each_task(&row_offsets, config.out_features, at_a_time, |_, rows, features| {
-            let x_rows: Vec<_> = rows.clone().map(|row| x.row(row)).collect();
+            let x_rows = PerRow::new(rows.clone(), std::ptr::null(), |row| x.row(row));
             for_each_tile(isa, matrix, features, &x_rows, |first, count, products| {
                 for (row, products) in rows.clone().zip(products) {
                     // SAFETY: these features of this token belong to this task.
@@ -146,7 +146,8 @@ impl LinearCall<'_> {
                     }
                 }
             });
-        });
-        amax
+            Ok(())
+        })?;
+        Ok(amax)
     }
 }

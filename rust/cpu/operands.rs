@@ -4,13 +4,14 @@
 use super::isa::Isa;
 use super::parts_of::PartsOf;
 use crate::config::{Mode, ScalePolicy};
+use crate::error::Result;
 use crate::format::{
     BLOCK_SIZE, BlockReport, QuantScale, dequantize_row, dynamic_global_scale, e4m3_decode, finite_amax, quantize_row,
     quantize_row_fp8,
 };
-use crate::status;
+use crate::memory::resize;
+use crate::{status, threads};
 use half::{bf16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
 
 /// Values that one thread handles before another is worth waking: some 20 us of work.
 pub const MIN_TASK_VALUES: usize = 16 << 10;
@@ -65,25 +66,24 @@ impl<'a> Operands<'a> {
     pub fn write<'r>(
         &self,
         count: usize,
-        source: impl Fn(usize) -> Option<&'r [bf16]> + Sync,
+        source: impl Fn(usize) -> Option<&'r [bf16]> + Send + Sync,
         transform: RowTransform,
         observe: bool,
-        token_of_row: impl Fn(usize) -> usize + Sync,
-    ) -> f32 {
+        token_of_row: impl Fn(usize) -> usize + Send + Sync,
+    ) -> Result<f32> {
         let rows_at_a_time = (MIN_TASK_VALUES / self.reduction).max(1);
-        let rows = (0..count).into_par_iter().with_min_len(rows_at_a_time);
-        let amaxes = rows.map_init(RowBuffers::default, |buffers, row| {
-            let Some(values) = source(row) else { return -1.0 };
+        let write_row = |buffers: &mut RowBuffers, row| {
+            let Some(values) = source(row) else { return Ok(-1.0) };
             // SAFETY: each row, and its scale, is written by one task.
             let (out, scale) = unsafe {
                 (self.rows.part(row * self.row_bytes, self.row_bytes), &mut self.global_scales.part(row, 1)[0])
             };
-            let seen = write_operand(self.isa, values, transform, observe, buffers, out);
+            let seen = write_operand(self.isa, values, transform, observe, buffers, out)?;
             status::CPU.add_blocks(token_of_row(row), seen.report);
             *scale = seen.global_scale;
-            seen.amax
-        });
-        amaxes.reduce(|| -1.0, f32::max)
+            Ok(seen.amax)
+        };
+        threads::try_reduce(count, rows_at_a_time, RowBuffers::default, write_row, -1.0, f32::max)
     }
 
     /// The operand row.
@@ -128,55 +128,42 @@ fn write_operand(
     observe: bool,
     buffers: &mut RowBuffers,
     out: &mut [u8],
-) -> RowSeen {
-    buffers.values.resize(row.len(), 0.0);
+) -> Result<RowSeen> {
+    resize(&mut buffers.values, "values of a row", row.len(), 0.0)?;
     row.convert_to_f32_slice(&mut buffers.values);
     let amax = if observe { finite_amax(&buffers.values) } else { -1.0 };
     let (global_scale, report) = match transform {
         RowTransform::Keep => (1.0, BlockReport::default()),
-        RowTransform::Static(scale) => (scale, buffers.quantize(scale)),
+        RowTransform::Static(scale) => (scale, buffers.quantize(scale)?),
         RowTransform::Dynamic => {
             let scale = dynamic_global_scale(&buffers.values);
-            (scale, buffers.quantize(scale))
+            (scale, buffers.quantize(scale)?)
         }
-        RowTransform::Fp8 => buffers.quantize_fp8(),
+        RowTransform::Fp8 => buffers.quantize_fp8()?,
     };
-    write_groups(isa, &buffers.values, out);
-    RowSeen { global_scale, report, amax }
+    isa.write_row(&buffers.values, out);
+    Ok(RowSeen { global_scale, report, amax })
 }
 
 impl RowBuffers {
     /// Replace the values by `e2m1 * block_scale`, which `global_scale` decodes.
-    fn quantize(&mut self, global_scale: f32) -> BlockReport {
+    fn quantize(&mut self, global_scale: f32) -> Result<BlockReport> {
         let RowBuffers { values, codes, block_scales } = self;
-        codes.resize(values.len() / 2, 0);
-        block_scales.resize(values.len() / BLOCK_SIZE, 0);
+        resize(codes, "codes of a row", values.len() / 2, 0)?;
+        resize(block_scales, "block scales of a row", values.len() / BLOCK_SIZE, 0)?;
         let scale = QuantScale::from_global_scale(global_scale);
         let report = quantize_row(values, scale, codes, |i, block_scale| block_scales[i] = block_scale);
         dequantize_row(codes, block_scales, 1.0, values);
-        report
+        Ok(report)
     }
 
     /// Replace the values by e4m3 ones; returns the scale that decodes them.
-    fn quantize_fp8(&mut self) -> (f32, BlockReport) {
-        self.codes.resize(self.values.len(), 0);
+    fn quantize_fp8(&mut self) -> Result<(f32, BlockReport)> {
+        resize(&mut self.codes, "codes of a row", self.values.len(), 0)?;
         let quantized = quantize_row_fp8(&self.values, &mut self.codes);
         for (value, code) in self.values.iter_mut().zip(&self.codes) {
             *value = e4m3_decode(*code);
         }
-        quantized
-    }
-}
-
-/// An operand row from a row of values.
-pub fn write_groups(isa: &Isa, values: &[f32], out: &mut [u8]) {
-    let (whole, rest) = values.split_at(values.len() / isa.group * isa.group);
-    let (out, out_rest) = out.split_at_mut(whole.len() / isa.group * isa.group_bytes);
-    for (group, out) in whole.chunks_exact(isa.group).zip(out.chunks_exact_mut(isa.group_bytes)) {
-        (isa.write_group)(group, out);
-    }
-    if !rest.is_empty() {
-        let padded: Vec<f32> = rest.iter().copied().chain(std::iter::repeat(0.0)).take(isa.group).collect();
-        (isa.write_group)(&padded, &mut out_rest[..isa.group_bytes]);
+        Ok(quantized)
     }
 }

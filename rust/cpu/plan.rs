@@ -3,9 +3,8 @@
 
 use super::isa::Isa;
 use super::operands::Operands;
-use super::parts_of::PartsOf;
 use crate::config::{LayerConfig, LinearConfig};
-use crate::routing::{Routing, max_rows};
+use crate::routing::max_rows;
 use crate::workspace::{Region, Walk};
 use half::bf16;
 
@@ -20,9 +19,6 @@ pub const ROW_ALIGNMENT: usize = 1;
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct LayerPlan {
-    pub slot_to_row: Region<i32>,
-    pub row_to_slot: Region<i32>,
-    pub row_offsets: Region<i32>,
     /// A row a token.
     pub x: OperandPlan,
     /// bf16 output of the activation, a row a slot.
@@ -42,31 +38,11 @@ impl LayerPlan {
         let rows = max_rows(slots, config.num_local_experts, ROW_ALIGNMENT);
         let mut walk = Walk::default();
         LayerPlan {
-            slot_to_row: walk.region(slots),
-            row_to_slot: walk.region(rows),
-            row_offsets: walk.region(config.num_local_experts + 1),
             x: OperandPlan::new(&mut walk, isa, tokens, config.hidden_size),
             h: walk.region(rows * config.intermediate_size),
             h_operand: OperandPlan::new(&mut walk, isa, rows, config.intermediate_size),
             y: walk.region(rows * config.hidden_size),
             workspace_size: walk.size(),
-        }
-    }
-
-    /// The routing tables of a chunk with so many slots.
-    ///
-    /// # Safety
-    /// `base` is a workspace of this plan, and nothing else uses its tables during `'a`.
-    pub unsafe fn routing<'a>(&self, base: *mut u8, slots: usize, local: usize) -> Routing<'a> {
-        let rows = max_rows(slots, local, ROW_ALIGNMENT);
-        let table = |region: &Region<i32>, len| {
-            // SAFETY: regions of one walk do not overlap, and are at least so long.
-            unsafe { PartsOf::new(region.pointer(base)).part(0, len) }
-        };
-        Routing {
-            slot_to_row: table(&self.slot_to_row, slots),
-            row_to_slot: table(&self.row_to_slot, rows),
-            padded_row_offsets: table(&self.row_offsets, local + 1),
         }
     }
 }

@@ -49,5 +49,6 @@ mod tests;
 mod tiles;
 
 pub use counters::{status_read, status_reset};
+pub use devices::check_process;
 pub use layer::CudaLayer;
 pub use linear::CudaLinear;

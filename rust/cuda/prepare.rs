@@ -11,6 +11,7 @@ use super::storage::Matrix;
 use crate::call::{Storage, Stream, Tensor};
 use crate::error::{Error, Result};
 use crate::format::{ScaleSpan, check_scale_spans};
+use crate::memory::filled;
 use crate::shape::MoeShape;
 use crate::workspace::WORKSPACE_ALIGNMENT;
 use std::sync::Arc;
@@ -125,7 +126,7 @@ impl CountedScales {
     /// The driver's, of the allocation and the copy.
     pub fn new(device: &Arc<Device>, shape: MoeShape, stored_exponent: i32, stream: Stream) -> Result<Self> {
         const NONE: params::MatrixScales = params::MatrixScales { not_powers: 0, smallest: 0x7f, largest: 0 };
-        let none = vec![NONE; 3 * shape.experts];
+        let none = filled("experts", 3 * shape.experts, NONE)?;
         let counted = device.allocate(size_of_val(&none[..]))?;
         // SAFETY: memory of that size.
         unsafe { device.write(counted.pointer(), &none, stream) }?;
@@ -149,7 +150,7 @@ impl CountedScales {
 
     /// Wait for the counting; refuse weights that are not exact in e4m3.
     pub fn check(&self, device: &Device, up_first: bool, stream: Stream) -> Result<()> {
-        let mut counted = vec![params::MatrixScales::default(); 3 * self.num_experts];
+        let mut counted = filled("experts", 3 * self.num_experts, params::MatrixScales::default())?;
         // SAFETY: memory of that size, which the kernel has filled.
         unsafe { device.read_all(self.w13().cast_const(), &mut counted, stream) }?;
         let (w13, w2) = counted.split_at(2 * self.num_experts);

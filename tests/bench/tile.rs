@@ -36,11 +36,9 @@ fn time(isa: &Isa, tokens: usize) -> f64 {
     let row_bytes = isa.operand_row_bytes(REDUCTION);
     let mut rows = vec![0u8; row_bytes * tokens + 64];
     let first = rows.as_ptr().align_offset(64);
-    let values: Vec<f32> = (0..isa.group).map(|i| (i % 7) as f32 - 3.0).collect();
+    let values: Vec<f32> = (0..REDUCTION).map(|i| (i % 7) as f32 - 3.0).collect();
     for row in rows[first..].chunks_exact_mut(row_bytes) {
-        for group in row[..REDUCTION / isa.group * isa.group_bytes].chunks_exact_mut(isa.group_bytes) {
-            (isa.write_group)(&values, group);
-        }
+        isa.write_row(&values, row);
     }
     let x: Vec<*const u8> = (0..tokens).map(|token| rows[first + token * row_bytes..].as_ptr()).collect();
     let mut out = [[0.0; TILE_ROWS]; MAX_TILE_TOKENS];

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and ends.
- * With the stand-in libcuda nothing reads them. The argument is the device kind. Exit status 77: UNSUPPORTED. */
+/* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and
+ * ends. With the stand-in libcuda nothing reads them. The argument is the device kind. Exit status 77: UNSUPPORTED. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "nvfp4_moe.h"
 
-#define ADDRESS(n) ((void *)((uintptr_t)(n) << 32))
+#define ADDRESS(n) ((void*)((uintptr_t)(n) << 32))
 
 static void check(int32_t status) {
   char text[512];
@@ -16,9 +18,33 @@ static void check(int32_t status) {
   exit(status == NVFP4_MOE_UNSUPPORTED ? 77 : 1);
 }
 
+/* A child calls what takes a handle, and what opens a device; each says why not, and no call reaches the driver. */
+static void refused_in_a_child(int32_t device_kind, nvfp4_moe_layer* layer) {
+  fflush(stderr);
+  const pid_t child = fork();
+  if (child != 0) {
+    int status = 1;
+    if (waitpid(child, &status, 0) != child || status != 0) exit(1);
+    return;
+  }
+  fprintf(stderr, "begin child\n");
+  char text[512];
+  uint64_t size;
+  nvfp4_moe_device_status seen = {.struct_size = sizeof seen};
+  nvfp4_moe_linear_desc desc = {
+      .struct_size = sizeof desc, .device_kind = device_kind, .in_features = 64, .out_features = 64};
+  nvfp4_moe_linear* linear = NULL;
+  const int32_t statuses[] = {nvfp4_moe_layer_workspace_size(layer, 1, &size), nvfp4_moe_linear_create(&desc, &linear),
+                              nvfp4_moe_device_status_read(device_kind, 0, &seen, NULL)};
+  nvfp4_moe_layer_destroy(layer);
+  nvfp4_moe_last_error(text, sizeof text);
+  fprintf(stderr, "end\n%d %d %d: %s\n", statuses[0], statuses[1], statuses[2], text);
+  _exit(0);
+}
+
 static void run_layer(int32_t device_kind, int32_t mode) {
   static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
-  struct CUstream_st *stream = ADDRESS(99);
+  struct CUstream_st* stream = ADDRESS(99);
   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
                                .device_kind = device_kind,
                                .mode = mode,
@@ -28,7 +54,7 @@ static void run_layer(int32_t device_kind, int32_t mode) {
                                .num_experts = 256,
                                .num_local_experts = 32,
                                .top_k = 6};
-  nvfp4_moe_layer *layer = NULL;
+  nvfp4_moe_layer* layer = NULL;
   check(nvfp4_moe_layer_create(&desc, &layer));
   uint64_t storage = 0, workspace = 0;
   check(nvfp4_moe_layer_storage_size(layer, &storage));
@@ -54,25 +80,24 @@ static void run_layer(int32_t device_kind, int32_t mode) {
     check(nvfp4_moe_layer_forward(layer, &args, stream));
     fprintf(stderr, "end\n");
   }
+  if (mode == NVFP4_MOE_MODE_BF16) refused_in_a_child(device_kind, layer);
   nvfp4_moe_layer_destroy(layer);
 }
 
 static void run_linear(int32_t device_kind, int32_t mode) {
-  struct CUstream_st *stream = ADDRESS(99);
+  struct CUstream_st* stream = ADDRESS(99);
   nvfp4_moe_linear_desc desc = {.struct_size = sizeof desc,
                                 .device_kind = device_kind,
                                 .mode = mode,
                                 .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
                                 .in_features = 4096,
                                 .out_features = 1000};
-  nvfp4_moe_linear *linear = NULL;
+  nvfp4_moe_linear* linear = NULL;
   check(nvfp4_moe_linear_create(&desc, &linear));
   uint64_t storage = 0, workspace = 0;
   check(nvfp4_moe_linear_storage_size(linear, &storage));
-  nvfp4_moe_linear_weights weights = {.struct_size = sizeof weights,
-                                      .weight = ADDRESS(1),
-                                      .block_scale = ADDRESS(2),
-                                      .global_scale = ADDRESS(3)};
+  nvfp4_moe_linear_weights weights = {
+      .struct_size = sizeof weights, .weight = ADDRESS(1), .block_scale = ADDRESS(2), .global_scale = ADDRESS(3)};
   check(nvfp4_moe_linear_prepare(linear, &weights, ADDRESS(7), storage, stream));
   check(nvfp4_moe_linear_workspace_size(linear, 64, &workspace));
   nvfp4_moe_linear_args args = {.struct_size = sizeof args,
@@ -87,7 +112,7 @@ static void run_linear(int32_t device_kind, int32_t mode) {
   nvfp4_moe_linear_destroy(linear);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
   for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
     run_layer(device_kind, mode);

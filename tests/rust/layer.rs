@@ -7,6 +7,7 @@ mod support;
 
 use nvfp4_moe::abi::exports::*;
 use nvfp4_moe::abi::header::*;
+use rayon::prelude::*;
 use support::*;
 
 fn layer(shape: Shape, weights: &Weights, change: impl FnOnce(&mut nvfp4_moe_layer_desc)) -> Handle {
@@ -206,4 +207,88 @@ fn mode_fp8_takes_weights_that_are_exact_in_e4m3_and_no_others() {
     weights.w13_block_scale[6 * part - 1] = 0;
     weights.w2_block_scale[2 * part] = 0x50;
     assert!(refusal(&weights, 0).starts_with("w2_block_scale[2] is 2^-9 to 2^3, a factor of 2^12; "));
+}
+
+/// A call in this workspace, NULL for none of its own; what it writes.
+fn forward_in(shape: Shape, layer: &Handle, x: &[u16], ids: &[i64], workspace: (*mut u8, u64)) -> Vec<u16> {
+    let mut out = vec![0xffffu16; x.len()];
+    let args = nvfp4_moe_layer_args {
+        struct_size: size_of::<nvfp4_moe_layer_args>() as u32,
+        num_tokens: (ids.len() / shape.top_k) as i32,
+        x: x.as_ptr().cast(),
+        topk_ids: ids.as_ptr().cast(),
+        topk_ids_dtype: NVFP4_MOE_DTYPE_I64 as i32,
+        out: out.as_mut_ptr().cast(),
+        workspace: workspace.0.cast(),
+        workspace_size: workspace.1,
+        ..Default::default()
+    };
+    // SAFETY: the layer is alive, and the pointers are valid for what the sizes say.
+    check(unsafe { nvfp4_moe_layer_forward(layer.0, &args, std::ptr::null_mut()) });
+    out
+}
+
+/// A handle may be used by many threads.
+struct Shared<T>(T);
+// SAFETY: forward takes a const handle, which the header lets many threads use; memory outlives them.
+unsafe impl<T> Sync for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Shared<T> {}
+
+const SMALL: Shape = Shape { hidden: 128, inter: 64, experts: 8, local: 8, first: 0, top_k: 2 };
+
+/// Once a deadlock: a thread of the host's rayon pool that waits for ours is given another of the host's calls to run, and
+/// that one waited for the workspace which the first held.
+#[test]
+fn calls_out_of_a_rayon_pool_of_the_hosts_wait_for_no_other() {
+    let mut random = Random::new(61);
+    let weights = Weights::random(SMALL, &mut random);
+    let layer = Shared(layer(SMALL, &weights, |_| {}));
+    let (x, ids) = (random.bf16s(64 * SMALL.hidden), random_ids(SMALL, 64, &mut random));
+    let want = forward_in(SMALL, &layer.0, &x, &ids, (std::ptr::null_mut(), 0));
+    std::thread::scope(|scope| {
+        let (done, finished) = std::sync::mpsc::channel();
+        let (layer, x, ids, want) = (&layer, &x, &ids, &want);
+        scope.spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+            let call = |_| {
+                let layer = layer;
+                forward_in(SMALL, &layer.0, x, ids, (std::ptr::null_mut(), 0)) == *want
+            };
+            done.send(pool.install(|| (0..64).into_par_iter().all(call))).unwrap();
+        });
+        match finished.recv_timeout(std::time::Duration::from_secs(60)) {
+            Ok(all_equal) => assert!(all_equal),
+            // The scope would wait for threads that wait for each other.
+            Err(_) => std::process::abort(),
+        }
+    });
+}
+
+/// Once a wild access: routing tables lay in the workspace.
+#[test]
+fn one_workspace_in_two_calls_at_once_spoils_numbers_alone() {
+    let mut random = Random::new(62);
+    let weights = Weights::random(SMALL, &mut random);
+    let layer = Shared(layer(SMALL, &weights, |_| {}));
+    let mut size = 0;
+    // SAFETY: a live handle.
+    unsafe { check(nvfp4_moe_layer_workspace_size(layer.0.0, 200, &mut size)) };
+    let mut memory = vec![0xffu8; size as usize + 255];
+    let workspace = Shared((memory.as_mut_ptr().wrapping_add(memory.as_ptr().align_offset(256)), size));
+    let x = random.bf16s(200 * SMALL.hidden);
+    // All to one expert, and spread: tables of one call would lead the other out of its rows.
+    let ids = [vec![7; 200 * SMALL.top_k], random_ids(SMALL, 150, &mut random), random_ids(SMALL, 1, &mut random)];
+    std::thread::scope(|scope| {
+        for ids in &ids {
+            let (layer, workspace, x) = (&layer, &workspace, &x);
+            scope.spawn(move || {
+                let (layer, workspace) = (layer, workspace);
+                for _ in 0..100 {
+                    let x = &x[..ids.len() / SMALL.top_k * SMALL.hidden];
+                    forward_in(SMALL, &layer.0, x, ids, workspace.0);
+                }
+            });
+        }
+    });
 }

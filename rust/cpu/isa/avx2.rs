@@ -6,7 +6,7 @@ use super::tile::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
 
 pub(super) static ISA: Isa =
-    Isa { name: "avx2", group: GROUP, group_bytes: 4 * GROUP, write_group, tile, add_scaled, available };
+    Isa { name: "avx2", group: GROUP, group_bytes: 4 * GROUP, write_group, rest: None, tile, add_scaled, available };
 
 fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -14,11 +14,12 @@ fn available() -> bool {
 
 /// A 32-byte load puts 8 neighbours (one u32) in each lane; shifting right by 4 bits walks through them. So vector
 /// `j` of half group `h` holds values `64 h + 8 lane + j`.
-fn write_group(values: &[f32], out: &mut [u8]) {
+fn write_group(values: &[f32], out: &mut [u8]) -> bool {
     for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         let (vector, lane) = (place / 8, place % 8);
         *out = values[64 * (vector / 8) + 8 * lane + vector % 8].to_ne_bytes();
     }
+    false
 }
 
 struct Avx2;

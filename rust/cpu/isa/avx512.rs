@@ -6,7 +6,7 @@ use super::tile::{Isa, Tile, TileOut};
 use std::arch::x86_64::*;
 
 pub(super) static ISA: Isa =
-    Isa { name: "avx512", group: GROUP, group_bytes: 4 * GROUP, write_group, tile, add_scaled, available };
+    Isa { name: "avx512", group: GROUP, group_bytes: 4 * GROUP, write_group, rest: None, tile, add_scaled, available };
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -17,10 +17,11 @@ pub(super) fn available() -> bool {
 
 /// A 64-byte load puts 8 neighbours (one u32) in each lane; shifting right by 4 bits walks through them. So vector
 /// `j` of a group holds values `8 lane + j`.
-fn write_group(values: &[f32], out: &mut [u8]) {
+fn write_group(values: &[f32], out: &mut [u8]) -> bool {
     for (place, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
         *out = values[8 * (place % 16) + place / 16].to_ne_bytes();
     }
+    false
 }
 
 struct Avx512;

@@ -13,6 +13,7 @@ pub(super) static ISA: Isa = Isa {
     group: GROUP,
     group_bytes: 2 * GROUP,
     write_group,
+    rest: None,
     tile,
     add_scaled: super::avx512::add_scaled,
     available,
@@ -23,11 +24,12 @@ fn available() -> bool {
 }
 
 /// Two f32 vectors of `avx512` (values `8 lane + j`, j even then odd) make one of 32 bf16 values.
-fn write_group(values: &[f32], out: &mut [u8]) {
+fn write_group(values: &[f32], out: &mut [u8]) -> bool {
     for (place, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         let (vector, half, lane) = (place / 32, place % 32 / 16, place % 16);
         *out = bf16::from_f32(values[8 * lane + 2 * vector + half]).to_ne_bytes();
     }
+    false
 }
 
 struct Avx512Bf16;

@@ -6,14 +6,16 @@
 //! 16 bits times a power of two for each block of 16. So the 16 products of a block are summed exactly before the first
 //! rounding, and the block scale is multiplied in once, not for each weight: half the instructions of `avx512`.
 //!
-//! What is lost: nothing of NVFP4 activations, nothing of e4m3 values of at least 1/2048 and of bf16 values of at least
-//! 1/128 of the largest of their 16 neighbours; smaller ones are rounded to 2^-15 of that one's power of two, where bf16
-//! itself rounds to 2^-8. Values below 2^-127 count as 0.
+//! What that leaves out: nothing of NVFP4 activations, nothing of e4m3 values of at least 1/2048 and of bf16 values of at
+//! least 1/128 of the largest of their 16 neighbours; smaller ones are rounded to 2^-15 of that one's power of two. A
+//! neighbour of 10000 leaves nothing of 0.2, and if its weight is 0 the result is made of what is gone. So where in a
+//! group of blocks the root mean square of what is left out is more than 1/2048 of the median (see [`loses_too_much`]),
+//! the row has a rest: all that its integers leave out, exact in f32, which `avx512` multiplies and adds.
 
-use super::avx512::add_scaled;
+use super::avx512::{self, add_scaled};
 use super::lanes::Lanes;
 use super::rows::Rows;
-use super::tile::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+use super::tile::{Isa, MAX_TILE_TOKENS, Rest, TILE_ROWS, Tile, TileOut};
 use crate::format::BLOCK_SIZE;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -24,6 +26,7 @@ pub(super) static ISA: Isa = Isa {
     group: GROUP,
     group_bytes: size_of::<Operand>(),
     write_group,
+    rest: Some(Rest { isa: &avx512::ISA, left_out }),
     tile,
     add_scaled,
     available,
@@ -55,17 +58,22 @@ struct Operand {
 }
 
 /// See [`Operand`].
-fn write_group(values: &[f32], out: &mut [u8]) {
+fn write_group(values: &[f32], out: &mut [u8]) -> bool {
     // SAFETY: only reached through `ISA`, which is chosen where it is available.
     unsafe { write_vectors(values, out) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
-fn write_vectors(values: &[f32], out: &mut [u8]) {
+fn write_vectors(values: &[f32], out: &mut [u8]) -> bool {
     let mut operand = Operand { values: [[[0; 2]; LANES]; STEPS], scales: [0.0; LANES] };
     let blocks = values.as_chunks::<BLOCK_SIZE>().0;
+    let mut squares = [0.0f64; BLOCK_SIZE];
     for (lane, block) in BLOCK_OF_LANE.iter().enumerate() {
-        let (integers, scale) = integers(&blocks[usize::from(*block)]);
+        let block = &blocks[usize::from(*block)];
+        let (integers, scale) = integers(block);
+        for (sum, lost) in squares.iter_mut().zip(lost(block, &integers, scale)) {
+            *sum += f64::from(lost) * f64::from(lost);
+        }
         for (i, integer) in integers.iter().enumerate() {
             operand.values[i / 8 * 4 + i % 4][lane][i / 4 % 2] = *integer;
         }
@@ -75,6 +83,46 @@ fn write_vectors(values: &[f32], out: &mut [u8]) {
     // SAFETY: plain numbers without padding.
     let bytes: [u8; size_of::<Operand>()] = unsafe { std::mem::transmute(operand) };
     out.copy_from_slice(&bytes);
+    loses_too_much(values, squares.iter().sum())
+}
+
+/// How often the root mean square of what is left out of a group must fit into the median of its values.
+const LEAST_RATIO: f64 = 2048.0;
+
+/// Would the group be missed what its integers leave out, whichever of its values weights of 0 leave unread? Not if at
+/// least half of the values are large beside it: outliers are fewer, and what is left then has at least that size. So
+/// the result is right to 1/1024, where bf16, as which it is returned, is to 1/512. Ordinary activations, a hundredth
+/// of which is rounded, are far from here: normal ones by a factor of 90.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+fn loses_too_much(values: &[f32], squares: f64) -> bool {
+    if squares == 0.0 {
+        return false;
+    }
+    let present = values.iter().filter(|value| **value != 0.0).count();
+    let least = (LEAST_RATIO * (squares / present as f64).sqrt()) as f32;
+    let large = values.iter().filter(|value| value.abs() >= least).count();
+    2 * large < present
+}
+
+/// What the integers of a block leave out of it; exact, because it has no more bits than the bf16 or e4m3 value. Nothing
+/// of a block with a NaN or an infinity, whose results are one.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
+fn lost(values: &[f32; BLOCK_SIZE], integers: &[i16; BLOCK_SIZE], scale: f32) -> [f32; BLOCK_SIZE] {
+    let scale = if scale.is_finite() { scale } else { return [0.0; BLOCK_SIZE] };
+    std::array::from_fn(|i| values[i] - f32::from(integers[i]) * scale)
+}
+
+/// See [`Rest::left_out`].
+fn left_out(values: &[f32], out: &mut [f32]) {
+    for (values, out) in values.as_chunks::<BLOCK_SIZE>().0.iter().zip(out.as_chunks_mut::<BLOCK_SIZE>().0) {
+        // SAFETY: only reached through `ISA`, which is chosen where it is available.
+        *out = unsafe {
+            let (integers, scale) = integers(values);
+            lost(values, &integers, scale)
+        };
+    }
 }
 
 /// A block as integers times a scale: the largest in [2^14, 2^15). The scale of a NaN is NaN; with an infinity the
@@ -121,6 +169,35 @@ unsafe fn tile(tile: &Tile, out: &mut TileOut) {
             3 => few_tokens::<2, 3>(&rows, tile.x, out),
             4 => few_tokens::<2, 4>(&rows, tile.x, out),
             _ => many_tokens(&rows, tile.x, out),
+        }
+        if tile.x.iter().any(|x| ISA.has_rest(*x, tile.reduction)) {
+            add_rest(tile, out);
+        }
+    }
+}
+
+/// Add what the integers of some rows left out. `avx512` computes each row alike whatever its neighbours, so a token
+/// alone still equals the token in a batch.
+///
+/// # Safety
+/// As [`Isa::tile`].
+#[cold]
+unsafe fn add_rest(tile: &Tile, out: &mut TileOut) {
+    let (mut x, mut tokens) = ([std::ptr::null(); MAX_TILE_TOKENS], [0; MAX_TILE_TOKENS]);
+    let mut count = 0;
+    for (token, row) in tile.x.iter().enumerate() {
+        // SAFETY: an operand row.
+        if unsafe { ISA.has_rest(*row, tile.reduction) } {
+            (x[count], tokens[count]) = (row.wrapping_add(ISA.main_row_bytes(tile.reduction)), token);
+            count += 1;
+        }
+    }
+    let mut rest: TileOut = [[0.0; TILE_ROWS]; MAX_TILE_TOKENS];
+    // SAFETY: `write_row` put an operand row of avx512 behind each of these; this CPU has what avx512 needs.
+    unsafe { (avx512::ISA.tile)(&Tile { x: &x[..count], ..*tile }, &mut rest) };
+    for (token, rest) in tokens[..count].iter().zip(&rest) {
+        for (out, rest) in out[*token].iter_mut().zip(rest) {
+            *out += rest;
         }
     }
 }

@@ -16,7 +16,7 @@
 //!
 //! Layers, as in memchr: `generic` is the algorithm over a trait `Simd`, `portable`, `avx2`, `avx512` and
 //! `avx512bf16` are what an instruction set adds, and this file is the only dispatch. `avx512vnni` computes with
-//! integers, so its loops are its own.
+//! integers, so its loops are its own; rare rows with outliers have a rest, which `avx512` adds.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -34,9 +34,9 @@ mod rows;
 mod tests;
 mod tile;
 
-pub use tile::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
+pub use tile::{Isa, MAX_TILE_TOKENS, Rest, TILE_ROWS, Tile, TileOut};
 
-use once_cell::sync::Lazy;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Every instruction set this build knows, best first.
 static ALL: &[&Isa] = &[
@@ -56,8 +56,13 @@ pub fn available() -> impl Iterator<Item = &'static Isa> {
     ALL.iter().copied().filter(|isa| (isa.available)())
 }
 
-/// The one in use.
+/// The one in use. Behind no lock, which a process could be forked under.
 pub fn best() -> &'static Isa {
-    static BEST: Lazy<&'static Isa> = Lazy::new(|| available().next().unwrap_or(&portable::ISA));
-    &BEST
+    static BEST: AtomicUsize = AtomicUsize::new(usize::MAX);
+    let known = ALL.get(BEST.load(Relaxed)).copied();
+    known.unwrap_or_else(|| {
+        let found = ALL.iter().position(|isa| (isa.available)()).unwrap_or(ALL.len() - 1);
+        BEST.store(found, Relaxed);
+        ALL[found]
+    })
 }

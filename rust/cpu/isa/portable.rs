@@ -5,13 +5,22 @@ use super::generic::{self, GROUP, Simd};
 use super::tile::{Isa, Tile, TileOut};
 use crate::format::{BLOCK_SIZE, e2m1_decode, e4m3_decode};
 
-pub(super) static ISA: Isa =
-    Isa { name: "portable", group: GROUP, group_bytes: 4 * GROUP, write_group, tile, add_scaled, available: || true };
+pub(super) static ISA: Isa = Isa {
+    name: "portable",
+    group: GROUP,
+    group_bytes: 4 * GROUP,
+    write_group,
+    rest: None,
+    tile,
+    add_scaled,
+    available: || true,
+};
 
-fn write_group(values: &[f32], out: &mut [u8]) {
+fn write_group(values: &[f32], out: &mut [u8]) -> bool {
     for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
         *out = value.to_ne_bytes();
     }
+    false
 }
 
 struct Portable;

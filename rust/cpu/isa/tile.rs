@@ -36,8 +36,11 @@ pub struct Isa {
     pub group: usize,
     /// Bytes of a group in an operand row.
     pub group_bytes: usize,
-    /// Turn `group` activations into `group_bytes` of an operand row.
-    pub write_group: fn(&[f32], &mut [u8]),
+    /// Turn `group` activations into `group_bytes` of an operand row. True: they hold less than bf16 does, and `rest`
+    /// has to add what they left out.
+    pub write_group: fn(&[f32], &mut [u8]) -> bool,
+    /// How that is added; nothing where operands hold every value.
+    pub rest: Option<Rest>,
     /// Compute a tile. Safety: the CPU has the instructions, and the tile keeps its promises.
     pub tile: unsafe fn(&Tile, &mut TileOut),
     /// `sum += weight * y`, fused multiply-adds. Safety: the CPU has the instructions.
@@ -46,10 +49,66 @@ pub struct Isa {
     pub available: fn() -> bool,
 }
 
+/// How a tile adds what an instruction set's own form of the activations leaves out of rare rows.
+pub struct Rest {
+    /// Whose operand row holds it, behind the row's own.
+    pub isa: &'static Isa,
+    /// What is left out of whole blocks.
+    pub left_out: fn(&[f32], &mut [f32]),
+}
+
+/// No instruction set has larger groups.
+const MAX_GROUP: usize = 256;
+
 impl Isa {
-    /// Bytes from one operand row to the next: a cache line more than the row, because rows a multiple of 4 KiB apart
-    /// would share one set of the L1, which has 8 ways (without it a tile of six tokens ran at a quarter of its speed).
-    pub fn operand_row_bytes(&self, reduction: usize) -> usize {
+    /// Bytes of an operand row that every tile reads: a cache line more than the groups, because rows a multiple of 4 KiB
+    /// apart would share one set of the L1, which has 8 ways (without it a tile of six tokens ran at a quarter of its
+    /// speed). Its first byte is [`Isa::has_rest`].
+    pub fn main_row_bytes(&self, reduction: usize) -> usize {
         reduction.div_ceil(self.group) * self.group_bytes + CACHE_LINE
+    }
+
+    /// Bytes from one operand row to the next.
+    pub fn operand_row_bytes(&self, reduction: usize) -> usize {
+        self.main_row_bytes(reduction) + self.rest.as_ref().map_or(0, |rest| rest.isa.operand_row_bytes(reduction))
+    }
+
+    /// An operand row from a row of activations.
+    pub fn write_row(&self, values: &[f32], out: &mut [u8]) {
+        let (main, behind) = out.split_at_mut(self.main_row_bytes(values.len()));
+        let (groups, line) = main.split_at_mut(main.len() - CACHE_LINE);
+        let needs_rest = self.write_groups(values, groups, |group, out| (self.write_group)(group, out));
+        line[0] = u8::from(needs_rest);
+        if let (true, Some(rest)) = (needs_rest, &self.rest) {
+            rest.isa.write_groups(values, behind, |group, out| {
+                let mut left_out = [0.0; MAX_GROUP];
+                (rest.left_out)(group, &mut left_out[..group.len()]);
+                (rest.isa.write_group)(&left_out[..group.len()], out)
+            });
+        }
+    }
+
+    /// Whole groups of `values`, the last completed with zeros; true if `write` was for any.
+    fn write_groups(&self, values: &[f32], out: &mut [u8], write: impl Fn(&[f32], &mut [u8]) -> bool) -> bool {
+        let mut any = false;
+        for (group, out) in values.chunks(self.group).zip(out.chunks_exact_mut(self.group_bytes)) {
+            any |= if group.len() == self.group {
+                write(group, out)
+            } else {
+                let mut padded = [0.0; MAX_GROUP];
+                padded[..group.len()].copy_from_slice(group);
+                write(&padded[..self.group], out)
+            };
+        }
+        any
+    }
+
+    /// Did [`Isa::write_row`] put a rest behind this row?
+    ///
+    /// # Safety
+    /// `row` is an operand row of this reduction.
+    pub unsafe fn has_rest(&self, row: *const u8, reduction: usize) -> bool {
+        // SAFETY: the row's last line is readable.
+        unsafe { *row.add(self.main_row_bytes(reduction) - CACHE_LINE) != 0 }
     }
 }

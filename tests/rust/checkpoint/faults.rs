@@ -2,7 +2,7 @@
 //! A fault stays where it is, and whatever lies in a directory gets a sentence.
 
 use crate::made::{Made, Spec, Tensor, UP, write};
-use crate::read::{assert_reads_back, open};
+use crate::read::{Copied, assert_reads_back, open};
 use nvfp4_moe::checkpoint::Checkpoint;
 use std::collections::BTreeMap;
 
@@ -113,10 +113,56 @@ fn names_of_a_hostile_file_are_written_out_and_bounded() {
     let checkpoint = open(&made).unwrap();
     let error = checkpoint.layer(0).unwrap_err().to_string();
     let table = checkpoint.inspect(None, |_| {}).to_string();
-    for text in [error, table] {
+    // What a program prints of the JSON that it decoded.
+    let json: serde_json::Value = serde_json::from_str(&checkpoint.survey().to_json().unwrap()).unwrap();
+    let strings = decoded_strings(&json).join("\n");
+    for text in [error, table, strings] {
         assert!(text.contains("\\u{1b}") && !text.contains(['\u{1b}', '\u{202e}', '\u{7}']), "{text:.900}");
         assert!(text.len() < 5000, "{} bytes", text.len());
     }
+}
+
+fn decoded_strings(json: &serde_json::Value) -> Vec<String> {
+    match json {
+        serde_json::Value::String(text) => vec![text.clone()],
+        serde_json::Value::Array(list) => list.iter().flat_map(decoded_strings).collect(),
+        serde_json::Value::Object(object) => object.values().flat_map(decoded_strings).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn a_file_that_was_cut_off_keeps_the_layers_before_the_cut() {
+    let whole = two_layers().files();
+    let file = &whole["model.safetensors"];
+    let header_bytes = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    // safetensors puts tensors in the order of their names, scalars first, so the last tenth is weights of layer 1.
+    let cut = |bytes: usize| {
+        let mut files = whole.clone();
+        files.get_mut("model.safetensors").unwrap().truncate(bytes);
+        files
+    };
+    assert_only_layer_1_suffers(
+        cut(file.len() - 100),
+        "model.safetensors is cut off; 1 of its tensors lie past its end",
+    );
+    let error = Checkpoint::from_memory(cut(header_bytes + 1)).unwrap_err().to_string();
+    assert!(error.contains("the file has 1 bytes of data. The file is truncated"), "{error}");
+}
+
+/// Once bad scales with OK: what was checked and what was copied were two readings.
+#[test]
+fn a_file_that_is_written_to_while_it_is_open_is_refused() {
+    let (directory, made) = (tempfile::tempdir().unwrap(), Spec::default().made());
+    write(directory.path(), &made.files());
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let layer = checkpoint.layer(0).unwrap();
+    let mut copied = Copied::poisoned(&layer, 3);
+    layer.read(0, copied.buffers()).unwrap();
+    let file = std::fs::File::options().append(true).open(directory.path().join("model.safetensors")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let error = layer.read(0, copied.buffers()).unwrap_err().to_string();
+    assert!(error.contains("was changed since it had"), "{error}");
 }
 
 #[test]

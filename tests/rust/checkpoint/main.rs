@@ -7,6 +7,7 @@ mod abi;
 mod config;
 mod faults;
 mod inspect;
+mod limits;
 mod made;
 mod memory;
 mod namings;

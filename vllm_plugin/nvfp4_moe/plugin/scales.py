@@ -8,6 +8,7 @@
 vLLM's profile run is not calibrated on: it skips attention, so that what follows attention sees uninitialised memory.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -55,8 +56,7 @@ class Calibration:
         logger.info("nvfp4_moe: input scales of %d layers calibrated on the first requests", len(self.scales))
         # Every rank of a tensor-parallel group holds the same scales, and pipeline stages hold different layers.
         if self.path and parallel_state.get_tensor_model_parallel_rank() == 0:
-            merged = (read_scales(self.path) if self.path.exists() else {}) | self.scales
-            write_scales(self.path, merged)
+            merge_scales(self.path, self.scales)
             logger.info("nvfp4_moe: input scales saved to %s", self.path)
 
 
@@ -76,9 +76,17 @@ def read_scales(path: Path) -> dict[str, list[float]]:
     return content["input_scales"]
 
 
+def merge_scales(path: Path, scales: dict[str, list[float]]) -> None:
+    """Add to what the file has. Threads, and processes of one machine, do so in turn: none loses what another saves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A file of its own, since the other is replaced; closing it unlocks it. It stays: to remove it would let two in.
+    with path.with_name(f"{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_scales(path, (read_scales(path) if path.exists() else {}) | scales)
+
+
 def write_scales(path: Path, scales: dict[str, list[float]]) -> None:
     """Replace the file in one step, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps({"format": FORMAT, "input_scales": dict(sorted(scales.items()))}, indent=1) + "\n")
     temporary.replace(path)
