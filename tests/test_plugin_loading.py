@@ -87,7 +87,7 @@ def test_one_shard_of_one_expert(module):
     with pytest.raises(
         ValueError, match=rf"model.layers.7.*: {codes} of expert 2; w13_weight_scale of expert 1 is miss"
     ):
-        loaded.refuse_missing(module, found)
+        loaded.refuse_missing(module.layer_name, found)
 
 
 def test_a_row_of_minus_zero_is_no_missing_tensor(module):

@@ -6,19 +6,27 @@ import torch
 from nvfp4_moe import Linear, LinearWeights
 
 from . import scales, settings, support, workspace
+from .lifetime import Handle
 from .linear_parameters import data, free_weights, global_scales, input_scale, name
 
 
 class Nvfp4Linear:
     """bf16 [..., in_features] to bf16 [..., out_features]."""
 
-    def __init__(self, layer):
+    def __init__(self):
+        self.handle = Handle()
+        self.linear: Linear | None = None
+        self.calibrating: scales.LayerCalibration | None = None
+
+    def prepare(self, layer) -> None:
+        """Take vLLM's parameters; those that are loaded again into the same memory."""
         mode, _ = support.resolved_linear_mode(settings.mode())
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         self.name = name(layer)
-        self.calibrating: scales.LayerCalibration | None = None
         part_scales = global_scales(layer)
-        self.linear = Linear(
+        self.linear = self.handle.make_once(
+            self.name,
+            Linear,
             in_features=layer.input_size_per_partition,
             out_features=layer.output_size_per_partition,
             num_parts=len(part_scales),
@@ -26,21 +34,19 @@ class Nvfp4Linear:
             scale_policy="dynamic" if policy == "dynamic" else "static",
             device=layer.weight.device,
         )
-        try:
-            self.linear.prepare(
-                LinearWeights(
-                    weight=data(layer.weight),
-                    block_scale=data(layer.weight_scale),
-                    global_scale=part_scales,
-                    part_rows=layer.logical_widths if len(part_scales) > 1 else (),
-                    input_scale=self._input_scale(layer, mode, policy),
-                )
-            )
-        except RuntimeError as error:
-            raise ValueError(f"{self.name}: {error}") from None
         self.device = self.linear.device
-        if self.device.type != "cpu":
-            free_weights(layer)  # prepare has repacked them
+        weights = LinearWeights(
+            weight=data(layer.weight),
+            block_scale=data(layer.weight_scale),
+            global_scale=part_scales,
+            part_rows=layer.logical_widths if len(part_scales) > 1 else (),
+            input_scale=self._input_scale(layer, mode, policy),
+        )
+        read = self.handle.prepare(self.name, weights)
+        if self.device.type == "cpu":
+            layer.weight.data, layer.weight_scale.data = read.weight, read.block_scale
+        else:
+            free_weights(layer, self.linear.storage)
         workspace.reserve(self.device, self.linear.workspace_size)
 
     def _input_scale(self, layer, mode: str, policy: str) -> float:

@@ -3,6 +3,7 @@
 
 import torch
 
+from . import loaded
 from .input_scales import settle_and_warn
 
 
@@ -16,15 +17,24 @@ def name(layer) -> str:
     return getattr(layer, "prefix", type(layer).__name__)
 
 
-def keep(layer, part_scales: torch.Tensor, input_scales: dict[str, float]) -> None:
-    """Note what vLLM is about to reduce: the parts' global scales, and their input scales by name; all decode."""
+def keep(layer, part_scales: torch.Tensor, input_scales: dict[str, float], missing: dict[str, list[int]]) -> None:
+    """Note what vLLM is about to reduce: the parts' global scales, and their input scales by name; all decode.
+
+    And which parts have not all their tensors.
+    """
     layer.nvfp4_moe_part_scales = part_scales
     layer.nvfp4_moe_input_scales = input_scales
+    layer.nvfp4_moe_missing = missing
 
 
 def are_kept(layer) -> bool:
     """Were they noted, that is, is the layer's quantisation method one that we know?"""
     return hasattr(layer, "nvfp4_moe_part_scales")
+
+
+def refuse_missing(layer) -> None:
+    """Raise if a tensor of the linear was never loaded."""
+    loaded.refuse_missing(name(layer), layer.nvfp4_moe_missing, "part")
 
 
 def global_scales(layer) -> torch.Tensor:
@@ -37,7 +47,12 @@ def input_scale(layer) -> float:
     return settle_and_warn(name(layer), "input_scale", layer.nvfp4_moe_input_scales)
 
 
-def free_weights(layer) -> None:
-    """Drop what is held elsewhere by now."""
+def free_weights(layer, repacked: torch.Tensor) -> None:
+    """Drop what prepare has repacked, and register what it became.
+
+    A parameter, as vLLM's own kernels have: its sleep of level 2 drops it, where it would copy a buffer to the host,
+    and a reload puts the same tensor back.
+    """
     for name in ("weight", "weight_scale"):
         setattr(layer, name, torch.nn.Parameter(data(getattr(layer, name)).new_empty(0), requires_grad=False))
+    layer.register_parameter("nvfp4_moe_storage", torch.nn.Parameter(repacked, requires_grad=False))
