@@ -70,13 +70,6 @@ uint64_t storage_size(const Layer& layer) {
   return size;
 }
 
-// The one given; else the one it has, which others may point into; else a new one.
-Storage storage_for(const Layer& layer, const Tensor& like, const std::optional<Tensor>& given) {
-  if (given) return {{*given}};
-  if (!layer.known.storage.tensors.empty()) return layer.known.storage;
-  return make_storage(like, layer.known.desc.num_local_experts, storage_size(layer));
-}
-
 }  // namespace
 
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
@@ -115,11 +108,6 @@ void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tenso
     const nvfp4_moe_layer_desc& desc = layer.known.desc;
     const Checks check = layer.known.checks();
     MoeShape{desc.num_local_experts, desc.hidden_size, desc.intermediate_size}.check(tensors, check);
-    if (storage) {
-      check_dtype(*storage, "storage", {ScalarType::Byte});
-      check.on_device(*storage, "storage");
-      check_contiguous(*storage, "storage");
-    }
     nvfp4_moe_layer_weights weights{};
     weights.struct_size = sizeof weights;
     weights.up_first = up_first;
@@ -128,7 +116,8 @@ void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tenso
     weights.w2_input_scale = static_cast<float>(w2_input_scale);
 
     const StreamGuard guard(layer.known.device);
-    const Storage target = storage_for(layer, w13, storage);
+    const Storage target =
+        storage_for(layer.known.storage, storage, check, w13, desc.num_local_experts, storage_size(layer));
     check_status(
         nvfp4_moe_layer_prepare(layer.handle.get(), &weights, target.address(), target.size(), guard.stream()));
     layer.kept = target.or_weights(tensors.all());
@@ -137,11 +126,7 @@ void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tenso
 }
 
 std::optional<Tensor> layer_storage(int64_t layer_id) {
-  return layers().with_shared(layer_id, [](const Layer& layer) -> std::optional<Tensor> {
-    const std::vector<Tensor>& tensors = layer.known.storage.tensors;
-    if (tensors.empty()) return std::nullopt;
-    return tensors[0];
-  });
+  return layers().with_shared(layer_id, [](const Layer& layer) { return tensor_of(layer.known.storage); });
 }
 
 int64_t layer_storage_size(int64_t layer_id) {

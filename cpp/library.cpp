@@ -41,7 +41,9 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("linear_destroy(int linear) -> ()");
   m.def(
       "linear_prepare(Tensor weight, Tensor block_scale, Tensor global_scale, Tensor? bias, int[] part_rows, "
-      "float input_scale, int linear) -> ()");
+      "float input_scale, Tensor(a!)? storage, int linear) -> ()");
+  m.def("linear_storage_size(int linear) -> int");
+  m.def("linear_storage(int linear) -> Tensor?");
   m.def("linear_workspace_size(int linear, int max_tokens) -> int");
   m.def("linear_forward(Tensor x, Tensor(b!)? workspace, int linear, Tensor(a!) out) -> ()");
   m.def("linear_calibrate(Tensor x, Tensor(b!)? workspace, int linear, Tensor(a!) out) -> ()");
@@ -90,6 +92,8 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("layer_set_input_scales", TORCH_BOX(&layer_set_input_scales));
   m.impl("linear_create", TORCH_BOX(&linear_create));
   m.impl("linear_destroy", TORCH_BOX(&linear_destroy));
+  m.impl("linear_storage_size", TORCH_BOX(&linear_storage_size));
+  m.impl("linear_storage", TORCH_BOX(&linear_storage));
   m.impl("linear_workspace_size", TORCH_BOX(&linear_workspace_size));
   m.impl("linear_calibrated_scale", TORCH_BOX(&linear_calibrated_scale));
   m.impl("linear_set_input_scale", TORCH_BOX(&linear_set_input_scale));

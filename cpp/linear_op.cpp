@@ -12,6 +12,7 @@ namespace {
 struct Known {
   Device device;
   nvfp4_moe_linear_desc desc;
+  Storage storage;
 
   Checks checks() const { return {device, "linear"}; }
 };
@@ -53,6 +54,12 @@ std::vector<int32_t> checked_rows(const std::vector<int64_t>& part_rows, int64_t
   return rows;
 }
 
+uint64_t storage_size(const Linear& linear) {
+  uint64_t size = 0;
+  check_status(nvfp4_moe_linear_storage_size(linear.handle.get(), &size));
+  return size;
+}
+
 }  // namespace
 
 int64_t linear_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
@@ -70,14 +77,14 @@ int64_t linear_create(const Device& device, bool portable, std::string mode, std
 
   nvfp4_moe_linear* handle = nullptr;
   check_status(nvfp4_moe_linear_create(&desc, &handle));
-  return linears().add(Known{device, desc}, handle);
+  return linears().add(Known{device, desc, {}}, handle);
 }
 
 void linear_destroy(int64_t linear) { linears().remove(linear); }
 
 void linear_prepare(const Tensor& weight, const Tensor& block_scale, const Tensor& global_scale,
                     const std::optional<Tensor>& bias, std::vector<int64_t> part_rows, double input_scale,
-                    int64_t linear_id) {
+                    const std::optional<Tensor>& storage, int64_t linear_id) {
   linears().with_unique(linear_id, [&](Linear& linear) {
     const nvfp4_moe_linear_desc& desc = linear.known.desc;
     const Checks check = linear.known.checks();
@@ -99,13 +106,22 @@ void linear_prepare(const Tensor& weight, const Tensor& block_scale, const Tenso
     weights.bias = bias ? data<void>(*bias) : nullptr;
 
     const StreamGuard guard(linear.known.device);
-    uint64_t size = 0;
-    check_status(nvfp4_moe_linear_storage_size(linear.handle.get(), &size));
-    const Storage storage = make_storage(weight, 1, size);
-    check_status(nvfp4_moe_linear_prepare(linear.handle.get(), &weights, storage.address(), size, guard.stream()));
-    linear.kept = storage.or_weights({weight, block_scale, global_scale});
-    if (bias && storage.tensors.empty()) linear.kept.push_back(*bias);
+    const Storage target = storage_for(linear.known.storage, storage, check, weight, 1, storage_size(linear));
+    check_status(
+        nvfp4_moe_linear_prepare(linear.handle.get(), &weights, target.address(), target.size(), guard.stream()));
+    linear.kept = target.or_weights({weight, block_scale, global_scale});
+    if (bias && target.tensors.empty()) linear.kept.push_back(*bias);
+    linear.known.storage = target;
   });
+}
+
+std::optional<Tensor> linear_storage(int64_t linear_id) {
+  return linears().with_shared(linear_id, [](const Linear& linear) { return tensor_of(linear.known.storage); });
+}
+
+int64_t linear_storage_size(int64_t linear_id) {
+  return linears().with_shared(linear_id,
+                               [](const Linear& linear) { return static_cast<int64_t>(storage_size(linear)); });
 }
 
 int64_t linear_workspace_size(int64_t linear_id, int64_t max_tokens) {

@@ -15,10 +15,16 @@ int64_t linear_create(const Device& device, bool portable, std::string mode, std
 void linear_destroy(int64_t linear);
 
 // part_rows: rows of each fused projection, summing to out_features; empty if there is one. The linear keeps what
-// its handle points into: the weights on the CPU, its own storage (allocated here) on CUDA.
+// its handle points into: the weights on the CPU, the storage on CUDA.
+// That is the one given, else the one it has, else one allocated here.
 void linear_prepare(const Tensor& weight, const Tensor& block_scale, const Tensor& global_scale,
                     const std::optional<Tensor>& bias, std::vector<int64_t> part_rows, double input_scale,
-                    int64_t linear);
+                    const std::optional<Tensor>& storage, int64_t linear);
+
+int64_t linear_storage_size(int64_t linear);
+
+// u8 [1, bytes]: where prepare put the weight, none on the CPU and before it.
+std::optional<Tensor> linear_storage(int64_t linear);
 
 // Bytes of a workspace tensor for up to max_tokens tokens, room for its alignment included.
 int64_t linear_workspace_size(int64_t linear, int64_t max_tokens);

@@ -22,10 +22,23 @@ Workspace aligned_workspace(const std::optional<Tensor>& workspace, const Checks
   return {reinterpret_cast<void*>(address + skip), size - skip};
 }
 
-Storage make_storage(const Tensor& like, int64_t num_slices, uint64_t num_bytes) {
+Storage storage_for(const Storage& has, const std::optional<Tensor>& given, const Checks& check, const Tensor& like,
+                    int64_t num_slices, uint64_t num_bytes) {
+  if (given) {
+    check_dtype(*given, "storage", {ScalarType::Byte});
+    check.on_device(*given, "storage");
+    check_contiguous(*given, "storage");
+  }
   if (num_bytes == 0) return {};
+  if (given) return {{*given}};
+  if (!has.tensors.empty()) return has;
   const int64_t slice = static_cast<int64_t>(num_bytes) / num_slices;
   return {{torch::stable::new_empty(like, {num_slices, slice}, ScalarType::Byte)}};
+}
+
+std::optional<Tensor> tensor_of(const Storage& storage) {
+  if (storage.tensors.empty()) return std::nullopt;
+  return storage.tensors[0];
 }
 
 }  // namespace nvfp4_moe_op

@@ -32,7 +32,12 @@ struct Storage {
   std::vector<Tensor> or_weights(std::vector<Tensor> weights) const { return tensors.empty() ? weights : tensors; }
 };
 
-// New, u8 [num_slices, bytes of one] on the device of `like`; empty for 0 bytes.
-Storage make_storage(const Tensor& like, int64_t num_slices, uint64_t num_bytes);
+// Where prepare writes num_bytes: the tensor given, else the storage that the handle has, which graphs and others may
+// point into, else new u8 [num_slices, bytes of one] on the device of `like`. Empty for 0 bytes.
+Storage storage_for(const Storage& has, const std::optional<Tensor>& given, const Checks& check, const Tensor& like,
+                    int64_t num_slices, uint64_t num_bytes);
+
+// What an op answers when asked where prepare put the weights: none where they are used in place, and before it.
+std::optional<Tensor> tensor_of(const Storage& storage);
 
 }  // namespace nvfp4_moe_op

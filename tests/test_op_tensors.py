@@ -91,3 +91,13 @@ def test_on_the_cpu_there_is_no_storage(weights):
     assert layer.expert_slices is None
     assert OPS.layer_storage(layer.id) is None
     assert OPS.layer_storage_size(layer.id) == 0
+
+
+def test_on_the_cpu_weights_are_kept_whatever_storage_is_given(weights):
+    """They are used in place."""
+    layer, before = make_layer(weights), weights.w13._use_count()
+    OPS.layer_prepare(*weights.tensors(), 0.0, 0.0, False, torch.empty(8, dtype=torch.uint8), layer.id)
+    assert OPS.layer_storage(layer.id) is None
+    assert weights.w13._use_count() == before
+    layer.close()
+    assert weights.w13._use_count() == before - 1

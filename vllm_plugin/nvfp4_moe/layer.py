@@ -73,7 +73,10 @@ class Layer:
         used where they lie. Rows may be moved, and exchanged with those of another rank's equal layer."""
 
     def prepare(self, weights: LayerWeights) -> "Layer":
-        """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
+        """Take the weights: check their scales, bring them into kernel layout.
+
+        May be called again with new ones: they take the place of the old, so that captured graphs compute with them.
+        """
         scales = weights.w13_input_scale, weights.w2_input_scale
         self._ops.layer_prepare(*weights.tensors(), *scales, weights.up_first, None, self.id)
         self.expert_slices = self._ops.layer_storage(self.id)

@@ -37,9 +37,15 @@ class Linear:
             self.device, is_portable(device), mode, scale_policy, in_features, out_features, num_parts, tile_rows
         )
         self._destroy = weakref.finalize(self, self._ops.linear_destroy, self.id)
+        self.storage: torch.Tensor | None = None
+        """u8 [1, bytes]: the weight in kernel layout, at one address for life. None before `prepare`, and on the CPU,
+        where weights are used where they lie."""
 
     def prepare(self, weights: LinearWeights) -> "Linear":
-        """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
+        """Take the weights: check their scales, bring them into kernel layout.
+
+        May be called again with new ones: they take the place of the old, so that captured graphs compute with them.
+        """
         self._ops.linear_prepare(
             weights.weight,
             weights.block_scale,
@@ -47,8 +53,10 @@ class Linear:
             weights.bias,
             list(weights.part_rows),
             weights.input_scale,
+            None,
             self.id,
         )
+        self.storage = self._ops.linear_storage(self.id)
         return self
 
     def forward(
