@@ -5,7 +5,7 @@ import torch
 
 from nvfp4_moe import Linear, LinearWeights
 
-from . import scales, settings, support, workspace
+from . import scales, settings, support
 from .lifetime import Handle
 from .linear_parameters import data, free_weights, global_scales, input_scale, name
 
@@ -34,7 +34,6 @@ class Nvfp4Linear:
             scale_policy="dynamic" if policy == "dynamic" else "static",
             device=layer.weight.device,
         )
-        self.device = self.linear.device
         weights = LinearWeights(
             weight=data(layer.weight),
             block_scale=data(layer.weight_scale),
@@ -43,11 +42,10 @@ class Nvfp4Linear:
             input_scale=self._input_scale(layer, mode, policy),
         )
         read = self.handle.prepare(self.name, weights)
-        if self.device.type == "cpu":
+        if self.linear.device.type == "cpu":
             layer.weight.data, layer.weight_scale.data = read.weight, read.block_scale
         else:
             free_weights(layer, self.linear.storage)
-        workspace.reserve(self.device, self.linear.workspace_size)
 
     def _input_scale(self, layer, mode: str, policy: str) -> float:
         """Decoding input scale, 0 for none."""
@@ -67,13 +65,13 @@ class Nvfp4Linear:
             return self._calibrate(x)
         rows = x.reshape(-1, x.shape[-1])
         out = rows.new_empty((rows.shape[0], self.linear.out_features))
-        self.linear.forward(rows, workspace=workspace.of(self.device), out=out)
+        self.linear.forward(rows, out=out)
         return out.view(*x.shape[:-1], -1)
 
     def _calibrate(self, x: torch.Tensor) -> torch.Tensor:
         """In bf16, remembering the largest input."""
         rows = x.reshape(-1, x.shape[-1])
-        out = self.linear.calibrate(rows, workspace=workspace.of(self.device))
+        out = self.linear.calibrate(rows)
         if self.calibrating.finish(rows):
             self.calibrating = None
         return out.view(*x.shape[:-1], -1)
