@@ -224,7 +224,7 @@ def linear_layer(**changes):
         prefix="model.layers.0.o_proj", params_dtype=torch.bfloat16, input_size_per_partition=64,
         output_size_per_partition=48, weight=torch.zeros(48, 32, dtype=torch.uint8),
         weight_scale=torch.full((48, 4), 0x38, dtype=torch.uint8), logical_widths=[48],
-        nvfp4_moe_part_scales=torch.ones(1), nvfp4_moe_input_scales={}, nvfp4_moe_missing={},
+        nvfp4_moe_part_scales=torch.ones(1), nvfp4_moe_input_scales={},
     )  # fmt: skip
     return SimpleNamespace(**{name: value for name, value in (layer | changes).items() if value is not None})
 

@@ -59,7 +59,6 @@ class Nvfp4MoeLinearKernel(NvFp4LinearKernel):
         if self.instead is not None:
             self.instead.process_weights_after_loading(layer)
             return
-        linear_parameters.refuse_missing(layer)
         wanted = Bf16Linear if settings.wants_bf16(linear_parameters.name(layer)) else Nvfp4Linear
         if runner is None:
             log.linears_active(type(self).__name__)

@@ -14,7 +14,7 @@ from vllm.platforms import PlatformEnum
 
 from . import dummy, loaded
 from .linear import Nvfp4MoeLinearKernel
-from .linear_parameters import data, keep
+from .linear_parameters import data, keep, name
 
 
 def install() -> None:
@@ -81,8 +81,8 @@ def keep_part_scales(method: type, weight_scale: str, input_scale: str, *, encod
     if getattr(original, "keeps_part_scales", False):
         return
 
-    def decoding(layer, name: str) -> torch.Tensor:
-        stored = data(getattr(layer, name)).float().flatten().contiguous()
+    def decoding(layer, scale: str) -> torch.Tensor:
+        stored = data(getattr(layer, scale)).float().flatten().contiguous()
         return 1.0 / stored if encodes else stored
 
     @wraps(original)
@@ -91,10 +91,10 @@ def keep_part_scales(method: type, weight_scale: str, input_scale: str, *, encod
             missing = loaded.missing(layer)
             if (missing or dummy.looks_dummy(layer.weight_scale)) and dummy.is_dummy(layer.weight_scale):
                 dummy.make_usable(layer, ("weight_scale",), (weight_scale,), (input_scale,))
-                missing = {}
+            else:
+                loaded.refuse_missing(name(layer), missing, "part")
             inputs = decoding(layer, input_scale).tolist() if hasattr(layer, input_scale) else []
-            inputs = {f"part {part}": scale for part, scale in enumerate(inputs)}
-            keep(layer, decoding(layer, weight_scale), inputs, missing)
+            keep(layer, decoding(layer, weight_scale), {f"part {part}": scale for part, scale in enumerate(inputs)})
         original(self, layer)
 
     process_weights_after_loading.keeps_part_scales = True

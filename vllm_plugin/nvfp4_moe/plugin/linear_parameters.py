@@ -3,7 +3,6 @@
 
 import torch
 
-from . import loaded
 from .input_scales import settle_and_warn
 
 
@@ -17,24 +16,15 @@ def name(layer) -> str:
     return getattr(layer, "prefix", type(layer).__name__)
 
 
-def keep(layer, part_scales: torch.Tensor, input_scales: dict[str, float], missing: dict[str, list[int]]) -> None:
-    """Note what vLLM is about to reduce: the parts' global scales, and their input scales by name; all decode.
-
-    And which parts have not all their tensors.
-    """
+def keep(layer, part_scales: torch.Tensor, input_scales: dict[str, float]) -> None:
+    """Note what vLLM is about to reduce: the parts' global scales, and their input scales by name; all decode."""
     layer.nvfp4_moe_part_scales = part_scales
     layer.nvfp4_moe_input_scales = input_scales
-    layer.nvfp4_moe_missing = missing
 
 
 def are_kept(layer) -> bool:
     """Were they noted, that is, is the layer's quantisation method one that we know?"""
     return hasattr(layer, "nvfp4_moe_part_scales")
-
-
-def refuse_missing(layer) -> None:
-    """Raise if a tensor of the linear was never loaded."""
-    loaded.refuse_missing(name(layer), layer.nvfp4_moe_missing, "part")
 
 
 def global_scales(layer) -> torch.Tensor:
