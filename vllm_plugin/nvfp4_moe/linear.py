@@ -62,7 +62,10 @@ class Linear:
     def forward(
         self, x: torch.Tensor, *, workspace: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Run on bf16 [..., in_features]; returns bf16 [..., out_features], `out` (2-D, as x must then be) if given."""
+        """Run on bf16 [..., in_features]; returns bf16 [..., out_features], `out` (2-D, as x must then be) if given.
+
+        Without a workspace a GPU's call takes one of torch's, of the current stream, or of the graph that is captured.
+        """
         if out is not None:
             self._ops.linear_forward.default(x, workspace, self.id, out)
             return out

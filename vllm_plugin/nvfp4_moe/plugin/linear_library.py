@@ -63,10 +63,11 @@ class Nvfp4Linear:
         """bf16 [..., in_features] to bf16 [..., out_features]."""
         if self.calibrating:
             return self._calibrate(x)
-        rows = x.reshape(-1, x.shape[-1])
-        out = rows.new_empty((rows.shape[0], self.linear.out_features))
-        self.linear.forward(rows, out=out)
-        return out.view(*x.shape[:-1], -1)
+        if x.dim() != 2:  # vLLM's tokens lie in two dimensions, and in eager mode the GPU waits for every microsecond
+            return self(x.flatten(0, -2)).view(*x.shape[:-1], -1)
+        out = x.new_empty((x.shape[0], self.linear.out_features))
+        self.linear.forward(x, out=out)
+        return out
 
     def _calibrate(self, x: torch.Tensor) -> torch.Tensor:
         """In bf16, remembering the largest input."""
