@@ -43,7 +43,7 @@ def test_a_linear_with_scratch_of_each_call_takes_little_more(measured):
 
 
 def test_a_linears_scratch_is_torchs_also_in_a_capture():
-    """Whose allocator knows streams and graphs. The library's own is one for all streams, and never made in a capture."""
+    """Whose allocator knows streams and graphs. The library's own is one for all, and not made in a capture."""
     errors = on_the_stand_in([], "host_time_capture.py")
     assert "workspace" in errors["layer"]
     assert errors["linear"] == ""
