@@ -25,7 +25,7 @@ RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernel
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel fmt lint fuzz bench \
-        gpu-test gpu-bench gpu-serve clean
+        gpu-test gpu-bench gpu-serve gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -35,7 +35,7 @@ help:
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU and torch; $(OP) may be built elsewhere"
+	@echo "make gpu-test gpu-bench gpu-serve gpu-reload    on a machine with a GPU and torch; $(OP) may be built elsewhere"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -238,6 +238,10 @@ gpu-test: $(OP)
 # record, tests/bench/record/h100/<date>-serve.csv.
 gpu-serve: $(OP)
 	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
+
+# A served model's weights loaded again under captured graphs, and sleep. Under four minutes.
+gpu-reload: $(OP)
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/reload.py --bundle $$PEERS'
 
 # BUNDLE has vLLM and bench_peers.py, as for gpu-serve. Prints the table beside the peers; writes it and a plot to
 # tests/bench/record/<gpu>/<date>-peers.*. The other tables go to build/.

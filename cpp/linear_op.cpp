@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear_op.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include "choices.h"
 #include "memory.h"
 #include "owned.h"
@@ -43,6 +45,17 @@ nvfp4_moe_linear_args checked_args(const Known& known, const Tensor& x, const st
   args.workspace = scratch.address;
   args.workspace_size = scratch.size;
   return args;
+}
+
+// The caller's scratch, or on a GPU a piece of torch's, freed as soon as the call is enqueued: torch gives it only to
+// what comes later on the same stream, or in the same graph. One piece for all linears would be written by two streams
+// at once.
+std::optional<Tensor> scratch_of_call(const Linear& linear, const std::optional<Tensor>& given, const Tensor& x) {
+  if (given || linear.known.desc.device_kind == NVFP4_MOE_DEVICE_CPU || x.dim() != 2) return given;
+  uint64_t size = 0;
+  check_status(nvfp4_moe_linear_workspace_size(linear.handle.get(), to_int32("x.size(0)", x.size(0)), &size));
+  if (size == 0) return std::nullopt;
+  return torch::stable::new_empty(x, {static_cast<int64_t>(size + kWorkspaceAlignment)}, ScalarType::Byte);
 }
 
 // The rows of each part, as many as there are parts, or none for one part.
@@ -135,16 +148,18 @@ int64_t linear_workspace_size(int64_t linear_id, int64_t max_tokens) {
 
 void linear_forward(const Tensor& x, const std::optional<Tensor>& workspace, int64_t linear_id, const Tensor& out) {
   linears().with_shared(linear_id, [&](const Linear& linear) {
-    const auto args = checked_args(linear.known, x, workspace, out);
     const StreamGuard guard(linear.known.device);
+    const std::optional<Tensor> scratch = scratch_of_call(linear, workspace, x);
+    const auto args = checked_args(linear.known, x, scratch, out);
     check_status(nvfp4_moe_linear_forward(linear.handle.get(), &args, guard.stream()));
   });
 }
 
 void linear_calibrate(const Tensor& x, const std::optional<Tensor>& workspace, int64_t linear_id, const Tensor& out) {
   linears().with_unique(linear_id, [&](Linear& linear) {
-    const auto args = checked_args(linear.known, x, workspace, out);
     const StreamGuard guard(linear.known.device);
+    const std::optional<Tensor> scratch = scratch_of_call(linear, workspace, x);
+    const auto args = checked_args(linear.known, x, scratch, out);
     check_status(nvfp4_moe_linear_calibrate(linear.handle.get(), &args, guard.stream()));
   });
 }

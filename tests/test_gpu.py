@@ -267,6 +267,28 @@ def test_a_hundred_runs_and_two_streams_give_the_same_bits(mode, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_two_linears_on_two_streams_do_not_share_scratch(device):
+    """As vLLM runs DeepSeek-V4's wq_b beside the indexer's; in mode nvfp4 each quantises its rows into scratch."""
+    k, n, num_tokens = 2048, 512, 512
+    generator = torch.Generator().manual_seed(12)
+    codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, generator=generator).cuda()
+    scales = torch.randint(0x18, 0x58, (n, k // 16), dtype=torch.uint8, generator=generator).cuda()
+    weights = LinearWeights(codes, scales, torch.full((1,), k**-0.5 / 15, device="cuda"))
+    options = dict(in_features=k, out_features=n, mode="nvfp4", scale_policy="dynamic", device=device)
+    linears = [Linear(**options).prepare(weights) for _ in range(2)]
+    sources = [generate.tokens(num_tokens, k, generator).cuda() for _ in range(2)]
+    expected = [bits(linear(source)) for linear, source in zip(linears, sources)]
+    streams, outs = [torch.cuda.Stream(), torch.cuda.Stream()], ([], [])
+    torch.cuda.synchronize()
+    for _ in range(200):
+        for linear, source, stream, out in zip(linears, sources, streams, outs):
+            with torch.cuda.stream(stream):
+                out.append(linear(source))
+    torch.cuda.synchronize()
+    assert all(torch.equal(bits(out), expected[i]) for i in range(2) for out in outs[i])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("offset", [0, 1, 3, 8])
 def test_strided_views_that_start_anywhere(offset, device):
     layer = random_layer(4, 256, 128, num_experts=4, top_k=2, device=device)

@@ -87,7 +87,7 @@ def test_one_shard_of_one_expert(module):
     with pytest.raises(
         ValueError, match=rf"model.layers.7.*: {codes} of expert 2; w13_weight_scale of expert 1 is miss"
     ):
-        loaded.refuse_missing(module, found)
+        loaded.refuse_missing(module.layer_name, found)
 
 
 def test_a_row_of_minus_zero_is_no_missing_tensor(module):
@@ -171,3 +171,29 @@ def test_the_experts_scale_is_over_gate_and_up(monkeypatch):
     assert ours._checkpoint_scale(layer, "w2") == 0.5
     (line,) = warned
     assert "layer 7: w13_input_scale of expert 1 (w3) is nan; expert 2 (w1) is 1, a placeholder: left out" in line
+
+
+# ---- Calibrated scales, where weights are loaded again ---------------------------------------------------------------
+
+
+def test_what_was_measured_on_the_old_weights_is_measured_again_and_a_files_scales_stay(monkeypatch, tmp_path):
+    from nvfp4_moe.plugin import scales
+
+    asked = []
+    monkeypatch.setattr(scales, "refuse_where_unseen", lambda: asked.append("may it be measured?"))
+    measured = scales.Calibration(None)
+    assert measured.known("layer 0") is None
+    measured.record("layer 0", [0.1, 0.2])
+    assert measured.known("layer 0") is None
+    assert measured.waiting == {"layer 0"}
+    assert len(asked) == 1  # at the first load, when vLLM has its configuration
+    scales.write_scales(tmp_path / "scales.json", {"layer 0": [0.3, 0.4]})
+    assert scales.Calibration(str(tmp_path / "scales.json")).known("layer 0") == [0.3, 0.4]
+
+
+def test_a_calibration_that_begins_again_forgets_the_old_weights_maxima():
+    from nvfp4_moe.plugin import scales
+
+    seen = [[0.5, 0.5]]
+    scales.LayerCalibration("layer 0", seen.pop, lambda *scales: None, use_ep=False)
+    assert not seen

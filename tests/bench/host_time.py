@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host time of one MoE layer's forward in eager mode: through the plugin, through the bare op, in the library alone.
+"""Host time of a forward in eager mode: of one MoE layer through the plugin, the bare op, the library; of one linear.
 
     python tests/bench/host_time.py [--tokens 1,64,4096] [--calls 3000]
 
     apply    vLLM's call of our experts until it returns, every kernel enqueued
     op       the same of `torch.ops.nvfp4_moe.moe_forward`
     library  the same of nvfp4_moe_layer_forward, less what ctypes takes for a call that does nothing
+    linear   vLLM's call of our linear, in mode nvfp4, whose scratch torch allocates in each call
+    given    the same op with scratch that the caller keeps, and an output made as the plugin makes it
 
-Medians in microseconds of a layer as DeepSeek-V4-Flash's on one of eight ranks, bf16. The three are measured in turn, a
-few calls each, so that a change of the clock meets all of them; the device is idle at the start of each. On a GPU they
-contain the driver's launches: four up to 1024 tokens, six above. Without a GPU a stand-in takes its place
-(host_time_stand_in.py), whose launches take nothing, and torch's look-up of device and stream is left out.
+Medians in microseconds of a layer (in bf16) and a linear as DeepSeek-V4-Flash's on one of eight ranks, measured in
+turn, a few calls each, so that a change of the clock meets all of them; the device is idle at the start of each. On a
+GPU they contain the driver's launches: the layer's are four up to 1024 tokens, six above. Without a GPU a stand-in
+takes its place (host_time_stand_in.py), whose launches take nothing, and torch's look-up of device and stream is left
+out.
 """
 
 import argparse
@@ -30,7 +33,7 @@ import host_time_library
 import host_time_stand_in
 
 import fake_vllm
-from nvfp4_moe import Layer, LayerWeights, ops
+from nvfp4_moe import Layer, LayerWeights, Linear, ops
 
 HIDDEN, INTER, EXPERTS, LOCAL, TOP_K = 4096, 2048, 256, 32, 6
 IN_TURN = 10  # calls of one kind before the next kind's
@@ -50,11 +53,12 @@ def make_weights(device: torch.device) -> LayerWeights:
     )
 
 
-def make_storage(layer: Layer) -> torch.Tensor:
+def make_storage(made: Layer | Linear) -> torch.Tensor:
     """At a multiple of 256 bytes, as torch gives a GPU's memory, but not the host's that stands in for it."""
-    size = ops.load().layer_storage_size(layer.id)
-    whole = torch.empty(size + 256, dtype=torch.uint8, device=layer.device)
-    return whole[-whole.data_ptr() % 256 :][:size].view(LOCAL, -1)
+    op = ops.load()
+    size = (op.layer_storage_size if isinstance(made, Layer) else op.linear_storage_size)(made.id)
+    whole = torch.empty(size + 256, dtype=torch.uint8, device=made.device)
+    return whole[-whole.data_ptr() % 256 :][:size].view(LOCAL if isinstance(made, Layer) else 1, -1)
 
 
 def make_layer(weights: LayerWeights) -> Layer:
@@ -64,6 +68,32 @@ def make_layer(weights: LayerWeights) -> Layer:
     )  # fmt: skip
     ops.load().layer_prepare(*weights.tensors(), 0.0, 0.0, False, make_storage(layer), layer.id)
     return layer
+
+
+def make_linear(device: torch.device) -> Linear:
+    """H to H, as an output projection is."""
+    linear = Linear(in_features=HIDDEN, out_features=HIDDEN, mode="nvfp4", device=device)
+    weight = torch.zeros(HIDDEN, HIDDEN // 2, dtype=torch.uint8, device=device)
+    scale, one = torch.zeros(HIDDEN, HIDDEN // 16, dtype=torch.uint8, device=device), torch.ones(1, device=device)
+    ops.load().linear_prepare(weight, scale, one, None, [], 0.01, make_storage(linear), linear.id)
+    return linear
+
+
+def linear_calls(linear: Linear, num_tokens: int) -> dict:
+    """The plugin's call, and the op's with scratch of the caller."""
+    fake_vllm.install()
+    from nvfp4_moe.plugin.linear_library import Nvfp4Linear
+
+    ours = Nvfp4Linear()
+    ours.linear = linear
+    x = torch.zeros(num_tokens, HIDDEN, dtype=torch.bfloat16, device=linear.device)
+    workspace = torch.empty(linear.workspace_size(num_tokens), dtype=torch.uint8, device=linear.device)
+
+    def given():
+        out = x.new_empty((num_tokens, HIDDEN))
+        linear.forward(x, workspace=workspace, out=out)
+
+    return {"linear": lambda: ours(x), "given": given}
 
 
 def make_inputs(layer: Layer, num_tokens: int) -> SimpleNamespace:
@@ -139,12 +169,13 @@ def measure(device: torch.device, tokens: list[int], num_calls: int, library_pat
             [tensor.data_ptr() for tensor in weights.tensors()], make_storage(layer), stream,
             hidden_size=HIDDEN, intermediate_size=INTER, num_experts=EXPERTS, num_local_experts=LOCAL, top_k=TOP_K,
         )  # fmt: skip
-    found = {}
+    found, linear = {}, make_linear(device)
     for num_tokens in tokens:
         given = make_inputs(layer, num_tokens)
         calls = {"apply": apply_of_the_plugin(layer, given), "op": bare_op(layer, given)}
         if library:
             calls["library"], calls["ctypes"] = library_alone(library, handle, given, stream)
+        calls |= linear_calls(linear, num_tokens)
         times = medians(calls, num_calls, device)
         if library:
             times["library"] -= times.pop("ctypes")

@@ -39,12 +39,12 @@ def build(folder: Path) -> None:
     subprocess.run(["c++", "-shared", folder / "stream.o", *objects, *libraries, "-o", folder / "op.so"], check=True)
 
 
-def run(arguments: list[str]) -> dict:
-    """host_time.py in a process with the stand-in; what it measured."""
+def run(arguments: list[str], script: str = "host_time.py") -> dict:
+    """A script of this folder in a process with the stand-in; the JSON that it prints last."""
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         environment = os.environ | {"LD_LIBRARY_PATH": folder, "MOCK_QUIET": "1", "OMP_NUM_THREADS": "1"}
-        program = Path(__file__).with_name("host_time.py")
+        program = Path(__file__).with_name(script)
         command = [sys.executable, program, *arguments, "--device", "cpu", "--op", f"{folder}/op.so", "--json"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

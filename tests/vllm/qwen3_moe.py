@@ -3,12 +3,14 @@
 
 modelopt             as ModelOpt exported it
 compressed-tensors   the same bytes under compressed-tensors' names, global scales inverted
+rotated              ModelOpt's, each layer with the weights of the next: another model of the same size
 float32              every weight decoded, for the reference
 
 python tests/vllm/qwen3_moe.py OUT
 """
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -96,6 +98,12 @@ def compressed_tensors_config(ignore: list[str]) -> dict:
     }
 
 
+def in_next_layer(name: str) -> str:
+    """The tensor's name in the layer behind its own, the first's behind the last."""
+    layers = CONFIG["num_hidden_layers"]
+    return re.sub(r"layers\.(\d+)\.", lambda found: f"layers.{(int(found[1]) + 1) % layers}.", name)
+
+
 def make(root: Path) -> dict[str, Path]:
     """Write all flavours below `root`; returns their directories by name."""
     modelopt = root / "modelopt"
@@ -103,6 +111,7 @@ def make(root: Path) -> dict[str, Path]:
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(modelopt.glob("*.safetensors")):
         tensors |= load_file(file)
+    text, rotated = (modelopt / "config.json").read_text(), {in_next_layer(name): t for name, t in tensors.items()}
     compressed, decoded = {}, {}
     quantized = [name.removesuffix("_scale_2") for name in tensors if name.endswith(".weight_scale_2")]
     for name in quantized:
@@ -122,6 +131,7 @@ def make(root: Path) -> dict[str, Path]:
     unquantized = sorted(n.removesuffix(".weight") for n in rest if n.endswith(".weight") and rest[n].dim() == 2)
     return {
         "modelopt": modelopt,
+        "rotated": rewrite(modelopt, root / "rotated", rotated, json.loads(text)["quantization_config"]),
         "compressed-tensors": rewrite(
             modelopt, root / "compressed-tensors", rest | compressed, compressed_tensors_config(unquantized)
         ),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generate greedily with vLLM on the CPU and print what happened as one JSON line; one process for each model.
 
-python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--flip-amx] [--options JSON]
+python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--flip-amx] [--reload OTHER] [--options JSON]
 """
 
 import argparse
@@ -62,6 +62,53 @@ def engine_linears(model) -> list[str]:
     return sorted(found)
 
 
+def our_layers(model) -> list:
+    """(the library's handle, vLLM's module) of every MoE layer and linear that is ours."""
+    found = []
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if hasattr(getattr(kernel, "fused_experts", None), "handle"):
+            found.append((kernel.fused_experts.handle, module))
+        elif hasattr(getattr(module, "nvfp4_moe_linear", None), "handle"):
+            found.append((module.nvfp4_moe_linear.handle, module))
+    return found
+
+
+def what_is_read(model) -> list[tuple[int, list[int], list[int]]]:
+    """Of each of our layers: the handle's number, the addresses that it reads, those of them that are parameters."""
+    found = []
+    for handle, module in our_layers(model):
+        read = sorted(value.data_ptr() for value in vars(handle.weights).values() if hasattr(value, "data_ptr"))
+        parameters = {parameter.data_ptr() for parameter in module.parameters()}
+        found.append((handle.made.id, read, [address for address in read if address in parameters]))
+    return found
+
+
+def move_experts(rows_of_layers: list) -> None:
+    """As EPLB does: the rows that vLLM listed at its start change places, and so do the numbers in the expert map."""
+    import torch
+
+    for layer, rows_of_each in rows_of_layers:
+        order = torch.arange(layer.local_num_experts).roll(1)
+        for rows in rows_of_each:
+            rows.data.copy_(rows.data[order].clone())
+        layer._expert_map = torch.empty(len(order), dtype=torch.int32)
+        layer._expert_map[order] = torch.arange(len(order), dtype=torch.int32)
+
+
+def reload(llm, models: list[str], generate) -> dict:
+    """Tokens after each reload, and what the layers read before and after; then the experts move."""
+    model = model_of(llm)
+    rows = [(module, list(module.get_expert_weights())) for _, module in our_layers(model) if hasattr(module, "top_k")]
+    result = {"read_before": what_is_read(model), "reloaded": []}
+    for path in models:
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        result["reloaded"].append(generate(PROMPTS))
+    result["read_after"] = what_is_read(model)
+    move_experts(rows)
+    return result | {"moved": generate(PROMPTS), "num_moved": len(rows)}
+
+
 def flip_amx() -> None:
     """Let torch, whom vLLM asks, say the reverse of the truth about this CPU's AMX."""
     import torch
@@ -78,6 +125,7 @@ def main() -> None:
     parser.add_argument(
         "--flip-amx", action="store_true", help="as on a CPU with AMX tiles, or if this has them, without"
     )
+    parser.add_argument("--reload", help="then load this model's weights, the first's, and these again")
     parser.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():
@@ -112,6 +160,8 @@ def main() -> None:
     if options.get("tensor_parallel_size", 1) == 1 and "tensor_parallel_size" not in arguments.options:
         model = model_of(llm)
         result |= {"served_by": methods(model), "engine_linears": engine_linears(model)}
+    if arguments.reload:
+        result |= reload(llm, [arguments.reload, arguments.model, arguments.reload], generate)
     result["seconds"] = {"load": round(loaded - start, 1), "generate": round(time.time() - loaded, 1)}
     print("SERVED " + json.dumps(result), flush=True)
     sys.stdout.flush()

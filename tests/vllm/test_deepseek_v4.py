@@ -3,8 +3,10 @@
 
 import agreement
 import pytest
-from tiny_deepseek_v4 import NVFP4_FLAVOURS
+import reload_check
+from tiny_deepseek_v4 import COMPRESS_RATIOS, NVFP4_FLAVOURS
 
+LAYERS = len(COMPRESS_RATIOS)
 PARALLEL = '{"tensor_parallel_size": 2, "enable_expert_parallel": true}'
 
 
@@ -62,6 +64,13 @@ def test_two_ranks_with_expert_parallel_give_the_same_tokens(serve, served, judg
     )
     # Every rank says so, with half of the experts.
     assert parallel["output"].count("ACTIVE for NVFP4 MoE") == 2
+
+
+def test_weights_loaded_again_while_serving_are_the_new_models(serve, served, deepseek_v4):
+    """Twice to the same model with other experts, where the first one's were; then experts move, as under EPLB."""
+    reloaded = serve(deepseek_v4["mixed"], "--reload", str(deepseek_v4["cast"]))
+    fresh = serve(deepseek_v4["cast"])
+    reload_check.check(reloaded, served["mixed"]["tokens"], fresh["tokens"], num_moe=LAYERS, num_linears=0)
 
 
 def test_mode_fp8_serves_what_was_cast(serve, judge, deepseek_v4):

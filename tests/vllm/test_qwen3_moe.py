@@ -5,6 +5,7 @@ import json
 
 import agreement
 import pytest
+import reload_check
 from qwen3_moe import CONFIG, NVFP4_FLAVOURS
 
 LAYERS = CONFIG["num_hidden_layers"]
@@ -89,3 +90,11 @@ def test_four_bit_activations_serve(serve, served, qwen3_moe, policy):
     assert f"mode nvfp4, input scales {policy}, because NVFP4_MOE_MODE asks for it" in four_bit["output"]
     assert four_bit["tokens"] != served["modelopt"]["tokens"]
     assert len({token for tokens in four_bit["tokens"] for token in tokens}) > 20  # it does not babble one token
+
+
+def test_weights_loaded_again_while_serving_are_the_new_models(serve, served, qwen3_moe):
+    """Twice to another model, where the first one's were; then experts move, as under EPLB."""
+    reloaded = serve(qwen3_moe["modelopt"], "--reload", str(qwen3_moe["rotated"]))
+    fresh = serve(qwen3_moe["rotated"])
+    first = served["modelopt"]["tokens"]
+    reload_check.check(reloaded, first, fresh["tokens"], num_moe=LAYERS, num_linears=2 * LAYERS)

@@ -65,7 +65,10 @@ class Linear(Handle):
     def forward(
         self, x: torch.Tensor, *, workspace: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Run on bf16 [..., in_features]; returns bf16 [..., out_features], `out` (2-D, as x must then be) if given."""
+        """Run on bf16 [..., in_features]; returns bf16 [..., out_features], `out` (2-D, as x must then be) if given.
+
+        Without a workspace a GPU's call takes one of torch's, of the current stream, or of the graph that is captured.
+        """
         refuse_gradients(x)
         if out is not None:
             OPS.linear_forward(x, workspace, self.id, out)

@@ -12,6 +12,17 @@ from nvfp4_moe import Layer, LayerWeights
 
 from . import scales, settings, support
 from .input_scales import settle_and_warn
+from .lifetime import Handle
+
+PARAMETERS = {
+    "w13": "w13_weight",
+    "w13_block_scale": "w13_weight_scale",
+    "w13_global_scale": "w13_weight_scale_2",
+    "w2": "w2_weight",
+    "w2_block_scale": "w2_weight_scale",
+    "w2_global_scale": "w2_weight_scale_2",
+}
+"""Of LayerWeights: vLLM's names."""
 
 
 class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
@@ -22,6 +33,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     def __init__(self, moe_config, quant_config, **_):
         super().__init__(moe_config, quant_config)
+        self.handle = Handle()
         self.layer: Layer | None = None
         self.layer_name = ""
         self.calibrating: scales.LayerCalibration | None = None
@@ -144,13 +156,15 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     # ---- Weights ---------------------------------------------------------------------------------------------------
 
     def process_weights_after_loading(self, layer):
-        """Make the library's layer over vLLM's parameters, which `moe.py` has brought to our names and scales."""
+        """Take vLLM's parameters, which `moe.py` has brought to our names and scales; a reload into the same memory."""
         config = self.moe_config
         mode, _ = support.resolved_mode(settings.mode())
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         oai = config.activation == MoEActivation.SWIGLUOAI_UNINTERLEAVE
         self.layer_name = layer.layer_name
-        self.layer = Layer(
+        self.layer = self.handle.make_once(
+            self.layer_name,
+            Layer,
             **layer_options(config),
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
@@ -160,21 +174,14 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             device=layer.w13_weight.device,
         )
         w13_input_scale, w2_input_scale = self._input_scales(layer, mode, policy)
-        try:
-            self.layer.prepare(
-                LayerWeights(
-                    w13=layer.w13_weight.data,
-                    w13_block_scale=layer.w13_weight_scale.data,
-                    w13_global_scale=layer.w13_weight_scale_2.data,
-                    w2=layer.w2_weight.data,
-                    w2_block_scale=layer.w2_weight_scale.data,
-                    w2_global_scale=layer.w2_weight_scale_2.data,
-                    w13_input_scale=w13_input_scale,
-                    w2_input_scale=w2_input_scale,
-                )
-            )
-        except RuntimeError as error:
-            raise ValueError(f"{self.layer_name}: {error}") from None
+        weights = LayerWeights(
+            **{field: getattr(layer, name).data for field, name in PARAMETERS.items()},
+            w13_input_scale=w13_input_scale,
+            w2_input_scale=w2_input_scale,
+        )
+        read = self.handle.prepare(self.layer_name, weights)
+        for field, name in PARAMETERS.items():
+            getattr(layer, name).data = getattr(read, field)
 
     def _input_scales(self, layer, mode: str, policy: str) -> tuple[float, float]:
         """Decoding input scales of both GEMMs, 0 for none."""

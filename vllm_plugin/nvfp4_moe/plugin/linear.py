@@ -10,6 +10,7 @@ from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearKernel
 from vllm.platforms import current_platform
 
 from . import linear_parameters, log, settings, support
+from .lifetime import refuse_change
 from .linear_bf16 import Bf16Linear
 from .linear_library import Nvfp4Linear
 
@@ -48,16 +49,31 @@ class Nvfp4MoeLinearKernel(NvFp4LinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer):
-        """Take the weights of one linear; vLLM has brought the names of all checkpoint formats to one by now."""
-        if refusal := linear_refusal(layer):
-            log.linears_refused(refusal)
-            self.instead = self.vllms_own(refusal)
+        """Take the weights of one linear; vLLM has brought the names of all checkpoint formats to one by now.
+
+        Who serves it is decided once: weights that are loaded again go the same way.
+        """
+        runner = getattr(layer, "nvfp4_moe_linear", None)
+        if runner is None and self.instead is None:
+            self.instead = self.chosen_instead(layer)
+        if self.instead is not None:
             self.instead.process_weights_after_loading(layer)
             return
-        log.linears_active(type(self).__name__)
-        runner = Bf16Linear(layer) if settings.wants_bf16(linear_parameters.name(layer)) else Nvfp4Linear(layer)
+        wanted = Bf16Linear if settings.wants_bf16(linear_parameters.name(layer)) else Nvfp4Linear
+        if runner is None:
+            log.linears_active(type(self).__name__)
+            runner = wanted()
+        refuse_change(linear_parameters.name(layer), {"kind": type(runner).__name__}, {"kind": wanted.__name__})
+        runner.prepare(layer)
         # Not a submodule: a kernel's state is no part of the model.
         object.__setattr__(layer, "nvfp4_moe_linear", runner)
+
+    def chosen_instead(self, layer) -> NvFp4LinearKernel | None:
+        """vLLM's own kernel, where the library must not serve the linear."""
+        if refusal := linear_refusal(layer):
+            log.linears_refused(refusal)
+            return self.vllms_own(refusal)
+        return None
 
     def apply_weights(self, layer, x, bias=None):
         """bf16 [..., in_features] to bf16 [..., out_features]."""

@@ -14,16 +14,23 @@ from .log import logger
 class Bf16Linear:
     """The override: the NVFP4 weight decoded to bf16 once, multiplied by torch; four times the memory."""
 
-    def __init__(self, layer):
+    def __init__(self):
+        self.weight: torch.Tensor | None = None
+
+    def prepare(self, layer) -> None:
+        """Decode vLLM's parameters; those that are loaded again into the same memory, which graphs read."""
         weight, block_scale = data(layer.weight).cpu(), data(layer.weight_scale).cpu()
         self.name = name(layer)
         self.input_scale = input_scale(layer)
         part_scales = global_scales(layer).tolist()
         widths = layer.logical_widths if len(part_scales) > 1 else [len(weight)]
         parts = zip(weight.split(widths), block_scale.split(widths), part_scales, strict=True)
-        decoded = [nvfp4_moe.dequantize(*part).bfloat16() for part in parts]
-        self.weight = torch.cat(decoded).to(layer.weight.device)
-        free_weights(layer)
+        decoded = torch.cat([nvfp4_moe.dequantize(*part).bfloat16() for part in parts])
+        if self.weight is None:
+            self.weight = decoded.to(layer.weight.device)
+        else:
+            self.weight.copy_(decoded)
+        free_weights(layer, self.weight)
         self.reported = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,12 @@ def input_scale(layer) -> float:
     return settle_and_warn(name(layer), "input_scale", layer.nvfp4_moe_input_scales)
 
 
-def free_weights(layer) -> None:
-    """Drop what is held elsewhere by now."""
+def free_weights(layer, repacked: torch.Tensor) -> None:
+    """Drop what prepare has repacked, and register what it became.
+
+    A parameter, as vLLM's own kernels have: its sleep of level 2 drops it, where it would copy a buffer to the host,
+    and a reload puts the same tensor back.
+    """
     for name in ("weight", "weight_scale"):
         setattr(layer, name, torch.nn.Parameter(data(getattr(layer, name)).new_empty(0), requires_grad=False))
+    layer.register_parameter("nvfp4_moe_storage", torch.nn.Parameter(repacked, requires_grad=False))

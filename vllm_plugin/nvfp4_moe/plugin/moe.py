@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
@@ -56,7 +57,7 @@ def library_method(base: type) -> type:
             if (missing or dummy.looks_dummy(block_scale)) and dummy.is_dummy(block_scale):
                 dummy.make_usable(layer, loaded.BLOCK_SCALES, loaded.WEIGHT_SCALES, loaded.INPUT_SCALES)
             else:
-                loaded.refuse_missing(layer, missing)
+                loaded.refuse_missing(layer.layer_name, missing)
 
         def get_fused_moe_quant_config(self, layer):
             """None of vLLM's: the library quantises activations itself."""
@@ -79,14 +80,15 @@ def library_method(base: type) -> type:
 
         def make_kernel(self, layer):
             """vLLM's kernel (data- and expert-parallel exchange) around our experts, and the weights handed over."""
-            self.moe_quant_config = self.get_fused_moe_quant_config(layer)
-            self.moe_kernel = oracle.make_nvfp4_moe_kernel(
-                moe_quant_config=self.moe_quant_config,
-                moe_config=self.moe,
-                experts_cls=Nvfp4MoeExperts,
-                backend=oracle.NvFp4MoeBackend.VLLM_CUTLASS,  # the plain kind: no arguments of its own
-                routing_tables=layer._expert_routing_tables(),
-            )
+            if self.moe_kernel is None:  # else the weights are loaded again, and graphs hold what is there
+                self.moe_quant_config = self.get_fused_moe_quant_config(layer)
+                self.moe_kernel = oracle.make_nvfp4_moe_kernel(
+                    moe_quant_config=self.moe_quant_config,
+                    moe_config=self.moe,
+                    experts_cls=Nvfp4MoeExperts,
+                    backend=oracle.NvFp4MoeBackend.VLLM_CUTLASS,  # the plain kind: no arguments of its own
+                    routing_tables=layer._expert_routing_tables(),
+                )
             self.moe_kernel.fused_experts.process_weights_after_loading(layer)
             if not current_platform.is_cpu():
                 free_originals(layer, self.moe_kernel.fused_experts.layer.expert_slices)
@@ -135,7 +137,8 @@ def free_originals(layer, expert_slices: torch.Tensor) -> None:
     """Drop what prepare has repacked, and register what it became.
 
     Shapes stay readable, because vLLM takes the problem's size from them, but as buffers: EPLB moves the rows of every
-    parameter, and these are empty.
+    parameter, and these are empty. The slices are a parameter: EPLB moves them; vLLM's sleep of level 2 drops them,
+    where it would copy a buffer to the host; a reload puts the same tensor back.
     """
     for name in ("w13_weight", "w2_weight", "w13_weight_scale", "w2_weight_scale"):
         original = getattr(layer, name)
@@ -208,5 +211,10 @@ def install() -> None:
 
     @RoutedExperts.register_oot(name="RoutedExperts")
     class Nvfp4RoutedExperts(RoutedExperts):
+        @wraps(RoutedExperts.weight_loader)
+        def weight_loader(self, param, *args, **kwargs):
+            loaded.mark_anew(param)
+            return super().weight_loader(param, *args, **kwargs)
+
         def _get_quant_method(self, prefix, quant_config, moe_config):
             return choose(lambda: super(Nvfp4RoutedExperts, self)._get_quant_method(prefix, quant_config, moe_config))

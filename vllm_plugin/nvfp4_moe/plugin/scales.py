@@ -35,15 +35,22 @@ class Calibration:
         self.path = Path(path) if path else None
         self.scales: dict[str, list[float]] = {}
         self.waiting: set[str] = set()
+        self.may_measure = False
         if self.path and self.path.exists():
             self.scales = read_scales(self.path)
             logger.info("nvfp4_moe: input scales of %d layers read from %s", len(self.scales), self.path)
+        self.of_file = set(self.scales)
 
     def known(self, layer_name: str) -> list[float] | None:
-        """The layer's scales, or None after noting that its first tokens will bring them."""
-        if layer_name in self.scales:
+        """The layer's scales of the file, or None after noting that its first tokens will bring them.
+
+        What this process measured is no answer: where it asks again, other weights are being loaded.
+        """
+        if layer_name in self.of_file:
             return self.scales[layer_name]
-        refuse_where_unseen()
+        if not self.may_measure:  # at the first load: some versions have no configuration during a reload
+            refuse_where_unseen()
+            self.may_measure = True
         self.waiting.add(layer_name)
         return None
 
@@ -114,6 +121,7 @@ class LayerCalibration:
         """`read` returns what the library saw and makes it forget, raising if there was nothing; `set` takes scales."""
         self.name, self.read, self.set, self.use_ep = name, read, set, use_ep
         self.num_tokens = 0
+        self.seen()  # forget what a layer saw whose weights were replaced before it had seen enough
 
     def finish(self, x: torch.Tensor) -> bool:
         """After a forward of x [T, ..]: True if the layer has its scales now, the same on all ranks."""
