@@ -74,6 +74,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("device_status_reset(Device device) -> ()");
   m.def("version() -> int");
   m.def("cpu_isa() -> str");
+  m.def("build_info() -> str");
   m.def("set_num_threads(int num_threads) -> ()");
 }
 
@@ -103,6 +104,7 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("device_status_reset", TORCH_BOX(&device_status_reset));
   m.impl("version", TORCH_BOX(&version));
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("build_info", TORCH_BOX(&build_info));
   m.impl("set_num_threads", TORCH_BOX(&set_num_threads));
 }
 

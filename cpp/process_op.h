@@ -9,6 +9,7 @@ namespace nvfp4_moe_op {
 
 int64_t version();
 std::string cpu_isa();
+std::string build_info();
 void set_num_threads(int64_t num_threads);
 
 }  // namespace nvfp4_moe_op

@@ -23,6 +23,7 @@ _HOMES = {
     "LayerWeights": "weights",
     "Linear": "linear",
     "LinearWeights": "weights",
+    "build_info": "device",
     "cpu_isa": "device",
     "dequantize": "format",
     "quantize": "format",
