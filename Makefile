@@ -24,12 +24,13 @@ KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/or
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
-        test-vllm-0.26 test-vllm-0.32 wheel fmt lint fuzz bench \
+        test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
-	@echo "make install    the C library, headers and pkg-config file, to PREFIX (/usr/local); needs cargo, cc and cmake only"
+	@echo "make install    for C and C++: library, headers, pkg-config, find_package(); to PREFIX (/usr/local)"
+	@echo "make wheel      the wheel of a release, to dist/; make sdist: its source distribution (docs/release.md)"
 	@echo "make layertest  reference against runner: NVIDIA ModelOpt's checkpoint, DeepSeek-V4's, generated layers"
 	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch, vLLM (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
@@ -69,11 +70,18 @@ install:
 	cmake --build build/c
 	cmake --install build/c --component library --prefix "$(PREFIX)"
 
-# The wheel as users build it: `pip wheel .` under build isolation.
+# The release (docs/release.md): one wheel for every Python and torch that is supported. Built as users do, under isolation;
+# auditwheel gives it the manylinux tag of the glibc that it asks for. libtorch is the user's torch.
 wheel: build/wheel.stamp
 build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(shell find vllm_plugin -name '*.py') CMakeLists.txt pyproject.toml | setup
-	@$(STEP) "[build] pip wheel ." sh -c 'rm -rf dist && $(PY) -m pip wheel --quiet --no-deps -w dist .'
+	@$(STEP) "[build] pip wheel . and auditwheel" sh -ec 'rm -rf dist build/dist; \
+	  $(PY) -m pip wheel --quiet --no-deps -w build/dist .; \
+	  $(PY) -m auditwheel repair --exclude libtorch_cpu.so -w dist build/dist/*.whl; \
+	  objcopy --only-keep-debug build/wheel/nvfp4_moe_torch.so dist/nvfp4_moe_torch.so.debug'
 	@touch $@
+
+sdist: setup
+	@$(STEP) "[build] the source distribution" $(PY) -m build --sdist --outdir dist .
 
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
@@ -86,7 +94,8 @@ test-rust: setup
 test-abi: build
 	@$(STEP) "[test 3/6] the C ABI: golden files, C and C++ programs, CuTe's layout" $(PY) tests/abi/run.py
 
-test-python: build
+# The wheel, too: its tests install it.
+test-python: build wheel
 	@$(STEP) "[test 4/6] pytest, torch 2.11" $(PY) -m pytest -q
 
 # As on lesser CPUs, those of which this one can play: as_cpu exits with 77 for the others. The fast tests of what computes.
