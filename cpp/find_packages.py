@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print `torch's version;its folder;its CUDA;nvidia/cu13` of this Python for CMake, "none" for what is not installed."""
+"""Print `torch's version;its folder;its CUDA;nvidia/cu13` of this Python for CMake, "none" for what is not there."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def site_packages() -> list[Path]:
-    """Where packages are: also those that pip's isolation hides, and those of the active environment, which others hide."""
+    """Where packages are: also those that pip's isolation hides, and the active environment's, which others hide."""
     folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
     active = [Path(os.environ[name]) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if name in os.environ]
     return [*map(Path, folders), *(path for folder in active for path in folder.glob("lib/python3*/site-packages"))]

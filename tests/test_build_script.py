@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build script: what it refuses, what it builds without kernels, and what it says. tests/rust/find_nvcc.rs has the search."""
+"""The build script: what it refuses, what it builds without kernels, and what it says. (The search: tests/rust/find_nvcc.rs.)"""
 
 import importlib.util
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wheel and the source distribution, as a user meets them. `make wheel` makes the wheel; without one this is skipped."""
+"""The wheel and the source distribution, as a user meets them. Without a wheel of `make wheel` this is skipped."""
 
 import os
 import re

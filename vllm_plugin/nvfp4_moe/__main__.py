@@ -14,6 +14,7 @@ class Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="the release, and what the library was built with")
 
     def __call__(self, parser, *_):
+        """Print and leave."""
         from .doctor.env import built_in
 
         print(f"nvfp4-moe {__version__} ({built_in()})")  # as the program `nvfp4-moe --version`
