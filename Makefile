@@ -36,7 +36,7 @@ help:
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU and torch; $(OP) may be built elsewhere"
+	@echo "make gpu-test gpu-bench gpu-serve    on a machine with a GPU; GPU_PY=a Python with torch, pytest, vLLM"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ fuzz:
 
 # ---- On a machine with a GPU -----------------------------------------------------------------------------------------
 # Needs torch and pytest, and compute-sanitizer of the CUDA toolkit. A machine without cargo tests the op that lies in
-# vllm_plugin/.
+# vllm_plugin/. GPU_PY names a Python that has them, and for gpu-bench and gpu-serve vLLM.
 
 GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
 GPU_LAYERTEST := $(GPU_PY) tests/layertest.py
@@ -243,20 +243,32 @@ gpu-test: $(OP)
 	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
 	@echo "make gpu-test: PASS"
 
-# BUNDLE has a setup.sh that makes vLLM importable, serve_smoke.py and make_tiny_checkpoint.py. Under eight minutes; writes a
-# record, tests/bench/record/h100/<date>-serve.csv.
-gpu-serve: $(OP)
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
+# With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, and which
+# serves, makes models and times peers by itself (serve_smoke.py, make_tiny_checkpoint.py, bench_peers.py).
+HAS_BUNDLE := $(wildcard $(BUNDLE)/setup.sh)
 
-# BUNDLE has vLLM and bench_peers.py, as for gpu-serve. Prints the table beside the peers; writes it and a plot to
-# tests/bench/record/<gpu>/<date>-peers.*. The other tables go to build/.
+# Writes a record, tests/bench/record/<gpu>/<date>-serve.csv.
+gpu-serve: $(OP)
+ifdef HAS_BUNDLE
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
+else
+	$(GPU_PY) tests/gpu/serve.py $(GPU_SERVE)
+endif
+
+# Tables go to build/. A bundle's beside its peers, with a plot, to tests/bench/record/<gpu>/<date>-peers.*.
 GPU_BENCH_TOKENS := 1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192
 gpu-bench: $(OP)
+	mkdir -p build
+ifdef HAS_BUNDLE
 	@bash -c '. $(BUNDLE)/setup.sh && export PYTHONPATH=$(CURDIR)/vllm_plugin:$(CURDIR)/tests/bench:$$PYTHONPATH && \
-	  mkdir -p build && python3 $$PEERS/bench_peers.py --peers marlin,humming --tokens $(GPU_BENCH_TOKENS) \
+	  python3 $$PEERS/bench_peers.py --peers marlin,humming --tokens $(GPU_BENCH_TOKENS) \
 	    --candidate ours=peers_candidate:build --out build/bench_peers.json && \
 	  python3 tests/bench/peers_record.py build/bench_peers.json && \
 	  python3 tests/bench/gpu_linear.py --out build/linear.csv'
+else
+	$(GPU_PY) tests/bench/gpu_moe.py --tokens $(GPU_BENCH_TOKENS) --out build/moe.csv
+	$(GPU_PY) tests/bench/gpu_linear.py --out build/linear.csv
+endif
 	$(GPU_PY) tests/bench/gpu_layer.py --out build/layer.csv
 	$(GPU_PY) tests/bench/gpu_tiles.py --out build/tiles.csv
 

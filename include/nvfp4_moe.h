@@ -33,8 +33,7 @@
  *            captured in a graph. What else takes a stream waits for it.
  * Data       ids are data, not configuration: a slot whose id is out of range is unrouted and counted in the
  *            device status; it is never an error and never an out-of-bounds read.
- * ABI        From release 0.1.0 on, a program compiled with an older header runs with a newer library of the same SONAME,
- *            libnvfp4_moe.so.0: functions and codes stay, structs grow at their end. What breaks that changes the SONAME.
+ * ABI        From release 0.1.0 on, a compiled program runs with every newer library of SONAME libnvfp4_moe.so.0.
  * Library    prints nothing and reads no environment variable. A Rust panic (a bug) does not leave it: the call gives
  *            INTERNAL, and only then Rust prints, to stderr.
  *
@@ -120,8 +119,7 @@ int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
  * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
-/* What this library was built with, names apart by spaces: "cpu", and behind it "hopper portable" where an nvcc compiled
- * the CUDA kernels. Host buf as in last_error. */
+/* What is built in: "cpu", or "cpu hopper portable" with the CUDA kernels. Host buf as in last_error. */
 size_t nvfp4_moe_build_info(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */

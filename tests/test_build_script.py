@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build script: what it refuses, what it builds without kernels, and what it says. (The search: tests/rust/find_nvcc.rs.)"""
+"""The build script: what it refuses, what it builds without kernels, and what it says."""
 
 import importlib.util
 import os

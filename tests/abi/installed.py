@@ -37,7 +37,7 @@ def soname() -> str:
     """The name that programs ask for is the ABI's, and the header says it."""
     text = command("readelf", "--dynamic", "--wide", PREFIX / "lib/libnvfp4_moe.so")
     name = re.search(r"SONAME.*\[(.*)\]", text)
-    wanted = re.search(r"same SONAME,\s+\*\s+(\S+):", (ROOT / "include/nvfp4_moe.h").read_text())[1]
+    wanted = re.search(r"of SONAME (\S+)\.\n", (ROOT / "include/nvfp4_moe.h").read_text())[1]
     if not name or name[1] != wanted or not (PREFIX / "lib" / wanted).exists():
         raise Failure(f"the SONAME is {name and name[1]}; the header and the prefix must have it as {wanted}")
     return wanted
