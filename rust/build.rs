@@ -3,7 +3,7 @@
 //! bindgen reads out of the C headers is committed in `rust/bindings/`, and `tests/rust/bindings.rs` keeps it equal to them.
 
 mod build_kernels;
-mod find_nvcc;
+mod build_nvcc;
 
 use std::{env, path::PathBuf};
 

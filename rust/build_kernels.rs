@@ -2,7 +2,7 @@
 //! Compiles `kernels/` to fat binaries that the library embeds. A build that was asked for CUDA has it or fails; only a
 //! machine without any sign of CUDA gets one for the CPU alone, and a warning.
 
-use super::find_nvcc::{self, Absent, HOME, MAJOR, PYTHON_CUDA, Places};
+use super::build_nvcc::{self, Absent, HOME, MAJOR, PYTHON_CUDA, Places};
 use std::path::{Path, PathBuf};
 use std::{env, fs, process::Command};
 
@@ -33,7 +33,7 @@ const HOPPER: &[&str] = &["90a"];
 /// Write `kernels.rs`, the list of modules, and the fat binaries that it includes; say what is built in.
 pub fn build(out: &Path) {
     println!("cargo:rerun-if-changed=rust/build_kernels.rs");
-    println!("cargo:rerun-if-changed=rust/find_nvcc.rs");
+    println!("cargo:rerun-if-changed=rust/build_nvcc.rs");
     println!("cargo:rerun-if-changed=kernels");
     let Some(nvcc) = choose_nvcc() else {
         println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu");
@@ -62,7 +62,7 @@ fn choose_nvcc() -> Option<PathBuf> {
     }
     let project = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let places = Places { variable: &|name| env::var_os(name), project: &project, system: Path::new("/usr/local") };
-    let absent = match find_nvcc::find(&places) {
+    let absent = match build_nvcc::find(&places) {
         Ok(nvcc) => return Some(nvcc),
         Err(absent) => absent,
     };

@@ -29,6 +29,9 @@ pub mod format;
 pub mod host;
 pub mod layer;
 pub mod linear;
+#[cfg(all(test, feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod no_cuda; // for its test
 pub mod routing;
 pub mod shape;
 pub mod status;

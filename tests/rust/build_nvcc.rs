@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The build script's search for nvcc, among stand-ins that only say a version.
 
-#[path = "../../rust/find_nvcc.rs"]
-mod find_nvcc;
+#[path = "../../rust/build_nvcc.rs"]
+mod build_nvcc;
 
-use find_nvcc::{Absent, HOME, PYTHON_CUDA, Places, find};
+use build_nvcc::{Absent, HOME, PYTHON_CUDA, Places, find};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{Permissions, create_dir_all, set_permissions, write};
