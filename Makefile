@@ -24,18 +24,19 @@ KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/or
 RUST_FILES := Cargo.toml Cargo.lock include/nvfp4_moe.h $(shell find rust kernels -type f)
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
-        test-vllm-0.26 test-vllm-0.32 wheel fmt lint fuzz bench \
+        test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
         gpu-test gpu-bench gpu-serve gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
-	@echo "make install    the C library, headers and pkg-config file, to PREFIX (/usr/local); needs cargo, cc and cmake only"
+	@echo "make install    for C and C++: library, headers, pkg-config, find_package(); to PREFIX (/usr/local)"
+	@echo "make wheel      the wheel of a release, to dist/; make sdist: its source distribution (docs/release.md)"
 	@echo "make layertest  reference against runner: NVIDIA ModelOpt's checkpoint, DeepSeek-V4's, generated layers"
 	@echo "make test       everything: lint, Rust, C ABI, Python, the newest torch, vLLM (test-rust, test-abi, ... for one)"
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make gpu-test gpu-bench gpu-serve gpu-reload    on a machine with a GPU and torch; $(OP) may be built elsewhere"
+	@echo "make gpu-test gpu-bench gpu-serve gpu-reload    on a machine with a GPU; GPU_PY=a Python with torch, pytest, vLLM"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -69,11 +70,18 @@ install:
 	cmake --build build/c
 	cmake --install build/c --component library --prefix "$(PREFIX)"
 
-# The wheel as users build it: `pip wheel .` under build isolation.
+# The release (docs/release.md): one wheel for every Python and torch that is supported. Built as users do, under isolation;
+# auditwheel gives it the manylinux tag of the glibc that it asks for. libtorch is the user's torch.
 wheel: build/wheel.stamp
 build/wheel.stamp: $(RUST_FILES) $(CPP_FILES) $(shell find vllm_plugin -name '*.py') CMakeLists.txt pyproject.toml | setup
-	@$(STEP) "[build] pip wheel ." sh -c 'rm -rf dist && $(PY) -m pip wheel --quiet --no-deps -w dist .'
+	@$(STEP) "[build] pip wheel . and auditwheel" sh -ec 'rm -rf dist build/dist; \
+	  $(PY) -m pip wheel --quiet --no-deps -w build/dist .; \
+	  $(PY) -m auditwheel repair --exclude libtorch_cpu.so -w dist build/dist/*.whl; \
+	  objcopy --only-keep-debug build/wheel/nvfp4_moe_torch.so dist/nvfp4_moe_torch.so.debug'
 	@touch $@
+
+sdist: setup
+	@$(STEP) "[build] the source distribution" $(PY) -m build --sdist --outdir dist .
 
 # ---- Tests -----------------------------------------------------------------------------------------------------------
 
@@ -86,7 +94,8 @@ test-rust: setup
 test-abi: build
 	@$(STEP) "[test 3/6] the C ABI: golden files, C and C++ programs, CuTe's layout" $(PY) tests/abi/run.py
 
-test-python: build
+# The wheel, too: its tests install it.
+test-python: build wheel
 	@$(STEP) "[test 4/6] pytest, torch 2.11" $(PY) -m pytest -q
 
 # As on lesser CPUs, those of which this one can play: as_cpu exits with 77 for the others. The fast tests of what computes.
@@ -211,7 +220,7 @@ fuzz:
 
 # ---- On a machine with a GPU -----------------------------------------------------------------------------------------
 # Needs torch and pytest, and compute-sanitizer of the CUDA toolkit. A machine without cargo tests the op that lies in
-# vllm_plugin/.
+# vllm_plugin/. GPU_PY names a Python that has them, and for gpu-bench and gpu-serve vLLM.
 
 GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
 GPU_LAYERTEST := $(GPU_PY) tests/layertest.py
@@ -234,24 +243,36 @@ gpu-test: $(OP)
 	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
 	@echo "make gpu-test: PASS"
 
-# BUNDLE has a setup.sh that makes vLLM importable, serve_smoke.py and make_tiny_checkpoint.py. Under eight minutes; writes a
-# record, tests/bench/record/h100/<date>-serve.csv.
-gpu-serve: $(OP)
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
+# With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, and which
+# serves, makes models and times peers by itself (serve_smoke.py, make_tiny_checkpoint.py, bench_peers.py).
+HAS_BUNDLE := $(wildcard $(BUNDLE)/setup.sh)
 
-# A served model's weights loaded again under captured graphs, and sleep. Under four minutes.
+# Writes a record, tests/bench/record/<gpu>/<date>-serve.csv.
+gpu-serve: $(OP)
+ifdef HAS_BUNDLE
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
+else
+	$(GPU_PY) tests/gpu/serve.py $(GPU_SERVE)
+endif
+
+# A served model's weights loaded again under captured graphs, and sleep; needs the bundle. Under four minutes.
 gpu-reload: $(OP)
 	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/reload.py --bundle $$PEERS'
 
-# BUNDLE has vLLM and bench_peers.py, as for gpu-serve. Prints the table beside the peers; writes it and a plot to
-# tests/bench/record/<gpu>/<date>-peers.*. The other tables go to build/.
+# Tables go to build/. A bundle's beside its peers, with a plot, to tests/bench/record/<gpu>/<date>-peers.*.
 GPU_BENCH_TOKENS := 1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192
 gpu-bench: $(OP)
+	mkdir -p build
+ifdef HAS_BUNDLE
 	@bash -c '. $(BUNDLE)/setup.sh && export PYTHONPATH=$(CURDIR)/vllm_plugin:$(CURDIR)/tests/bench:$$PYTHONPATH && \
-	  mkdir -p build && python3 $$PEERS/bench_peers.py --peers marlin,humming --tokens $(GPU_BENCH_TOKENS) \
+	  python3 $$PEERS/bench_peers.py --peers marlin,humming --tokens $(GPU_BENCH_TOKENS) \
 	    --candidate ours=peers_candidate:build --out build/bench_peers.json && \
 	  python3 tests/bench/peers_record.py build/bench_peers.json && \
 	  python3 tests/bench/gpu_linear.py --out build/linear.csv'
+else
+	$(GPU_PY) tests/bench/gpu_moe.py --tokens $(GPU_BENCH_TOKENS) --out build/moe.csv
+	$(GPU_PY) tests/bench/gpu_linear.py --out build/linear.csv
+endif
 	$(GPU_PY) tests/bench/gpu_layer.py --out build/layer.csv
 	$(GPU_PY) tests/bench/gpu_tiles.py --out build/tiles.csv
 

@@ -76,6 +76,7 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("device_status_reset(Device device) -> ()");
   m.def("version() -> int");
   m.def("cpu_isa() -> str");
+  m.def("build_info() -> str");
   m.def("set_num_threads(int num_threads) -> ()");
   m.def("last_failure() -> (int status, str sentence)");
 }
@@ -108,6 +109,7 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("device_status_reset", TORCH_BOX(&device_status_reset));
   m.impl("version", TORCH_BOX(&version));
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("build_info", TORCH_BOX(&build_info));
   m.impl("set_num_threads", TORCH_BOX(&set_num_threads));
   m.impl("last_failure", TORCH_BOX(&last_failure_read));
 }

@@ -10,6 +10,7 @@ namespace nvfp4_moe_op {
 
 int64_t version();
 std::string cpu_isa();
+std::string build_info();
 void set_num_threads(int64_t num_threads);
 
 // (status, sentence) of this thread's last failure in an op.

@@ -33,6 +33,7 @@
  *            captured in a graph. What else takes a stream waits for it.
  * Data       ids are data, not configuration: a slot whose id is out of range is unrouted and counted in the
  *            device status; it is never an error and never an out-of-bounds read.
+ * ABI        From release 0.1.0 on, a compiled program runs with every newer library of SONAME libnvfp4_moe.so.0.
  * Library    prints nothing and reads no environment variable. A Rust panic (a bug) does not leave it: the call gives
  *            INTERNAL. A forked child may use its parent's CPU and checkpoint handles; CUDA is refused there.
  *
@@ -116,6 +117,9 @@ int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 /* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
  * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
+
+/* What is built in: "cpu", or "cpu hopper portable" with the CUDA kernels. Host buf as in last_error. */
+size_t nvfp4_moe_build_info(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */
 

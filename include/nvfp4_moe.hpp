@@ -68,6 +68,7 @@ Struct sized() {
 /// major * 10000 + minor * 100 + patch of the loaded library.
 inline uint32_t version() noexcept { return nvfp4_moe_version(); }
 inline std::string cpu_isa() { return detail::text_of(nvfp4_moe_cpu_isa); }
+inline std::string build_info() { return detail::text_of(nvfp4_moe_build_info); }
 inline void set_num_threads(int32_t num_threads) { detail::check(nvfp4_moe_set_num_threads(num_threads)); }
 
 inline nvfp4_moe_device_status device_status(int32_t kind, int32_t ordinal = 0, Stream stream = nullptr) {

@@ -26,6 +26,10 @@ pub struct Activation {
 }
 
 impl Activation {
+    /// `silu(gate) * up`
+    pub const PLAIN_SWIGLU: Self =
+        Activation { kind: ActivationKind::Swiglu, limit: f32::INFINITY, alpha: 1.0, beta: 0.0 };
+
     /// SwiGLU from the header's fields, in which 0 means "no limit" and "alpha 1".
     pub fn swiglu(limit: f32, alpha: f32, beta: f32) -> Result<Self> {
         if limit.is_nan() || limit < 0.0 {

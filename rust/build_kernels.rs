@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Compiles `kernels/` to fat binaries that the library embeds. Without nvcc the build is CPU-only, and says so.
+//! Compiles `kernels/` to fat binaries that the library embeds. A build that was asked for CUDA has it or fails; only a
+//! machine without any sign of CUDA gets one for the CPU alone, and a warning.
 
+use super::build_nvcc::{self, Absent, HOME, MAJOR, PYTHON_CUDA, Places};
 use std::path::{Path, PathBuf};
 use std::{env, fs, process::Command};
+
+/// `1`: build for the CPU alone, whatever is installed.
+const CPU_ONLY: &str = "NVFP4_MOE_CPU_ONLY";
+/// CUDA's version in the torch that CMake builds the op for, which is a sign that CUDA is wanted.
+const TORCH_CUDA: &str = "NVFP4_MOE_TORCH_CUDA";
 
 /// A source file under `kernels/`, without `.cu`, and the GPUs it is compiled for. The folder says which: a family's own
 /// GPUs, or every supported one.
@@ -24,18 +31,17 @@ const MODULES: [(&str, &[&str]); 13] = [
 const EVERY_GPU: &[&str] = &["80", "90", "100f", "120f"];
 const HOPPER: &[&str] = &["90a"];
 
-/// Write `kernels.rs` (the list of modules) and, where there is an nvcc, the fat binaries it includes.
+/// Write `kernels.rs`, the list of modules, and the fat binaries that it includes; say what is built in.
 pub fn build(out: &Path) {
     println!("cargo:rerun-if-changed=rust/build_kernels.rs");
+    println!("cargo:rerun-if-changed=rust/build_nvcc.rs");
     println!("cargo:rerun-if-changed=kernels");
-    println!("cargo:rustc-check-cfg=cfg(nvfp4_kernels)");
-    let Some(nvcc) = find_nvcc() else {
-        println!(
-            "cargo:warning=nvcc was not found: building for the CPU only (set NVFP4_MOE_CUDA_HOME to a CUDA 13 toolkit)"
-        );
+    let Some(nvcc) = choose_nvcc() else {
+        println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu");
         return write_list(out, &[]);
     };
-    println!("cargo:rustc-cfg=nvfp4_kernels");
+    println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu hopper portable");
+    println!("cargo:rerun-if-changed={}", nvcc.display());
     // Two at a time: a GEMM takes nvcc half a gigabyte and ten seconds.
     for pair in MODULES.chunks(2) {
         std::thread::scope(|scope| {
@@ -45,6 +51,57 @@ pub fn build(out: &Path) {
         });
     }
     write_list(out, &MODULES.map(|(source, _)| source));
+}
+
+/// The compiler of the kernels; none for a build without them. Ends the build where it would do less than it was asked.
+fn choose_nvcc() -> Option<PathBuf> {
+    for variable in [CPU_ONLY, HOME, "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() || is_cpu_only() {
+        return None;
+    }
+    let project = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let places = Places { variable: &|name| env::var_os(name), project: &project, system: Path::new("/usr/local") };
+    let absent = match build_nvcc::find(&places) {
+        Ok(nvcc) => return Some(nvcc),
+        Err(absent) => absent,
+    };
+    // Without kernels, look again when the places change; with them nothing is missed.
+    for variable in ["PATH", "VIRTUAL_ENV", "CONDA_PREFIX", PYTHON_CUDA, TORCH_CUDA] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    let torch = env::var(TORCH_CUDA).ok();
+    if absent.wrong.is_empty() && torch.is_none() && env::var_os(HOME).is_none() {
+        println!("cargo:warning=nvcc was not found: building for the CPU only (searched: {})", absent.searched);
+        return None;
+    }
+    println!("cargo::error={}", refusal(&absent, torch));
+    std::process::exit(1);
+}
+
+fn is_cpu_only() -> bool {
+    match env::var(CPU_ONLY).as_deref() {
+        Err(_) | Ok("" | "0") => false,
+        Ok("1") => true,
+        Ok(value) => {
+            println!("cargo::error={CPU_ONLY} is {value}; it must be 1 (no CUDA kernels) or 0. Set one of them.");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// What is wrong with every nvcc, or that there is none; why one is wanted; what to do.
+fn refusal(absent: &Absent, torch: Option<String>) -> String {
+    let found = match absent.wrong.as_slice() {
+        [] => format!("nvcc is nowhere (searched: {}); it must be {MAJOR}", absent.searched),
+        wrong => wrong.join(", "),
+    };
+    let why = torch.map_or_else(String::new, |cuda| format!(" (torch has CUDA {cuda}, so kernels are wanted)"));
+    format!(
+        "{found}{why}. Set {HOME} to a CUDA {MAJOR} toolkit, or {CPU_ONLY}=1 to build without CUDA kernels. \
+         docs/building.md has the packages."
+    )
 }
 
 fn compile(nvcc: &Path, source: &str, targets: &[&str], out: &Path) {
@@ -83,19 +140,4 @@ fn write_list(out: &Path, sources: &[&str]) {
         .collect();
     let text = format!("/// Every module of this build.\npub static IMAGES: &[Image] = &[\n{entries}];\n");
     fs::write(out.join("kernels.rs"), text).unwrap_or_else(|e| panic!("kernels.rs: {e}"));
-}
-
-/// NVFP4_MOE_CUDA_HOME, CUDA_HOME, the Python packages of CUDA 13 (`.venv` first), then /usr/local/cuda.
-fn find_nvcc() -> Option<PathBuf> {
-    let mut homes: Vec<PathBuf> = Vec::new();
-    for variable in ["NVFP4_MOE_CUDA_HOME", "CUDA_HOME"] {
-        println!("cargo:rerun-if-env-changed={variable}");
-        homes.extend(env::var_os(variable).map(PathBuf::from));
-    }
-    let code = "import importlib.util as u; print(list(u.find_spec('nvidia.cu13').submodule_search_locations)[0])";
-    for python in [".venv/bin/python", "python3"] {
-        homes.extend(super::command_line(python, &["-c", code]).map(PathBuf::from));
-    }
-    homes.push(PathBuf::from("/usr/local/cuda"));
-    homes.into_iter().map(|home| home.join("bin/nvcc")).find(|nvcc| nvcc.exists())
 }

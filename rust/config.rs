@@ -64,6 +64,23 @@ pub struct LayerConfig {
 }
 
 impl LayerConfig {
+    /// A layer on the CPU with all its experts, plain SwiGLU and static input scales; other fields may be set after.
+    pub fn on_cpu(mode: Mode, hidden_size: usize, intermediate_size: usize, num_experts: usize, top_k: usize) -> Self {
+        LayerConfig {
+            device: Device::Cpu,
+            mode,
+            scale_policy: ScalePolicy::Static,
+            hidden_size,
+            intermediate_size,
+            num_experts,
+            num_local_experts: num_experts,
+            first_local_expert: 0,
+            top_k,
+            activation: Activation::PLAIN_SWIGLU,
+            tile_rows: None,
+        }
+    }
+
     /// Lengths of its weights.
     pub fn shape(&self) -> MoeShape {
         MoeShape {
@@ -87,7 +104,7 @@ impl LayerConfig {
             let rule = format!("it must be 1 to num_experts, which is {all}");
             return Err(Error::argument("num_local_experts", local, rule, "Pass the experts held by this rank."));
         }
-        if self.first_local_expert + local > all {
+        if self.first_local_expert.saturating_add(local) > all {
             let rule = format!("with num_local_experts {local} it must be at most {}", all - local);
             return Err(Error::argument(
                 "first_local_expert",

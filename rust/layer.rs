@@ -4,7 +4,7 @@
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream};
 use crate::config::{Device, LayerConfig, Mode, ScalePolicy};
 use crate::cpu::CpuLayer;
-use crate::cuda::CudaLayer;
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::format::input_scale_from_amax;
 
@@ -22,7 +22,7 @@ impl Layer {
         config.validate()?;
         let backend: Box<dyn LayerBackend> = match config.device {
             Device::Cpu => Box::new(CpuLayer::new(&config)),
-            Device::Cuda(ordinal, choice) => Box::new(CudaLayer::new(ordinal, choice, &config)?),
+            Device::Cuda(ordinal, choice) => cuda::layer(ordinal, choice, &config)?,
         };
         Ok(Layer { config, input_scales: InputScales::default(), backend })
     }

@@ -4,7 +4,7 @@
 use crate::call::{LinearArgs, LinearBackend, LinearWeights, Storage, Stream, missing_input_scale};
 use crate::config::{Device, LinearConfig, Mode, ScalePolicy};
 use crate::cpu::CpuLinear;
-use crate::cuda::CudaLinear;
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::format::{check_global_scale, input_scale_from_amax};
 
@@ -23,7 +23,7 @@ impl Linear {
         check_mode(config.mode)?;
         let backend: Box<dyn LinearBackend> = match config.device {
             Device::Cpu => Box::new(CpuLinear::new(&config)),
-            Device::Cuda(ordinal, choice) => Box::new(CudaLinear::new(ordinal, choice, &config)?),
+            Device::Cuda(ordinal, choice) => cuda::linear(ordinal, choice, &config)?,
         };
         Ok(Linear { config, input_scale: 0.0, backend })
     }

@@ -368,6 +368,10 @@ def test_cpu_isa_is_one_of_the_headers():
     assert nvfp4_moe.cpu_isa() in ([os.environ["AS_CPU"]] if "AS_CPU" in os.environ else names)  # tests/tools/as_cpu
 
 
+def test_build_info_is_one_of_the_headers():
+    assert nvfp4_moe.build_info() in ("cpu", "cpu hopper portable")
+
+
 def test_importing_the_package_imports_no_torch():
     code = "import sys, nvfp4_moe; assert 'torch' not in sys.modules; nvfp4_moe.Layer; assert 'torch' in sys.modules"
     folder = Path(nvfp4_moe.__file__).parents[1]

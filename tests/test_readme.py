@@ -23,6 +23,7 @@ CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['
 
 # Commands that need what a test has not: why, by how they begin. After a check of their form they are skipped, visibly.
 NOT_RUN = {
+    "pip install nvfp4_moe-": "tests/test_wheel.py installs the wheel where nothing can be compiled",
     "pip install .": "builds under isolation for minutes; make test-torch-new and make test-vllm install the wheel",
     "vllm serve": "needs vLLM and a model of full size; tests/vllm serves tiny ones",
     "make test": "is what runs this test",
@@ -33,6 +34,7 @@ NOT_RUN = {
 PRINTS = {
     "python -m nvfp4_moe doctor": "vllm is not installed",  # vLLM has environments of its own: tests/vllm
     "cc examples/layer.c": "layer.c: correct",
+    "c++ -std=c++17 examples/layer.cpp": "layer.cpp: correct",
     "cargo run --release --example layer": "layer.rs: correct",
     "python examples/layer.py": "layer.py: correct",
     "cargo run --release --bin nvfp4-moe -- inspect": "NVFP4",

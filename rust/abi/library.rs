@@ -33,6 +33,16 @@ pub unsafe extern "C" fn nvfp4_moe_cpu_isa(buf: *mut c_char, size: usize) -> usi
     guard_value(0, || unsafe { copy_text(cpu::isa::best().name, buf, size) })
 }
 
+/// What the build script found an nvcc for.
+///
+/// # Safety
+/// `buf` must be NULL or writable for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvfp4_moe_build_info(buf: *mut c_char, size: usize) -> usize {
+    // SAFETY: buf is NULL or writable for size bytes.
+    guard_value(0, || unsafe { copy_text(crate::BUILT_IN, buf, size) })
+}
+
 /// More than any machine has cores.
 const MAX_THREADS: usize = 1024;
 

@@ -25,6 +25,7 @@ same_prototypes! {
     library::nvfp4_moe_last_error(_, _);
     library::nvfp4_moe_set_num_threads(_);
     library::nvfp4_moe_cpu_isa(_, _);
+    library::nvfp4_moe_build_info(_, _);
     layer::nvfp4_moe_layer_create(_, _);
     layer::nvfp4_moe_layer_destroy(_);
     layer::nvfp4_moe_layer_storage_size(_, _);

@@ -8,11 +8,14 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// With what the library was built for.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("NVFP4_MOE_BUILT_IN"), ")");
+
 /// The NVFP4 mixture-of-experts layer, from the command line.
 ///
 /// Exit status: 0 fine, 1 refused, 2 wrong usage.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = VERSION)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -13,6 +13,9 @@ unsafe extern "C" {
     pub fn nvfp4_moe_cpu_isa(buf: *mut ::std::os::raw::c_char, size: usize) -> usize;
 }
 unsafe extern "C" {
+    pub fn nvfp4_moe_build_info(buf: *mut ::std::os::raw::c_char, size: usize) -> usize;
+}
+unsafe extern "C" {
     pub fn nvfp4_moe_layer_create(desc: *const nvfp4_moe_layer_desc, out: *mut *mut nvfp4_moe_layer) -> i32;
 }
 unsafe extern "C" {

@@ -52,3 +52,17 @@ pub use counters::{status_read, status_reset};
 pub use devices::check_process;
 pub use layer::CudaLayer;
 pub use linear::CudaLinear;
+
+use crate::call::{LayerBackend, LinearBackend};
+use crate::config::{KernelChoice, LayerConfig, LinearConfig};
+use crate::error::Result;
+
+/// What computes a layer on a CUDA device. (`no_cuda.rs` is the same for a build without the feature `cuda`.)
+pub fn layer(ordinal: i32, choice: KernelChoice, config: &LayerConfig) -> Result<Box<dyn LayerBackend>> {
+    Ok(Box::new(CudaLayer::new(ordinal, choice, config)?))
+}
+
+/// What computes a linear there.
+pub fn linear(ordinal: i32, choice: KernelChoice, config: &LinearConfig) -> Result<Box<dyn LinearBackend>> {
+    Ok(Box::new(CudaLinear::new(ordinal, choice, config)?))
+}

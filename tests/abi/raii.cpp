@@ -158,6 +158,7 @@ static void errors_of_two_threads() {
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
   CHECK(nvfp4_moe::version() == nvfp4_moe_version() && !nvfp4_moe::cpu_isa().empty());
+  CHECK(nvfp4_moe::build_info().rfind("cpu", 0) == 0);
   nvfp4_moe::set_num_threads(2);
   auto desc = nvfp4_moe::sized<nvfp4_moe_layer_desc>();
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "is 0; ", [&] { nvfp4_moe::Layer{desc}; });

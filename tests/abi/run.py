@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import installed
+from commands import BUILD, ROOT, TARGET_FOLDER, WARNINGS, Failure, Skip, command
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-BUILD = ROOT / "build/abi"
 GOLDEN = ROOT / "tests/golden"
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 RUST_LIBS = ["-lpthread", "-ldl", "-lm"]
 TARGET = f"{os.uname().machine}-unknown-linux-gnu"
 # What CuTe's headers need; the CUDA pins are those of the nvcc that builds the kernels.
@@ -30,31 +30,6 @@ CUTE_PACKAGES = [
     "nvidia-cuda-crt==13.0.88",
     "nvidia-cuda-cccl==13.0.85",
 ]
-
-
-class Failure(Exception):
-    """A step that failed; the text is the evidence."""
-
-
-class Skip(Exception):
-    """A step that cannot run here; the text is the reason."""
-
-
-def command(*words: object, stdin: str = "", **environment: str) -> str:
-    """Run a command in the repository root; its output, or Failure with it."""
-    done = subprocess.run(
-        [str(word) for word in words],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        input=stdin,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    if done.returncode != 0:
-        raise Failure(f"{words[0]} exited with {done.returncode}:\n{done.stdout[-3000:]}")
-    return done.stdout
 
 
 def only_line(output: str) -> str:
@@ -190,7 +165,7 @@ def one_version() -> str:
 
 # ---- Programs -------------------------------------------------------------------------------------------------------
 
-LIBRARY = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+LIBRARY = TARGET_FOLDER / "release"
 PROGRAMS = {  # source -> its argument
     "layer.c": None,
     "raii.cpp": BUILD / "checkpoint",
@@ -222,7 +197,11 @@ def program_static(source: str) -> str:
 
 
 def program_shared(source: str) -> str:
-    link = [f"-L{LIBRARY}", "-lnvfp4_moe", f"-Wl,-rpath,{LIBRARY}"]
+    folder = BUILD / "shared"  # under the name that programs ask for at run time
+    folder.mkdir(exist_ok=True)
+    (folder / "libnvfp4_moe.so.0").unlink(missing_ok=True)
+    (folder / "libnvfp4_moe.so.0").symlink_to(LIBRARY / "libnvfp4_moe.so")
+    link = [f"-L{LIBRARY}", "-lnvfp4_moe", f"-Wl,-rpath,{folder}"]
     return only_line(command(compile_program(source, "shared", link, "-O1"), *arguments(source)))
 
 
@@ -241,8 +220,8 @@ def program_valgrind(source: str) -> str:
 def build_sanitized_library() -> str:
     """The Rust library under ASan too. The flag is unstable, so the stable compiler is told to accept it."""
     command("cargo", "rustc", "--lib", "--crate-type", "staticlib", "--target", TARGET, "--target-dir", BUILD / "rust",
-            "--quiet", RUSTC_BOOTSTRAP="1", RUSTFLAGS="-Zsanitizer=address")  # fmt: skip
-    return "dev profile, overflow checks on"
+            "--quiet", RUSTC_BOOTSTRAP="1", RUSTFLAGS="-Zsanitizer=address", NVFP4_MOE_CPU_ONLY="1")  # fmt: skip
+    return "dev profile, overflow checks on, without CUDA kernels"
 
 
 def program_sanitized(source: str) -> str:
@@ -293,6 +272,7 @@ def steps() -> list[tuple[str, Callable[[], str]]]:
         ("build the library", build_library),
         ("the manual's example", the_manuals_example),
         ("exported symbols", exported_symbols),
+        *installed.STEPS,
         *each("static library", program_static),
         *each("shared library", program_shared),
         *each("valgrind", program_valgrind),

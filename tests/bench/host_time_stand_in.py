@@ -35,7 +35,8 @@ def build(folder: Path) -> None:
     subprocess.run(["c++", *flags, *includes, "-c", stream, "-o", folder / "stream.o"], check=True)
     sources = [path.name for path in (ROOT / "cpp").glob("*.cpp") if path.name != "stream.cpp"]
     objects = [OBJECTS / f"{name}.o" for name in sources]
-    libraries = [LIBRARY, torch / "lib" / "libtorch_cpu.so", f"-Wl,-rpath,{LIBRARY.parent}"]
+    (folder / "libnvfp4_moe.so.0").symlink_to(LIBRARY)  # its SONAME, found by LD_LIBRARY_PATH
+    libraries = [LIBRARY, torch / "lib" / "libtorch_cpu.so"]
     subprocess.run(["c++", "-shared", folder / "stream.o", *objects, *libraries, "-o", folder / "op.so"], check=True)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serve tiny NVFP4 models with real vLLM on a GPU: our MoE in CUDA graphs, ours eager, and Marlin on the same files.
 
-    make gpu-serve BUNDLE=.peers        on a machine with a GPU and the offline vLLM bundle in BUNDLE
+    make gpu-serve GPU_PY=PYTHON        on a machine with a GPU, with the vLLM that PYTHON has (serve_one.py)
+    make gpu-serve BUNDLE=.peers        with a bundle that makes vLLM importable, serves and makes models by itself
 
 Every run is a process of its own under `cudagraph_mode: FULL_DECODE_ONLY` (the eager one aside), greedy. A run that
 fails prints the end of its log and the others go on. The last line is PASS if, for each model,
@@ -32,15 +33,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 OURS, MARLIN = "Nvfp4MoeExperts", "MarlinExperts"
-# name: options of serve_smoke.py, environment, experts that must serve
+# name: options of serve_one.py, environment, experts that must serve
 RUNS = {
     "ours": ([], {}, OURS),
     "marlin": (["--moe-backend", "marlin"], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}, MARLIN),
     "ours-eager": (["--eager"], {}, OURS),
 }
 # model: more plugins, seconds for one run. vLLM starts DeepSeek-V4 in up to 60 s, Qwen3-MoE in 10, and imports in 20.
-MODELS = {"dsv4": (["dsv4_triton_compressor"], 170), "qwen3": ([], 90)}
-TOTAL_S = 430
+BUNDLE_MODELS = {"dsv4": (["dsv4_triton_compressor"], 170), "qwen3": ([], 90)}
+BUNDLE_S = 430
+# An installed vLLM may first compile kernels of its own, and has nobody who waits for the machine.
+OWN_MODELS = {"qwen3": ([], 900)}
+OWN_S = 3000
 TAIL_LINES = 40
 SIZES = (1, 2, 4, 8)
 COLUMNS = ("model", "run", "experts", "graphs_captured", "graph_replays")
@@ -50,16 +54,24 @@ COLUMNS += ("step_ms_1", "step_ms_8", "tokens_per_s_1", "tokens_per_s_8", "first
 class Runs:
     """The processes: one after another, within one budget of time."""
 
-    def __init__(self, bundle: Path, work: Path):
-        self.bundle, self.work, self.deadline = bundle, work, time.monotonic() + TOTAL_S
+    def __init__(self, bundle: Path | None, work: Path):
+        self.work, self.models = work, BUNDLE_MODELS if bundle else OWN_MODELS
+        self.total_s = BUNDLE_S if bundle else OWN_S
+        self.server = bundle / "serve_smoke.py" if bundle else HERE / "serve_one.py"
+        self.maker = [bundle / "make_tiny_checkpoint.py", work] if bundle else [HERE / "tiny_qwen3.py", work / "qwen3"]
+        self.deadline = time.monotonic() + self.total_s
         self.failed: list[str] = []
+
+    def make_models(self) -> bool:
+        """Write them below the work folder, by their names."""
+        return self.command("make-models", [sys.executable, *map(str, self.maker)], 120, {})
 
     def command(self, name: str, command: list[str], limit_s: float, environment: dict[str, str]) -> bool:
         """Run it into work/<name>.log; False, with the end of the log on the screen, if it fails."""
         log = self.work / f"{name}.log"
         limit_s = min(limit_s, self.deadline - time.monotonic())
         if limit_s < 10:
-            self.failed.append(f"{name}: not run, {TOTAL_S} s are over")
+            self.failed.append(f"{name}: not run, {self.total_s} s are over")
             return False
         with log.open("w") as stream:
             try:
@@ -76,14 +88,14 @@ class Runs:
         return reason is None
 
     def serve(self, model: Path, run: str) -> dict | None:
-        """One run of the bundle's serve_smoke.py: its report, with seconds a decoding step; None if it failed."""
-        plugins, limit_s = MODELS[model.name]
+        """One run: its report, with seconds a decoding step; None if it failed."""
+        plugins, limit_s = self.models[model.name]
         options, environment, _ = RUNS[run]
         name = f"{model.name}-{run}"
         report, times = self.work / f"{name}.json", self.work / f"{name}-times.json"
         for stale in (report, times):
             stale.unlink(missing_ok=True)
-        command = [sys.executable, str(self.bundle / "serve_smoke.py"), str(model), "--out", str(report), *options]
+        command = [sys.executable, str(self.server), str(model), "--out", str(report), *options]
         for plugin in ("serve_with_plugin", "time_decoding", *plugins):
             command += ["--plugin", plugin]
         if not self.command(name, command, limit_s, {"NVFP4_MOE_DECODE_TIMES": str(times)} | environment):
@@ -168,7 +180,7 @@ def write_record(path: Path, reports: dict[str, dict[str, dict]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         file.write(f"# {one['device']}, {datetime.date.today()}, vLLM {one['vllm']}, torch {one['torch']}\n")
-        file.write("# tiny models (bundle's make_tiny_checkpoint.py), FULL_DECODE_ONLY, greedy; medians of 5 rounds.\n")
+        file.write("# tiny models, FULL_DECODE_ONLY, greedy; medians of 5 rounds.\n")
         file.write("# step_ms_N: one decoding step of N prompts, scheduler included; launches cost more than weights\n")
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
@@ -176,18 +188,26 @@ def write_record(path: Path, reports: dict[str, dict[str, dict]]) -> None:
             table.writerows(row(model, run, report, runs.get("marlin")) for run, report in runs.items())
 
 
+def records_of(reports: dict) -> Path:
+    """The folder of this GPU's records: `h100` of "NVIDIA H100 80GB HBM3"."""
+    device = next(report for runs in reports.values() for report in runs.values())["device"]
+    return ROOT / "tests/bench/record" / device.split()[1].lower()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True, help="folder of serve_smoke.py and its makers")
-    parser.add_argument("--out", type=Path, default=ROOT / "tests/bench/record/h100", help="where the record goes")
+    parser.add_argument("--bundle", type=Path, help="folder of a serve_smoke.py and a make_tiny_checkpoint.py")
+    parser.add_argument(
+        "--out", type=Path, help="where the record goes; default: tests/bench/record/ of the GPU's name"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve", help="models, logs and reports")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    path = [str(ROOT / "vllm_plugin"), str(HERE), str(arguments.bundle), os.environ.get("PYTHONPATH", "")]
+    bundle = str(arguments.bundle or "")
+    path = [str(ROOT / "vllm_plugin"), str(HERE), bundle, os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     runs, reports = Runs(arguments.bundle, arguments.work), {}
-    make = [sys.executable, str(arguments.bundle / "make_tiny_checkpoint.py"), str(arguments.work)]
-    for model in MODELS if runs.command("make-models", make, 120, {}) else ():
+    for model in runs.models if runs.make_models() else ():
         print(f"{model}:", flush=True)
         served = {}
         for run in RUNS:
@@ -201,7 +221,7 @@ def main() -> int:
         if served:
             reports[model] = served
     if reports:
-        record = arguments.out / f"{datetime.date.today()}-serve.csv"
+        record = (arguments.out or records_of(reports)) / f"{datetime.date.today()}-serve.csv"
         write_record(record, reports)
         print(f"{record}:\n{text(record)}")
         bring_back(arguments.work, record, reports)

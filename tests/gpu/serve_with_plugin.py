@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported by the bundle's serve_smoke.py: registers the plugin as vLLM's entry point would."""
+"""Imported by serve_one.py, or a bundle's server: registers the plugin as vLLM's entry point would."""
 
 from nvfp4_moe.plugin import register
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported by the bundle's serve_smoke.py: after each of its generations, the same prompts again, timed.
+"""Imported by serve_one.py, or a bundle's server: after each of its generations, the same prompts again, timed.
 
 A step's time is what a token more costs: generations of LONG tokens less generations of one, so that prompts, tokenizer
 and first-call compilation cancel out. Writes JSON to the file that NVFP4_MOE_DECODE_TIMES names: `seconds`, from the

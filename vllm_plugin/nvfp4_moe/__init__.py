@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint, CheckpointLayer
-    from .device import DeviceStatus, cpu_isa, read_device_status, reset_device_status, set_num_threads
+    from .device import DeviceStatus, build_info, cpu_isa, read_device_status, reset_device_status, set_num_threads
     from .errors import (
         CheckpointError,
         CudaError,
@@ -41,7 +41,7 @@ _HOMES = {
     name: home
     for home, names in {
         "checkpoint": "Checkpoint CheckpointLayer",
-        "device": "DeviceStatus cpu_isa read_device_status reset_device_status set_num_threads",
+        "device": "DeviceStatus build_info cpu_isa read_device_status reset_device_status set_num_threads",
         "errors": (
             "CheckpointError CudaError Error FileError InternalError InvalidArgumentError MissingFileError "
             "NotPreparedError OutOfMemoryError UnsupportedError WorkspaceTooSmallError"
@@ -76,6 +76,7 @@ __all__ = [
     "UnsupportedError",
     "WorkspaceTooSmallError",
     "__version__",
+    "build_info",
     "cpu_isa",
     "dequantize",
     "quantize",

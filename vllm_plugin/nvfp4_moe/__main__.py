@@ -7,10 +7,24 @@ import sys
 from . import __version__
 
 
+class Version(argparse.Action):
+    """Asks the library only where it is asked: loading it takes torch, and seconds."""
+
+    def __init__(self, option_strings, dest, **_):
+        super().__init__(option_strings, dest, nargs=0, help="the release, and what the library was built with")
+
+    def __call__(self, parser, *_):
+        """Print and leave."""
+        from .doctor.env import built_in
+
+        print(f"nvfp4-moe {__version__} ({built_in()})")  # as the program `nvfp4-moe --version`
+        parser.exit()
+
+
 def main() -> int:
     """Exit status: 0 healthy, 1 a finding (the plugin would not serve, a directory is no checkpoint), 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="nvfp4-moe", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"nvfp4-moe {__version__}")
+    parser.add_argument("--version", action=Version)
     tools = parser.add_subparsers(dest="tool", required=True)
     add_inspect(tools.add_parser("inspect", help="the MoE layers of a checkpoint, with warnings"))
     add_doctor(tools.add_parser("doctor", help="find out what is wrong"))

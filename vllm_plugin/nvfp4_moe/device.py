@@ -49,6 +49,11 @@ def set_num_threads(num_threads: int) -> None:
     OPS.set_num_threads(num_threads)
 
 
+def build_info() -> str:
+    """What the library was built with: "cpu hopper portable", or "cpu" where no nvcc compiled the CUDA kernels."""
+    return OPS.build_info()
+
+
 def cpu_isa() -> str:
     """CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable"."""
     return OPS.cpu_isa()

@@ -33,6 +33,16 @@ def run(arguments) -> int:
     return 0 if looked_at and not refusals else 1
 
 
+def built_in() -> str:
+    """What the library was built with: `cpu hopper portable`, `cpu`, or why it cannot be loaded."""
+    try:
+        import nvfp4_moe
+
+        return nvfp4_moe.build_info()
+    except (ImportError, OSError) as error:
+        return f"unknown, because it cannot be loaded: {error}"
+
+
 def default_device() -> str:
     """The device vLLM would take: cuda if torch has one."""
     try:
@@ -74,7 +84,7 @@ def entry_point_refusal() -> str | None:
 def print_installed(device: str, device_refusal: str | None) -> None:
     """Versions, and what the library can compute on."""
     print(f"python     {sys.version.split()[0]} on {platform.machine()} {platform.system()}")
-    print(f"nvfp4-moe  {__version__}")
+    print(f"nvfp4-moe  {__version__}, built with: {built_in()}")
     print(f"torch      {installed('torch') or 'not installed'}")
     print(f"vllm       {vllm_version() or 'not installed'} (supported: 0.26 to 0.33)")
     print(f"device     {device}: {device_refusal or 'usable'}")

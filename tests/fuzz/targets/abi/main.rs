@@ -310,6 +310,7 @@ fn library(source: &mut Source) {
     unsafe {
         nvfp4_moe_last_error(buf.pointer(), size);
         nvfp4_moe_cpu_isa(buf.pointer(), size);
+        nvfp4_moe_build_info(buf.pointer(), size);
     }
     nvfp4_moe_version();
 }
