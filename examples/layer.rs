@@ -9,6 +9,7 @@ use nvfp4_moe::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, Top
 use nvfp4_moe::config::{Device, LayerConfig, Mode, ScalePolicy};
 use nvfp4_moe::error::Result;
 use nvfp4_moe::layer::Layer;
+use nvfp4_moe::shape::RowOrder;
 use std::ptr::{null, null_mut};
 
 const TOKENS: usize = 3;
@@ -41,16 +42,19 @@ fn main() -> Result<()> {
         first_local_expert: 0,
         top_k: TOP_K,
         activation: Activation::swiglu(0.0, 1.0, 0.0)?,
+        has_bias: false,
         tile_rows: None,
     })?;
     let weights = LayerWeights {
-        up_first: false,
+        row_order: RowOrder::GateFirst,
         w13: tensor(&w13),
         w13_block_scale: tensor(&w13_block_scale),
         w13_global_scale: tensor(&w13_global_scale),
         w2: tensor(&w2),
         w2_block_scale: tensor(&w2_block_scale),
         w2_global_scale: tensor(&w2_global_scale),
+        w13_bias: None,
+        w2_bias: None,
         input_scales: InputScales::default(),
     };
     let no_storage = Storage { pointer: null_mut(), size: 0 }; // the CPU uses weights in place

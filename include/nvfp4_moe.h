@@ -110,6 +110,20 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
 
+/* What makes h of GEMM1's outputs, g (gate) and u (up), or x where a kind has no gate. L, a and b are swiglu_limit, _alpha
+ * and _beta of nvfp4_moe_layer_desc; those that a kind lacks are 0 (a may be 1). */
+#define NVFP4_MOE_ACTIVATION_SWIGLU 0      /* g * sigmoid(a * g) * (u + b), g = min(g, L), u = clamp(u, -L, L) BEFORE it */
+#define NVFP4_MOE_ACTIVATION_SWIGLU_STEP 1 /* min(g * sigmoid(g), L) * clamp(u, -L, L): clamped AFTER the sigmoid */
+#define NVFP4_MOE_ACTIVATION_SITU 2        /* b * tanh(g / b) * sigmoid(g) * L * tanh(u / L); b = 0 is 1, L = 0: ... * u */
+#define NVFP4_MOE_ACTIVATION_GELU_TANH 3   /* g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) / 2 * u */
+#define NVFP4_MOE_ACTIVATION_RELU2 4       /* max(x, 0)^2: no gate */
+#define NVFP4_MOE_ACTIVATION_SILU 5        /* x * sigmoid(x): no gate */
+
+/* The order of w13's rows, which their scales and biases follow. */
+#define NVFP4_MOE_ROWS_GATE_FIRST 0  /* rows 0..I-1 are gate, I..2I-1 are up; or there is no gate */
+#define NVFP4_MOE_ROWS_UP_FIRST 1    /* the other way round */
+#define NVFP4_MOE_ROWS_INTERLEAVED 2 /* rows 2i are gate, 2i+1 are up */
+
 /* Limit this library's CPU worker threads, to 1 .. 1024; 0 = one for each core (the default). Results never depend
  * on it. Takes effect at the next call that computes. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
@@ -134,19 +148,22 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t num_local_experts;  /* L: experts whose weights are here */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
   int32_t top_k;              /* k, 1 .. E */
-  float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
-  float swiglu_alpha; /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
+  float swiglu_limit; /* L of the activation; 0 = none */
+  float swiglu_alpha; /* 0 means 1 */
   float swiglu_beta;
-  int32_t tile_rows; /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
+  int32_t tile_rows;  /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
+  int32_t activation; /* NVFP4_MOE_ACTIVATION_* */
+  int32_t has_bias;   /* 1: weights may have biases, for which every slice of the storage has room */
 } nvfp4_moe_layer_desc;
 
-/* The checkpoint's tensors, stacked over local experts, contiguous, block scales in linear order. */
+/* The checkpoint's tensors, stacked over local experts, contiguous, block scales in linear order. Without a gate there are I
+ * rows instead of 2I, and 1 global scale instead of 2. */
 typedef struct nvfp4_moe_layer_weights {
   uint32_t struct_size;
-  int32_t up_first;               /* 0: rows 0..I-1 of w13 are gate, I..2I-1 are up. 1: the other way round. */
+  int32_t up_first;               /* NVFP4_MOE_ROWS_* */
   const uint8_t *w13;             /* e2m1x2 [L, 2I, H/2] */
   const uint8_t *w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
-  const float *w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ. Positive. */
+  const float *w13_global_scale;  /* f32    [L, 2]: of gate and up, of up and gate if UP_FIRST; they may differ. Positive. */
   const uint8_t *w2;              /* e2m1x2 [L, H, I/2] */
   const uint8_t *w2_block_scale;  /* e4m3   [L, H, I/16] */
   const float *w2_global_scale;   /* f32    [L], positive */
@@ -154,6 +171,10 @@ typedef struct nvfp4_moe_layer_weights {
    * checkpoint has none. */
   float w13_input_scale;
   float w2_input_scale;
+  /* Added to f32 sums before the activation, and before results are weighted and rounded. NULL = none, as where has_bias is
+   * 0. */
+  const void *w13_bias; /* bf16 [L, 2I] */
+  const void *w2_bias;  /* bf16 [L, H] */
 } nvfp4_moe_layer_weights;
 
 typedef struct nvfp4_moe_layer_args {
@@ -349,6 +370,8 @@ typedef struct nvfp4_moe_checkpoint_layer_info {
   int32_t any_activation;     /* in: 1 = the caller brings the activation: one that this library lacks is no refusal, and
                                  the three swiglu fields are 0 */
   int32_t reserved_2;         /* 0 */
+  int32_t activation;         /* NVFP4_MOE_ACTIVATION_*; of one that is no refusal: SWIGLU, or RELU2 without a gate */
+  int32_t has_bias;           /* 1: there are biases */
 } nvfp4_moe_checkpoint_layer_info;
 
 /* Where read_layer puts the tensors of experts [first_expert, first_expert + num_experts): host buffers of the
@@ -364,6 +387,8 @@ typedef struct nvfp4_moe_checkpoint_buffers {
   uint8_t *w2;
   uint8_t *w2_block_scale;
   float *w2_global_scale;
+  void *w13_bias; /* bf16, of a matrix without bias 0; both NULL where has_bias is 0 */
+  void *w2_bias;
 } nvfp4_moe_checkpoint_buffers;
 
 /* Open a directory of safetensors files (sharded or not) with its config.json. Reads no tensor's data. */

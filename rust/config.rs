@@ -59,6 +59,8 @@ pub struct LayerConfig {
     pub first_local_expert: usize,
     pub top_k: usize,
     pub activation: Activation,
+    /// May weights have biases?
+    pub has_bias: bool,
     /// Rows of a tile that a benchmark asks for; none: the library chooses.
     pub tile_rows: Option<u32>,
 }

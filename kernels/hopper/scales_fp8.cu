@@ -20,10 +20,15 @@ __device__ void add(MatrixScales& seen, uint32_t e4m3) {
 // Grid (blocks of a matrix, num_matrices).
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) part_scales(const __grid_constant__ MatrixScalesParams p) {
   using namespace nvfp4;
-  const uint8_t* const scales = p.block_scale + blockIdx.y * p.scales_each;
+  const int64_t first = blockIdx.x * blockDim.x + threadIdx.x, step = gridDim.x * blockDim.x;
+  const uint8_t* const scales = p.row_scales
+                                    ? p.block_scale + blockIdx.y / 2 * 2 * p.scales_each + blockIdx.y % 2 * p.row_scales
+                                    : p.block_scale + blockIdx.y * p.scales_each;
   MatrixScales seen = {0, 0x7F, 0};
-  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < p.scales_each / 8;
-       at += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t at = first; p.row_scales && at < p.scales_each; at += step) {
+    add(seen, scales[at / p.row_scales * 2 * p.row_scales + at % p.row_scales]);
+  }
+  for (int64_t at = first; !p.row_scales && at < p.scales_each / 8; at += step) {
     const uint2 eight = load_8_bytes(scales + 8 * at);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

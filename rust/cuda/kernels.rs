@@ -117,6 +117,7 @@ kernel_table! {
     AMAX_ROWS = "amax_rows" of "calibrate/amax";
     COMBINE = "combine" of "combine/combine";
     PREPARE_ALPHAS = "prepare_alphas" of "prepare/alphas", start: AfterPrevious;
+    PREPARE_BIASES = "prepare_biases" of "prepare/alphas", start: AfterPrevious;
     PREPARE_ROW_ALPHAS = "prepare_row_alphas" of "prepare/alphas", start: AfterPrevious;
 }
 

@@ -12,6 +12,7 @@ use super::storage::LinearStorage;
 use crate::call::{LinearArgs, LinearBackend, LinearWeights, Storage, Stream};
 use crate::config::{KernelChoice, LinearConfig, Mode};
 use crate::error::Result;
+use crate::shape::RowOrder;
 
 /// A linear, with or without a weight.
 #[derive(Debug)]
@@ -96,8 +97,7 @@ impl LinearBackend for CudaLinear {
             block_scale: weights.block_scale.pointer,
             num_experts: 1,
             expert_stride: 0,
-            gated: false,
-            up_first: false,
+            row_order: RowOrder::Plain,
             bad_scales,
             counted: std::ptr::null(),
         };

@@ -2,6 +2,7 @@
 //! `kernels/route/segments.cuh` against `LayerPlan`: no slot is left out, no chunk is ever too full.
 
 use nvfp4_moe::activation::Activation;
+            has_bias: false,
 use nvfp4_moe::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 use nvfp4_moe::cuda::facts::{self as host, LayerPlan};
 use nvfp4_moe_oracle::facts::{self, Routing};
