@@ -32,6 +32,8 @@ class Layer:
         swiglu_alpha: float = 1.0,
         swiglu_beta: float = 0.0,
         tile_rows: int = 0,
+        activation: str = "swiglu",
+        has_bias: bool = False,
         device: torch.device | str = "cpu",
     ):
         """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
@@ -40,7 +42,10 @@ class Layer:
                       `prepare` refuses weights whose block scales are not powers of two within a factor of 2^11 in
                       each expert's gate, up and down matrix; not on "cuda-portable")
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
-        swiglu_limit  gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        activation    "swiglu", "swiglu_step", "situ", "gelu_tanh"; without a gate "relu2", "silu". Formulas, and what
+                      limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
+        swiglu_limit  of "swiglu" gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        has_bias      the weights may have biases
         tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses
         device        "cpu", "cuda" (Hopper's kernels) or "cuda-portable" (any GPU of compute capability 8.0 or later)
         """
@@ -66,6 +71,8 @@ class Layer:
             swiglu_alpha,
             swiglu_beta,
             tile_rows,
+            activation,
+            has_bias,
         )
         self._destroy = weakref.finalize(self, self._ops.layer_destroy, self.id)
         self.expert_slices: torch.Tensor | None = None
@@ -75,7 +82,7 @@ class Layer:
     def prepare(self, weights: LayerWeights) -> "Layer":
         """Take the weights: check their scales, bring them into kernel layout. May be called again with new ones."""
         scales = weights.w13_input_scale, weights.w2_input_scale
-        self._ops.layer_prepare(*weights.tensors(), *scales, weights.up_first, None, self.id)
+        self._ops.layer_prepare(*weights.tensors(), *scales, weights.row_order, None, self.id)
         self.expert_slices = self._ops.layer_storage(self.id)
         return self
 

@@ -16,6 +16,7 @@ SCALE_MARK = 0x7F
 CODES = ("w13_weight", "w2_weight", "w13_weight_packed", "w2_weight_packed")
 BLOCK_SCALES = ("w13_weight_scale", "w2_weight_scale")
 WEIGHT_SCALES = ("w13_weight_scale_2", "w2_weight_scale_2", "w13_weight_global_scale", "w2_weight_global_scale")
+BIASES = ("w13_bias", "w2_bias")
 INPUT_SCALES = ("w13_input_scale", "w2_input_scale", "w13_input_global_scale", "w2_input_global_scale")
 
 
@@ -23,7 +24,7 @@ def mark(layer: torch.nn.Module) -> None:
     """Set all parameters of a layer as they are before anything is loaded; an input scale that stays so is left out."""
     for name, parameter in layer.named_parameters(recurse=False):
         data = parameter.data.as_subclass(torch.Tensor)
-        if name in WEIGHT_SCALES + INPUT_SCALES:
+        if name in WEIGHT_SCALES + INPUT_SCALES + BIASES:
             data.fill_(torch.nan)
         elif name in CODES:
             data.zero_()
@@ -40,7 +41,7 @@ def missing(layer: torch.nn.Module) -> dict[str, list[int]]:
     found = {}
     for name, parameter in layer.named_parameters(recurse=False):
         data = parameter.data.as_subclass(torch.Tensor)
-        if name in WEIGHT_SCALES:
+        if name in WEIGHT_SCALES + BIASES:
             absent = data.isnan().flatten(1).any(1) if data.dim() > 1 else data.isnan()
         elif name in CODES:
             absent = any_of(shard[:, 0].eq(CODE_MARK).all(-1) for shard in shards(name, data))
@@ -83,7 +84,7 @@ def any_of(flags: Iterator[torch.Tensor]) -> torch.Tensor:
 
 def is_blank(name: str, data: torch.Tensor, expert: int) -> bool:
     """Is a marked shard of the expert as it was marked, all rows of it? Scales of one number have no other rows."""
-    if name in WEIGHT_SCALES:
+    if name in WEIGHT_SCALES + BIASES:
         return True
     rows = data.view(torch.uint8)[expert : expert + 1]
     marked = (lambda s: s[:, 0].eq(CODE_MARK).all()) if name in CODES else (lambda s: s[0, 0, 0] == SCALE_MARK)
