@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checkpoint_op.h"
 
+#include "choices.h"
 #include "moe_shape.h"
 #include "owned.h"
 
@@ -63,17 +64,22 @@ LayerInfo checkpoint_layer_info(int64_t checkpoint_id, int64_t layer, bool any_a
           info.w13_input_scale,
           info.w2_input_scale,
           info.swiglu_alpha,
-          info.swiglu_beta};
+          info.swiglu_beta,
+          kActivations[info.activation],
+          info.has_bias != 0};
 }
 
 void checkpoint_read_layer(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale,
                            const Tensor& w2, const Tensor& w2_block_scale, const Tensor& w2_global_scale,
+                           const std::optional<Tensor>& w13_bias, const std::optional<Tensor>& w2_bias,
                            int64_t first_expert, int64_t layer, int64_t checkpoint_id) {
   const auto info = info_of(checkpoint_id, layer, true);  // weights do not depend on it
-  const MoeTensors tensors{w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale};
+  const MoeTensors tensors{w13,      w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale,
+                           w13_bias, w2_bias};
   const int64_t count = w13.dim() == 3 ? w13.size(0) : 0;
   const Device cpu(DeviceType::CPU);
-  MoeShape{count, info.hidden_size, info.intermediate_size}.check(tensors, Checks{cpu, "checkpoint"});
+  const MoeShape shape{count, info.hidden_size, info.intermediate_size, projections_of(info.activation)};
+  shape.check(tensors, Checks{cpu, "checkpoint"});
 
   nvfp4_moe_checkpoint_buffers buffers{};
   buffers.struct_size = sizeof buffers;

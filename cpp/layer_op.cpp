@@ -75,7 +75,7 @@ uint64_t storage_size(const Layer& layer) {
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta, int64_t tile_rows) {
+                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias) {
   nvfp4_moe_layer_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);
@@ -92,6 +92,8 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
   desc.swiglu_alpha = static_cast<float>(swiglu_alpha);
   desc.swiglu_beta = static_cast<float>(swiglu_beta);
   desc.tile_rows = to_int32("tile_rows", tile_rows);
+  desc.activation = activation_from_name(activation);
+  desc.has_bias = has_bias;
 
   nvfp4_moe_layer* handle = nullptr;
   check_status(nvfp4_moe_layer_create(&desc, &handle));
@@ -101,16 +103,19 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
 void layer_destroy(int64_t layer) { layers().remove(layer); }
 
 void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale, const Tensor& w2,
-                   const Tensor& w2_block_scale, const Tensor& w2_global_scale, double w13_input_scale,
-                   double w2_input_scale, bool up_first, const std::optional<Tensor>& storage, int64_t layer_id) {
-  const MoeTensors tensors{w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale};
+                   const Tensor& w2_block_scale, const Tensor& w2_global_scale, const std::optional<Tensor>& w13_bias,
+                   const std::optional<Tensor>& w2_bias, double w13_input_scale, double w2_input_scale,
+                   int64_t row_order, const std::optional<Tensor>& storage, int64_t layer_id) {
+  const MoeTensors tensors{w13,      w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale,
+                           w13_bias, w2_bias};
   layers().with_unique(layer_id, [&](Layer& layer) {
     const nvfp4_moe_layer_desc& desc = layer.known.desc;
     const Checks check = layer.known.checks();
-    MoeShape{desc.num_local_experts, desc.hidden_size, desc.intermediate_size}.check(tensors, check);
+    const int64_t projections = projections_of(desc.activation);
+    MoeShape{desc.num_local_experts, desc.hidden_size, desc.intermediate_size, projections}.check(tensors, check);
     nvfp4_moe_layer_weights weights{};
     weights.struct_size = sizeof weights;
-    weights.up_first = up_first;
+    weights.up_first = to_int32("row_order", row_order);
     point_at(weights, tensors);
     weights.w13_input_scale = static_cast<float>(w13_input_scale);
     weights.w2_input_scale = static_cast<float>(w2_input_scale);

@@ -13,14 +13,15 @@ namespace nvfp4_moe_op {
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta, int64_t tile_rows);
+                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias);
 void layer_destroy(int64_t layer);
 
 // The layer keeps what its handle points into: the weights on the CPU, where there is no storage, the storage on CUDA.
 // That is the one given, else the one it has, else one allocated here.
 void layer_prepare(const Tensor& w13, const Tensor& w13_block_scale, const Tensor& w13_global_scale, const Tensor& w2,
-                   const Tensor& w2_block_scale, const Tensor& w2_global_scale, double w13_input_scale,
-                   double w2_input_scale, bool up_first, const std::optional<Tensor>& storage, int64_t layer);
+                   const Tensor& w2_block_scale, const Tensor& w2_global_scale, const std::optional<Tensor>& w13_bias,
+                   const std::optional<Tensor>& w2_bias, double w13_input_scale, double w2_input_scale,
+                   int64_t row_order, const std::optional<Tensor>& storage, int64_t layer);
 
 int64_t layer_storage_size(int64_t layer);
 

@@ -17,12 +17,12 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def(
       "layer_create(Device device, bool portable, str mode, str scale_policy, int hidden_size, int intermediate_size, "
       "int num_experts, int num_local_experts, int first_local_expert, int top_k, float swiglu_limit, "
-      "float swiglu_alpha, float swiglu_beta, int tile_rows) -> int");
+      "float swiglu_alpha, float swiglu_beta, int tile_rows, str activation, bool has_bias) -> int");
   m.def("layer_destroy(int layer) -> ()");
   m.def(
       "layer_prepare(Tensor w13, Tensor w13_block_scale, Tensor w13_global_scale, Tensor w2, Tensor w2_block_scale, "
-      "Tensor w2_global_scale, float w13_input_scale, float w2_input_scale, bool up_first, Tensor(a!)? storage, "
-      "int layer) -> ()");
+      "Tensor w2_global_scale, Tensor? w13_bias, Tensor? w2_bias, float w13_input_scale, float w2_input_scale, "
+      "int row_order, Tensor(a!)? storage, int layer) -> ()");
   m.def("layer_storage_size(int layer) -> int");
   m.def("layer_storage(int layer) -> Tensor?");
   m.def("layer_workspace_size(int layer, int max_tokens) -> int");
@@ -63,11 +63,12 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
       "checkpoint_layer_info(int checkpoint, int layer, bool any_activation) -> (str format, int hidden_size, int "
       "intermediate_size, "
       "int num_experts, int top_k, float swiglu_limit, float routed_scaling_factor, bool lossless_cast, "
-      "float w13_input_scale, float w2_input_scale, float swiglu_alpha, float swiglu_beta)");
+      "float w13_input_scale, float w2_input_scale, float swiglu_alpha, float swiglu_beta, str activation, "
+      "bool has_bias)");
   m.def(
       "checkpoint_read_layer(Tensor(a!) w13, Tensor(b!) w13_block_scale, Tensor(c!) w13_global_scale, "
-      "Tensor(d!) w2, Tensor(e!) w2_block_scale, Tensor(f!) w2_global_scale, int first_expert, int layer, "
-      "int checkpoint) -> ()");
+      "Tensor(d!) w2, Tensor(e!) w2_block_scale, Tensor(f!) w2_global_scale, Tensor(g!)? w13_bias, "
+      "Tensor(h!)? w2_bias, int first_expert, int layer, int checkpoint) -> ()");
   m.def("checkpoint_inspect(int checkpoint, int as_json) -> str");
 
   m.def(

@@ -78,7 +78,6 @@ struct CUstream_st;
 
 /* Version of the loaded library: major * 10000 + minor * 100 + patch. */
 uint32_t nvfp4_moe_version(void);
-
 /* Copy the calling thread's last error, NUL-terminated and cut to `size` at a UTF-8 character, into host `buf`, which
  * may be NULL. Returns the full length without the NUL; 0 if this thread never failed. Successes do not clear it. */
 size_t nvfp4_moe_last_error(char *buf, size_t size);
@@ -110,10 +109,23 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
 
+/* What makes h of GEMM1's outputs, g (gate) and u (up), or x where a kind has no gate. L, a and b are swiglu_limit, _alpha
+ * and _beta of nvfp4_moe_layer_desc; those that a kind lacks are 0 (a may be 1). */
+#define NVFP4_MOE_ACTIVATION_SWIGLU 0      /* g * sigmoid(a * g) * (u + b), g = min(g, L), u = clamp(u, -L, L) BEFORE it */
+#define NVFP4_MOE_ACTIVATION_SWIGLU_STEP 1 /* min(g * sigmoid(g), L) * clamp(u, -L, L): clamped AFTER the sigmoid */
+#define NVFP4_MOE_ACTIVATION_SITU 2        /* b * tanh(g / b) * sigmoid(g) * L * tanh(u / L); b = 0 is 1, L = 0: ... * u */
+#define NVFP4_MOE_ACTIVATION_GELU_TANH 3   /* g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) / 2 * u */
+#define NVFP4_MOE_ACTIVATION_RELU2 4       /* max(x, 0)^2: no gate */
+#define NVFP4_MOE_ACTIVATION_SILU 5        /* x * sigmoid(x): no gate */
+
+/* The order of w13's rows, which their scales and biases follow. */
+#define NVFP4_MOE_ROWS_GATE_FIRST 0  /* rows 0..I-1 are gate, I..2I-1 are up; or there is no gate */
+#define NVFP4_MOE_ROWS_UP_FIRST 1    /* the other way round */
+#define NVFP4_MOE_ROWS_INTERLEAVED 2 /* rows 2i are gate, 2i+1 are up */
+
 /* Limit this library's CPU worker threads, to 1 .. 1024; 0 = one for each core (the default). Results never depend
  * on it. Takes effect at the next call that computes; where the system gives no thread, that is its caller's. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
-
 /* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
  * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
@@ -136,19 +148,22 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t num_local_experts;  /* L: experts whose weights are here; on CUDA up to 40960 */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
   int32_t top_k;              /* k, 1 .. E */
-  float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
-  float swiglu_alpha; /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
+  float swiglu_limit; /* L of the activation; 0 = none */
+  float swiglu_alpha; /* 0 means 1 */
   float swiglu_beta;
-  int32_t tile_rows; /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
+  int32_t tile_rows;  /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
+  int32_t activation; /* NVFP4_MOE_ACTIVATION_* */
+  int32_t has_bias;   /* 1: weights may have biases, for which every slice of the storage has room */
 } nvfp4_moe_layer_desc;
 
-/* The checkpoint's tensors, stacked over local experts, contiguous, block scales in linear order. */
+/* Checkpoint tensors, stacked over local experts, contiguous, block scales linear. Without a gate 2I is I, and 2 is 1. */
 typedef struct nvfp4_moe_layer_weights {
   uint32_t struct_size;
-  int32_t up_first;               /* 0: rows 0..I-1 of w13 are gate, I..2I-1 are up. 1: the other way round. */
+  int32_t up_first;               /* NVFP4_MOE_ROWS_* */
   const uint8_t *w13;             /* e2m1x2 [L, 2I, H/2] */
   const uint8_t *w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
-  const float *w13_global_scale;  /* f32 [L, 2]: of each half of w13; they may differ. Positive, on CUDA below 2^120. */
+  const float *w13_global_scale;  /* f32    [L, 2]: of gate and up, of up and gate if UP_FIRST; they may differ. Positive, on
+                                     CUDA below 2^120. */
   const uint8_t *w2;              /* e2m1x2 [L, H, I/2] */
   const uint8_t *w2_block_scale;  /* e4m3   [L, H, I/16] */
   const float *w2_global_scale;   /* f32    [L], as w13's */
@@ -156,6 +171,9 @@ typedef struct nvfp4_moe_layer_weights {
    * checkpoint has none, which forward refuses by its name where static scales need it. */
   float w13_input_scale;
   float w2_input_scale;
+  /* Added to f32 sums: before the activation, and before results are weighted. NULL = none, as where has_bias is 0. */
+  const void *w13_bias; /* bf16 [L, 2I] */
+  const void *w2_bias;  /* bf16 [L, H] */
 } nvfp4_moe_layer_weights;
 
 typedef struct nvfp4_moe_layer_args {
@@ -181,13 +199,11 @@ typedef struct nvfp4_moe_layer_args {
  * Memory that the driver does not free then is freed with a later allocation or free, and last_error says so. */
 int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc *desc, nvfp4_moe_layer **out);
 void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
-
 /* Bytes of device storage that prepare fills with the kernels' own weight layout.
  * 0 (the CPU): the weights are used in place and must outlive the layer. Otherwise: the storage must outlive
  * the layer, and the checkpoint's tensors may be freed once `stream` has passed prepare. It is num_local_experts slices
  * of equal size, one an expert: a slice may be moved to another place, or to another rank's equal layer, by a copy. */
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
-
 /* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. A refusal
  * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is
  * NOT_PREPARED until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA
@@ -196,7 +212,6 @@ int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out
  * begin after it. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
-
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
  * a call and need not be cleared. Calls without a workspace take the library's. The CPU keeps as many as calls ran at
@@ -205,23 +220,19 @@ int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_we
  * theirs. Graphs captured on one stream share its workspace, and may not run at once. A caller's workspace serves one
  * call at a time: two at once may spoil each other's numbers. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
-
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
  * f32 sums in order of k, on CUDA of results that were rounded to bf16; rows of tokens with no expert here become 0. A
  * NaN row stays in its row. */
 int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                 struct CUstream_st *stream);
-
 /* Forward in mode BF16 that also remembers the largest finite |input| of GEMM1 and of GEMM2 over all calls. UNSUPPORTED
  * in mode FP8, which takes no input scales. */
 int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                   struct CUstream_st *stream);
-
 /* Turn what calibrate saw into input scales, max(amax / (6 * 448), 2^-110), and forget it. Host pointers. Fails with
  * NOT_PREPARED when calibrate saw no routed row. The scales are returned, not applied: save or reduce them
  * over ranks, then set them. Synchronises on CUDA. */
 int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer *layer, float *w13_input_scale, float *w2_input_scale);
-
 /* Use these input scales instead of the checkpoint's, until the next prepare. Each is finite and at least 2^-110. On
  * CUDA waits for no stream, and may happen during a capture: what begins on the device after it returned takes them,
  * graphs captured before included; what was enqueued earlier may take either. */
@@ -272,7 +283,6 @@ int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear *linear, uint64_t *
 int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linear_weights *weights, void *storage,
                                  uint64_t storage_size, struct CUstream_st *stream);
 int32_t nvfp4_moe_linear_workspace_size(const nvfp4_moe_linear *linear, int32_t max_tokens, uint64_t *out);
-
 /* out = x * weight^T + bias, f32 sums, rounded once to bf16; x as the mode has it. */
 int32_t nvfp4_moe_linear_forward(const nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
                                  struct CUstream_st *stream);
@@ -320,15 +330,12 @@ typedef struct nvfp4_moe_quantize_args {
  *   scale = e4m3(amax * ((1 / g) / 6)), saturating at 448;  code = e2m1(x * ((1 / g) / scale)), ties to even;
  * every operation rounded once to f32. A block that holds a NaN gets scale NaN. Counted in the CPU's status. */
 int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
-
 /* Decode rows of linear-order NVFP4 to f32 [num_rows, num_cols]: e2m1 * block_scale, exact, then * global_scale. */
 int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
                              int64_t num_cols, float *out);
-
 /* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. This and the next function
  * give UINT64_MAX for what no memory holds: past 2^40 rows or 2^20 columns. */
 uint64_t nvfp4_moe_sf_size(uint64_t num_rows, uint64_t num_sf_cols);
-
 /* Where scale (row, sf_col) lies in it: tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + sf_col % 4, tiles along K
  * first. Source: PTX ISA, tcgen05, scale-factor layout for scale_vec::4X. */
 uint64_t nvfp4_moe_sf_offset(uint64_t row, uint64_t sf_col, uint64_t num_sf_cols);
@@ -359,6 +366,8 @@ typedef struct nvfp4_moe_checkpoint_layer_info {
   int32_t any_activation;     /* in: 1 = the caller brings the activation: one that this library lacks is no refusal, and
                                  the three swiglu fields are 0 */
   int32_t reserved_2;         /* 0 */
+  int32_t activation;         /* NVFP4_MOE_ACTIVATION_*; of one that is no refusal: SWIGLU, or RELU2 without a gate */
+  int32_t has_bias;           /* 1: there are biases */
 } nvfp4_moe_checkpoint_layer_info;
 
 /* Where read_layer puts the tensors of experts [first_expert, first_expert + num_experts): host buffers of the
@@ -374,26 +383,24 @@ typedef struct nvfp4_moe_checkpoint_buffers {
   uint8_t *w2;
   uint8_t *w2_block_scale;
   float *w2_global_scale;
+  void *w13_bias; /* bf16, of a matrix without bias 0; both NULL where has_bias is 0 */
+  void *w2_bias;
 } nvfp4_moe_checkpoint_buffers;
 
 /* Open a directory of safetensors files (sharded or not) with its config.json. Reads no tensor's data. */
 int32_t nvfp4_moe_checkpoint_open(const char *directory, nvfp4_moe_checkpoint **out);
-
 /* The same for tensors whose names begin with `prefix`: one tower of a model that has layers of one number in several. */
 int32_t nvfp4_moe_checkpoint_open_prefix(const char *directory, const char *prefix, nvfp4_moe_checkpoint **out);
 void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
-
 /* Describe MoE layer `layer` (its index in the model). Checks names, shapes, dtypes and every scale of the layer.
  * UNSUPPORTED, with the key of config.json, if its experts' activation is none that nvfp4_moe_layer_desc can ask for. */
 int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                              nvfp4_moe_checkpoint_layer_info *out);
-
 /* Copy a range of experts out of the files. Global scales are written in decode direction. Everything is checked before
  * the first byte is written; only where a file cannot be read to its end, or changes meanwhile, are the buffers left
  * partly written. */
 int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
                                         const nvfp4_moe_checkpoint_buffers *buffers);
-
 /* The report of `nvfp4-moe inspect`: as_json 0 a table, 1 JSON, 2 JSON out of headers and single scales, without reading
  * every block scale. Host buf as in nvfp4_moe_last_error; the full length without the NUL goes to host *full_length.
  * Returns a status. */

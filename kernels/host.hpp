@@ -18,6 +18,7 @@
 
 namespace nvfp4 {
 
+using ::tanhf;
 using std::isfinite;
 using std::isnan;
 using std::min;
@@ -40,6 +41,12 @@ inline uint32_t __float_as_uint(float value) {
   return bits;
 }
 
+// common/approx.cuh
+inline float min_nan(float a, float b) { return a < b || std::isnan(a) ? a : b; }
+inline float max_nan(float a, float b) { return a > b || std::isnan(a) ? a : b; }
+inline float exp2_approx(float x) { return std::exp2(x); }
+inline float reciprocal_approx(float x) { return 1.0f / x; }
+
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -48,6 +55,7 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 
 }  // namespace nvfp4
 
+#include "common/activation.cuh"
 #include "common/format.cuh"
 #include "common/tiles.cuh"
 #include "hopper/config.cuh"

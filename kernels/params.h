@@ -106,7 +106,13 @@ typedef struct QuantizeParams {
 } QuantizeParams;
 
 /* What lies between the GEMMs, as rust/activation.rs has it; each kind reads the numbers that it knows. */
-#define ACTIVATION_SWIGLU 0 /* limit (infinite: no clamp), alpha, beta */
+#define ACTIVATION_SWIGLU 0      /* limit (infinite: no clamp), alpha, beta */
+#define ACTIVATION_SWIGLU_STEP 1 /* limit */
+#define ACTIVATION_SITU 2        /* limit of up (infinite: none), beta */
+#define ACTIVATION_GELU_TANH 3
+#define ACTIVATION_RELU2 4 /* no gate */
+#define ACTIVATION_SILU 5  /* no gate */
+#define ACTIVATION_NONE 6  /* what GEMM2's results go through */
 
 typedef struct Activation {
   int32_t kind;
@@ -158,6 +164,13 @@ typedef struct CheckScalesParams {
   int64_t num_global_scales;
 } CheckScalesParams;
 
+/* The order of the rows of a checkpoint's matrix: one projection; all of gate, then all of up; the other way round; both in
+ * turn. */
+#define ROWS_PLAIN 0
+#define ROWS_GATE_FIRST 1
+#define ROWS_UP_FIRST 2
+#define ROWS_INTERLEAVED 3
+
 /* What every family's preparing of one matrix reads: checkpoint tensors, which may start at any byte. */
 typedef struct PrepareSource {
   const uint8_t *codes;       /* e2m1x2 [L, rows, cols / 2] */
@@ -167,20 +180,29 @@ typedef struct PrepareSource {
   int32_t cols;
 } PrepareSource;
 
-/* The output factors of each expert: f32 {gate, up, down}. */
+/* The output factors of each expert: f32 {gate, up, down}; {up, down} where rows are plain, and 2 is 1 below. */
 typedef struct PrepareAlphaParams {
   const float *w13_global_scale; /* [L, 2] */
   const float *w2_global_scale;  /* [L] */
   float *alphas;                 /* of expert 0 */
   uint64_t expert_stride;        /* bytes */
   int32_t num_local_experts;
-  int32_t up_first;
+  int32_t row_order; /* ROWS_* of w13 */
   float factor;                   /* what the GEMM's products lack */
   int32_t stored_exponent;        /* of two, of a matrix's largest block scale as it is stored. Read with w13_scales */
   const MatrixScales *w13_scales; /* [L, 2], in the checkpoint's order, where scales are stored relative to the
                                      largest, which the output factor then holds. Or NULL */
   const MatrixScales *w2_scales;  /* [L] */
 } PrepareAlphaParams;
+
+/* The biases of one matrix. */
+typedef struct PrepareBiasParams {
+  const void *bias;       /* bf16 [L, rows]. NULL: 0 */
+  void *out;              /* of expert 0: bf16 [rows], gate first */
+  uint64_t expert_stride; /* bytes */
+  int32_t rows;
+  int32_t row_order; /* ROWS_* */
+} PrepareBiasParams;
 
 /* A linear's output factors, spread over its rows. */
 typedef struct PrepareRowAlphaParams {

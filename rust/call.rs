@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::check_global_scale;
+use crate::shape::RowOrder;
 use std::fmt::Debug;
 
 /// A stream of the caller: `CUstream` or `cudaStream_t`; NULL on the CPU.
@@ -46,9 +47,9 @@ impl<T> Tensor<T> {
 /// The weights of a layer, of the lengths that [`MoeShape`](crate::shape::MoeShape) gives them.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerWeights {
-    /// Rows `0..I` of w13 are up and the rest gate; else the other way round.
-    pub up_first: bool,
-    /// e2m1x2 `[L, 2I, H/2]`
+    /// Of w13's rows.
+    pub row_order: RowOrder,
+    /// e2m1x2 `[L, 2I, H/2]`; without a gate I rows, as everywhere below
     pub w13: Tensor<u8>,
     /// e4m3 `[L, 2I, H/16]`
     pub w13_block_scale: Tensor<u8>,
@@ -60,6 +61,10 @@ pub struct LayerWeights {
     pub w2_block_scale: Tensor<u8>,
     /// `[L]`
     pub w2_global_scale: Tensor<f32>,
+    /// bf16 `[L, 2I]`, in the order of w13's rows
+    pub w13_bias: Option<Tensor<u16>>,
+    /// bf16 `[L, H]`
+    pub w2_bias: Option<Tensor<u16>>,
     /// What the checkpoint says of the inputs.
     pub input_scales: InputScales,
 }

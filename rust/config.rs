@@ -59,6 +59,8 @@ pub struct LayerConfig {
     pub first_local_expert: usize,
     pub top_k: usize,
     pub activation: Activation,
+    /// May weights have biases?
+    pub has_bias: bool,
     /// Rows of a tile that a benchmark asks for; none: the library chooses.
     pub tile_rows: Option<u32>,
 }
@@ -77,6 +79,7 @@ impl LayerConfig {
             first_local_expert: 0,
             top_k,
             activation: Activation::PLAIN_SWIGLU,
+            has_bias: false,
             tile_rows: None,
         }
     }

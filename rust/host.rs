@@ -28,7 +28,6 @@
 //! # Ok::<(), nvfp4_moe::error::Error>(())
 //! ```
 
-use crate::activation::Activation;
 use crate::call::{
     InputScales, LayerArgs, LayerWeights, LinearArgs, LinearWeights, Storage, Tensor, TopkIds, Workspace,
 };
@@ -38,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
 use crate::layer::Layer;
 use crate::linear::Linear;
-use crate::shape::MoeShape;
+use crate::shape::{MoeShape, RowOrder};
 use std::ptr::{null, null_mut};
 
 pub use half::bf16;
@@ -46,11 +45,16 @@ pub use half::bf16;
 const SHARED_WORKSPACE: Workspace = Workspace { pointer: null_mut(), size: 0 };
 const NO_STORAGE: Storage = Storage { pointer: null_mut(), size: 0 }; // the CPU uses weights in place
 
+/// As files have them, low byte first.
+fn bf16_bits(bytes: &[u8]) -> Vec<u16> {
+    bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
+}
+
 /// The weights of a layer, stacked over its experts, as a checkpoint has them. [`MoeShape`] gives the lengths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerTensors {
-    /// Rows `0..I` of an expert's w13 are up and the rest gate; else the other way round.
-    pub up_first: bool,
+    /// Of an expert's w13.
+    pub row_order: RowOrder,
     /// e2m1x2 `[L, 2I, H/2]`
     pub w13: Vec<u8>,
     /// e4m3 `[L, 2I, H/16]`
@@ -63,6 +67,10 @@ pub struct LayerTensors {
     pub w2_block_scale: Vec<u8>,
     /// `[L]`
     pub w2_global_scale: Vec<f32>,
+    /// bf16 bits `[L, 2I]`, if there are biases.
+    pub w13_bias: Option<Vec<u16>>,
+    /// bf16 bits `[L, H]`, if there are biases.
+    pub w2_bias: Option<Vec<u16>>,
     /// What the checkpoint says of the inputs; 0: nothing.
     pub input_scales: InputScales,
 }
@@ -71,13 +79,15 @@ impl LayerTensors {
     /// Zeros everywhere, to be filled. (A global scale of 0 is refused later.)
     pub fn zeros(shape: MoeShape) -> Self {
         LayerTensors {
-            up_first: false,
+            row_order: if shape.projections == 1 { RowOrder::Plain } else { RowOrder::GateFirst },
             w13: vec![0; shape.w13()],
             w13_block_scale: vec![0; shape.w13_block_scale()],
             w13_global_scale: vec![0.0; shape.w13_global_scale()],
             w2: vec![0; shape.w2()],
             w2_block_scale: vec![0; shape.w2_block_scale()],
             w2_global_scale: vec![0.0; shape.w2_global_scale()],
+            w13_bias: None,
+            w2_bias: None,
             input_scales: InputScales::default(),
         }
     }
@@ -85,7 +95,13 @@ impl LayerTensors {
     /// `shape.experts` experts of a checkpoint's layer, from `first_expert` on.
     pub fn read(layer: &checkpoint::Layer<'_>, shape: MoeShape, first_expert: usize) -> Result<Self> {
         let mut tensors = Self::zeros(shape);
-        layer.read(first_expert, tensors.buffers())?;
+        let lens = layer.buffer_lens(shape.experts);
+        let (mut w13_bias, mut w2_bias) = (vec![0; lens.w13_bias], vec![0; lens.w2_bias]);
+        let buffers = LayerBuffers { w13_bias: &mut w13_bias, w2_bias: &mut w2_bias, ..tensors.buffers() };
+        layer.read(first_expert, buffers)?;
+        if layer.has_bias() {
+            (tensors.w13_bias, tensors.w2_bias) = (Some(bf16_bits(&w13_bias)), Some(bf16_bits(&w2_bias)));
+        }
         tensors.input_scales = InputScales { w13: layer.w13_input_scale.max, w2: layer.w2_input_scale.max };
         Ok(tensors)
     }
@@ -98,6 +114,8 @@ impl LayerTensors {
             w2: &mut self.w2,
             w2_block_scale: &mut self.w2_block_scale,
             w2_global_scale: &mut self.w2_global_scale,
+            w13_bias: &mut [],
+            w2_bias: &mut [],
         }
     }
 
@@ -107,18 +125,27 @@ impl LayerTensors {
         check_len("w13_global_scale.len()", self.w13_global_scale.len(), "L * 2", shape.w13_global_scale())?;
         check_len("w2.len()", self.w2.len(), "L * H * I/2", shape.w2())?;
         check_len("w2_block_scale.len()", self.w2_block_scale.len(), "L * H * I/16", shape.w2_block_scale())?;
-        check_len("w2_global_scale.len()", self.w2_global_scale.len(), "L", shape.w2_global_scale())
+        check_len("w2_global_scale.len()", self.w2_global_scale.len(), "L", shape.w2_global_scale())?;
+        let biases = [
+            ("w13_bias.len()", &self.w13_bias, "L * 2I", shape.w13_bias()),
+            ("w2_bias.len()", &self.w2_bias, "L * H", shape.w2_bias()),
+        ];
+        biases.into_iter().try_for_each(|(name, bias, sizes, wanted)| {
+            bias.as_ref().map_or(Ok(()), |bias| check_len(name, bias.len(), sizes, wanted))
+        })
     }
 
     fn as_weights(&self) -> LayerWeights {
         LayerWeights {
-            up_first: self.up_first,
+            row_order: self.row_order,
             w13: tensor(&self.w13),
             w13_block_scale: tensor(&self.w13_block_scale),
             w13_global_scale: tensor(&self.w13_global_scale),
             w2: tensor(&self.w2),
             w2_block_scale: tensor(&self.w2_block_scale),
             w2_global_scale: tensor(&self.w2_global_scale),
+            w13_bias: self.w13_bias.as_deref().map(tensor),
+            w2_bias: self.w2_bias.as_deref().map(tensor),
             input_scales: self.input_scales,
         }
     }
@@ -146,11 +173,12 @@ impl HostLayer {
 
     /// A checkpoint's layer: all its experts, and its activation.
     pub fn from_checkpoint(layer: &checkpoint::Layer<'_>, mode: Mode, top_k: usize) -> Result<Self> {
-        let checkpoint::Dims { num_experts, hidden_size, intermediate_size } = layer.dims;
-        let checkpoint::Activation { limit, alpha, beta } = layer.activation()?;
-        let activation = Activation::swiglu(limit, alpha, beta)?;
-        let config =
-            LayerConfig { activation, ..LayerConfig::on_cpu(mode, hidden_size, intermediate_size, num_experts, top_k) };
+        let checkpoint::Dims { num_experts, hidden_size, intermediate_size, .. } = layer.dims;
+        let config = LayerConfig {
+            activation: layer.activation()?,
+            has_bias: layer.has_bias(),
+            ..LayerConfig::on_cpu(mode, hidden_size, intermediate_size, num_experts, top_k)
+        };
         let tensors = LayerTensors::read(layer, config.shape(), 0)?;
         Self::new(config, tensors)
     }

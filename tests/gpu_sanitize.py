@@ -16,20 +16,32 @@ import nvfp4_moe
 import runner
 from nvfp4_moe import Linear, LinearWeights
 from reference import generate
+from reference.layer import Relu2, Swiglu
 
 HIDDEN, INTER, EXPERTS, TOP_K = 144, 80, 8, 2
 # One for each GEMM kernel (8, 16, 24, ... rows); 1100 tokens take the routing of several blocks.
 TOKENS = (1, 32, 60, 80, 120, 200, 250, 300, 350, 1100)
 
 
-def run_layers(device: str, generator: torch.Generator) -> None:
-    weights = generate.random_code_weights(EXPERTS, HIDDEN, INTER, generator, lossless=True).with_input_scales(4.0, 4.0)
+def run_layers(device: str, generator: torch.Generator, activation: Swiglu, tokens: tuple[int, ...]) -> None:
+    sizes = (EXPERTS, HIDDEN, INTER)
+    weights = generate.random_code_weights(*sizes, generator, lossless=True, gated=activation.gated)
+    weights = weights.with_input_scales(4.0, 4.0)
+    if activation != Swiglu():
+        weights = weights.with_biases(generator)
+        weights = weights.with_interleaved_rows() if activation.gated else weights
     fp8 = [("fp8", "static")] if device == "cuda" else []
     for mode, policy in (*fp8, ("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
         layer = runner.make_layer(
-            weights, num_experts=EXPERTS, top_k=TOP_K, mode=mode, scale_policy=policy, device=device
+            weights,
+            num_experts=EXPERTS,
+            top_k=TOP_K,
+            mode=mode,
+            scale_policy=policy,
+            swiglu=activation,
+            device=device,
         )
-        for num_tokens in TOKENS:
+        for num_tokens in tokens:
             ids = generate.random_ids(num_tokens, EXPERTS, TOP_K, generator)
             ids[::3, 0] = -1
             topk_weights = generate.random_topk_weights(num_tokens, TOP_K, generator)
@@ -55,7 +67,9 @@ def run_linears(device: str, generator: torch.Generator) -> None:
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for device in ("cuda", "cuda-portable"):
-        run_layers(device, generator)
+        run_layers(device, generator, Swiglu(), TOKENS)
+        for activation in (Swiglu(7.0, 1.702, 1.0), Relu2()):  # of interleaved rows, and without a gate
+            run_layers(device, generator, activation, TOKENS[::3])
         run_linears(device, generator)
     print("status", nvfp4_moe.read_device_status("cuda"))
     print("gpu_sanitize: done")

@@ -6,6 +6,7 @@
     layertest.py --checkpoint DIR --layer 3         a layer of a real checkpoint
     layertest.py --shape pro --tokens 1,8 --mode nvfp4 --experts 16 --ep-rank 1 --ep-size 4
     layertest.py --shape flash --mode bf16,fp8      weights with power-of-two block scales, which mode fp8 needs
+    layertest.py --activation relu2 --bias          another kind of expert: relu2 has no gate
 
 Columns: `rel-L2` and `cosine` against float64 on the dequantised weights (in modes nvfp4 and fp8 on the quantised
 activations, too); `exact x` the cosine against float64 on exact activations; `unquantised` the cosine against the
@@ -26,7 +27,16 @@ import torch
 import nvfp4_moe
 import runner
 from reference import gates, generate, nvfp4
-from reference.layer import ReferenceLayer, Result, Swiglu, UnquantizedLayer, cosine, local_ids, relative_l2
+from reference.layer import (
+    ACTIVATIONS,
+    ReferenceLayer,
+    Result,
+    Swiglu,
+    UnquantizedLayer,
+    cosine,
+    local_ids,
+    relative_l2,
+)
 from reference.originals import read_originals
 
 # hidden, intermediate, top_k, swiglu_limit
@@ -94,6 +104,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, help="default: the model's, but less than all experts")
     parser.add_argument("--tokens", default="1,8,64,512", help="numbers of tokens, with commas")
     parser.add_argument("--mode", default="bf16,nvfp4", help="activation modes, with commas: bf16, nvfp4, fp8")
+    kinds = "of a generated layer; swiglu clamps at the shape's limit, others have their models' numbers"
+    parser.add_argument("--activation", default="swiglu", choices=ACTIVATIONS, help=kinds)
+    parser.add_argument("--bias", action="store_true", help="give a generated layer biases")
+    parser.add_argument(
+        "--interleaved", action="store_true", help="rows of gate and up take turns in a generated layer"
+    )
     parser.add_argument("--scale-policy", default="static", choices=("static", "dynamic"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ep-rank", type=int, default=0)
@@ -125,24 +141,26 @@ def from_checkpoint(args: argparse.Namespace) -> Subject:
     weights = generate.Weights(**vars(read), unquantized=read_originals(args.checkpoint, args.layer, first, count))
     title = f"{args.checkpoint.name} ({info.format}), layer {args.layer}"
     top_k = top_k_of(args, info.top_k or 6, info.num_experts)
-    return Subject(
-        title, weights, info.num_experts, top_k, first, Swiglu(info.swiglu_limit, info.swiglu_alpha, info.swiglu_beta)
-    )
+    activation = ACTIVATIONS[info.activation](info.swiglu_limit, info.swiglu_alpha, info.swiglu_beta)
+    return Subject(title, weights, info.num_experts, top_k, first, activation)
 
 
 def generated(args: argparse.Namespace) -> Subject:
     shape = args.shape or "tiny"
     hidden, intermediate, model_top_k, limit = SHAPES[shape]
     first, count = rank_of(args, args.experts)
+    numbers = {"swiglu": (limit,), "swiglu_step": (7.0,), "situ": (25.0, 1.0, 4.0)}.get(args.activation, ())
+    activation = ACTIVATIONS[args.activation](*numbers)
+    generator = torch.Generator().manual_seed(args.seed)
+    lossless = "fp8" in args.mode.split(",")
     weights = generate.normal_weights(
-        args.experts,
-        hidden,
-        intermediate,
-        torch.Generator().manual_seed(args.seed),
-        lossless="fp8" in args.mode.split(","),
+        args.experts, hidden, intermediate, generator, lossless=lossless, gated=activation.gated
     )
+    weights = weights.with_biases(generator) if args.bias else weights
+    weights = weights.with_interleaved_rows() if args.interleaved else weights
     top_k = top_k_of(args, model_top_k, args.experts)
-    return Subject(f"generated {shape}", weights.experts(first, count), args.experts, top_k, first, Swiglu(limit))
+    title = f"generated {shape}, {args.activation}{' with biases' if args.bias else ''}"
+    return Subject(title, weights.experts(first, count), args.experts, top_k, first, activation)
 
 
 def calibrate(subject: Subject, args: argparse.Namespace) -> None:
@@ -227,9 +245,9 @@ def main() -> int:
     torch.set_grad_enabled(False)
     subject = from_checkpoint(args) if args.checkpoint else generated(args)
     weights = subject.weights
-    two_i, half_h = weights.w13.shape[1:]
+    half_h, inter = weights.w13.shape[2], weights.w2.shape[2] * 2
     device = nvfp4_moe.cpu_isa() if args.device == "cpu" else args.device
-    print(f"{subject.title}: hidden {half_h * 2}, intermediate {two_i // 2}, top-{subject.top_k}, ", end="")
+    print(f"{subject.title}: hidden {half_h * 2}, intermediate {inter}, top-{subject.top_k}, ", end="")
     print(f"{len(weights.w13)} of {subject.num_experts} experts, limit {subject.swiglu.limit:g}; {device}")
 
     modes = args.mode.split(",")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from reference import generate
-from reference.layer import Swiglu
+from reference.layer import GeluTanh, Relu2, Silu, Situ, Swiglu, SwigluStep
 
 MODES = ("bf16", "nvfp4", "fp8")
 DEEPSEEK_CLAMP = 10.0
@@ -30,6 +30,8 @@ class Case:
     # Experts that tokens may choose; 0 = all.
     num_touched: int = 0
     ids_dtype: torch.dtype = torch.int32
+    interleaved: bool = False
+    bias: bool = False
 
     @property
     def local_count(self) -> int:
@@ -40,7 +42,10 @@ class Case:
         parts = [
             f"E{self.num_experts}k{self.top_k}H{self.hidden}I{self.intermediate}T{self.num_tokens}",
             self.skew if self.skew != "uniform" else "",
-            f"limit{s.limit:g}alpha{s.alpha:g}beta{s.beta:g}" if s != Swiglu() else "",
+            s.name if s.name != "swiglu" else "",
+            f"limit{s.limit:g}alpha{s.alpha:g}beta{s.beta:g}" if s != type(s)() else "",
+            "interleaved" if self.interleaved else "",
+            "bias" if self.bias else "",
             f"local{self.first_local}+{self.num_local}" if self.num_local else "",
             "i64" if self.ids_dtype == torch.int64 else "",
         ]
@@ -75,6 +80,18 @@ def _cases() -> list[Case]:
             for beta in (0.0, 1.0):
                 cases.append(Case(8, 2, 256, 512, 8, swiglu=Swiglu(limit, alpha, beta)))
     cases.append(Case(8, 2, 256, 512, 64, swiglu=Swiglu(0.05)))  # the clamp cuts most values
+
+    # Other kinds of experts: small, smaller than a tile, and many rows; then Nemotron-3 Super and gpt-oss, few tokens.
+    oai = Swiglu(7.0, 1.702, 1.0)
+    gated = (SwigluStep(7.0), Situ(25.0, beta=4.0), GeluTanh())
+    kinds = [dict(swiglu=kind) for kind in (*gated, Relu2(), Silu())]
+    kinds += [dict(swiglu=Relu2(), bias=True), dict(swiglu=oai, interleaved=True, bias=True)]
+    for kind in kinds:
+        cases.append(Case(8, 2, 256, 512, 8, **kind))
+        cases.append(Case(8, 2, 48, 80, 5, **kind))
+        cases.append(Case(16, 4, 256, 256, 300, skew="zipf", **kind))
+    cases.append(Case(512, 22, 1024, 2688, 8, num_touched=22, swiglu=Relu2()))
+    cases.append(Case(128, 4, 2880, 2880, 8, num_touched=4, swiglu=oai, interleaved=True, bias=True))
 
     # Sizes that are no multiple of a tile.
     for h, i in [(288, 128), (288, 192), (160, 192), (320, 160), (256, 192), (16, 16), (48, 80)]:

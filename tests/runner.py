@@ -25,13 +25,14 @@ def make_layer(
     scale_policy: str = "static",
     swiglu: Swiglu = Swiglu(),
     first_local_expert: int = 0,
+    tile_rows: int = 0,
     device: str = "cpu",
 ) -> Layer:
     """A prepared layer over the oracle's weights."""
-    num_local, two_i, half_h = weights.w13.shape
+    num_local, rows, half_h = weights.w13.shape
     layer = Layer(
         hidden_size=half_h * 2,
-        intermediate_size=two_i // 2,
+        intermediate_size=rows // (2 if swiglu.gated else 1),
         num_experts=num_experts,
         num_local_experts=num_local,
         first_local_expert=first_local_expert,
@@ -41,6 +42,9 @@ def make_layer(
         swiglu_limit=swiglu.limit,
         swiglu_alpha=swiglu.alpha,
         swiglu_beta=swiglu.beta,
+        activation=swiglu.name,
+        tile_rows=tile_rows,
+        has_bias=weights.w13_bias is not None or weights.w2_bias is not None,
         device=device,
     )
     own = LayerWeights(
@@ -53,6 +57,9 @@ def make_layer(
         weights.w13_input_scale,
         weights.w2_input_scale,
         weights.up_first,
+        weights.interleaved,
+        weights.w13_bias,
+        weights.w2_bias,
     )
     return layer.prepare(own.to(layer.device))
 

@@ -64,7 +64,7 @@ def test_forward_launches_and_does_nothing_else(run, device_kind):
     assert status == 0, lines[-1]
     calls = forwards(lines)
     assert calls.pop("child") == []
-    assert len(calls) == (17 if device_kind == HOPPER else 12)
+    assert len(calls) == (32 if device_kind == HOPPER else 22)
     for title, made in calls.items():
         assert {call.split()[0] for call in made} <= ALLOWED, title
         assert launched(made), title
@@ -101,6 +101,17 @@ def test_few_tokens_take_few_launches(run):
     assert launched(portable[linear.format(2)]) == ["quantize_rows", nvfp4]
 
 
+def test_experts_without_a_gate_take_the_kernels_of_plain_rows(run):
+    """And their biases are prepared with them, by one launch a matrix."""
+    lines = run(HOPPER)[1]
+    hopper, ungated = forwards(lines), "ungated, mode {}, 1 tokens"
+    assert launched(hopper[ungated.format(1)]) == ["route_small", "gemm2_sm90_n8", "gemm2_sm90_n8", "combine"]
+    assert launched(hopper[ungated.format(3)])[2:5:2] == ["gemm2_fp8_sm90_n8"] * 2
+    assert sum("prepare_biases" in line for line in lines) == 2 * 3
+    portable = forwards(run(PORTABLE)[1])
+    assert launched(portable[ungated.format(1)]) == launched(portable["forward, mode 1, 1 tokens"])
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_launches_overlap_where_the_gpu_can(run, capability):
     """All but routing, which a forward begins with: to overlap that gained nothing. Below 9.0 nothing overlaps."""
@@ -109,7 +120,7 @@ def test_launches_overlap_where_the_gpu_can(run, capability):
     for title, made in calls.items():
         overlapping = [call.endswith(" overlapping") for call in made if call.startswith("cuLaunchKernelEx")]
         if capability >= 90:
-            first = 1 if title.startswith("forward") else 0
+            first = 0 if title.startswith("linear") else 1
             assert overlapping.index(True) == first, title
             assert all(overlapping[first:]), title
         else:

@@ -31,8 +31,12 @@ def problem(case: Case, lossless: bool = False) -> Problem:
     local = local_ids(ids, case.num_experts, case.local_count, case.first_local)
     touched = [e for e in local.unique().tolist() if e >= 0]
     weights = generate.random_code_weights(
-        case.local_count, case.hidden, case.intermediate, generator, touched, lossless=lossless
+        case.local_count, case.hidden, case.intermediate, generator, touched, lossless=lossless, gated=case.swiglu.gated
     )
+    if case.bias:
+        weights = weights.with_biases(generator)
+    if case.interleaved:
+        weights = weights.with_interleaved_rows()
     x = generate.tokens(case.num_tokens, case.hidden, generator)
     topk_weights = generate.random_topk_weights(case.num_tokens, case.top_k, generator)
     reference = ReferenceLayer(weights, case.swiglu)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reference import fp8, nvfp4
+from reference.layer import ACTIVATIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -42,6 +43,15 @@ def test_decode_is_golden():
         code = int(words[1], 16)
         if words[0] == "decode" and code < 0x7F:
             assert nvfp4.decode_e4m3(torch.tensor([code], dtype=torch.uint8)) == f32([words[2]]).double(), words
+
+
+def test_activations_are_golden():
+    """KINDS are in the order of the header's numbers; without a gate the activation is of up."""
+    for _, kind, *words in golden_lines("activation.txt"):
+        limit, alpha, beta, gate, up, value = f32(words).double()
+        numbers = [0.0 if limit.isinf() else float(limit), float(alpha), float(beta)]
+        got = list(ACTIVATIONS.values())[int(kind)](*numbers)(gate, up)
+        assert abs(got - value) <= max(2e-7 * abs(value), 2.0**-30 * abs(up)), words
 
 
 def golden_cases(name: str) -> list:

@@ -50,6 +50,11 @@ class Output {
     } else if (lane < 2) {
       const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
       alpha_ = reinterpret_cast<const float*>(alphas)[kEpilogue == Epilogue::kGemm1 ? lane : 0];
+      if (p.bias && lane < C::kGroupTiles) {
+        const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane;
+        ptx::prefetch(biases() + (kEpilogue == Epilogue::kGemm1 ? first_feature(m_tile) : first_row(m_tile)));
+        if (kEpilogue == Epilogue::kGemm1) ptx::prefetch(biases() + p.features + first_feature(m_tile));
+      }
     }
     if (!p.row_scale) return;
     wait_for_previous();  // which may have written them
@@ -66,9 +71,9 @@ class Output {
   __device__ void store(int m_tile, int group_tile, float (&acc)[kValues], const SharedStorage<C>& shared) const {
     if (p_.row_scale) scale_rows(acc, shared);
     if constexpr (kEpilogue == Epilogue::kGemm1) {
-      store_h(m_tile * (kTileRows / 2) + warp() * 8 + first_even(), acc);
+      activate_and_store(m_tile, acc);
     } else if constexpr (kEpilogue == Epilogue::kGemm2) {
-      store_y(m_tile * kTileRows + warp() * 16 + Pair::first_of_four(), acc);
+      finish_and_store(m_tile, acc);
     } else {
       store_linear(m_tile * kTileRows + warp() * 16 + Pair::first_of_four(), group_tile, acc);
     }
@@ -76,6 +81,16 @@ class Output {
 
  private:
   __device__ static int warp() { return threadIdx.x % 128 / 32; }
+  __device__ static int first_row(int m_tile) { return m_tile * kTileRows + warp() * 16; }
+  __device__ static int first_feature(int m_tile) { return m_tile * (kTileRows / 2) + warp() * 8; }
+  __device__ const __nv_bfloat16* biases() const {
+    return reinterpret_cast<const __nv_bfloat16*>(static_cast<const uint8_t*>(p_.bias) +
+                                                  tile_.expert * p_.expert_stride);
+  }
+  // Of one of `features` that begin at `first`, if there are biases.
+  __device__ float bias_of(int first, int feature) const {
+    return p_.bias && feature < p_.features ? __bfloat162float(biases()[first + feature]) : 0.0f;
+  }
   __device__ static int first_even() { return threadIdx.x % 32 / 8 * 2; }
   __device__ static int token() { return threadIdx.x % 4 * 2 + threadIdx.x / 4 % 2; }  // first that this thread stores
   template <class T>
@@ -107,25 +122,54 @@ class Output {
     }
   }
 
+  // SwiGLU without biases apart from all else, so that it stays as short as it is.
   template <int kValues>
-  __device__ void store_h(int feature, const float (&acc)[kValues]) const {
-    auto* const h = at<__nv_bfloat16>(feature);
+  __device__ void activate_and_store(int m_tile, const float (&acc)[kValues]) const {
     const float gate_alpha = __shfl_sync(~0u, alpha_, 0), up_alpha = __shfl_sync(~0u, alpha_, 1);
+    const int own = first_feature(m_tile) + threadIdx.x % 32 / 4, feature = first_feature(m_tile) + first_even();
+    if (p_.activation.kind == ACTIVATION_SWIGLU && !p_.bias) {
+      store_h(feature, acc,
+              [&](float gate, float up) { return swiglu(p_.activation, gate * gate_alpha, up * up_alpha); });
+    } else {
+      const float gate_bias = bias_of(0, own), up_bias = bias_of(p_.features, own);
+      store_h(feature, acc, [&](float gate, float up) {
+        return activate_gated(p_.activation, fmaf(gate, gate_alpha, gate_bias), fmaf(up, up_alpha, up_bias));
+      });
+    }
+  }
+
+  // finish(gate, up) is a value of h.
+  template <int kValues, class Finish>
+  __device__ void store_h(int feature, const float (&acc)[kValues], Finish finish) const {
+    auto* const h = at<__nv_bfloat16>(feature);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
-      const float low = activate(p_.activation, sum[0] * gate_alpha, sum[2] * up_alpha);
-      const float high = activate(p_.activation, sum[1] * gate_alpha, sum[3] * up_alpha);
-      const Pair pair = Pair::transpose(low, high);
+      const Pair pair = Pair::transpose(finish(sum[0], sum[2]), finish(sum[1], sum[3]));
       if (valid && feature < p_.features) *reinterpret_cast<__nv_bfloat162*>(h + row) = pair.round();
     });
   }
 
+  // GEMM2's results; or h, of experts without a gate, whose weight rows are plain as well.
   template <int kValues>
-  __device__ void store_y(int feature, const float (&acc)[kValues]) const {
+  __device__ void finish_and_store(int m_tile, const float (&acc)[kValues]) const {
     const float alpha = __shfl_sync(~0u, alpha_, 0);
+    const int own = first_row(m_tile) + threadIdx.x % 32 / 4, feature = first_row(m_tile) + Pair::first_of_four();
+    if (p_.activation.kind == ACTIVATION_NONE && !p_.bias) {
+      store_y(feature, acc, [&](float sum, float) { return sum * alpha; }, 0.0f, 0.0f);
+    } else {
+      const auto finish = [&](float sum, float bias) {
+        return activate_plain(p_.activation.kind, fmaf(sum, alpha, bias));
+      };
+      store_y(feature, acc, finish, bias_of(0, own), bias_of(0, own + 8));
+    }
+  }
+
+  // finish(sum, bias) is a value of y; `low` and `high` are the biases of this thread's weight rows.
+  template <int kValues, class Finish>
+  __device__ void store_y(int feature, const float (&acc)[kValues], Finish finish, float low, float high) const {
     auto* const y = at<__nv_bfloat16>(feature);
     for_each_row(acc, [&](int64_t row, bool valid, const float* sum) {
-      const uint2 four = Pair::gather_four(Pair::transpose(sum[0] * alpha, sum[1] * alpha),
-                                           Pair::transpose(sum[2] * alpha, sum[3] * alpha));
+      const uint2 four = Pair::gather_four(Pair::transpose(finish(sum[0], low), finish(sum[1], low)),
+                                           Pair::transpose(finish(sum[2], high), finish(sum[3], high)));
       if (valid && feature < p_.features) *reinterpret_cast<uint2*>(y + row) = four;
     });
   }

@@ -42,12 +42,14 @@
 // constants plus the scale in each byte but zero's. The output factors hold the matrix's largest over 2^6. (A matrix
 // here is what has one output factor: gate, up or down of an expert.)
 //
-// Gate and up rows are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m + 8w .., the next 8 are
-// up of the same features. So the thread that accumulates a gate value accumulates its up value too.
+// Where there is a gate, its rows and up's are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m +
+// 8w .., the next 8 are up of the same features. So the thread that accumulates a gate value accumulates its up value
+// too.
 #pragma once
 #include <cstdint>
 
 #include "../common/format.cuh"
+#include "../common/row_order.cuh"
 #include "params.h"
 
 namespace nvfp4 {
@@ -155,14 +157,14 @@ static_assert(fp8_tables_are_exact(), "every product of mode fp8");
 static_assert(fp8_scale(0x38, 0x38) / 8 - 5 == FP8_LARGEST_EXPONENT, "what prepare_alphas is told");
 static_assert(fp8_scale(0x38, 0x38) == 88 && fp8_scale(1, 0x10) == 88 - 32, "1 of 1; 2^-9 of 2^-5");
 
-// Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts both halves where gated.
-__host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, bool gated, bool up_first) {
-  if (!gated) return m * kTileRows + r < rows ? m * kTileRows + r : -1;
+// Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts gate and up.
+__host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, int order) {
+  if (order == ROWS_PLAIN) return m * kTileRows + r < rows ? m * kTileRows + r : -1;
   const int feature = m * (kTileRows / 2) + r / 16 * 8 + r % 8, half = rows / 2;
-  const bool second = (r % 16 >= 8) != up_first;
-  return feature < half ? feature + (second ? half : 0) : -1;
+  return feature < half ? projection_row(order, r % 16 >= 8, feature, half) : -1;
 }
-static_assert(checkpoint_row(0, 8, 128, true, false) == 64, "the row after 8 gates is the first up");
-static_assert(checkpoint_row(1, 17, 128, true, true) == 64 + 41, "up first: gates are the second half");
+static_assert(checkpoint_row(0, 8, 128, ROWS_GATE_FIRST) == 64, "the row after 8 gates is the first up");
+static_assert(checkpoint_row(1, 17, 128, ROWS_UP_FIRST) == 64 + 41, "up first: gates are the second half");
+static_assert(checkpoint_row(0, 9, 128, ROWS_INTERLEAVED) == 3, "the second up");
 
 }  // namespace nvfp4

@@ -32,19 +32,19 @@ typedef struct GemmParams {
   TileList list;
   const uint8_t *tiles;       /* weights of expert 0, register-dequant layout */
   uint64_t expert_stride;     /* bytes */
-  const float *alphas;        /* of expert 0: gemm1 {gate, up}, gemm2 {down}; linear [features] */
+  const float *alphas;        /* of expert 0: gemm1 {gate, up}; gemm2 {down}, or {up} without a gate; linear [features] */
   const void *x;              /* bf16 rows; *_fp8: e4m3, 16-byte aligned */
   int64_t x_row_stride;       /* of bf16 or e4m3 rows, in elements */
   const float *row_scale;     /* f32 by the index that x is read with, or NULL = 1 */
   const int32_t *row_to_slot; /* [R]: row r reads x row row_to_slot[r] / top_k. NULL: row r reads x row r */
-  void *out;                  /* bf16. gemm1: h [R, features]; gemm2: y, the same; linear: [T, features] */
-  const void *bias;           /* linear: bf16 [features] or NULL */
+  void *out;                  /* bf16. gemm1: h [R, features]; gemm2: y, or h without a gate; linear: [T, features] */
+  const void *bias;           /* of expert 0: bf16 [features]; gemm1: of gate, then of up. Or NULL */
   int64_t out_row_stride;
   int32_t top_k;
   int32_t k_valid;     /* columns of x, a multiple of 16; the rest up to 64 * num_slabs is 0 */
   int32_t num_slabs;
-  int32_t features;    /* gemm1: intermediate_size; gemm2: hidden_size; linear: out_features */
-  Activation activation;
+  int32_t features;    /* gemm1: intermediate_size; gemm2: hidden_size, or intermediate_size; linear: out_features */
+  Activation activation; /* gemm1: one with a gate; gemm2: one without, or ACTIVATION_NONE */
   int32_t tiles_known; /* 1: routing has finished when this kernel starts, so that it may load its first weights before
                           the previous kernel has ended */
 } GemmParams;
@@ -68,6 +68,7 @@ typedef struct MatrixScalesParams {
   const uint8_t *block_scale; /* e4m3 [experts, matrices of an expert, scales_each] */
   MatrixScales *matrices;     /* [experts, matrices of an expert]; starts as {0, 0x7F, 0} */
   int64_t scales_each;        /* a multiple of 16 */
+  int64_t row_scales;         /* 0: a matrix's scales are one run. Else those of a row: rows of two matrices take turns */
 } MatrixScalesParams;
 
 /* prepare_tiles: slabs that a block of threads repacks. */
@@ -78,11 +79,9 @@ typedef struct MatrixScalesParams {
 typedef struct PrepareParams {
   PrepareSource source;
   uint8_t *tiles;             /* of expert 0; tile (m, slab) at (m * num_slabs + slab) * 2304 */
-  const MatrixScales *scales; /* mode fp8: [L, 1 + gated], in the checkpoint's order. NULL: for bf16 */
+  const MatrixScales *scales; /* mode fp8: [L, projections], in the checkpoint's order. NULL: for bf16 */
   int32_t num_slabs;
-  int32_t gated;    /* rows are gate and up halves, to be interleaved by 8 */
-  int32_t up_first; /* the first half is up */
-  int32_t reserved;
+  int32_t row_order; /* ROWS_*; gate and up become interleaved by 8 */
 } PrepareParams;
 
 #endif

@@ -19,7 +19,8 @@ struct Staged {
 // A block scale as tiles hold it. `row` is the checkpoint's.
 __device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3) {
   if (!p.scales) return static_cast<uint8_t>(e5m3_scale(e4m3 & 0x7F));
-  const int matrix = p.gated ? 2 * expert + (row >= p.source.rows / 2) : expert;
+  const int projections = p.row_order == ROWS_PLAIN ? 1 : 2;
+  const int matrix = projections * expert + projection_of_row(p.row_order, row, p.source.rows);
   return static_cast<uint8_t>(fp8_scale(e4m3, p.scales[matrix].largest));
 }
 
@@ -32,7 +33,7 @@ __device__ void stage(const PrepareParams& p, int expert, int m, int first_block
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = i * kThreads + threadIdx.x, block = first_block + at % kRunBlocks;
-    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.gated, p.up_first);
+    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.row_order);
     const bool valid = row >= 0 && block < num_blocks;
     const int64_t from = (int64_t{expert} * p.source.rows + row) * num_blocks + block;
     codes[i] = valid ? load_8_bytes(p.source.codes + from * 8) : make_uint2(0, 0);
@@ -42,7 +43,7 @@ __device__ void stage(const PrepareParams& p, int expert, int m, int first_block
   for (int i = 0; i < kEach; ++i) {
     const int at = i * kThreads + threadIdx.x;
     staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
-    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.gated, p.up_first);
+    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.row_order);
     staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i]);
   }
 }

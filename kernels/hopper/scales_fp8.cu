@@ -20,11 +20,15 @@ __device__ void add(MatrixScales& seen, uint32_t e4m3) {
 // Grid (blocks of a matrix, experts, matrices of an expert).
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) part_scales(const __grid_constant__ MatrixScalesParams p) {
   using namespace nvfp4;
-  const uint32_t own = blockIdx.y * gridDim.z + blockIdx.z;
-  const uint8_t* const scales = p.block_scale + own * p.scales_each;
+  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, step = int64_t{gridDim.x} * blockDim.x;
+  const int64_t own = int64_t{blockIdx.y} * gridDim.z + blockIdx.z;
+  const uint8_t* const scales =
+      p.block_scale + (p.row_scales ? 2 * blockIdx.y * p.scales_each + blockIdx.z * p.row_scales : own * p.scales_each);
   MatrixScales seen = {0, 0x7F, 0};
-  for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < p.scales_each / 8;
-       at += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t at = first; p.row_scales && at < p.scales_each; at += step) {
+    add(seen, scales[at / p.row_scales * 2 * p.row_scales + at % p.row_scales]);
+  }
+  for (int64_t at = first; !p.row_scales && at < p.scales_each / 8; at += step) {
     const uint2 eight = load_8_bytes(scales + 8 * at);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

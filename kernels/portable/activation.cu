@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Between the GEMMs where GEMM1 has no fused epilogue: clamped SwiGLU, rounded to bf16, and on to NVFP4 in mode nvfp4.
+// Between the GEMMs where GEMM1 has no fused epilogue: the activation, rounded to bf16, and on to NVFP4 in mode nvfp4.
 #include "../common/activation.cuh"
 #include "../quantize/quantize_row.cuh"
 #include "params.h"
@@ -14,7 +14,9 @@ struct LoadActivation {
   const float* up;
 
   __device__ LoadActivation(const ActivationParams& p, int64_t row)
-      : activation(p.activation), gate(p.gate_up + row * 2 * p.out.num_cols), up(gate + p.out.num_cols) {}
+      : activation(p.activation),
+        gate(p.gate_up + row * p.projections * p.out.num_cols),
+        up(gate + (p.projections - 1) * p.out.num_cols) {}
   __device__ void operator()(int b, float (&h)[kBlockSize]) const {
 #pragma unroll
     for (int i = 0; i < kBlockSize; i += 4) {

@@ -87,17 +87,17 @@ __device__ void multiply(const SharedTile& rows, const SharedTile& weights, cons
   }
 }
 
-__device__ void store(const PortableGemmParams& p, const float* alphas, int64_t row, int feature, float sum) {
+__device__ void store(const PortableGemmParams& p, const float* alphas, const __nv_bfloat16* biases, int64_t row,
+                      int feature, float sum) {
   const float global_scale = p.x_global_scale ? p.x_global_scale[row] : 1.0f;
   const float alpha = alphas[feature / p.alpha_features], both = global_scale * alpha;
   // Where both factors together overflow, a sum of 0 is still 0.
   const float factor = isinf(both) ? alpha : both;
   if (isinf(both)) sum *= global_scale;
+  const float value = biases ? fmaf(sum, factor, __bfloat162float(biases[feature])) : sum * factor;
   if (p.sums) {
-    p.sums[row * p.out_row_stride + feature] = sum * factor;
+    p.sums[row * p.out_row_stride + feature] = value;
   } else {
-    const auto* bias = static_cast<const __nv_bfloat16*>(p.bias);
-    const float value = fmaf(sum, factor, bias ? __bfloat162float(bias[feature]) : 0.0f);
     static_cast<__nv_bfloat16*>(p.out)[row * p.out_row_stride + feature] = __float2bfloat16_rn(value);
   }
 }
@@ -105,6 +105,10 @@ __device__ void store(const PortableGemmParams& p, const float* alphas, int64_t 
 __device__ void store_tile(const PortableGemmParams& p, const Tile& tile, const Lane& lane, const Sums& acc) {
   const float* alphas =
       reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride);
+  const auto* biases =
+      p.bias
+          ? reinterpret_cast<const __nv_bfloat16*>(static_cast<const uint8_t*>(p.bias) + tile.expert * p.expert_stride)
+          : nullptr;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -113,7 +117,8 @@ __device__ void store_tile(const PortableGemmParams& p, const Tile& tile, const 
       for (int v = 0; v < 4; ++v) {
         const int r = lane.first_row + 16 * i + lane.g + v / 2 * 8;
         const int feature = tile.first_m_tile * kTile + lane.first_feature + 8 * j + 2 * lane.c + v % 2;
-        if (r < tile.num_rows && feature < p.features) store(p, alphas, tile.first_row + r, feature, acc[i][j][v]);
+        if (r < tile.num_rows && feature < p.features)
+          store(p, alphas, biases, tile.first_row + r, feature, acc[i][j][v]);
       }
     }
   }

@@ -15,7 +15,7 @@ typedef struct PortableGemmParams {
   const uint8_t *codes;         /* weights of expert 0: e2m1x2 [features, k / 2] */
   const uint8_t *block_scale;   /* of expert 0: e4m3, 128x4 swizzled */
   const float *alphas;          /* of expert 0: alphas[feature / alpha_features] */
-  uint64_t expert_stride;       /* bytes between experts in all three */
+  uint64_t expert_stride;       /* bytes between experts in all three, and in biases */
   const void *x;                /* bf16 rows, or e2m1x2 [rows, k / 2] */
   const uint8_t *x_block_scale; /* e4m3, 128x4 swizzled over all rows; NULL with bf16 rows */
   const float *x_global_scale;  /* f32 [rows]; NULL with bf16 rows */
@@ -23,7 +23,7 @@ typedef struct PortableGemmParams {
   int64_t x_row_stride;         /* bf16: elements */
   float *sums;                  /* f32 [rows, out_row_stride]. Or NULL */
   void *out;                    /* bf16 [rows, out_row_stride], with bias. Or NULL */
-  const void *bias;             /* bf16 [features] or NULL */
+  const void *bias;             /* of expert 0: bf16 [features]. Or NULL */
   int64_t out_row_stride;
   int32_t top_k;
   int32_t k;              /* a multiple of 16 */
@@ -34,10 +34,10 @@ typedef struct PortableGemmParams {
 /* h = the activation of GEMM1's sums, rounded to bf16; kept as `h`, or quantised on into `out`. */
 typedef struct ActivationParams {
   QuantizeParams out;   /* rows are grouped rows (row_to_slot); x is not read. packed NULL: h is written */
-  const float *gate_up; /* [R, 2 * num_cols]: gate, then up */
+  const float *gate_up; /* [R, projections * num_cols]: gate, then up; or up alone */
   void *h;              /* bf16 [R, num_cols] or NULL */
   Activation activation;
-  int32_t reserved;
+  int32_t projections;
 } ActivationParams;
 
 /* One matrix of checkpoint weights into the layout of Blackwell: codes as they are, block scales 128x4 swizzled. */
@@ -45,7 +45,7 @@ typedef struct PrepareSwizzledParams {
   PrepareSource source;
   uint8_t *out_codes;       /* of expert 0: e2m1x2 [rows, cols / 2] */
   uint8_t *out_block_scale; /* of expert 0: padded to 128 rows and 4 columns with 0 */
-  int32_t first_row;        /* row r is the checkpoint's (r + first_row) % rows: gate comes first */
+  int32_t row_order;        /* ROWS_*; gate comes first here */
   int32_t reserved;
 } PrepareSwizzledParams;
 

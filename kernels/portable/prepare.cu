@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoint weights into the layout of Blackwell, once at load.
 #include "../common/format.cuh"
+#include "../common/row_order.cuh"
 #include "../prepare/checkpoint.cuh"
 #include "params.h"
 
@@ -28,7 +29,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
   if (row >= (p.source.rows + 127) / 128 * 128) return;
   uint32_t scale = 0;
   if (row < p.source.rows && b < num_blocks) {
-    const int64_t from = (expert * p.source.rows + (row + p.first_row) % p.source.rows) * num_blocks + b;
+    const int64_t from_row = checkpoint_row_of(p.row_order, static_cast<int>(row), p.source.rows);
+    const int64_t from = (expert * p.source.rows + from_row) * num_blocks + b;
     copy_codes(p.out_codes + expert * p.source.expert_stride + (row * num_blocks + b) * 8, p.source.codes + from * 8);
     scale = p.source.block_scale[from];
   }

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// The output factors of every family, once at load.
+// What every family's products are multiplied by, and what is added to them, once at load.
+#include <cuda_bf16.h>
+
 #include "../common/format.cuh"
+#include "../common/row_order.cuh"
 #include "../params.h"
 
 namespace nvfp4 {
 namespace {
 
-// What the block scales of gate, up or down (matrix 0, 1, 2) lack where they are stored relative to the largest.
-__device__ float stored_factor(const PrepareAlphaParams& p, int expert, int matrix) {
-  const MatrixScales& scales =
-      matrix == 2 ? p.w2_scales[expert] : p.w13_scales[2 * expert + (p.up_first ? 1 - matrix : matrix)];
+// What the block scales of a matrix lack where they are stored relative to the largest.
+__device__ float stored_factor(const PrepareAlphaParams& p, const MatrixScales& scales) {
   if (scales.largest == 0) return 1.0f;
   return exp2f(static_cast<float>(e4m3_exponent(scales.largest) - p.stored_exponent));
 }
@@ -21,12 +22,25 @@ extern "C" __global__ void prepare_alphas(const __grid_constant__ PrepareAlphaPa
   using namespace nvfp4;
   const int expert = blockIdx.x * blockDim.x + threadIdx.x;
   if (expert >= p.num_local_experts) return;
-  const float* w13 = p.w13_global_scale + 2 * expert;
-  const float factors[3] = {w13[p.up_first ? 1 : 0], w13[p.up_first ? 0 : 1], p.w2_global_scale[expert]};
   float* out = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(p.alphas) + expert * p.expert_stride);
-  for (int i = 0; i < 3; ++i) {
-    out[i] = factors[i] * p.factor * (p.w13_scales ? stored_factor(p, expert, i) : 1.0f);
+  const int projections = p.row_order == ROWS_PLAIN ? 1 : 2;
+  for (int i = 0; i <= projections; ++i) {
+    const bool is_down = i == projections;
+    const int at = is_down ? expert : projections * expert + (p.row_order == ROWS_UP_FIRST ? 1 - i : i);
+    const float scale = is_down ? p.w2_global_scale[at] : p.w13_global_scale[at];
+    const MatrixScales* counted = is_down ? p.w2_scales : p.w13_scales;
+    out[i] = scale * p.factor * (counted ? stored_factor(p, counted[at]) : 1.0f);
   }
+}
+
+// Grid (blocks of threads, L).
+extern "C" __global__ void prepare_biases(const __grid_constant__ PrepareBiasParams p) {
+  const int row = blockIdx.x * blockDim.x + threadIdx.x;
+  const int64_t expert = blockIdx.y;
+  if (row >= p.rows) return;
+  auto* out = reinterpret_cast<__nv_bfloat16*>(static_cast<uint8_t*>(p.out) + expert * p.expert_stride);
+  const auto* bias = static_cast<const __nv_bfloat16*>(p.bias);
+  out[row] = bias ? bias[expert * p.rows + nvfp4::checkpoint_row_of(p.row_order, row, p.rows)] : __nv_bfloat16{};
 }
 
 extern "C" __global__ void prepare_row_alphas(const __grid_constant__ PrepareRowAlphaParams p) {

@@ -7,7 +7,8 @@ use super::{
     Opaque, aligned, copy_text, create, destroy, exports, guard, not_null, not_null_mut, read_struct, reserved, shared,
     size_of_field, write_struct,
 };
-use crate::checkpoint::{Activation, Checkpoint, Format, Layer, LayerBuffers};
+use crate::activation::{Activation, ActivationKind};
+use crate::checkpoint::{Checkpoint, Format, Layer, LayerBuffers};
 use crate::error::{Error, Result};
 use once_cell::race::OnceBox;
 use std::ffi::{CStr, OsStr, c_char};
@@ -52,11 +53,13 @@ unsafe fn buffer<'a, T>(name: &str, pointer: *mut T, len: usize) -> Result<&'a m
 /// Sizes fit an i32: the reader refuses larger ones.
 fn layer_info(layer: &Layer<'_>, given: &nvfp4_moe_checkpoint_layer_info) -> Result<nvfp4_moe_checkpoint_layer_info> {
     reserved(given.reserved_2)?;
+    let kind = if layer.dims.gated { ActivationKind::Swiglu } else { ActivationKind::Relu2 };
     let activation = match given.any_activation {
-        0 => told_activation(layer.activation()?, given.struct_size)?,
-        1 => layer.activation().unwrap_or(Activation { limit: 0.0, alpha: 0.0, beta: 0.0 }),
+        0 => layer.activation()?,
+        1 => layer.activation().unwrap_or(Activation { kind, limit: 0.0, alpha: 0.0, beta: 0.0 }),
         other => return Err(Error::argument("any_activation", other, "it must be 0 or 1", "Zero the struct first.")),
     };
+    check_told(layer, activation, given)?;
     let blocks = layer.scan_block_scales(0..layer.dims.num_experts)?;
     Ok(nvfp4_moe_checkpoint_layer_info {
         struct_size: given.struct_size,
@@ -65,7 +68,7 @@ fn layer_info(layer: &Layer<'_>, given: &nvfp4_moe_checkpoint_layer_info) -> Res
         intermediate_size: layer.dims.intermediate_size as i32,
         num_experts: layer.dims.num_experts as i32,
         top_k: layer.facts.top_k.unwrap_or(0) as i32,
-        swiglu_limit: activation.limit,
+        swiglu_limit: if activation.limit.is_finite() { activation.limit } else { 0.0 },
         routed_scaling_factor: layer.facts.routed_scaling_factor.unwrap_or(0.0),
         lossless_cast: i32::from(blocks.lossless_cast),
         reserved: 0,
@@ -75,25 +78,51 @@ fn layer_info(layer: &Layer<'_>, given: &nvfp4_moe_checkpoint_layer_info) -> Res
         swiglu_beta: activation.beta,
         any_activation: given.any_activation,
         reserved_2: 0,
+        activation: activation.kind as i32,
+        has_bias: layer.has_bias().into(),
     })
 }
 
-/// The activation, if the caller's struct can tell it: an older one has no alpha and beta, and would mean SiLU.
-fn told_activation(activation: Activation, struct_size: u32) -> Result<Activation> {
-    let name = <nvfp4_moe_checkpoint_layer_info as Struct>::NAME;
-    let is_silu = activation.alpha == 1.0 && activation.beta == 0.0;
-    if is_silu || struct_size as usize >= size_of::<nvfp4_moe_checkpoint_layer_info>() {
-        return Ok(activation);
+/// Refuse a caller whose struct is too old to tell what the layer is: without alpha and beta it would mean SiLU, without
+/// the kind SwiGLU, and without `has_bias` no biases.
+fn check_told(layer: &Layer<'_>, activation: Activation, given: &nvfp4_moe_checkpoint_layer_info) -> Result<()> {
+    type Info = nvfp4_moe_checkpoint_layer_info;
+    let is_swiglu = activation.kind == ActivationKind::Swiglu && !layer.has_bias();
+    let is_silu = is_swiglu && activation.alpha == 1.0 && activation.beta == 0.0;
+    let needed = match (is_swiglu, is_silu || given.any_activation == 1) {
+        (true, true) => Info::FIRST_SIZE,
+        (true, false) => std::mem::offset_of!(Info, activation),
+        (false, _) => size_of::<Info>(),
+    };
+    if given.struct_size as usize >= needed {
+        return Ok(());
     }
+    let biases = if layer.has_bias() { ", and its experts have biases" } else { "" };
     Err(Error::argument(
-        format_args!("{name}.struct_size"),
-        struct_size,
-        format_args!(
-            "the layer's activation is {activation}, which takes {} bytes",
-            size_of::<nvfp4_moe_checkpoint_layer_info>()
-        ),
+        format_args!("{}.struct_size", Info::NAME),
+        given.struct_size,
+        format_args!("the layer's activation is {activation}{biases}, which takes {needed} bytes"),
         "Compile against this library's header.",
     ))
+}
+
+/// A bias buffer: NULL where the layer has no biases, and only there.
+///
+/// # Safety
+/// As [`buffer`].
+unsafe fn bias_buffer<'a>(name: &str, pointer: *mut std::ffi::c_void, bytes: usize) -> Result<&'a mut [u8]> {
+    match (bytes, pointer.is_null()) {
+        (0, true) => Ok(&mut []),
+        (0, false) => {
+            let rule = "the layer has no biases (has_bias of its info is 0)";
+            Err(Error::argument(name, "given", rule, "Pass NULL."))
+        }
+        _ => {
+            aligned(name, pointer.cast_const().cast::<u16>(), 2)?;
+            // SAFETY: the caller's promise is the same.
+            unsafe { buffer(name, pointer.cast(), bytes) }
+        }
+    }
 }
 
 /// The caller's buffers for `num_experts` experts of the layer.
@@ -105,7 +134,7 @@ unsafe fn buffers<'a>(
     num_experts: usize,
     given: &nvfp4_moe_checkpoint_buffers,
 ) -> Result<LayerBuffers<'a>> {
-    let lens = layer.dims.buffer_lens(num_experts);
+    let lens = layer.buffer_lens(num_experts);
     // SAFETY: the lengths are what num_experts need; the rest is the same contract.
     unsafe {
         Ok(LayerBuffers {
@@ -115,6 +144,8 @@ unsafe fn buffers<'a>(
             w2: buffer("w2", given.w2, lens.w2)?,
             w2_block_scale: buffer("w2_block_scale", given.w2_block_scale, lens.w2_block_scale)?,
             w2_global_scale: buffer("w2_global_scale", given.w2_global_scale, lens.w2_global_scale)?,
+            w13_bias: bias_buffer("w13_bias", given.w13_bias, lens.w13_bias)?,
+            w2_bias: bias_buffer("w2_bias", given.w2_bias, lens.w2_bias)?,
         })
     }
 }

@@ -6,12 +6,23 @@ use super::{
     Opaque, Rows, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
     not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
 };
-use crate::activation::Activation;
+use crate::activation::{Activation, ActivationKind};
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
 use crate::config::{Device, LayerConfig};
 use crate::cuda;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
+use crate::shape::RowOrder;
+
+// Numbers of kinds are the header's.
+const _: () = {
+    assert!(ActivationKind::Swiglu as u32 == NVFP4_MOE_ACTIVATION_SWIGLU);
+    assert!(ActivationKind::SwigluStep as u32 == NVFP4_MOE_ACTIVATION_SWIGLU_STEP);
+    assert!(ActivationKind::Situ as u32 == NVFP4_MOE_ACTIVATION_SITU);
+    assert!(ActivationKind::GeluTanh as u32 == NVFP4_MOE_ACTIVATION_GELU_TANH);
+    assert!(ActivationKind::Relu2 as u32 == NVFP4_MOE_ACTIVATION_RELU2);
+    assert!(ActivationKind::Silu as u32 == NVFP4_MOE_ACTIVATION_SILU);
+};
 
 impl Opaque for nvfp4_moe_layer {
     type Inside = Layer;
@@ -35,9 +46,51 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
         num_local_experts: size_of_field("num_local_experts", desc.num_local_experts)?,
         first_local_expert: size_of_field("first_local_expert", desc.first_local_expert)?,
         top_k: size_of_field("top_k", desc.top_k)?,
-        activation: Activation::swiglu(desc.swiglu_limit, desc.swiglu_alpha, desc.swiglu_beta)?,
+        activation: activation(desc)?,
+        has_bias: flag("has_bias", desc.has_bias)?,
         tile_rows: tile_rows_of(device, desc.tile_rows)?,
     })
+}
+
+fn activation(desc: &nvfp4_moe_layer_desc) -> Result<Activation> {
+    let kind = ActivationKind::ALL.into_iter().find(|kind| *kind as i32 == desc.activation).ok_or_else(|| {
+        let rule = format!("it must be 0 to {}", ActivationKind::ALL.len() - 1);
+        Error::argument("activation", desc.activation, rule, "Pass one of NVFP4_MOE_ACTIVATION_*.")
+    })?;
+    Activation::new(kind, desc.swiglu_limit, desc.swiglu_alpha, desc.swiglu_beta)
+}
+
+fn flag(name: &str, value: i32) -> Result<bool> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(Error::argument(name, value, "it must be 0 or 1", "Zero the struct first.")),
+    }
+}
+
+fn row_order(activation: Activation, up_first: i32) -> Result<RowOrder> {
+    match (activation.projections(), up_first as u32) {
+        (1, NVFP4_MOE_ROWS_GATE_FIRST) => Ok(RowOrder::Plain),
+        (2, NVFP4_MOE_ROWS_GATE_FIRST) => Ok(RowOrder::GateFirst),
+        (2, NVFP4_MOE_ROWS_UP_FIRST) => Ok(RowOrder::UpFirst),
+        (2, NVFP4_MOE_ROWS_INTERLEAVED) => Ok(RowOrder::Interleaved),
+        (projections, _) => {
+            let rule = if projections == 1 { "it must be 0, because there is no gate" } else { "it must be 0, 1 or 2" };
+            Err(Error::argument("up_first", up_first, rule, "Pass 0 if gate rows come first."))
+        }
+    }
+}
+
+/// A bias, which only a layer that was described with one has.
+fn bias(config: &LayerConfig, name: &str, pointer: *const std::ffi::c_void, len: usize) -> Result<Option<Tensor<u16>>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    if !config.has_bias {
+        let rule = "it must be NULL where has_bias of nvfp4_moe_layer_desc is 0";
+        return Err(Error::argument(name, "given", rule, "Set has_bias to 1."));
+    }
+    tensor(name, pointer.cast(), len).map(Some)
 }
 
 fn tensor<T>(name: &str, pointer: *const T, len: usize) -> Result<Tensor<T>> {
@@ -46,18 +99,16 @@ fn tensor<T>(name: &str, pointer: *const T, len: usize) -> Result<Tensor<T>> {
 
 fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWeights> {
     let shape = config.shape();
-    if w.up_first != 0 && w.up_first != 1 {
-        let remedy = "Pass 0 if gate rows come first.";
-        return Err(Error::argument("up_first", w.up_first, "it must be 0 or 1", remedy));
-    }
     Ok(LayerWeights {
-        up_first: w.up_first == 1,
+        row_order: row_order(config.activation, w.up_first)?,
         w13: tensor("w13", w.w13, shape.w13())?,
         w13_block_scale: tensor("w13_block_scale", w.w13_block_scale, shape.w13_block_scale())?,
         w13_global_scale: tensor("w13_global_scale", w.w13_global_scale, shape.w13_global_scale())?,
         w2: tensor("w2", w.w2, shape.w2())?,
         w2_block_scale: tensor("w2_block_scale", w.w2_block_scale, shape.w2_block_scale())?,
         w2_global_scale: tensor("w2_global_scale", w.w2_global_scale, shape.w2_global_scale())?,
+        w13_bias: bias(config, "w13_bias", w.w13_bias, shape.w13_bias())?,
+        w2_bias: bias(config, "w2_bias", w.w2_bias, shape.w2_bias())?,
         input_scales: InputScales { w13: w.w13_input_scale, w2: w.w2_input_scale },
     })
 }

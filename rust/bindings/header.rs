@@ -26,6 +26,15 @@ pub const NVFP4_MOE_DTYPE_I32: u32 = 0;
 pub const NVFP4_MOE_DTYPE_I64: u32 = 1;
 pub const NVFP4_MOE_SF_LINEAR: u32 = 0;
 pub const NVFP4_MOE_SF_SWIZZLED_128X4: u32 = 1;
+pub const NVFP4_MOE_ACTIVATION_SWIGLU: u32 = 0;
+pub const NVFP4_MOE_ACTIVATION_SWIGLU_STEP: u32 = 1;
+pub const NVFP4_MOE_ACTIVATION_SITU: u32 = 2;
+pub const NVFP4_MOE_ACTIVATION_GELU_TANH: u32 = 3;
+pub const NVFP4_MOE_ACTIVATION_RELU2: u32 = 4;
+pub const NVFP4_MOE_ACTIVATION_SILU: u32 = 5;
+pub const NVFP4_MOE_ROWS_GATE_FIRST: u32 = 0;
+pub const NVFP4_MOE_ROWS_UP_FIRST: u32 = 1;
+pub const NVFP4_MOE_ROWS_INTERLEAVED: u32 = 2;
 pub const NVFP4_MOE_FORMAT_MODELOPT: u32 = 1;
 pub const NVFP4_MOE_FORMAT_COMPRESSED_TENSORS: u32 = 2;
 pub const NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED: u32 = 3;
@@ -52,10 +61,12 @@ pub struct nvfp4_moe_layer_desc {
     pub swiglu_alpha: f32,
     pub swiglu_beta: f32,
     pub tile_rows: i32,
+    pub activation: i32,
+    pub has_bias: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 60usize];
+    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 68usize];
     ["Alignment of nvfp4_moe_layer_desc"][::std::mem::align_of::<nvfp4_moe_layer_desc>() - 4usize];
     ["Offset of field: nvfp4_moe_layer_desc::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, struct_size) - 0usize];
@@ -85,6 +96,10 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, swiglu_beta) - 52usize];
     ["Offset of field: nvfp4_moe_layer_desc::tile_rows"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, tile_rows) - 56usize];
+    ["Offset of field: nvfp4_moe_layer_desc::activation"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_desc, activation) - 60usize];
+    ["Offset of field: nvfp4_moe_layer_desc::has_bias"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_desc, has_bias) - 64usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -99,10 +114,12 @@ pub struct nvfp4_moe_layer_weights {
     pub w2_global_scale: *const f32,
     pub w13_input_scale: f32,
     pub w2_input_scale: f32,
+    pub w13_bias: *const ::std::os::raw::c_void,
+    pub w2_bias: *const ::std::os::raw::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_layer_weights"][::std::mem::size_of::<nvfp4_moe_layer_weights>() - 64usize];
+    ["Size of nvfp4_moe_layer_weights"][::std::mem::size_of::<nvfp4_moe_layer_weights>() - 80usize];
     ["Alignment of nvfp4_moe_layer_weights"][::std::mem::align_of::<nvfp4_moe_layer_weights>() - 8usize];
     ["Offset of field: nvfp4_moe_layer_weights::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_weights, struct_size) - 0usize];
@@ -122,6 +139,10 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_layer_weights, w13_input_scale) - 56usize];
     ["Offset of field: nvfp4_moe_layer_weights::w2_input_scale"]
         [::std::mem::offset_of!(nvfp4_moe_layer_weights, w2_input_scale) - 60usize];
+    ["Offset of field: nvfp4_moe_layer_weights::w13_bias"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_weights, w13_bias) - 64usize];
+    ["Offset of field: nvfp4_moe_layer_weights::w2_bias"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_weights, w2_bias) - 72usize];
 };
 impl Default for nvfp4_moe_layer_weights {
     fn default() -> Self {
@@ -413,10 +434,12 @@ pub struct nvfp4_moe_checkpoint_layer_info {
     pub swiglu_beta: f32,
     pub any_activation: i32,
     pub reserved_2: i32,
+    pub activation: i32,
+    pub has_bias: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_checkpoint_layer_info"][::std::mem::size_of::<nvfp4_moe_checkpoint_layer_info>() - 64usize];
+    ["Size of nvfp4_moe_checkpoint_layer_info"][::std::mem::size_of::<nvfp4_moe_checkpoint_layer_info>() - 72usize];
     ["Alignment of nvfp4_moe_checkpoint_layer_info"]
         [::std::mem::align_of::<nvfp4_moe_checkpoint_layer_info>() - 4usize];
     ["Offset of field: nvfp4_moe_checkpoint_layer_info::struct_size"]
@@ -451,6 +474,10 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, any_activation) - 56usize];
     ["Offset of field: nvfp4_moe_checkpoint_layer_info::reserved_2"]
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, reserved_2) - 60usize];
+    ["Offset of field: nvfp4_moe_checkpoint_layer_info::activation"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, activation) - 64usize];
+    ["Offset of field: nvfp4_moe_checkpoint_layer_info::has_bias"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_layer_info, has_bias) - 68usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -465,10 +492,12 @@ pub struct nvfp4_moe_checkpoint_buffers {
     pub w2: *mut u8,
     pub w2_block_scale: *mut u8,
     pub w2_global_scale: *mut f32,
+    pub w13_bias: *mut ::std::os::raw::c_void,
+    pub w2_bias: *mut ::std::os::raw::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_checkpoint_buffers"][::std::mem::size_of::<nvfp4_moe_checkpoint_buffers>() - 64usize];
+    ["Size of nvfp4_moe_checkpoint_buffers"][::std::mem::size_of::<nvfp4_moe_checkpoint_buffers>() - 80usize];
     ["Alignment of nvfp4_moe_checkpoint_buffers"][::std::mem::align_of::<nvfp4_moe_checkpoint_buffers>() - 8usize];
     ["Offset of field: nvfp4_moe_checkpoint_buffers::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_buffers, struct_size) - 0usize];
@@ -490,6 +519,10 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_buffers, w2_block_scale) - 48usize];
     ["Offset of field: nvfp4_moe_checkpoint_buffers::w2_global_scale"]
         [::std::mem::offset_of!(nvfp4_moe_checkpoint_buffers, w2_global_scale) - 56usize];
+    ["Offset of field: nvfp4_moe_checkpoint_buffers::w13_bias"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_buffers, w13_bias) - 64usize];
+    ["Offset of field: nvfp4_moe_checkpoint_buffers::w2_bias"]
+        [::std::mem::offset_of!(nvfp4_moe_checkpoint_buffers, w2_bias) - 72usize];
 };
 impl Default for nvfp4_moe_checkpoint_buffers {
     fn default() -> Self {

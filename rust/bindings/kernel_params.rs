@@ -5,8 +5,18 @@ pub const ROUTE_MAX_SEGMENTS: u32 = 256;
 pub const ROUTE_SCAN_THREADS: u32 = 1024;
 pub const ROUTE_SMALL_THREADS: u32 = 1024;
 pub const ACTIVATION_SWIGLU: u32 = 0;
+pub const ACTIVATION_SWIGLU_STEP: u32 = 1;
+pub const ACTIVATION_SITU: u32 = 2;
+pub const ACTIVATION_GELU_TANH: u32 = 3;
+pub const ACTIVATION_RELU2: u32 = 4;
+pub const ACTIVATION_SILU: u32 = 5;
+pub const ACTIVATION_NONE: u32 = 6;
 pub const COMBINE_COLUMNS: u32 = 8;
 pub const COMBINE_BLOCKS_PER_SM: u32 = 15;
+pub const ROWS_PLAIN: u32 = 0;
+pub const ROWS_GATE_FIRST: u32 = 1;
+pub const ROWS_UP_FIRST: u32 = 2;
+pub const ROWS_INTERLEAVED: u32 = 3;
 pub const GEMM_SM90_THREADS: u32 = 640;
 pub const GEMM_SM90_FOUR_TILES_THREADS: u32 = 384;
 pub const GEMM_SM90_SHARED_BYTES: u32 = 232448;
@@ -253,13 +263,31 @@ pub struct PrepareAlphaParams {
     pub alphas: *mut f32,
     pub expert_stride: u64,
     pub num_local_experts: i32,
-    pub up_first: i32,
+    pub row_order: i32,
     pub factor: f32,
     pub stored_exponent: i32,
     pub w13_scales: *const MatrixScales,
     pub w2_scales: *const MatrixScales,
 }
 impl Default for PrepareAlphaParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareBiasParams {
+    pub bias: *const ::std::os::raw::c_void,
+    pub out: *mut ::std::os::raw::c_void,
+    pub expert_stride: u64,
+    pub rows: i32,
+    pub row_order: i32,
+}
+impl Default for PrepareBiasParams {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {
@@ -360,6 +388,7 @@ pub struct MatrixScalesParams {
     pub block_scale: *const u8,
     pub matrices: *mut MatrixScales,
     pub scales_each: i64,
+    pub row_scales: i64,
 }
 impl Default for MatrixScalesParams {
     fn default() -> Self {
@@ -377,9 +406,7 @@ pub struct PrepareParams {
     pub tiles: *mut u8,
     pub scales: *const MatrixScales,
     pub num_slabs: i32,
-    pub gated: i32,
-    pub up_first: i32,
-    pub reserved: i32,
+    pub row_order: i32,
 }
 impl Default for PrepareParams {
     fn default() -> Self {
@@ -428,7 +455,7 @@ pub struct ActivationParams {
     pub gate_up: *const f32,
     pub h: *mut ::std::os::raw::c_void,
     pub activation: Activation,
-    pub reserved: i32,
+    pub projections: i32,
 }
 impl Default for ActivationParams {
     fn default() -> Self {
@@ -445,7 +472,7 @@ pub struct PrepareSwizzledParams {
     pub source: PrepareSource,
     pub out_codes: *mut u8,
     pub out_block_scale: *mut u8,
-    pub first_row: i32,
+    pub row_order: i32,
     pub reserved: i32,
 }
 impl Default for PrepareSwizzledParams {

@@ -1,35 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the config says of the experts' activation, and whether this library computes it.
 //!
-//! The kernels have one: `gate * sigmoid(alpha * gate) * (up + beta)`, with gate and up clamped before. SiLU is alpha 1,
-//! beta 0. Whatever else a config asks for, or might, is refused by the name of its key: another activation gives other
-//! numbers, not an error.
+//! Its name is translated to one of [`ActivationKind`]. Whatever else a config asks for, or might, is refused by the name of
+//! its key: another activation gives other numbers, not an error.
 
 use super::sections::Section;
 use super::text::printable;
-use serde::Serialize;
+use crate::activation::{Activation, ActivationKind};
 use serde_json::Value;
-use std::fmt;
 
-/// `gate = min(gate, limit); up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + beta)`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Activation {
-    /// 0 is none.
-    pub limit: f32,
-    /// 1 is SiLU.
-    pub alpha: f32,
-    /// Added to up.
-    pub beta: f32,
-}
+/// As names mean it, with the numbers that a model's code has as constants: kind, limit, alpha, beta.
+type Named = (ActivationKind, f32, f32, f32);
 
-const SILU: Activation = Activation { limit: 0.0, alpha: 1.0, beta: 0.0 };
-
+const SILU: Named = (ActivationKind::Swiglu, 0.0, 1.0, 0.0);
 /// gpt-oss's, which its engines have as constants; MiniMax-M3's config leaves beta out.
-const SWIGLU_OAI: Activation = Activation { limit: 7.0, alpha: 1.702, beta: 1.0 };
+const SWIGLU_OAI: Named = (ActivationKind::Swiglu, 7.0, 1.702, 1.0);
+const GELU_TANH: Named = (ActivationKind::GeluTanh, 0.0, 1.0, 0.0);
 
-/// Names that mean [`SILU`] and [`SWIGLU_OAI`].
-const NAMES: [(&str, Activation); 5] =
-    [("silu", SILU), ("swish", SILU), ("swiglu", SILU), ("swigluoai", SWIGLU_OAI), ("swiglu_oai", SWIGLU_OAI)];
+/// Names of activations of experts with a gate.
+const NAMES: [(&str, Named); 10] = [
+    ("silu", SILU),
+    ("swish", SILU),
+    ("swiglu", SILU),
+    ("swigluoai", SWIGLU_OAI),
+    ("swiglu_oai", SWIGLU_OAI),
+    ("swiglustep", (ActivationKind::SwigluStep, 0.0, 1.0, 0.0)),
+    ("situ", (ActivationKind::Situ, 0.0, 1.0, 0.0)),
+    ("gelu_pytorch_tanh", GELU_TANH),
+    ("gelu_tanh", GELU_TANH),
+    ("gelu_new", GELU_TANH),
+];
+
+/// Those of experts without.
+const NAMES_WITHOUT_GATE: [(&str, Named); 3] = [
+    ("relu2", (ActivationKind::Relu2, 0.0, 1.0, 0.0)),
+    ("silu", (ActivationKind::Silu, 0.0, 1.0, 0.0)),
+    ("swish", (ActivationKind::Silu, 0.0, 1.0, 0.0)),
+];
 
 /// What a model's own code knows and its config does not say, by the start of `model_type`.
 const MODELS: [(&str, Rule); 8] = [
@@ -37,7 +44,7 @@ const MODELS: [(&str, Rule); 8] = [
     ("minimax_m3", Rule::Means("swigluoai")),
     ("kimi_k3", Rule::Means("situ")),
     ("gemma", Rule::Default("gelu_pytorch_tanh")),
-    ("nemotron_h", Rule::Default("relu2")),
+    ("nemotron_h", Rule::HasNoGate("relu2")),
     ("grok", Rule::Default("gelu")),
     ("dbrx", Rule::Default("silu")),
     ("step", Rule::ClampsAfter),
@@ -49,75 +56,93 @@ enum Rule {
     Means(&'static str),
     /// Where the config says nothing.
     Default(&'static str),
+    /// The same, and experts without a gate are whole.
+    HasNoGate(&'static str),
     /// A limit bounds what SiLU gave, not what it is given.
     ClampsAfter,
 }
 
-const HAVE: &str = "this library computes SwiGLU alone: silu or swigluoai, clamped before";
-const REMEDY: &str = "Run the layer with the model's own kernels; or pass swiglu_limit, swiglu_alpha and swiglu_beta if you \
-                      know them.";
+const REMEDY: &str = "Run the layer with the model's own kernels; or pass activation, swiglu_limit, swiglu_alpha and \
+                      swiglu_beta if you know them.";
 
-impl fmt::Display for Activation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Activation { alpha: 1.0, beta: 0.0, .. } => f.write_str("silu")?,
-            Activation { alpha, beta, .. } => write!(f, "swiglu alpha {alpha} beta {beta}")?,
-        }
-        if self.limit > 0.0 { write!(f, ", clamp {}", self.limit) } else { Ok(()) }
+/// What this library computes, in words.
+fn have(gated: bool) -> &'static str {
+    match gated {
+        true => "this library computes silu, swigluoai, swiglustep, situ and gelu_pytorch_tanh",
+        false => "without a gate this library computes relu2, and silu in models that have no gate",
     }
 }
 
-fn refusal(key: &str, value: &Value) -> String {
+fn refusal(key: &str, value: &Value, gated: bool) -> String {
     let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    format!("{} in config.json is {}; {HAVE}. {REMEDY}", printable(key), printable(value))
+    format!("{} in config.json is {}; {}. {REMEDY}", printable(key), printable(value), have(gated))
 }
 
 /// What a layer's experts compute, or the sentence that says why this library does not.
-pub fn activation(chain: &[&Section], layer: Option<u32>) -> Result<Activation, String> {
+pub fn activation(chain: &[&Section], layer: Option<u32>, gated: bool) -> Result<Activation, String> {
     let model = model_rule(chain);
-    let mut found = named(chain, layer, &model)?;
+    let (mut kind, mut limit, mut alpha, mut beta) = named(chain, layer, &model, gated)?;
     for section in chain {
         for (key, value) in &section.values {
-            if is_parameter(key) && says_something(value) && !KNOWN.contains(&key.as_str()) {
-                return Err(refusal(key, value));
+            let is_known =
+                KNOWN.contains(&key.as_str()) || kind == ActivationKind::Situ && SITU.contains(&key.as_str());
+            if is_parameter(key) && says_something(value) && !is_known {
+                return Err(refusal(key, value, gated));
             }
         }
     }
-    let number = |key: &str| -> Result<Option<f32>, String> {
-        let Some(value) = value_of(chain, key) else { return Ok(None) };
-        let number = of_layer(value, layer).and_then(|value| if value.is_null() { Some(0.0) } else { value.as_f64() });
-        let usable = number.map(|number| number as f32).filter(|number| number.is_finite() && *number >= 0.0);
-        let error = || {
-            let rule = "it must be a finite number, not negative, or a list of them with one for each layer";
-            format!(
-                "{key} in config.json is {}; {rule}. Correct the file, or pass swiglu_limit, swiglu_alpha and swiglu_beta.",
-                printable(value)
-            )
-        };
-        usable.map(Some).ok_or_else(error)
+    let given = |key: &str| number(chain, layer, key);
+    let (given_limit, given_alpha, given_beta) =
+        (given("swiglu_limit")?, given("swiglu_alpha")?, given("swiglu_beta")?);
+    let clamps_after = kind == ActivationKind::SwigluStep || matches!(model, Some((_, Rule::ClampsAfter)));
+    let of_layer_list = match clamps_after {
+        true => given("swiglu_limits")?,
+        false => refuse_limits(chain, layer, gated)?,
     };
-    let (limit, alpha, beta) = (number("swiglu_limit")?, number("swiglu_alpha")?, number("swiglu_beta")?);
-    if let (Some((model, Rule::ClampsAfter)), Some(limit)) = (&model, limit.filter(|limit| *limit > 0.0)) {
-        return Err(format!(
-            "swiglu_limit in config.json is {limit}; {model} clamps after the SiLU, and {HAVE}. {REMEDY}"
-        ));
-    }
-    if let Some(limits) = value_of(chain, "swiglu_limits") {
-        let of_layer = of_layer(limits, layer).unwrap_or(limits);
-        if says_something(of_layer) {
-            return Err(refusal("swiglu_limits", of_layer));
-        }
-    }
-    if alpha.is_some_and(|alpha| alpha != found.alpha) && beta.is_none() && found.beta == 0.0 {
-        let value = alpha.unwrap_or_default();
+    if given_alpha.is_some_and(|given| given != alpha) && given_beta.is_none() && beta == 0.0 {
+        let value = given_alpha.unwrap_or_default();
         return Err(format!(
             "swiglu_alpha in config.json is {value}; swiglu_beta is missing, and models differ in it. Pass both."
         ));
     }
-    found.limit = limit.unwrap_or(found.limit);
-    found.alpha = alpha.filter(|alpha| *alpha > 0.0).unwrap_or(found.alpha);
-    found.beta = beta.unwrap_or(found.beta);
-    Ok(found)
+    limit = of_layer_list.or(given_limit).unwrap_or(limit);
+    alpha = given_alpha.filter(|alpha| *alpha > 0.0).unwrap_or(alpha);
+    beta = given_beta.unwrap_or(beta);
+    if kind == ActivationKind::Swiglu && clamps_after && limit > 0.0 {
+        kind = ActivationKind::SwigluStep;
+    }
+    if kind == ActivationKind::Situ {
+        // Null is 1, and no bound of up, as the model's code has it; left out, it was forgotten.
+        for key in SITU {
+            if !chain.iter().any(|section| section.values.contains_key(key)) {
+                return Err(format!("{key} is missing in config.json; SiTU needs it. {REMEDY}"));
+            }
+        }
+        (beta, limit) = (given(SITU[0])?.unwrap_or(0.0), given(SITU[1])?.unwrap_or(0.0));
+    }
+    Activation::new(kind, limit, alpha, beta).map_err(|error| format!("config.json: {error} {REMEDY}"))
+}
+
+/// A parameter, of the layer where there is a list.
+fn number(chain: &[&Section], layer: Option<u32>, key: &str) -> Result<Option<f32>, String> {
+    let Some(value) = value_of(chain, key) else { return Ok(None) };
+    let number = of_layer(value, layer).and_then(|value| if value.is_null() { Some(0.0) } else { value.as_f64() });
+    let usable = number.map(|number| number as f32).filter(|number| number.is_finite() && *number >= 0.0);
+    let error = || {
+        let rule = "it must be a finite number, not negative, or a list of them with one for each layer";
+        format!(
+            "{key} in config.json is {}; {rule}. Correct the file, or pass swiglu_limit, swiglu_alpha and swiglu_beta.",
+            printable(value)
+        )
+    };
+    usable.map(Some).ok_or_else(error)
+}
+
+/// A list of limits says not whether they clamp before or after.
+fn refuse_limits(chain: &[&Section], layer: Option<u32>, gated: bool) -> Result<Option<f32>, String> {
+    let Some(limits) = value_of(chain, "swiglu_limits") else { return Ok(None) };
+    let of_layer = of_layer(limits, layer).unwrap_or(limits);
+    if says_something(of_layer) { Err(refusal("swiglu_limits", of_layer, gated)) } else { Ok(None) }
 }
 
 fn value_of<'a>(chain: &[&'a Section], key: &str) -> Option<&'a Value> {
@@ -125,35 +150,36 @@ fn value_of<'a>(chain: &[&'a Section], key: &str) -> Option<&'a Value> {
 }
 
 /// By the config's name for it, and what the model's type makes of that.
-fn named(chain: &[&Section], layer: Option<u32>, model: &Option<(String, Rule)>) -> Result<Activation, String> {
-    let mut said: Option<(String, Activation)> = None;
+fn named(chain: &[&Section], layer: Option<u32>, model: &Option<(String, Rule)>, gated: bool) -> Result<Named, String> {
+    let names: &[(&str, Named)] = if gated { &NAMES } else { &NAMES_WITHOUT_GATE };
+    let known = |name: &str| names.iter().find(|(known, _)| *known == name).map(|(_, named)| *named);
+    let mut said: Option<(String, Named)> = None;
     for (key, value) in names_given(chain) {
         let value = of_layer(value, layer).unwrap_or(value);
         let name = value.as_str().or_else(|| value["name"].as_str()).unwrap_or_default().to_ascii_lowercase();
-        let known = NAMES.iter().find(|(known, _)| *known == name).ok_or_else(|| refusal(key, value))?.1;
+        let named = known(&name).ok_or_else(|| refusal(key, value, gated))?;
         match &said {
-            Some((other, found)) if *found != known => {
+            Some((other, found)) if *found != named => {
                 let (key, other) = (printable(key), printable(other));
-                return Err(format!("{key} in config.json is {name}; {other} says otherwise, and {HAVE}. {REMEDY}"));
+                return Err(format!("{key} in config.json is {name}; {other} says otherwise. {REMEDY}"));
             }
-            _ => said = Some((key.to_owned(), known)),
+            _ => said = Some((key.to_owned(), named)),
         }
     }
-    match (said, model) {
-        (None, Some((model, Rule::Default(name)))) | (_, Some((model, Rule::Means(name)))) => {
-            let known = NAMES.iter().find(|(known, _)| known == name).map(|(_, activation)| *activation);
-            known.ok_or_else(|| {
-                format!("model_type in config.json is {model}, whose experts use {name}; {HAVE}. {REMEDY}")
-            })
+    let of_model = match (said, model) {
+        (None, Some((model, Rule::Default(name) | Rule::HasNoGate(name)))) | (_, Some((model, Rule::Means(name)))) => {
+            let in_words = || format!("model_type in config.json is {model}, whose experts use {name}");
+            known(name).ok_or_else(|| format!("{}; {}. {REMEDY}", in_words(), have(gated)))?
         }
-        (said, _) => Ok(said.map_or(SILU, |(_, found)| found)),
+        (Some((_, named)), _) => named,
+        (None, _) => SILU,
+    };
+    // Where SiLU has a gate elsewhere, experts without one may be what a download left of them.
+    let has_no_gate = matches!(model, Some((_, Rule::HasNoGate(_))));
+    if !gated && of_model.0 != ActivationKind::Relu2 && !has_no_gate {
+        return Err(format!("the experts have no gate, and config.json does not say relu2; {}. {REMEDY}", have(gated)));
     }
-}
-
-/// What the config calls the activation, in its own words: `mlp_hidden_act in config.json is relu2`.
-pub fn in_words(chain: &[&Section]) -> Option<String> {
-    let (key, value) = names_given(chain).into_iter().next()?;
-    Some(format!("{} in config.json is {}", printable(key), printable(value.as_str().unwrap_or("not a name"))))
+    Ok(of_model)
 }
 
 /// Every key that names the experts' activation, of the most special section that has one.
@@ -185,6 +211,9 @@ pub fn of_layer(value: &Value, layer: Option<u32>) -> Option<&Value> {
         None => Some(value),
     }
 }
+
+/// SiTU's bounds, of gate and of up.
+const SITU: [&str; 2] = ["activation_situ_beta", "activation_situ_linear_beta"];
 
 /// Parameters of the activation that are read.
 const KNOWN: [&str; 4] = ["swiglu_limit", "swiglu_limits", "swiglu_alpha", "swiglu_beta"];

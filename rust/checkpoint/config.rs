@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What `config.json` and `hf_quant_config.json` say about the experts.
 
-use super::activation::{self, Activation, of_layer};
+use super::activation::{self, of_layer};
 use super::sections::{Section, Sections};
 use super::source::Directory;
 use super::text::{as_printable_if_any, fault, printable};
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -131,7 +132,7 @@ impl Config {
             || quantization("quant_algo").or_else(|| quantization("format")).or_else(|| by_modelopt("quant_algo"));
         let (quant_method, quant_algo) = (quantization("quant_method"), algo());
         let moe_quant_algo = quantization("moe_quant_algo").or_else(|| by_modelopt("moe_quant_algo"));
-        let mut facts = Facts::new(&sections.chain("", &keys_of_experts()), None);
+        let mut facts = Facts::new(&sections.chain("", &keys_of_experts()), None, true);
         let of_all = |said: Option<Said>| said.filter(|said| said.is_certain).map(|said| said.size);
         let dtype = sections.any("dtype").or_else(|| sections.any("torch_dtype")).and_then(string);
         let model_type = sections.any("model_type").and_then(string);
@@ -153,9 +154,9 @@ impl Config {
         })
     }
 
-    /// What it says of one layer; `stem` tells which tower's it is.
-    pub fn facts(&self, stem: &str, layer: u32) -> Facts {
-        Facts::new(&self.sections.chain(stem, &keys_of_experts()), Some(layer))
+    /// What it says of one layer, whose experts have a gate or not; `stem` tells which tower's it is.
+    pub fn facts(&self, stem: &str, layer: u32, gated: bool) -> Facts {
+        Facts::new(&self.sections.chain(stem, &keys_of_experts()), Some(layer), gated)
     }
 
     /// DeepSeek-V4's own: FP8 everywhere but in the routed experts.
@@ -169,11 +170,6 @@ impl Config {
         let mut types = chain.iter().filter_map(|section| section.values.get("model_type")?.as_str());
         let fits = |model: &&str| starts.iter().any(|start| model.replace('-', "_").starts_with(start));
         types.find(fits).map(printable)
-    }
-
-    /// What it calls the experts' activation, in words.
-    pub fn activation_in_words(&self) -> Option<String> {
-        activation::in_words(&self.sections.chain("", &keys_of_experts()))
     }
 }
 
@@ -197,7 +193,7 @@ fn read_json(directory: &Directory, name: &str) -> Result<Option<Map<String, Val
 }
 
 impl Facts {
-    fn new(chain: &[&Section], layer: Option<u32>) -> Self {
+    fn new(chain: &[&Section], layer: Option<u32>, gated: bool) -> Self {
         let mut notes = Vec::new();
         let mut size = |keys: &[&str]| find_size(chain, keys, layer, &mut notes);
         let hidden_sizes = HIDDEN_SIZES.iter().filter_map(|key| size(&[key])).collect();
@@ -211,7 +207,7 @@ impl Facts {
             num_experts,
             top_k,
             routed_scaling_factor: factor.map(|f| f as f32).filter(|f| f.is_finite() && *f > 0.0),
-            activation: activation::activation(chain, layer),
+            activation: activation::activation(chain, layer, gated),
             notes,
         }
     }

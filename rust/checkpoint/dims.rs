@@ -18,6 +18,11 @@ pub enum Projection {
 impl Projection {
     /// All three.
     pub const ALL: [Projection; 3] = [Projection::Gate, Projection::Up, Projection::Down];
+
+    /// Those of an expert: without a gate, the last two.
+    pub const fn of_expert(gated: bool) -> &'static [Projection] {
+        if gated { &Projection::ALL } else { &[Projection::Up, Projection::Down] }
+    }
 }
 
 /// Sizes of a layer.
@@ -29,12 +34,15 @@ pub struct Dims {
     pub hidden_size: usize,
     /// I, a multiple of 16
     pub intermediate_size: usize,
+    /// Is there a gate?
+    pub gated: bool,
 }
 
 impl Dims {
     /// Lengths of the tensors of so many experts, gate and up together.
     fn shape(self, experts: usize) -> MoeShape {
-        MoeShape { experts, hidden: self.hidden_size, inter: self.intermediate_size, projections: 2 }
+        let projections = if self.gated { 2 } else { 1 };
+        MoeShape { experts, hidden: self.hidden_size, inter: self.intermediate_size, projections }
     }
 
     /// Packed bytes of one of gate, up and down.
@@ -57,12 +65,15 @@ impl Dims {
             w2: shape.w2(),
             w2_block_scale: shape.w2_block_scale(),
             w2_global_scale: shape.w2_global_scale(),
+            w13_bias: 2 * shape.w13_bias(),
+            w2_bias: 2 * shape.w2_bias(),
         }
     }
 
     /// Bytes of the whole layer's codes and scales.
     pub fn bytes(self) -> u64 {
-        3 * self.num_experts as u64 * (self.codes_len() + self.block_scales_len() + size_of::<f32>()) as u64
+        let matrices = Projection::of_expert(self.gated).len() as u64;
+        matrices * self.num_experts as u64 * (self.codes_len() + self.block_scales_len() + size_of::<f32>()) as u64
     }
 
     /// `[rows, cols]` of a projection.
@@ -85,10 +96,13 @@ pub struct BufferLens {
     pub w2: usize,
     pub w2_block_scale: usize,
     pub w2_global_scale: usize,
+    /// Bytes, as are those of w2; 0 where the layer has no biases.
+    pub w13_bias: usize,
+    pub w2_bias: usize,
 }
 
 /// Where [`Layer::read`](super::Layer::read) puts a range of n experts; shapes as `nvfp4_moe_layer_weights` has them,
-/// gate rows first.
+/// gate rows first. Without a gate there are I rows instead of 2I.
 #[derive(Debug)]
 pub struct LayerBuffers<'a> {
     /// e2m1x2 `[n, 2I, H/2]`
@@ -103,6 +117,10 @@ pub struct LayerBuffers<'a> {
     pub w2_block_scale: &'a mut [u8],
     /// `[n]`; decodes
     pub w2_global_scale: &'a mut [f32],
+    /// bf16 `[n, 2I]` as bytes; empty where the layer has no biases
+    pub w13_bias: &'a mut [u8],
+    /// bf16 `[n, H]` as bytes
+    pub w2_bias: &'a mut [u8],
 }
 
 impl LayerBuffers<'_> {
@@ -114,6 +132,8 @@ impl LayerBuffers<'_> {
             w2: self.w2.len(),
             w2_block_scale: self.w2_block_scale.len(),
             w2_global_scale: self.w2_global_scale.len(),
+            w13_bias: self.w13_bias.len(),
+            w2_bias: self.w2_bias.len(),
         }
     }
 }

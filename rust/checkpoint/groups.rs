@@ -8,7 +8,8 @@ use super::files::Files;
 use super::header::Tensor;
 use super::names::{layer_of, split};
 use super::namings::{
-    FORMATS, Form, Format, INTERLEAVING_MODELS, PROJECTIONS, Tensors, all_projections, quantisation_or_unknown,
+    BIAS, FORMATS, Form, Format, INTERLEAVING_MODELS, PROJECTIONS, Tensors, WITHOUT_GATE, all_projections,
+    quantisation_or_unknown,
 };
 use super::text::{printable, shorten};
 use std::collections::BTreeMap;
@@ -23,23 +24,10 @@ pub struct Group {
     pub num_experts: u64,
     /// Each (projection, tensor) with the first that has it.
     kinds: BTreeMap<(String, String), Kind>,
-    /// What gate, up and down are called here; set where all three are there.
+    /// What gate, up and down are called here; gate is empty where there is none.
     projections: [&'static str; 3],
-}
-
-/// Why a group is no layer that can be read.
-#[derive(Debug)]
-pub struct NoLayer {
-    /// In words.
-    pub reason: String,
-    /// Do the kernels lack it, and not only the reader?
-    pub for_kernels_too: bool,
-}
-
-impl From<String> for NoLayer {
-    fn from(reason: String) -> Self {
-        NoLayer { reason, for_kernels_too: false }
-    }
+    /// Are gate and up of one matrix row by row in turn?
+    interleaved: bool,
 }
 
 /// Tensors that differ only in the expert's number.
@@ -83,6 +71,21 @@ impl Group {
         self.projections[0] == self.projections[1]
     }
 
+    /// Are its rows gate's and up's in turn?
+    pub fn is_interleaved(&self) -> bool {
+        self.interleaved
+    }
+
+    /// Is there a gate?
+    pub fn is_gated(&self) -> bool {
+        !self.projections[0].is_empty()
+    }
+
+    /// Has any expert a bias of that projection?
+    pub fn has_bias(&self, projection: Projection) -> bool {
+        self.kind(self.projections[projection as usize], BIAS).is_some()
+    }
+
     /// The layer's index, or why it is none of the model's layers.
     pub fn layer(&self) -> Result<u32, String> {
         layer_of(&self.stem)
@@ -121,15 +124,16 @@ impl Group {
     }
 
     /// Decide what gate, up and down are called, and in which format they are; or say why this is no layer to read.
-    pub fn settle(&mut self, config: &Config) -> Result<Format, NoLayer> {
+    pub fn settle(&mut self, config: &Config) -> Result<Format, String> {
         if !self.looks_nvfp4() {
             let mxfp4 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
             let guess = if mxfp4 { ", as MXFP4 and FP8 do" } else { "" };
             let reason =
                 format!("its experts hold {}{guess}; NVFP4 has U8 codes with F8_E4M3 block scales", self.held());
-            return Err(reason.into());
+            return Err(reason);
         }
-        self.projections = self.find_projections(config)?;
+        self.projections = self.find_projections()?;
+        self.interleaved = self.is_fused() && config.model_type_of(&INTERLEAVING_MODELS).is_some();
         let row = FORMATS.iter().find(|row| (row.of_config)(config) && self.has_format(row));
         let row = row.ok_or_else(|| {
             let known: Vec<_> = FORMATS
@@ -139,7 +143,7 @@ impl Group {
             format!("its experts hold {}, which are the tensors of no known format ({})", self.held(), known.join("; "))
         })?;
         if self.is_fused() || self.is_stacked() {
-            self.check_orientation(config, row)?;
+            self.check_orientation(row)?;
         }
         Ok(row.format)
     }
@@ -152,36 +156,25 @@ impl Group {
                 && dtype(row.codes).is_some_and(|dtype| dtype.codes_an_element().is_some())
     }
 
-    fn find_projections(&self, config: &Config) -> Result<[&'static str; 3], NoLayer> {
+    fn find_projections(&self) -> Result<[&'static str; 3], String> {
         let has = |name: &&str| self.kinds.keys().any(|(projection, _)| projection == *name);
         if let Some(row) = PROJECTIONS.iter().find(|row| row.iter().all(&has)) {
             return Ok(*row);
         }
-        // Experts with two of the three matrices are whole, and of another kind: down(act(up(x))).
-        for [gate, up, down] in PROJECTIONS {
-            let missing = [gate, up].into_iter().filter(|name| !has(name)).collect::<Vec<_>>();
-            if let [missing] = missing[..]
-                && has(&down)
-                && gate != up
-            {
-                let says = config.activation_in_words().map(|words| format!("; {words}")).unwrap_or_default();
-                let reason = format!(
-                    "its experts are not gated (no {missing} in any of {} experts{says}), and this library computes gated \
-                     experts (SwiGLU) alone",
-                    self.num_experts
-                );
-                return Err(NoLayer { reason, for_kernels_too: true });
-            }
+        // Experts with two of the three matrices are whole, and of another kind: down(act(up(x))). Whether the config says
+        // so is asked where the activation is (activation.rs).
+        if let Some([up, down]) = WITHOUT_GATE.iter().find(|row| row.iter().all(&has)) {
+            return Ok(["", up, down]);
         }
         let mut found: Vec<_> = self.kinds.keys().map(|(projection, _)| projection.as_str()).collect();
         found.dedup();
         let known: Vec<_> = all_projections().collect();
         let (found, held, known) = (shorten(&found), self.held(), known.join(", "));
-        Err(format!("its experts have {found} ({held}), and known matrices are {known}").into())
+        Err(format!("its experts have {found} ({held}), and known matrices are {known}"))
     }
 
     /// Rows must be output features: then blocks lie along the reduction, and which rows are gate's is certain.
-    fn check_orientation(&self, config: &Config, row: &Tensors) -> Result<(), String> {
+    fn check_orientation(&self, row: &Tensors) -> Result<(), String> {
         let shape = |projection: Projection| {
             let name = self.projections[projection as usize];
             let (dtype, shape) = self.kind(name, row.codes)?.held.as_ref()?;
@@ -190,7 +183,7 @@ impl Group {
             Some([rows, cols.saturating_mul(dtype.codes_an_element()?)])
         };
         let parts = if self.is_fused() { 2 } else { 1 };
-        let Some((gate, down)) = shape(Projection::Gate).zip(shape(Projection::Down)) else {
+        let Some((gate, down)) = shape(Projection::of_expert(self.is_gated())[0]).zip(shape(Projection::Down)) else {
             let wanted = if self.is_stacked() { "3 extents (experts, rows, columns / 2)" } else { "2 extents" };
             return Err(format!("its experts hold {}; codes must be U8 or F4 with {wanted}", self.held()));
         };
@@ -199,11 +192,6 @@ impl Group {
                 "its matrices are {gate:?} and {down:?}; they must be [{}I, H] and [H, I], output features first (others \
                  have their blocks across the reduction)",
                 if parts == 2 { "2" } else { "" }
-            ));
-        }
-        if let Some(model) = self.is_fused().then(|| config.model_type_of(&INTERLEAVING_MODELS)).flatten() {
-            return Err(format!(
-                "model_type in config.json is {model}, which interleaves the rows of gate and up; halves are read"
             ));
         }
         Ok(())
@@ -257,6 +245,7 @@ pub fn find_groups<'a>(files: &'a Files, prefix: &str) -> (Vec<Group>, Vec<(&'a 
             num_experts: 0,
             kinds: BTreeMap::new(),
             projections: [""; 3],
+            interleaved: false,
         });
         let of_stack = tensor.filter(|t| parts.form.is_stacked() && t.shape.len() == 3).map_or(0, |t| t.shape[0]);
         group.num_experts = group.num_experts.max(u64::from(parts.expert) + 1).max(of_stack);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One MoE layer, its names, shapes, dtypes and f32 scales checked.
 
-use super::activation::Activation;
 use super::config::Facts;
-use super::dims::{Dims, LayerBuffers, Projection};
+use super::dims::{BufferLens, Dims, LayerBuffers, Projection};
 use super::files::Files;
 use super::groups::Group;
 use super::input_scale::InputScale;
@@ -12,6 +11,7 @@ use super::pieces::{Piece, Pieces, refuse_unquantised};
 use super::scales::{BlockScales, check_block_scales, weight_global_scale};
 use super::sizes::read_dims;
 use super::text::{fault, printable};
+use crate::activation::Activation;
 use crate::error::{Error, Result};
 use crate::memory::vec_for;
 use crate::threads;
@@ -43,7 +43,7 @@ impl<'a> Layer<'a> {
                 name,
                 "present",
                 format_args!("experts in format {format} have no such tensor, and ignoring it could change the result"),
-                "Export the checkpoint in plain NVFP4 (no AWQ, no bias, no zero points).",
+                "Export the checkpoint in plain NVFP4 (no AWQ, no zero points).",
             ));
         }
         let pieces = Pieces { files, group };
@@ -68,9 +68,12 @@ impl<'a> Layer<'a> {
     fn add_expert(&mut self, expert: usize) -> Result<()> {
         let Tensors { global_scale, input_scale, inverse, .. } = self.format.tensors();
         let mut global_scales = [0.0; 3];
-        for projection in Projection::ALL {
+        for &projection in self.projections() {
             self.codes(expert, projection)?;
             self.block_scale(expert, projection)?;
+            if self.pieces.group.has_bias(projection) {
+                self.pieces.bias(self.dims, expert, projection)?;
+            }
             let (name, stored) = self.pieces.scalar(self.dims, expert, projection, global_scale)?;
             let stored = stored.ok_or_else(|| missing(self.pieces.files, &name))?;
             global_scales[projection as usize] = weight_global_scale(&name, stored, *inverse)?;
@@ -78,6 +81,9 @@ impl<'a> Layer<'a> {
             let merged =
                 if projection == Projection::Down { &mut self.w2_input_scale } else { &mut self.w13_input_scale };
             merged.add(name, stored, *inverse);
+        }
+        if !self.dims.gated {
+            global_scales[0] = global_scales[1];
         }
         self.global_scales.push(global_scales);
         Ok(())
@@ -98,12 +104,27 @@ impl<'a> Layer<'a> {
         self.facts.activation.clone().map_err(Error::Unsupported)
     }
 
+    /// Have its experts biases?
+    pub fn has_bias(&self) -> bool {
+        self.projections().iter().any(|projection| self.pieces.group.has_bias(*projection))
+    }
+
+    fn projections(&self) -> &'static [Projection] {
+        Projection::of_expert(self.dims.gated)
+    }
+
+    /// Elements of each buffer that takes `num_experts` experts.
+    pub fn buffer_lens(&self, num_experts: usize) -> BufferLens {
+        let lens = self.dims.buffer_lens(num_experts);
+        if self.has_bias() { lens } else { BufferLens { w13_bias: 0, w2_bias: 0, ..lens } }
+    }
+
     /// `layers.3.ffn`, or whatever it is called in the files.
     pub fn stem(&self) -> &str {
         &self.pieces.group.stem
     }
 
-    /// `[E]`, each of gate, up, down; all decode.
+    /// `[E]`, each of gate, up, down; all decode. Without a gate, up's stands in its place.
     pub fn global_scales(&self) -> &[[f32; 3]] {
         &self.global_scales
     }
@@ -111,7 +132,7 @@ impl<'a> Layer<'a> {
     /// Read and check every block scale of some experts.
     pub fn scan_block_scales(&self, experts: Range<usize>) -> Result<BlockScales> {
         let scan = |expert: usize| {
-            Projection::ALL.into_iter().try_fold(BlockScales::default(), |all, projection| {
+            self.projections().iter().copied().try_fold(BlockScales::default(), |all, projection| {
                 let piece = self.block_scale(expert, projection)?;
                 Ok(all.merge(BlockScales::scan(self.pieces.files, &piece)?))
             })
@@ -142,20 +163,32 @@ impl<'a> Layer<'a> {
     pub fn read(&self, first_expert: usize, buffers: LayerBuffers<'_>) -> Result<()> {
         let num_experts = buffers.w2_global_scale.len();
         let experts = self.check_range(first_expert, num_experts)?;
-        let (given, needed) = (buffers.lens(), self.dims.buffer_lens(num_experts));
+        let (given, needed) = (buffers.lens(), self.buffer_lens(num_experts));
         if given != needed {
             return Err(Error::argument(
                 "buffers",
                 format_args!("{given:?}"),
                 format_args!("{num_experts} experts need {needed:?}"),
-                "Size them by Dims::buffer_lens.",
+                "Size them by Layer::buffer_lens.",
             ));
         }
         self.scan_block_scales(experts.clone())?;
 
-        let LayerBuffers { w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale } = buffers;
+        let LayerBuffers {
+            w13,
+            w13_block_scale,
+            w13_global_scale,
+            w2,
+            w2_block_scale,
+            w2_global_scale,
+            w13_bias,
+            w2_bias,
+        } = buffers;
+        self.read_biases(experts.clone(), w13_bias, w2_bias)?;
         let (codes_len, scales_len) = (self.dims.codes_len(), self.dims.block_scales_len());
-        let w13 = w13.chunks_exact_mut(2 * codes_len).zip(w13_block_scale.chunks_exact_mut(2 * scales_len));
+        let in_w13 = self.projections().len() - 1;
+        let w13_scales = w13_block_scale.chunks_exact_mut(in_w13 * scales_len);
+        let w13 = w13.chunks_exact_mut(in_w13 * codes_len).zip(w13_scales);
         let w2 = w2.chunks_exact_mut(codes_len).zip(w2_block_scale.chunks_exact_mut(scales_len));
         let mut outputs = vec_for("experts", num_experts)?;
         outputs.extend(w13.zip(w2).enumerate());
@@ -163,10 +196,9 @@ impl<'a> Layer<'a> {
             usize,
             ((&mut [u8], &mut [u8]), (&mut [u8], &mut [u8])),
         )| {
-            let (gate, up) = w13.split_at_mut(codes_len);
-            let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
-            let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
-            for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
+            let w13 = w13.chunks_exact_mut(codes_len).zip(w13_block_scale.chunks_exact_mut(scales_len));
+            for (&projection, (codes, block_scale)) in self.projections().iter().zip(w13.chain([(w2, w2_block_scale)]))
+            {
                 self.codes(first_expert + i, projection)?.read(self.pieces.files, codes)?;
                 let piece = self.block_scale(first_expert + i, projection)?;
                 piece.read(self.pieces.files, block_scale)?;
@@ -177,9 +209,29 @@ impl<'a> Layer<'a> {
         threads::run(|| threads::try_map(outputs, copy))?;
         self.pieces.files.check_unchanged()?;
         for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
-            w13_global_scale[2 * i] = *gate;
-            w13_global_scale[2 * i + 1] = *up;
+            let of_w13 = [*gate, *up];
+            w13_global_scale[in_w13 * i..][..in_w13].copy_from_slice(&of_w13[2 - in_w13..]);
             w2_global_scale[i] = *down;
+        }
+        Ok(())
+    }
+
+    /// Biases of some experts; a matrix that has none gets zeros. Does nothing where no matrix has one.
+    fn read_biases(&self, experts: Range<usize>, w13: &mut [u8], w2: &mut [u8]) -> Result<()> {
+        if !self.has_bias() {
+            return Ok(());
+        }
+        let rows = |projection| 2 * self.dims.matrix(projection)[0] as usize;
+        let in_w13 = self.projections().len() - 1;
+        let w13 = w13.chunks_exact_mut(in_w13 * rows(Projection::Up));
+        for (expert, (w13, w2)) in experts.zip(w13.zip(w2.chunks_exact_mut(rows(Projection::Down)))) {
+            let outputs = w13.chunks_exact_mut(rows(Projection::Up)).chain([w2]);
+            for (&projection, out) in self.projections().iter().zip(outputs) {
+                match self.pieces.group.has_bias(projection) {
+                    true => self.pieces.bias(self.dims, expert, projection)?.read(self.pieces.files, out)?,
+                    false => out.fill(0),
+                }
+            }
         }
         Ok(())
     }

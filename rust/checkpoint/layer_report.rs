@@ -28,6 +28,8 @@ pub struct LayerReport {
     pub bytes: u64,
     /// What its experts compute.
     pub activation: String,
+    /// Have they biases?
+    pub has_bias: bool,
     /// Experts that a token is sent to, if the config says.
     pub top_k: Option<u64>,
     /// Of GEMM1.
@@ -66,6 +68,7 @@ impl LayerReport {
             dtypes: "U8 + F8_E4M3 + F32",
             bytes: layer.dims.bytes(),
             activation,
+            has_bias: layer.has_bias(),
             top_k: layer.facts.top_k,
             w13_input_scale: layer.w13_input_scale.clone(),
             w2_input_scale: layer.w2_input_scale.clone(),

@@ -29,7 +29,8 @@
 //!
 //! # What the config decides
 //!
-//! The experts' activation, which no tensor tells: what is not SwiGLU is refused by the name of its key ([`Activation`]).
+//! The experts' activation, of which tensors tell only whether there is a gate: what this library lacks is refused by the
+//! name of its key ([`Activation`]).
 //! Sizes are the tensors'; the config is held against them. It may keep its facts in an object for each tower, under
 //! several names, and in a list for each layer.
 //!
@@ -85,7 +86,7 @@ mod table;
 mod text;
 mod warnings;
 
-pub use activation::Activation;
+pub use crate::activation::Activation;
 pub use config::{Config, Facts, Said};
 pub use dims::{BufferLens, Dims, LayerBuffers};
 pub use input_scale::InputScale;
@@ -144,15 +145,15 @@ impl Checkpoint {
         for (at, group) in groups.iter_mut().enumerate() {
             let layer = group.layer();
             let format = group.settle(&config);
-            let activation = |_| config.facts(&group.stem, layer.clone().unwrap_or_default()).activation.err();
-            modules.push(modules::of_group(group, &format.as_ref().map(activation)));
+            let facts = || config.facts(&group.stem, layer.clone().unwrap_or_default(), group.is_gated());
+            modules.push(modules::of_group(group, format.is_ok().then(facts).and_then(|facts| facts.activation.err())));
             let reason = match (format, &layer) {
                 (Ok(format), Ok(layer)) => {
                     layers.entry(*layer).or_default().push((at, format));
                     continue;
                 }
                 (Ok(_), Err(reason)) => reason.clone(),
-                (Err(no_layer), _) => no_layer.reason,
+                (Err(reason), _) => reason,
             };
             skipped.push(SkippedLayer { stem: group.stem.clone(), layer: layer.ok(), reason });
         }
@@ -201,7 +202,7 @@ impl Checkpoint {
     fn layer_of(&self, layer: u32, group: usize, format: Format) -> Result<Layer<'_>> {
         self.files.ask_for_tables()?;
         let group = &self.groups[group];
-        Layer::new(&self.files, self.config.facts(&group.stem, layer), group, format)
+        Layer::new(&self.files, self.config.facts(&group.stem, layer, group.is_gated()), group, format)
     }
 
     /// Each layer of each tower: its index, and the layer or why it is refused.

@@ -2,7 +2,7 @@
 //! Every matrix of the checkpoint by its module, and how it is quantised: what an engine would make of each.
 
 use super::dtype::Dtype;
-use super::groups::{Group, NoLayer};
+use super::groups::Group;
 use super::header::Tensor;
 use super::namings::{FORMATS, UNQUANTISED, quantisation};
 use super::text::{as_printable, printable};
@@ -45,13 +45,9 @@ pub struct Module {
 type Tensors<'a> = BTreeMap<&'a str, Option<&'a Tensor>>;
 
 /// The module of a layer's experts; `refusal` is that of its activation.
-pub fn of_group(group: &Group, outcome: &Result<Option<String>, &NoLayer>) -> Module {
+pub fn of_group(group: &Group, refusal: Option<String>) -> Module {
     let (num_input_scales, num_matrices) = group.input_scales();
     let format = if group.looks_nvfp4() { NVFP4 } else { group.other_quantisation() };
-    let refusal = match outcome {
-        Ok(refusal) => refusal.clone(),
-        Err(no_layer) => no_layer.for_kernels_too.then(|| no_layer.reason.clone()),
-    };
     let refusal = refusal.filter(|_| format == NVFP4);
     Module { name: group.path(), kind: "moe", format, num_matrices, num_input_scales, refusal }
 }

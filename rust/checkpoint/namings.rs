@@ -43,6 +43,9 @@ pub struct Tensors {
     pub inverse: bool,
 }
 
+/// What a matrix adds to its products, in every format: bf16, one for each row.
+pub const BIAS: &str = "bias";
+
 /// Formats; the first whose tensors and config fit counts.
 pub const FORMATS: [Tensors; 3] = [
     Tensors {
@@ -84,6 +87,9 @@ pub const PROJECTIONS: [[&str; 3]; 3] = [
     ["gate_up_proj", "gate_up_proj", "down_proj"], // Llama 4, Qwen3-VL, Hunyuan
 ];
 
+/// What up and down are called where there is no gate.
+pub const WITHOUT_GATE: [[&str; 2]; 2] = [["up_proj", "down_proj"], ["w1", "w2"]]; // Nemotron-H
+
 /// How an expert's number E and its projection P follow each other; without E a tensor holds all experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Form {
@@ -117,7 +123,7 @@ pub const OTHER_QUANTISATIONS: [(&str, &[&str]); 5] = [
 /// A matrix without scales.
 pub const UNQUANTISED: &str = "unquantised";
 
-/// Models that interleave the rows of gate and up where both lie in one matrix, by the start of `model_type`.
+/// Models that interleave the rows of gate and up where both lie in one matrix, gate's first, by the start of `model_type`.
 pub const INTERLEAVING_MODELS: [&str; 2] = ["gpt_oss", "inkling"];
 
 impl Format {
@@ -137,7 +143,7 @@ impl fmt::Display for Format {
 impl Tensors {
     /// May experts have a tensor of that name?
     pub fn knows(&self, tensor: &str) -> bool {
-        [self.codes, self.block_scale, self.global_scale, self.input_scale].contains(&tensor)
+        [self.codes, self.block_scale, self.global_scale, self.input_scale, BIAS].contains(&tensor)
     }
 }
 

@@ -6,6 +6,7 @@ use super::dtype::Dtype;
 use super::files::Files;
 use super::groups::Group;
 use super::header::Tensor;
+use super::namings::BIAS;
 use super::text::fault;
 use crate::error::Result;
 use crate::format::BLOCK_SIZE;
@@ -21,18 +22,45 @@ pub struct Piece<'a> {
     pub len: u64,
     /// Bytes of a row.
     pub row_len: u64,
+    /// From one of its rows to the next: 2 where those of gate and up take turns, else 1.
+    row_step: u64,
 }
+
+/// Bytes of interleaved rows that are read at a time, at least a row of each.
+const INTERLEAVED_BYTES: u64 = 1 << 20;
 
 impl Piece<'_> {
     /// Copy it into `out`, which has its length.
     pub fn read(&self, files: &Files, out: &mut [u8]) -> Result<()> {
         debug_assert_eq!(out.len() as u64, self.len);
-        files.read(self.tensor, self.start, out)
+        if self.row_step == 1 {
+            return files.read(self.tensor, self.start, out);
+        }
+        self.scan(files, |at, bytes| {
+            out[at as usize..][..bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        })
     }
 
-    /// Show its bytes in order, in pieces of a bounded and even length.
-    pub fn scan(&self, files: &Files, look: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        files.scan(self.tensor, self.start, self.len, look)
+    /// Show its bytes in order, in pieces of a bounded and even length, or of whole rows.
+    pub fn scan(&self, files: &Files, mut look: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        if self.row_step == 1 {
+            return files.scan(self.tensor, self.start, self.len, look);
+        }
+        let (row, pair) = (self.row_len as usize, (self.row_len * self.row_step) as usize);
+        let rows = (INTERLEAVED_BYTES / pair as u64).clamp(1, self.len / self.row_len) as usize;
+        let mut both = vec![0; rows * pair];
+        let mut own = Vec::with_capacity(rows * row);
+        for first in (0..self.len / self.row_len).step_by(rows) {
+            let rows = rows.min((self.len / self.row_len - first) as usize);
+            // Of up's last row nothing follows: its neighbour's came before it.
+            let bytes = &mut both[..(rows - 1) * pair + row];
+            files.read(self.tensor, self.start + first * pair as u64, bytes)?;
+            own.clear();
+            bytes.chunks(pair).for_each(|pair| own.extend_from_slice(&pair[..row]));
+            look(first * self.row_len, &own)?;
+        }
+        Ok(())
     }
 }
 
@@ -48,18 +76,23 @@ pub struct Pieces<'a> {
 impl<'a> Pieces<'a> {
     /// e2m1 codes of one matrix in the tensor called `tensor`.
     pub fn codes(self, dims: Dims, expert: usize, projection: Projection, tensor: &str) -> Result<Piece<'a>> {
-        let [rows, cols] = dims.matrix(projection);
-        let extents = |dtype: &Dtype| [rows, cols / dtype.codes_an_element().unwrap_or(1)];
+        let [_, cols] = dims.matrix(projection);
+        let extents = |dtype: &Dtype| vec![cols / dtype.codes_an_element().unwrap_or(1)];
         let place = (expert, projection, tensor);
         self.piece(dims, place, &[Dtype::U8, Dtype::F4], extents, cols / 2, "rows, columns / 2")
     }
 
     /// e4m3 block scales of one matrix.
     pub fn block_scale(self, dims: Dims, expert: usize, projection: Projection, tensor: &str) -> Result<Piece<'a>> {
-        let [rows, cols] = dims.matrix(projection);
+        let [_, cols] = dims.matrix(projection);
         let row_len = cols / BLOCK_SIZE as u64;
         let place = (expert, projection, tensor);
-        self.piece(dims, place, &[Dtype::F8_E4M3], |_| [rows, row_len], row_len, "rows, columns / 16")
+        self.piece(dims, place, &[Dtype::F8_E4M3], |_| vec![row_len], row_len, "rows, columns / 16")
+    }
+
+    /// bf16 biases of one matrix.
+    pub fn bias(self, dims: Dims, expert: usize, projection: Projection) -> Result<Piece<'a>> {
+        self.piece(dims, (expert, projection, BIAS), &[Dtype::BF16], |_| Vec::new(), 2, "rows")
     }
 
     fn piece(
@@ -67,27 +100,28 @@ impl<'a> Pieces<'a> {
         dims: Dims,
         (expert, projection, tensor): (usize, Projection, &str),
         dtypes: &[Dtype],
-        extents: impl Fn(&Dtype) -> [u64; 2],
+        extents_of_row: impl Fn(&Dtype) -> Vec<u64>,
         row_len: u64,
         meaning: &str,
     ) -> Result<Piece<'a>> {
         let name = self.group.tensor(expert, projection, tensor);
         let (parts, part) = self.part(projection);
+        let rows = dims.matrix(projection)[0];
         let shape = |dtype: &Dtype| {
-            let [rows, cols] = extents(dtype);
-            let matrix = [rows * parts, cols];
             let stack: &[u64] = if self.group.is_stacked() { &[dims.num_experts as u64] } else { &[] };
-            [stack, &matrix].concat()
+            [stack, &[rows * parts], &extents_of_row(dtype)].concat()
         };
         let tensor = self.files.expect(&name, dtypes, shape, meaning)?;
-        let len = dims.matrix(projection)[0] * row_len;
-        let at = if self.group.is_stacked() { expert as u64 * parts + part } else { part };
+        let len = rows * row_len;
+        let first = if self.group.is_stacked() { expert as u64 * parts } else { 0 };
+        let interleaved = parts == 2 && self.group.is_interleaved();
+        let (start, row_step) = if interleaved { (first * len + part * row_len, 2) } else { ((first + part) * len, 1) };
         let label = match (self.group.is_stacked(), parts) {
             (true, _) => format!("{name} of expert {expert}, {projection:?}"),
             (false, 2) => format!("{name}, {projection:?}"),
             (false, _) => name,
         };
-        Ok(Piece { label, tensor, start: at * len, len, row_len })
+        Ok(Piece { label, tensor, start, len, row_len, row_step })
     }
 
     /// (matrices in one tensor of an expert, which of them it is)

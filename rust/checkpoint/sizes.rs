@@ -17,8 +17,9 @@ const RIGHT_CONFIG: &str = "Use the config.json that came with these weights.";
 /// a list, or is of another kind than expected, is only noted: which one is this layer's was a guess.
 pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Result<Dims> {
     let group = pieces.group;
-    refuse_unquantised(pieces, 0, Projection::Gate, tensors.codes)?;
-    let name = group.tensor(0, Projection::Gate, tensors.codes);
+    let first = Projection::of_expert(group.is_gated())[0];
+    refuse_unquantised(pieces, 0, first, tensors.codes)?;
+    let name = group.tensor(0, first, tensors.codes);
     let tensor = pieces.files.get(&name)?;
     let shape = &tensor.shape;
     let Some(codes_an_element) = tensor.dtype.codes_an_element() else {
@@ -62,7 +63,7 @@ pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Re
     }
     let num_experts = number_of_experts(pieces, facts)?;
     let (hidden_size, intermediate_size) = (hidden_size as usize, intermediate_size as usize);
-    Ok(Dims { num_experts, hidden_size, intermediate_size })
+    Ok(Dims { num_experts, hidden_size, intermediate_size, gated: group.is_gated() })
 }
 
 fn number_of_experts(pieces: Pieces<'_>, facts: &mut Facts) -> Result<usize> {

@@ -79,7 +79,7 @@ fn row(layer: &LayerReport, by_stem: bool) -> [String; 13] {
         layer.dims.num_experts.to_string(),
         layer.dims.hidden_size.to_string(),
         layer.dims.intermediate_size.to_string(),
-        layer.activation.clone(),
+        if layer.has_bias { format!("{}, biases", layer.activation) } else { layer.activation.clone() },
         layer.dtypes.to_owned(),
         format!("{:.1}", mebibytes(layer.bytes)),
         input_scale(&layer.w13_input_scale),

@@ -13,6 +13,7 @@ use crate::config::LayerConfig;
 use crate::error::Result;
 use crate::memory::{filled, resize};
 use crate::routing::{Placement, Routing, Tables, route};
+use crate::shape::RowOrder;
 use crate::{status, threads};
 use half::bf16;
 use std::ops::Range;
@@ -123,7 +124,7 @@ impl LayerCall<'_> {
         }
     }
 
-    /// h = swiglu(x * w13^T), rounded to bf16, a row for each routed slot.
+    /// h = the activation of x * w13^T, rounded to bf16, a row for each routed slot.
     unsafe fn gemm1(
         &self,
         x: &Operands,
@@ -137,35 +138,46 @@ impl LayerCall<'_> {
             let w = self.weights;
             (w.w13.slice(), w.w13_block_scale.slice(), w.w13_global_scale.slice())
         };
-        let (gate_first, up_first) = if self.weights.up_first { (inter, 0) } else { (0, inter) };
+        let (order, activation, rows_of_expert) =
+            (self.weights.row_order, self.config.activation, self.config.shape().w13_rows());
+        let biases = self.weights.w13_bias;
         let tokens = tokens_at_a_time(self.isa, hidden);
         for_each_task(row_offsets, inter, tokens, |expert, rows, features| {
-            let matrix = WeightMatrix::expert(codes, scales, 2 * inter, hidden, expert);
-            let pair = &globals[2 * expert..][..2];
-            let (gate_scale, up_scale) = if self.weights.up_first { (pair[1], pair[0]) } else { (pair[0], pair[1]) };
-            let mut gate = filled("gate values", rows.len() * features.len(), 0.0f32)?;
+            let matrix = WeightMatrix::expert(codes, scales, rows_of_expert, hidden, expert);
             let x_rows = PerRow::new(rows.clone(), std::ptr::null(), |row| x.row(token_of_row(row)));
-            let alphas = PerRow::new(rows.clone(), [OutputFactor::new(0.0, 0.0); 2], |row| {
-                let x_scale = x.global_scale(token_of_row(row));
-                [gate_scale, up_scale].map(|weight| OutputFactor::new(x_scale, weight))
-            });
-            let gate_rows = gate_first + features.start..gate_first + features.end;
-            for_each_tile(self.isa, matrix, gate_rows, &x_rows, |first, count, out| {
-                for (gate, out) in gate.chunks_exact_mut(features.len()).zip(out) {
-                    gate[first - gate_first - features.start..][..count].copy_from_slice(&out[..count]);
+            let x_scales = PerRow::new(rows.clone(), 0.0, |row| x.global_scale(token_of_row(row)));
+            // SAFETY: a host tensor, not written during the call.
+            let biases = biases.map(|biases| unsafe { &biases.slice()[expert * rows_of_expert..][..rows_of_expert] });
+            // Gate or up of one feature out of its product.
+            let finish = |is_up: bool| {
+                let global = globals[activation.projections() * expert + order.place(is_up)];
+                let (first, step) = order.rows(is_up, inter);
+                let unused = OutputFactor::new(0.0, 0.0);
+                let factors = PerRow::new(0..rows.len(), unused, |i| OutputFactor::new(x_scales[i], global));
+                move |row: usize, feature: usize, product: f32| {
+                    let scaled = factors[row].times(product);
+                    biases.map_or(scaled, |b| scaled + bf16::from_bits(b[first + feature * step]).to_f32())
                 }
-            });
-            let up_rows = up_first + features.start..up_first + features.end;
-            for_each_tile(self.isa, matrix, up_rows, &x_rows, |first, count, out| {
-                let feature = first - up_first;
+            };
+            let mut gates = filled("gate values", rows.len() * features.len(), 0.0f32)?;
+            if order != RowOrder::Plain {
+                let (matrix, finish) = (matrix.projection(order.rows(false, inter)), finish(false));
+                for_each_tile(self.isa, matrix, features.clone(), &x_rows, |first, count, out| {
+                    for (i, (gates, out)) in gates.chunks_exact_mut(features.len()).zip(out).enumerate() {
+                        for (j, out) in out[..count].iter().enumerate() {
+                            gates[first - features.start + j] = finish(i, first + j, *out);
+                        }
+                    }
+                });
+            }
+            let (matrix, finish) = (matrix.projection(order.rows(true, inter)), finish(true));
+            for_each_tile(self.isa, matrix, features.clone(), &x_rows, |first, count, out| {
                 for (i, up) in out.iter().enumerate() {
-                    let gate = &gate[i * features.len() + feature - features.start..];
+                    let gate = &gates[i * features.len() + first - features.start..];
                     // SAFETY: this row and these features belong to this task.
-                    let h = unsafe { h.part((rows.start + i) * inter + feature, count) };
-                    let [gate_alpha, up_alpha] = alphas[i];
+                    let h = unsafe { h.part((rows.start + i) * inter + first, count) };
                     for (j, h) in h.iter_mut().enumerate() {
-                        let (gate, up) = (gate_alpha.times(gate[j]), up_alpha.times(up[j]));
-                        *h = bf16::from_f32(self.config.activation.apply(gate, up));
+                        *h = bf16::from_f32(activation.apply(gate[j], finish(i, first + j, up[j])));
                     }
                 }
             });
@@ -181,6 +193,7 @@ impl LayerCall<'_> {
             let w = self.weights;
             (w.w2.slice(), w.w2_block_scale.slice(), w.w2_global_scale.slice())
         };
+        let biases = self.weights.w2_bias;
         let tokens = tokens_at_a_time(self.isa, inter);
         for_each_task(row_offsets, hidden, tokens, |expert, rows, features| {
             let matrix = WeightMatrix::expert(codes, scales, hidden, inter, expert);
@@ -188,12 +201,19 @@ impl LayerCall<'_> {
             let alphas = PerRow::new(rows.clone(), OutputFactor::new(0.0, 0.0), |row| {
                 OutputFactor::new(h.global_scale(row), globals[expert])
             });
+            // SAFETY: a host tensor, not written during the call.
+            let bias = biases.map(|biases| unsafe { &biases.slice()[expert * hidden..][..hidden] });
             for_each_tile(self.isa, matrix, features, &h_rows, |first, count, out| {
                 for (i, out) in out.iter().enumerate() {
                     // SAFETY: this row and these features belong to this task.
                     let y = unsafe { y.part((rows.start + i) * hidden + first, count) };
                     for (y, out) in y.iter_mut().zip(out) {
                         *y = alphas[i].times(*out);
+                    }
+                    if let Some(bias) = bias {
+                        for (y, bias) in y.iter_mut().zip(&bias[first..]) {
+                            *y += bf16::from_bits(*bias).to_f32();
+                        }
                     }
                 }
             });

@@ -17,6 +17,8 @@ pub struct WeightMatrix<'a> {
     pub block_scales: &'a [u8],
     /// Columns.
     pub reduction: usize,
+    /// Rows of the whole matrix: the first of those that count, and the step from one to the next.
+    pub place: (usize, usize),
 }
 
 impl<'a> WeightMatrix<'a> {
@@ -27,7 +29,13 @@ impl<'a> WeightMatrix<'a> {
             codes: &codes[index * code_len..][..code_len],
             block_scales: &block_scales[index * scale_len..][..scale_len],
             reduction,
+            place: (0, 1),
         }
+    }
+
+    /// Those of its rows that are one projection's, as [`RowOrder::rows`](crate::shape::RowOrder::rows) places them.
+    pub fn projection(self, place: (usize, usize)) -> Self {
+        WeightMatrix { place, ..self }
     }
 }
 
@@ -53,11 +61,14 @@ pub fn for_each_tile(
     mut put: impl FnMut(usize, usize, &[[f32; TILE_ROWS]]),
 ) {
     let mut out: TileOut = [[0.0; TILE_ROWS]; MAX_TILE_TOKENS];
+    let (first, row_step) = weights.place;
     for row in rows.clone().step_by(TILE_ROWS) {
+        let at = first + row * row_step;
         let tile = Tile {
-            codes: &weights.codes[row * weights.reduction / 2..],
-            block_scales: &weights.block_scales[row * weights.reduction / BLOCK_SIZE..],
+            codes: &weights.codes[at * weights.reduction / 2..],
+            block_scales: &weights.block_scales[at * weights.reduction / BLOCK_SIZE..],
             rows: (rows.end - row).min(TILE_ROWS),
+            row_step,
             reduction: weights.reduction,
             x,
         };

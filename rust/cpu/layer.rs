@@ -7,7 +7,8 @@ use super::plan::LayerPlan;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
 use crate::config::{LayerConfig, Mode};
 use crate::error::Result;
-use crate::format::{ScaleSpan, check_block_scales, check_scale_spans, check_weight_global_scales};
+use crate::format::{BLOCK_SIZE, ScaleSpan, check_block_scales, check_scale_spans, check_weight_global_scales};
+use crate::shape::RowOrder;
 
 /// A layer, with or without weights.
 #[derive(Debug)]
@@ -37,14 +38,20 @@ impl CpuLayer {
 
     /// Mode fp8 refuses weights that are not exact in e4m3, projection by projection. On the CPU nothing needs that, but
     /// the CPU is the oracle of GPUs that do.
-    fn check_exact_in_e4m3(&self, w13_block_scale: &[u8], w2_block_scale: &[u8], up_first: bool) -> Result<()> {
+    fn check_exact_in_e4m3(&self, w13_block_scale: &[u8], w2_block_scale: &[u8], order: RowOrder) -> Result<()> {
         let (scales, projections) = (self.config.shape().projection_block_scales(), self.config.shape().projections);
         let experts = w13_block_scale.chunks(projections * scales).zip(w2_block_scale.chunks(scales));
+        let row = self.config.hidden_size / BLOCK_SIZE;
         let spans = experts.map(|(w13, w2)| {
-            let (first, second) = w13.split_at(scales);
-            [first, second, w2].map(ScaleSpan::of)
+            let of_projection = |at: usize| match order {
+                RowOrder::Interleaved => {
+                    w13.chunks(row).skip(at).step_by(2).map(ScaleSpan::of).fold(ScaleSpan::default(), ScaleSpan::and)
+                }
+                _ => ScaleSpan::of(&w13[at * scales..][..scales]),
+            };
+            (0..projections).map(of_projection).chain([ScaleSpan::of(w2)]).collect()
         });
-        check_scale_spans(spans, up_first)
+        check_scale_spans(spans, order)
     }
 }
 
@@ -68,7 +75,7 @@ impl LayerBackend for CpuLayer {
         check_weight_global_scales("w13_global_scale", w13_global)?;
         check_weight_global_scales("w2_global_scale", w2_global)?;
         if self.config.mode == Mode::Fp8 {
-            self.check_exact_in_e4m3(w13, w2, weights.up_first)?;
+            self.check_exact_in_e4m3(w13, w2, weights.row_order)?;
         }
         self.weights = Some(*weights);
         self.calibration = Calibration::default(); // it was of other weights

@@ -16,7 +16,7 @@ use crate::shape::MoeShape;
 /// How Hopper lays out the experts of a layer.
 pub fn hopper_slice(hidden: usize, inter: usize) -> ExpertSlice {
     let shape = MoeShape { experts: 1, hidden, inter, projections: 2 };
-    ExpertSlice::new(shape, |walk, rows, cols| Hopper.matrix(walk, rows, cols))
+    ExpertSlice::new(shape, false, |walk, rows, cols| Hopper.matrix(walk, rows, cols))
 }
 
 /// What Hopper's products of bf16 lack.

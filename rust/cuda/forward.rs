@@ -10,6 +10,18 @@ use crate::activation::{Activation, ActivationKind};
 use crate::call::{LayerArgs, Stream};
 use crate::config::{LayerConfig, ScalePolicy};
 use crate::error::Result;
+use crate::workspace::Region;
+use std::ffi::c_void;
+
+// Kernels have the same numbers.
+const _: () = {
+    assert!(ActivationKind::Swiglu as u32 == params::ACTIVATION_SWIGLU);
+    assert!(ActivationKind::SwigluStep as u32 == params::ACTIVATION_SWIGLU_STEP);
+    assert!(ActivationKind::Situ as u32 == params::ACTIVATION_SITU);
+    assert!(ActivationKind::GeluTanh as u32 == params::ACTIVATION_GELU_TANH);
+    assert!(ActivationKind::Relu2 as u32 == params::ACTIVATION_RELU2);
+    assert!(ActivationKind::Silu as u32 == params::ACTIVATION_SILU);
+};
 
 /// One forward: what it computes, and the workspace at `base`.
 #[allow(missing_docs)]
@@ -43,10 +55,12 @@ impl LayerCall<'_> {
     /// The activation, as kernels take it.
     pub fn activation(&self) -> params::Activation {
         let Activation { kind, limit, alpha, beta } = self.config.activation;
-        let kind = match kind {
-            ActivationKind::Swiglu => params::ACTIVATION_SWIGLU as i32,
-        };
-        params::Activation { kind, limit, alpha, beta }
+        params::Activation { kind: kind as i32, limit, alpha, beta }
+    }
+
+    /// A bias of expert 0, or NULL where the layer has none.
+    pub fn bias(&self, bias: &Region<u16>) -> *const c_void {
+        if self.config.has_bias { bias.pointer(self.layer.weights.storage()).cast() } else { std::ptr::null() }
     }
 
     /// The rows of h in a chunk: as many as routing found.

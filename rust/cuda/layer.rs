@@ -7,7 +7,7 @@ use super::driver::Relaxed;
 use super::families;
 use super::family::Family;
 use super::forward::LayerCall;
-use super::kernels::{PREPARE_ALPHAS, THREADS, params};
+use super::kernels::{PREPARE_ALPHAS, PREPARE_BIASES, THREADS, params};
 use super::plan::{LayerPlan, PlanRules, check_local_experts};
 use super::prepare::{CountedScales, Source, check_storage, refuse_bad_scales, refuse_capture};
 use super::prepared::{DevicePointer, PreparedLayer, State, Weights};
@@ -16,6 +16,7 @@ use super::tiles::TileTable;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
 use crate::config::{KernelChoice, LayerConfig, Mode};
 use crate::error::Result;
+use crate::shape::RowOrder;
 use std::sync::Arc;
 
 /// A mode that a layer computes in, and how its calls are laid out.
@@ -55,7 +56,8 @@ impl CudaLayer {
         let tiles = family.tile_table(config)?;
         check_local_experts(config.num_local_experts)?;
         let state = State::allocate(&device)?;
-        let slice = ExpertSlice::new(config.shape(), |walk, rows, cols| family.matrix(walk, rows, cols));
+        let slice =
+            ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols));
         Ok(CudaLayer {
             family,
             layer: PreparedLayer { device, slice, state, weights: Weights::None },
@@ -63,6 +65,27 @@ impl CudaLayer {
             own: Computation::new(family, config, config.mode),
             calibrating: Computation::new(family, config, Mode::Bf16),
         })
+    }
+
+    /// Enqueue the copies of both biases into the experts' slices; a bias that is not there is 0.
+    unsafe fn prepare_biases(&self, weights: &LayerWeights, storage: *mut u8, stream: Stream) -> Result<()> {
+        let slice = &self.layer.slice;
+        let biases =
+            [(weights.w13_bias, slice.w13_bias, weights.row_order), (weights.w2_bias, slice.w2_bias, RowOrder::Plain)];
+        for (bias, out, row_order) in biases {
+            let params = params::PrepareBiasParams {
+                bias: bias.map_or(std::ptr::null(), |bias| bias.pointer.cast()),
+                out: out.pointer(storage).cast(),
+                expert_stride: slice.stride,
+                rows: out.len as i32,
+                row_order: row_order as i32,
+            };
+            let blocks = (out.len as u32).div_ceil(THREADS);
+            let launch = PREPARE_BIASES.over([blocks, self.own.config.num_local_experts as u32, 1]);
+            // SAFETY: the storage has the slices' size; the biases are device memory as the header states.
+            unsafe { self.device().launch(launch, stream, &params) }?;
+        }
+        Ok(())
     }
 
     fn device(&self) -> &Arc<Device> {
@@ -83,7 +106,7 @@ impl CudaLayer {
             refuse_bad_scales(device, state, &matrices, stream)?;
             let counted = self.family.count_scales(device, &self.own.config, weights, stream)?;
             if let Some(counted) = &counted {
-                counted.check(device, weights.up_first, stream)?;
+                counted.check(device, weights.row_order, stream)?;
             }
             Ok(counted)
         }
@@ -101,8 +124,8 @@ impl CudaLayer {
         let w13_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w13);
         let w2_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w2);
         let matrices = [
-            (&slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true, w13_counted),
-            (&slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false, w2_counted),
+            (&slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, weights.row_order, w13_counted),
+            (&slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, RowOrder::Plain, w2_counted),
         ];
         let alphas = params::PrepareAlphaParams {
             w13_global_scale: weights.w13_global_scale.pointer,
@@ -110,7 +133,7 @@ impl CudaLayer {
             alphas: slice.alphas.pointer(storage),
             expert_stride: slice.stride,
             num_local_experts: config.num_local_experts as i32,
-            up_first: weights.up_first.into(),
+            row_order: weights.row_order as i32,
             factor: self.family.missing_factor(config.mode),
             stored_exponent: counted.as_ref().map_or(0, |counted| counted.stored_exponent),
             w13_scales: w13_counted,
@@ -120,19 +143,21 @@ impl CudaLayer {
         let InputScales { w13, w2 } = weights.input_scales;
         // SAFETY: the layer's own state; the caller vouches for the rest.
         unsafe {
-            for (matrix, codes, block_scale, gated, counted) in matrices {
+            for (matrix, codes, block_scale, row_order, counted) in matrices {
                 let source = Source {
                     codes,
                     block_scale,
                     num_experts: config.num_local_experts,
                     expert_stride: slice.stride,
-                    gated,
-                    up_first: weights.up_first,
+                    row_order,
                     counted,
                 };
                 self.family.prepare_matrix(device, matrix, &source, storage, stream)?;
             }
             device.launch(PREPARE_ALPHAS.over([blocks, 1, 1]), stream, &alphas)?;
+            if config.has_bias {
+                self.prepare_biases(weights, storage, stream)?;
+            }
             device.write(self.layer.state.pointer(), &[State::new([w13, w2])], stream)
         }
     }

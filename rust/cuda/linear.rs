@@ -14,6 +14,7 @@ use super::storage::LinearStorage;
 use crate::call::{LinearArgs, LinearBackend, LinearWeights, Readiness, Storage, Stream};
 use crate::config::{KernelChoice, LinearConfig, Mode};
 use crate::error::Result;
+use crate::shape::RowOrder;
 
 /// A linear, with or without a weight.
 #[derive(Debug)]
@@ -55,8 +56,7 @@ impl CudaLinear {
             block_scale: weights.block_scale.pointer,
             num_experts: 1,
             expert_stride: 0,
-            gated: false,
-            up_first: false,
+            row_order: RowOrder::Plain,
             counted: std::ptr::null(),
         };
         // SAFETY: the linear's own state; the caller vouches for the rest.

@@ -12,7 +12,7 @@ use crate::call::{Storage, Stream, Tensor};
 use crate::error::{Error, Result};
 use crate::format::{ScaleSpan, check_scale_spans};
 use crate::memory::filled;
-use crate::shape::MoeShape;
+use crate::shape::{MoeShape, RowOrder};
 use crate::workspace::WORKSPACE_ALIGNMENT;
 use std::sync::Arc;
 
@@ -76,6 +76,14 @@ pub unsafe fn refuse_bad_scales(
     Err(Error::argument("number of broken weight scales", bad_scales, rule, "Check the checkpoint's tensors."))
 }
 
+// Kernels have the same numbers.
+const _: () = {
+    assert!(RowOrder::Plain as u32 == params::ROWS_PLAIN && RowOrder::GateFirst as u32 == params::ROWS_GATE_FIRST);
+    assert!(
+        RowOrder::UpFirst as u32 == params::ROWS_UP_FIRST && RowOrder::Interleaved as u32 == params::ROWS_INTERLEAVED
+    );
+};
+
 /// One matrix of all experts, as the checkpoint has it, and where it goes.
 #[derive(Debug)]
 pub struct Source {
@@ -87,10 +95,8 @@ pub struct Source {
     pub num_experts: usize,
     /// Bytes of a slice.
     pub expert_stride: u64,
-    /// Rows are gate and up halves.
-    pub gated: bool,
-    /// The first half is up.
-    pub up_first: bool,
+    /// Of its rows.
+    pub row_order: RowOrder,
     /// Mode fp8: what the scales of its projections hold. Else NULL.
     pub counted: *const params::MatrixScales,
 }
@@ -114,6 +120,7 @@ impl Source {
 pub struct CountedScales {
     counted: Buffer,
     num_experts: usize,
+    projections: usize,
     projection_scales: usize,
     /// Exponent of two of a projection's largest block scale, as the kernels will store it.
     pub stored_exponent: i32,
@@ -126,36 +133,39 @@ impl CountedScales {
     /// The driver's, of the allocation and the copy.
     pub fn new(device: &Arc<Device>, shape: MoeShape, stored_exponent: i32, stream: Stream) -> Result<Self> {
         const NONE: params::MatrixScales = params::MatrixScales { not_powers: 0, smallest: 0x7f, largest: 0 };
-        let none = filled("experts", 3 * shape.experts, NONE)?;
+        let none = filled("experts", (shape.projections + 1) * shape.experts, NONE)?;
         let counted = device.allocate(size_of_val(&none[..]))?;
         // SAFETY: memory of that size.
         unsafe { device.write(counted.pointer(), &none, stream) }?;
         Ok(CountedScales {
             counted,
             num_experts: shape.experts,
+            projections: shape.projections,
             projection_scales: shape.projection_block_scales(),
             stored_exponent,
         })
     }
 
-    /// Of w13, [num_experts, 2], in the checkpoint's order.
+    /// Of w13, [num_experts, projections], in the checkpoint's order.
     pub fn w13(&self) -> *mut params::MatrixScales {
         self.counted.pointer()
     }
 
     /// Of w2, [num_experts].
     pub fn w2(&self) -> *mut params::MatrixScales {
-        self.w13().wrapping_add(2 * self.num_experts)
+        self.w13().wrapping_add(self.projections * self.num_experts)
     }
 
     /// Wait for the counting; refuse weights that are not exact in e4m3.
-    pub fn check(&self, device: &Device, up_first: bool, stream: Stream) -> Result<()> {
-        let mut counted = filled("experts", 3 * self.num_experts, params::MatrixScales::default())?;
+    pub fn check(&self, device: &Device, order: RowOrder, stream: Stream) -> Result<()> {
+        let num_matrices = (self.projections + 1) * self.num_experts;
+        let mut counted = filled("experts", num_matrices, params::MatrixScales::default())?;
         // SAFETY: memory of that size, which the kernel has filled.
         unsafe { device.read_all(self.w13().cast_const(), &mut counted, stream) }?;
-        let (w13, w2) = counted.split_at(2 * self.num_experts);
-        let experts = w13.chunks(2).zip(w2).map(|(w13, w2)| [&w13[0], &w13[1], w2].map(|counted| self.span(counted)));
-        check_scale_spans(experts, up_first)
+        let (w13, w2) = counted.split_at(self.projections * self.num_experts);
+        let experts = w13.chunks(self.projections).zip(w2);
+        let spans = experts.map(|(w13, w2)| w13.iter().chain([w2]).map(|counted| self.span(counted)).collect());
+        check_scale_spans(spans, order)
     }
 
     fn span(&self, counted: &params::MatrixScales) -> ScaleSpan {

@@ -2,7 +2,7 @@
 //! Where prepared weights lie: for each local expert one slice of equal size, so that an expert can be moved by a copy.
 //!
 //! ```text
-//! slice     = w13 | w2 | f32 {gate, up, down} output factors
+//! slice     = w13 | w2 | f32 {gate, up, down} output factors | bf16 biases of w13, gate first, and of w2, if there may be
 //! Hopper    tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (kernels/hopper/layout.cuh); in w13 gate and up
 //!           rows alternate by 8
 //! portable  codes [rows, cols / 2], then block scales in tiles of 128 x 4; in w13 gate rows come first
@@ -35,19 +35,26 @@ pub struct ExpertSlice {
     pub w13: Matrix,
     /// Down.
     pub w2: Matrix,
-    /// Output factors of gate, up and down.
+    /// Output factors of gate, up and down; without a gate of up and down.
     pub alphas: Region<f32>,
+    /// Biases of w13, gate first; empty where there are none.
+    pub w13_bias: Region<u16>,
+    /// Biases of w2; empty where there are none.
+    pub w2_bias: Region<u16>,
     /// Bytes from one expert to the next.
     pub stride: u64,
 }
 
 impl ExpertSlice {
     /// For a layer of these sizes; `matrix` lays the next matrix of so many rows and columns out.
-    pub fn new(shape: MoeShape, matrix: impl Fn(&mut Walk, usize, usize) -> Matrix) -> Self {
+    pub fn new(shape: MoeShape, has_bias: bool, matrix: impl Fn(&mut Walk, usize, usize) -> Matrix) -> Self {
         let mut walk = Walk::default();
         let w13 = matrix(&mut walk, shape.w13_rows(), shape.hidden);
         let w2 = matrix(&mut walk, shape.hidden, shape.inter);
-        ExpertSlice { w13, w2, alphas: walk.region(shape.projections + 1), stride: walk.size() }
+        let alphas = walk.region(shape.projections + 1);
+        let [w13_bias, w2_bias] =
+            [shape.w13_rows(), shape.hidden].map(|rows| walk.region(if has_bias { rows } else { 0 }));
+        ExpertSlice { w13, w2, alphas, w13_bias, w2_bias, stride: walk.size() }
     }
 }
 

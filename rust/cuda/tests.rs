@@ -7,7 +7,7 @@ use super::kernels::params;
 use super::plan::LayerPlan;
 use super::portable::Portable;
 use super::storage::ExpertSlice;
-use crate::activation::Activation;
+use crate::activation::{Activation, ActivationKind};
 use crate::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 
 const MODES: [Mode; 3] = [Mode::Bf16, Mode::Nvfp4, Mode::Fp8];
@@ -26,6 +26,7 @@ pub fn layer_config() -> LayerConfig {
         first_local_expert: 0,
         top_k: 6,
         activation: Activation::swiglu(10.0, 0.0, 0.0).unwrap(),
+        has_bias: false,
         tile_rows: None,
     }
 }
@@ -40,7 +41,7 @@ fn plan_of(family: &dyn Family, config: &LayerConfig, tokens: usize) -> LayerPla
 }
 
 fn slice_of(family: &dyn Family, config: &LayerConfig) -> ExpertSlice {
-    ExpertSlice::new(config.shape(), |walk, rows, cols| family.matrix(walk, rows, cols))
+    ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols))
 }
 
 #[test]
@@ -49,6 +50,12 @@ fn a_slice_costs_9_bits_a_weight_and_no_more_where_tiles_fit() {
         let slice = slice_of(family, &layer_config());
         assert_eq!(slice.stride, (3 * 7168 * 3072 * 9 / 16) as u64 + 256, "{family:?}");
     }
+    let biased = LayerConfig { has_bias: true, ..layer_config() };
+    let biases = 2 * (2 * 3072 + 7168);
+    assert_eq!(slice_of(&Hopper, &biased).stride, slice_of(&Hopper, &layer_config()).stride + biases, "at the end");
+    let ungated = Activation::new(ActivationKind::Relu2, 0.0, 0.0, 0.0).unwrap();
+    let slice = slice_of(&Hopper, &LayerConfig { activation: ungated, ..layer_config() });
+    assert_eq!(slice.stride, (2 * 7168 * 3072 * 9 / 16) as u64 + 256, "w13 is w1");
     let odd = layer(144, 48, 8, 8, Mode::Bf16);
     let slice = slice_of(&Hopper, &odd);
     assert_eq!((slice.w13.m_tiles, slice.w13.slabs, slice.w2.m_tiles, slice.w2.slabs), (2, 3, 3, 1));

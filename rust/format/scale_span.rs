@@ -3,6 +3,7 @@
 
 use super::is_power_of_two;
 use crate::error::{Error, Result};
+use crate::shape::RowOrder;
 
 /// Largest block scale over smallest, as an exponent of two, that mode fp8 allows in a part.
 ///
@@ -70,6 +71,16 @@ impl ScaleSpan {
         span
     }
 
+    /// Of both.
+    pub fn and(self, other: ScaleSpan) -> Self {
+        ScaleSpan {
+            num_scales: self.num_scales + other.num_scales,
+            not_powers: self.not_powers + other.not_powers,
+            smallest: self.smallest.min(other.smallest),
+            largest: self.largest.max(other.largest),
+        }
+    }
+
     /// Refuse a part of a local expert that is not exact in e4m3.
     pub fn check(self, expert: usize, part: Part) -> Result<()> {
         let remedy = "Use mode bf16, which is exact for any weights.";
@@ -88,11 +99,16 @@ impl ScaleSpan {
     }
 }
 
-/// Refuse local experts that are not exact in e4m3: of each the spans of w13's first half, of its second, and of w2.
-pub fn check_scale_spans(experts: impl Iterator<Item = [ScaleSpan; 3]>, up_first: bool) -> Result<()> {
-    let parts = if up_first { [Part::Up, Part::Gate, Part::Down] } else { [Part::Gate, Part::Up, Part::Down] };
+/// Refuse local experts that are not exact in e4m3: of each the spans of w13's projections, by the places that their
+/// order gives them, and of w2.
+pub fn check_scale_spans(experts: impl Iterator<Item = Vec<ScaleSpan>>, order: RowOrder) -> Result<()> {
+    let parts: &[Part] = match order {
+        RowOrder::Plain => &[Part::Up, Part::Down],
+        RowOrder::GateFirst | RowOrder::Interleaved => &[Part::Gate, Part::Up, Part::Down],
+        RowOrder::UpFirst => &[Part::Up, Part::Gate, Part::Down],
+    };
     for (expert, spans) in experts.enumerate() {
-        for (part, span) in parts.into_iter().zip(spans) {
+        for (part, span) in parts.iter().copied().zip(spans) {
             span.check(expert, part)?;
         }
     }

@@ -93,7 +93,7 @@ static void layers() {
   const Call prepare = [&](const void* weights) {
     return nvfp4_moe_layer_prepare(layer, static_cast<const nvfp4_moe_layer_weights*>(weights), nullptr, 0, nullptr);
   };
-  check_struct_size("nvfp4_moe_layer_weights", c.weights, prepare, nothing_to_touch);
+  check_struct_size("nvfp4_moe_layer_weights", c.weights, prepare, nothing_to_touch, 64);
   check_null_fields(c.weights,
                     {FIELD(nvfp4_moe_layer_weights, w13), FIELD(nvfp4_moe_layer_weights, w13_block_scale),
                      FIELD(nvfp4_moe_layer_weights, w13_global_scale), FIELD(nvfp4_moe_layer_weights, w2),
@@ -356,7 +356,7 @@ static void checkpoints(const char* directory) {
   const Call read = [&](const void* into) {
     return nvfp4_moe_checkpoint_read_layer(checkpoint, 0, static_cast<const nvfp4_moe_checkpoint_buffers*>(into));
   };
-  check_struct_size("nvfp4_moe_checkpoint_buffers", buffers, read, nothing_to_touch);
+  check_struct_size("nvfp4_moe_checkpoint_buffers", buffers, read, nothing_to_touch, 64);
   check_null_fields(
       buffers,
       {FIELD(nvfp4_moe_checkpoint_buffers, w13), FIELD(nvfp4_moe_checkpoint_buffers, w13_block_scale),

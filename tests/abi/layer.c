@@ -58,6 +58,54 @@ static void a_layer_equals_the_oracle(int32_t up_first) {
   layer_case_free(&c);
 }
 
+/* relu2 of one projection: w13 is half as long. What has no place in such a layer is refused by name. */
+static void a_layer_without_a_gate(void) {
+  layer_case c;
+  double wanted[TOKENS * H] = {0};
+  nvfp4_moe_layer* layer = NULL;
+  layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
+  c.desc.activation = NVFP4_MOE_ACTIVATION_RELU2;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "swiglu_limit is 3; activation 4 (relu2) has no such number",
+              nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.swiglu_limit = c.desc.swiglu_alpha = c.desc.swiglu_beta = 0;
+  c.desc.activation = 77;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "activation is 77; ", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.activation = NVFP4_MOE_ACTIVATION_RELU2;
+  c.desc.has_bias = 2;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "has_bias is 2; ", nvfp4_moe_layer_create(&c.desc, &layer));
+  c.desc.has_bias = 0;
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  c.weights.up_first = NVFP4_MOE_ROWS_INTERLEAVED;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "up_first is 2; it must be 0, because there is no gate",
+              nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  c.weights.up_first = 0;
+  c.weights.w2_bias = c.x;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_bias is given; it must be NULL where has_bias",
+              nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  c.weights.w2_bias = NULL;
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  for (int slot = 0; slot < TOKENS * TOP_K; slot++) {
+    const int32_t e = c.ids[slot] - FIRST, token = slot / TOP_K;
+    if (c.ids[slot] < FIRST || c.ids[slot] >= FIRST + LOCAL) continue;
+    double active[I];
+    for (int i = 0; i < I; i++) {
+      double sum = 0;
+      for (int h = 0; h < H; h++)
+        sum += nvfp4_at(c.w13, c.w13_scale, e * I + i, h, H) * bf16_to_double(c.x[token * H + h]);
+      active[i] = pow(fmax(sum * c.w13_global[e], 0), 2);
+    }
+    for (int h = 0; h < H; h++) {
+      double sum = 0;
+      for (int i = 0; i < I; i++) sum += nvfp4_at(c.w2, c.w2_scale, e * H + h, i, I) * active[i];
+      wanted[token * H + h] += c.topk_weights[slot] * c.w2_global[e] * sum;
+    }
+  }
+  CHECK(relative_l2(c.out, wanted, TOKENS * H) < 5e-3);
+  nvfp4_moe_layer_destroy(layer);
+  layer_case_free(&c);
+}
+
 static void hostile_ids_are_counted(void) {
   layer_case c;
   nvfp4_moe_layer* layer = NULL;
@@ -211,6 +259,8 @@ int main(void) {
   CHECK(nvfp4_moe_last_error(NULL, 0) == 0);
   a_layer_equals_the_oracle(0);
   a_layer_equals_the_oracle(1);
+  a_layer_equals_the_oracle(NVFP4_MOE_ROWS_INTERLEAVED);
+  a_layer_without_a_gate();
   hostile_ids_are_counted();
   a_linear_equals_the_oracle();
   errors_name_numbers_and_remedy();

@@ -133,7 +133,7 @@ typedef struct layer_case {
   nvfp4_moe_layer_args args;
   float w13_global[LOCAL * 2], w2_global[LOCAL];
   uint8_t *w13, *w13_scale, *w2, *w2_scale;
-  uint16_t *x, *out;
+  uint16_t *x, *out, *w13_bias, *w2_bias;
   int32_t ids[TOKENS * TOP_K];
   float topk_weights[TOKENS * TOP_K];
 } layer_case;
@@ -170,6 +170,11 @@ static inline void layer_case_make(layer_case* c, int32_t mode, int32_t up_first
   c->weights.w2 = c->w2;
   c->weights.w2_block_scale = c->w2_scale;
   c->weights.w2_global_scale = c->w2_global;
+  if (up_first == NVFP4_MOE_ROWS_INTERLEAVED) { /* as gpt-oss has both */
+    c->desc.has_bias = 1;
+    c->weights.w13_bias = c->w13_bias = random_bf16(LOCAL * 2 * I, 1.0f);
+    c->weights.w2_bias = c->w2_bias = random_bf16(LOCAL * H, 1.0f);
+  }
 
   /* Local twice, a duplicate, a shard of another rank, padding, and both ends of hostile. */
   const int32_t ids[TOKENS * TOP_K] = {1, 4, 2, 2, 0, 3, -1, INT32_MAX, EXPERTS, INT32_MIN};
@@ -193,6 +198,8 @@ static inline void layer_case_free(layer_case* c) {
   free(c->w2_scale);
   free(c->x);
   free(c->out);
+  free(c->w13_bias);
+  free(c->w2_bias);
 }
 
 /* What the layer should give in mode BF16, in float64 on the dequantised weights: [TOKENS, H]. */
@@ -207,18 +214,21 @@ static inline void layer_case_wanted(const layer_case* c, double* wanted) {
       projected[r] = 0;
       for (int h = 0; h < H; h++)
         projected[r] += nvfp4_at(c->w13, c->w13_scale, e * 2 * I + r, h, H) * bf16_to_double(c->x[token * H + h]);
-      projected[r] *= c->w13_global[2 * e + r / I];
+      projected[r] *= c->w13_global[2 * e + (c->weights.up_first == NVFP4_MOE_ROWS_INTERLEAVED ? r % 2 : r / I)];
+      if (c->w13_bias) projected[r] += bf16_to_double(c->w13_bias[e * 2 * I + r]);
     }
-    const double *gates = projected + (c->weights.up_first ? I : 0), *ups = projected + (c->weights.up_first ? 0 : I);
     const double limit = c->desc.swiglu_limit;
     for (int i = 0; i < I; i++) {
-      const double gate = fmin(gates[i], limit), up = fmax(-limit, fmin(ups[i], limit));
+      const int gates[3] = {i, I + i, 2 * i}, ups[3] = {I + i, i, 2 * i + 1}; /* rows, by their order */
+      const double gate = fmin(projected[gates[c->weights.up_first]], limit);
+      const double up = fmax(-limit, fmin(projected[ups[c->weights.up_first]], limit));
       active[i] = gate / (1 + exp(-c->desc.swiglu_alpha * gate)) * (up + c->desc.swiglu_beta);
     }
     for (int h = 0; h < H; h++) {
       double sum = 0;
       for (int i = 0; i < I; i++) sum += nvfp4_at(c->w2, c->w2_scale, e * H + h, i, I) * active[i];
-      wanted[token * H + h] += c->topk_weights[slot] * c->w2_global[e] * sum;
+      const double bias = c->w2_bias ? bf16_to_double(c->w2_bias[e * H + h]) : 0;
+      wanted[token * H + h] += c->topk_weights[slot] * (c->w2_global[e] * sum + bias);
     }
   }
 }

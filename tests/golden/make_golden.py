@@ -18,11 +18,11 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+from activations import activation_lines
+
 HERE = Path(__file__).parent
 BLOCK_SIZE = 16
 INF, NAN = math.inf, math.nan
-
-# --- f32 and bf16 -----------------------------------------------------------------------------------------------
 
 
 def f32(x: float) -> float:
@@ -379,6 +379,7 @@ def files() -> dict[str, list[str]]:
         "fp8_rows.txt": fp8_row_lines(),
         "sf_layout.txt": sf_layout_lines(),
         "routing.txt": routing_lines(),
+        "activation.txt": activation_lines(),
     }
 
 

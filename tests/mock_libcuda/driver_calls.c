@@ -42,7 +42,8 @@ static void refused_in_a_child(int32_t device_kind, nvfp4_moe_layer* layer) {
   _exit(0);
 }
 
-static void run_layer(int32_t device_kind, int32_t mode) {
+// Of SwiGLU; or of an activation without a gate, with biases.
+static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
   static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
   struct CUstream_st* stream = ADDRESS(99);
   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
@@ -53,7 +54,9 @@ static void run_layer(int32_t device_kind, int32_t mode) {
                                .intermediate_size = 2048,
                                .num_experts = 256,
                                .num_local_experts = 32,
-                               .top_k = 6};
+                               .top_k = 6,
+                               .activation = activation,
+                               .has_bias = activation != NVFP4_MOE_ACTIVATION_SWIGLU};
   nvfp4_moe_layer* layer = NULL;
   check(nvfp4_moe_layer_create(&desc, &layer));
   uint64_t storage = 0, workspace = 0;
@@ -64,7 +67,8 @@ static void run_layer(int32_t device_kind, int32_t mode) {
                                      .w13_global_scale = ADDRESS(3),
                                      .w2 = ADDRESS(4),
                                      .w2_block_scale = ADDRESS(5),
-                                     .w2_global_scale = ADDRESS(6)};
+                                     .w2_global_scale = ADDRESS(6),
+                                     .w13_bias = desc.has_bias ? ADDRESS(8) : NULL};
   check(nvfp4_moe_layer_prepare(layer, &weights, ADDRESS(7), storage, stream));
   for (size_t i = 0; i < sizeof tokens / sizeof *tokens; ++i) {
     check(nvfp4_moe_layer_workspace_size(layer, tokens[i], &workspace));
@@ -76,7 +80,8 @@ static void run_layer(int32_t device_kind, int32_t mode) {
                                  .out = ADDRESS(40),
                                  .workspace = ADDRESS(50),
                                  .workspace_size = workspace};
-    fprintf(stderr, "begin forward, mode %d, %d tokens\n", mode, tokens[i]);
+    const char *kind = activation == NVFP4_MOE_ACTIVATION_SWIGLU ? "forward" : "ungated";
+    fprintf(stderr, "begin %s, mode %d, %d tokens\n", kind, mode, tokens[i]);
     check(nvfp4_moe_layer_forward(layer, &args, stream));
     fprintf(stderr, "end\n");
   }
@@ -115,9 +120,13 @@ static void run_linear(int32_t device_kind, int32_t mode) {
 int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
   for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
-    run_layer(device_kind, mode);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2);
     run_linear(device_kind, mode);
   }
-  if (device_kind == NVFP4_MOE_DEVICE_CUDA) run_layer(device_kind, NVFP4_MOE_MODE_FP8);
+  if (device_kind == NVFP4_MOE_DEVICE_CUDA) {
+    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU);
+    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2);
+  }
   return 0;
 }

@@ -22,6 +22,9 @@ class Weights:
     w13_input_scale: float = 0.0
     w2_input_scale: float = 0.0
     up_first: bool = False
+    interleaved: bool = False
+    w13_bias: torch.Tensor | None = None
+    w2_bias: torch.Tensor | None = None
     # What was quantised, where it is known: bf16 [E, 2I, H] and [E, H, I].
     unquantized: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
 
@@ -40,22 +43,47 @@ class Weights:
             w2=self.w2[part],
             w2_block_scale=self.w2_block_scale[part],
             w2_global_scale=self.w2_global_scale[part],
+            w13_bias=None if self.w13_bias is None else self.w13_bias[part],
+            w2_bias=None if self.w2_bias is None else self.w2_bias[part],
             unquantized=self.unquantized and tuple(w[part] for w in self.unquantized),
         )
 
+    def with_interleaved_rows(self) -> "Weights":
+        """The same layer with rows of gate and up in turn, as gpt-oss has them."""
+
+        def in_turn(rows: torch.Tensor | None) -> torch.Tensor | None:
+            return None if rows is None else torch.stack(rows.chunk(2, dim=1), dim=2).flatten(1, 2)
+
+        rows = {name: in_turn(getattr(self, name)) for name in ("w13", "w13_block_scale", "w13_bias")}
+        w13 = self.unquantized and (in_turn(self.unquantized[0]), self.unquantized[1])
+        return replace(self, **rows, interleaved=True, unquantized=w13)
+
+    def with_biases(self, generator: torch.Generator) -> "Weights":
+        """The same layer with normal biases."""
+        (num_experts, rows, _), hidden = self.w13.shape, self.w2.shape[1]
+        w13, w2 = (torch.randn(num_experts, n, generator=generator).bfloat16() for n in (rows, hidden))
+        return replace(self, w13_bias=w13, w2_bias=w2)
+
 
 def normal_weights(
-    num_experts: int, hidden: int, intermediate: int, generator: torch.Generator, *, lossless: bool = False
+    num_experts: int,
+    hidden: int,
+    intermediate: int,
+    generator: torch.Generator,
+    *,
+    lossless: bool = False,
+    gated: bool = True,
 ) -> Weights:
     """Normal bf16 weights, quantised (lossless: by powers of two); gate and up with their own global scales."""
-    w13 = torch.empty(num_experts, 2 * intermediate, hidden, dtype=torch.bfloat16)
+    projections = 2 if gated else 1
+    w13 = torch.empty(num_experts, projections * intermediate, hidden, dtype=torch.bfloat16)
     w2 = torch.empty(num_experts, hidden, intermediate, dtype=torch.bfloat16)
     gate_up, down = [], []
     quantize = cast_matrix if lossless else quantize_matrix
     for e in range(num_experts):
         w13[e].normal_(generator=generator).mul_(hidden**-0.5 * 5)  # a few percent pass the clamp of 10
         w2[e].normal_(generator=generator).mul_(intermediate**-0.5)
-        gate_up.append([quantize(half) for half in w13[e].chunk(2)])
+        gate_up.append([quantize(half) for half in w13[e].chunk(projections)])
         down.append(quantize(w2[e]))
     return Weights(
         w13=torch.stack([torch.cat([half[0] for half in halves]) for halves in gate_up]),
@@ -93,6 +121,7 @@ def random_code_weights(
     touched: list[int] | None = None,
     *,
     lossless: bool = False,
+    gated: bool = True,
 ) -> Weights:
     """Any codes, any block scale from 2^-4 to 15 (lossless: powers of two only): quick to make at any size.
 
@@ -111,14 +140,15 @@ def random_code_weights(
             block_scale[e] = torch.from_numpy(scales & 0x78 if lossless else scales)  # without mantissa, or with
         return packed, block_scale
 
-    w13, w13_block_scale = matrices(2 * intermediate, hidden)
+    projections = 2 if gated else 1
+    w13, w13_block_scale = matrices(projections * intermediate, hidden)
     w2, w2_block_scale = matrices(hidden, intermediate)
     # A code is 3 and a block scale 5 in the root mean square: bring a row's sum of products to about 1.
     spread = torch.rand(num_experts, 3, generator=generator) + 0.5
     return Weights(
         w13,
         w13_block_scale,
-        spread[:, :2] * (hidden**-0.5 / 15),
+        spread[:, :projections] * (hidden**-0.5 / 15),
         w2,
         w2_block_scale,
         spread[:, 2] * (intermediate**-0.5 / 15),

@@ -2,14 +2,14 @@
 """The MoE layer and the linear in float64 on the dequantised weights.
 
     out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t])
-    expert(x) = w2 @ swiglu(gate @ x, up @ x)
+    expert(x) = w2 @ activation(gate @ x + gate_bias, up @ x + up_bias) + w2_bias
 
 In modes "nvfp4" and "fp8" what enters a GEMM is quantised first, as the law says: x, and h rounded to bf16.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -25,6 +25,8 @@ class Swiglu:
     limit: float = 0.0  # 0: none
     alpha: float = 1.0
     beta: float = 0.0
+    name: ClassVar[str] = "swiglu"
+    gated: ClassVar[bool] = True
 
     def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if self.limit > 0:
@@ -32,10 +34,66 @@ class Swiglu:
         return gate * torch.sigmoid(self.alpha * gate) * (up + self.beta)
 
 
-class Matrix:
-    """An NVFP4 matrix [rows, cols] whose rows fall into equal groups with a global scale each."""
+class SwigluStep(Swiglu):
+    """min(silu(gate), limit) * clamp(up, -limit, limit): Step-3.5."""
 
-    def __init__(self, packed: torch.Tensor, block_scale: torch.Tensor, row_global_scale: torch.Tensor):
+    name = "swiglu_step"
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return (gate * torch.sigmoid(gate)).clamp(max=self.limit) * up.clamp(-self.limit, self.limit)
+
+
+class Situ(Swiglu):
+    """beta * tanh(gate / beta) * sigmoid(gate) * limit * tanh(up / limit): Kimi-K3."""
+
+    name = "situ"
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        bounded = self.limit * torch.tanh(up / self.limit) if self.limit else up
+        return self.beta * torch.tanh(gate / self.beta) * torch.sigmoid(gate) * bounded
+
+
+class GeluTanh(Swiglu):
+    """gelu(gate, approximate="tanh") * up: Gemma."""
+
+    name = "gelu_tanh"
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(gate, approximate="tanh") * up
+
+
+class Relu2(Swiglu):
+    """max(x, 0)^2, no gate: Nemotron-H."""
+
+    name, gated = "relu2", False
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return up.clamp(min=0) ** 2
+
+
+class Silu(Swiglu):
+    """x * sigmoid(x), no gate."""
+
+    name, gated = "silu", False
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return up * torch.sigmoid(up)
+
+
+ACTIVATIONS = {kind.name: kind for kind in (Swiglu, SwigluStep, Situ, GeluTanh, Relu2, Silu)}
+
+
+class Matrix:
+    """An NVFP4 matrix [rows, cols] whose rows fall into equal groups with a global scale each, and its bias [rows]."""
+
+    def __init__(
+        self,
+        packed: torch.Tensor,
+        block_scale: torch.Tensor,
+        row_global_scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ):
+        self.bias = bias
         self.packed, self.block_scale = packed, block_scale
         self.row_global_scale = row_global_scale.double()  # [rows]
 
@@ -53,11 +111,17 @@ class Matrix:
 class PlainMatrix:
     """A matrix [rows, cols] as it was before quantising."""
 
-    def __init__(self, values: torch.Tensor):
-        self.values = values
+    def __init__(self, values: torch.Tensor, bias: torch.Tensor | None = None):
+        self.values, self.bias = values, bias
 
     def times(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x @ some.double().T for some in self.values.split(256)], dim=1)
+
+
+def linear(matrix: Matrix | PlainMatrix, x: torch.Tensor) -> torch.Tensor:
+    """x @ matrix^T + bias"""
+    y = matrix.times(x)
+    return y if matrix.bias is None else y + matrix.bias.double()
 
 
 class Expert(NamedTuple):
@@ -79,25 +143,40 @@ class ReferenceLayer:
 
     def __init__(self, weights, swiglu: Swiglu = Swiglu()):
         self.weights, self.swiglu = weights, swiglu
-        self.intermediate_size = weights.w13.shape[1] // 2
+        self.intermediate_size = weights.w13.shape[1] // (2 if swiglu.gated else 1)
         self.experts: dict[int, Expert] = {}
 
     def expert(self, index: int) -> Expert:
         """One local expert, decoded at first use."""
         if index not in self.experts:
             w, inter = self.weights, self.intermediate_size
-            halves = [
+            w13 = [
                 Matrix(
-                    w.w13[index, half * inter : (half + 1) * inter],
-                    w.w13_block_scale[index, half * inter : (half + 1) * inter],
-                    w.w13_global_scale[index, half].expand(inter),
+                    w.w13[index, rows],
+                    w.w13_block_scale[index, rows],
+                    w.w13_global_scale[index, at].expand(inter),
+                    None if w.w13_bias is None else w.w13_bias[index, rows],
                 )
-                for half in (0, 1)
+                for at, rows in enumerate(self.rows())
             ]
-            gate, up = reversed(halves) if w.up_first else halves
-            down = Matrix(w.w2[index], w.w2_block_scale[index], w.w2_global_scale[index].expand(w.w2.shape[1]))
-            self.experts[index] = Expert(gate, up, down)
+            bias = None if w.w2_bias is None else w.w2_bias[index]
+            down = Matrix(w.w2[index], w.w2_block_scale[index], w.w2_global_scale[index].expand(w.w2.shape[1]), bias)
+            self.experts[index] = self.in_order(w13, down)
         return self.experts[index]
+
+    def rows(self) -> list[slice]:
+        """Of each projection in w13, in the order of their global scales."""
+        inter = self.intermediate_size
+        if not self.swiglu.gated:
+            return [slice(None)]
+        if self.weights.interleaved:
+            return [slice(0, None, 2), slice(1, None, 2)]
+        return [slice(inter), slice(inter, None)]
+
+    def in_order(self, w13: list[Matrix | PlainMatrix], down: Matrix | PlainMatrix) -> Expert:
+        """Without a gate, up stands in its place, and the activation does not read it."""
+        gate, up = w13[0], w13[-1]
+        return Expert(up, gate, down) if self.weights.up_first else Expert(gate, up, down)
 
     def forward(
         self,
@@ -120,9 +199,9 @@ class ReferenceLayer:
             rows = x[tokens]
             expert = self.expert(index)
             gemm1_input = operand(rows, mode, input_scales[0])
-            gate, up = expert.gate.times(gemm1_input), expert.up.times(gemm1_input)
+            gate, up = linear(expert.gate, gemm1_input), linear(expert.up, gemm1_input)
             h = self.swiglu(gate, up)
-            y = expert.down.times(operand(h if mode == "bf16" else h.bfloat16(), mode, input_scales[1]))
+            y = linear(expert.down, operand(h if mode == "bf16" else h.bfloat16(), mode, input_scales[1]))
             factor = weights[tokens, slots].double()[:, None]
             out.index_add_(0, tokens, y * factor)
             if mode != "bf16":
@@ -142,8 +221,10 @@ class UnquantizedLayer(ReferenceLayer):
     """The same layer before its weights were quantised, from `weights.unquantized`."""
 
     def expert(self, index: int) -> Expert:
-        w13, w2 = self.weights.unquantized
-        return Expert(*(PlainMatrix(half) for half in w13[index].chunk(2)), PlainMatrix(w2[index]))
+        w, (w13, w2) = self.weights, self.weights.unquantized
+        bias = lambda of, rows: None if of is None else of[index, rows]  # noqa: E731
+        halves = [PlainMatrix(w13[index, rows], bias(w.w13_bias, rows)) for rows in self.rows()]
+        return self.in_order(halves, PlainMatrix(w2[index], bias(w.w2_bias, slice(None))))
 
 
 def operand(rows: torch.Tensor, mode: str, input_scale: float | None) -> torch.Tensor:

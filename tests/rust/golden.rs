@@ -7,6 +7,7 @@
 mod golden_files;
 
 use golden_files::{bits, cases, lines, number};
+use nvfp4_moe::activation::{Activation, ActivationKind};
 use nvfp4_moe::format::{
     BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
     quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
@@ -86,6 +87,16 @@ fn fp8_rows() {
         assert_eq!(codes, case["codes"].iter().map(|word| bits(word) as u8).collect::<Vec<_>>(), "{name:?}");
         let nonfinite_values = number(&case["nonfinite"][0]);
         assert_eq!(report, BlockReport { saturated_blocks: 0, nonfinite_values }, "{name:?}");
+    }
+}
+
+#[test]
+fn activations() {
+    for line in lines("activation.txt") {
+        let kind = ActivationKind::ALL[number::<usize>(&line[1])];
+        let v: Vec<f32> = line[2..].iter().map(|word| f32::from_bits(bits(word))).collect();
+        let got = Activation { kind, limit: v[0], alpha: v[1], beta: v[2] }.apply(v[3], v[4]);
+        assert!((got - v[5]).abs() <= (v[5].abs() / 2f32.powi(20)).max(v[4].abs() / 2f32.powi(30)), "{line:?}: {got}");
     }
 }
 

@@ -202,6 +202,11 @@ fn mode_fp8_takes_weights_that_are_exact_in_e4m3_and_no_others() {
     weights.w13_block_scale[6 * part - 1] = 0x39;
     assert!(refusal(&weights, 0).starts_with(&format!("w13_block_scale[2] (up) is no power of two in 1 of {part} ")));
     assert!(refusal(&weights, 1).starts_with("w13_block_scale[2] (gate) is no power of two in 1 of "));
+    // Interleaved, the last row is up and the one before it gate.
+    assert!(refusal(&weights, 2).starts_with(&format!("w13_block_scale[2] (up) is no power of two in 1 of {part} ")));
+    weights.w13_block_scale.swap(6 * part - 1, 6 * part - 1 - shape.hidden / 16);
+    assert!(refusal(&weights, 2).starts_with(&format!("w13_block_scale[2] (gate) is no power of two in 1 of {part} ")));
+    weights.w13_block_scale.swap(6 * part - 1, 6 * part - 1 - shape.hidden / 16);
     weights.w13_block_scale[6 * part - 1] = 0x01;
     assert!(refusal(&weights, 0).starts_with("w13_block_scale[2] (up) is 2^-9 to 2^8, a factor of 2^17; "));
     weights.w13_block_scale[6 * part - 1] = 0;

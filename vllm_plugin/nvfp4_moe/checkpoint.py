@@ -22,6 +22,9 @@ from .weights import LayerWeights
 AS_TABLE, AS_JSON, SURVEY = 0, 1, 2  # `as_json` of nvfp4_moe_checkpoint_inspect
 
 
+ACTIVATION = ("activation", "swiglu_limit", "swiglu_alpha", "swiglu_beta")
+
+
 class CheckpointLayer(NamedTuple):
     """What a checkpoint says about one MoE layer; 0 where it says nothing."""
 
@@ -42,6 +45,14 @@ class CheckpointLayer(NamedTuple):
     swiglu_alpha: float
     """1 for SiLU."""
     swiglu_beta: float
+    activation: str
+    """As `Layer` takes it."""
+    has_bias: bool
+
+    @property
+    def gated(self) -> bool:
+        """Does w13 stack gate and up?"""
+        return self.activation not in ("relu2", "silu")
 
 
 class Checkpoint(Handle):
@@ -73,7 +84,8 @@ class Checkpoint(Handle):
         info = self.layer_info(layer, any_activation=True)
         count = info.num_experts - first_expert if num_experts is None else num_experts
         scales = {"w13_input_scale": info.w13_input_scale, "w2_input_scale": info.w2_input_scale}
-        weights = LayerWeights.empty(count, info.hidden_size, info.intermediate_size, **scales)
+        sizes = (count, info.hidden_size, info.intermediate_size)
+        weights = LayerWeights.empty(*sizes, gated=info.gated, has_bias=info.has_bias, **scales)
         OPS.checkpoint_read_layer(*weights.tensors(), first_expert, layer, self.id)
         return weights
 
@@ -86,6 +98,7 @@ class Checkpoint(Handle):
         mode: str = "default",
         scale_policy: str = "static",
         top_k: int | None = None,
+        activation: str | None = None,
         swiglu_limit: float | None = None,
         swiglu_alpha: float | None = None,
         swiglu_beta: float | None = None,
@@ -94,10 +107,16 @@ class Checkpoint(Handle):
         """A prepared layer of those experts, as the checkpoint describes it.
 
         top_k     instead of the config's, or where it has none
-        swiglu_*  the activation's parameters, instead of the config's; with any of them the caller answers for the
-                  activation, and those that are not given are 0, 1 and 0 unless the config's can be read
+        activation, swiglu_*
+                  the activation and its parameters, instead of the config's; with any of them the caller answers for
+                  the activation, and those that are not given are 0, 1 and 0 unless the config's can be read
         """
-        given = {"swiglu_limit": swiglu_limit, "swiglu_alpha": swiglu_alpha, "swiglu_beta": swiglu_beta}
+        given = {
+            "activation": activation,
+            "swiglu_limit": swiglu_limit,
+            "swiglu_alpha": swiglu_alpha,
+            "swiglu_beta": swiglu_beta,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         info = self.layer_info(layer, any_activation=bool(given))
         if not (top_k or info.top_k):
@@ -116,7 +135,8 @@ class Checkpoint(Handle):
             top_k=top_k or info.top_k,
             mode=mode,
             scale_policy=scale_policy,
-            **{name: getattr(info, name) for name in ("swiglu_limit", "swiglu_alpha", "swiglu_beta")} | given,
+            **{name: getattr(info, name) for name in ACTIVATION} | given,
+            has_bias=info.has_bias,
             device=device,
         )
         return made.prepare(weights.to(made.device))

@@ -31,6 +31,8 @@ class Layer(Handle):
         swiglu_alpha: float = 1.0,
         swiglu_beta: float = 0.0,
         tile_rows: int = 0,
+        activation: str = "swiglu",
+        has_bias: bool = False,
         device: torch.device | str = "cpu",
     ):
         """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
@@ -39,7 +41,10 @@ class Layer(Handle):
                       `prepare` refuses weights whose block scales are not powers of two within a factor of 2^11 in
                       each expert's gate, up and down matrix; not on "cuda-portable")
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
-        swiglu_limit  gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        activation    "swiglu", "swiglu_step", "situ", "gelu_tanh"; without a gate "relu2", "silu". Formulas, and what
+                      limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
+        swiglu_limit  of "swiglu" gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
+        has_bias      the weights may have biases
         tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses
         device        "cpu", "cuda" (Hopper's kernels) or "cuda-portable" (any GPU of compute capability 8.0 or later)
         """
@@ -65,6 +70,8 @@ class Layer(Handle):
             swiglu_alpha,
             swiglu_beta,
             tile_rows,
+            activation,
+            has_bias,
         )
         self._own(id, OPS.layer_destroy)
         self.expert_slices: torch.Tensor | None = None
@@ -77,7 +84,7 @@ class Layer(Handle):
         May be called again with new ones: they take the place of the old, so that captured graphs compute with them.
         """
         scales = weights.w13_input_scale, weights.w2_input_scale
-        OPS.layer_prepare(*weights.tensors(), *scales, weights.up_first, None, self.id)
+        OPS.layer_prepare(*weights.tensors(), *scales, weights.row_order, None, self.id)
         self.expert_slices = OPS.layer_storage(self.id)
         return self
 

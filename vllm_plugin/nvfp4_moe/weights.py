@@ -21,11 +21,11 @@ class LayerWeights:
     """A MoE layer's, stacked over the L local experts, contiguous, block scales in linear order."""
 
     w13: torch.Tensor
-    """e2m1x2 u8 (or float4_e2m1fn_x2) [L, 2I, H/2]: gate rows, then up rows."""
+    """e2m1x2 u8 (or float4_e2m1fn_x2) [L, 2I, H/2]: gate rows, then up rows. Without a gate I rows."""
     w13_block_scale: torch.Tensor
     """float8_e4m3fn (or its bytes) [L, 2I, H/16]."""
     w13_global_scale: torch.Tensor
-    """f32 [L, 2]: of gate and of up; they may differ."""
+    """f32 [L, 2]: of gate and of up; they may differ. Without a gate [L, 1]."""
     w2: torch.Tensor
     """e2m1x2 u8 (or float4_e2m1fn_x2) [L, H, I/2]."""
     w2_block_scale: torch.Tensor
@@ -38,23 +38,47 @@ class LayerWeights:
     """The same for GEMM2's input."""
     up_first: bool = False
     """True if the up rows come before the gate rows, and up's global scale before gate's."""
+    interleaved: bool = False
+    """True if gate rows and up rows take turns, gate first (gpt-oss); scales of rows and biases with them."""
+    w13_bias: torch.Tensor | None = None
+    """bf16 [L, 2I], in the order of w13's rows: added to GEMM1's sums. For a layer that was made with `has_bias`."""
+    w2_bias: torch.Tensor | None = None
+    """bf16 [L, H]: added to GEMM2's sums, before the router's weight multiplies them."""
 
     @classmethod
-    def empty(cls, num_experts: int, hidden_size: int, intermediate_size: int, **scales: float) -> "LayerWeights":
+    def empty(
+        cls,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        gated: bool = True,
+        has_bias: bool = False,
+        **scales: float,
+    ) -> "LayerWeights":
         """Tensors of the right shapes on the host, to be filled; `scales` as above."""
-        rows, inter = 2 * intermediate_size, intermediate_size
+        projections, inter = 2 if gated else 1, intermediate_size
+        rows = projections * inter
+        bias = (lambda n: torch.empty(num_experts, n, dtype=torch.bfloat16)) if has_bias else (lambda n: None)
         return cls(
             w13=torch.empty(num_experts, rows, hidden_size // 2, dtype=torch.uint8),
             w13_block_scale=torch.empty(num_experts, rows, hidden_size // BLOCK_SIZE, dtype=torch.float8_e4m3fn),
-            w13_global_scale=torch.empty(num_experts, 2),
+            w13_global_scale=torch.empty(num_experts, projections),
             w2=torch.empty(num_experts, hidden_size, inter // 2, dtype=torch.uint8),
             w2_block_scale=torch.empty(num_experts, hidden_size, inter // BLOCK_SIZE, dtype=torch.float8_e4m3fn),
             w2_global_scale=torch.empty(num_experts),
+            w13_bias=bias(rows),
+            w2_bias=bias(hidden_size),
             **scales,
         )
 
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The six tensors in the order of the C ABI and of the ops."""
+    @property
+    def row_order(self) -> int:
+        """NVFP4_MOE_ROWS_* of the header."""
+        return 2 if self.interleaved else int(self.up_first)
+
+    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+        """The six tensors and the biases in the order of the C ABI and of the ops."""
         return (
             self.w13,
             self.w13_block_scale,
@@ -62,6 +86,8 @@ class LayerWeights:
             self.w2,
             self.w2_block_scale,
             self.w2_global_scale,
+            self.w13_bias,
+            self.w2_bias,
         )
 
     to = moved

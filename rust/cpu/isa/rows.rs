@@ -36,7 +36,8 @@ impl<'a, const GROUP: usize> Rows<'a, GROUP> {
     pub fn new(tile: &Tile<'a>) -> Self {
         assert!(tile.rows >= 1 && tile.rows <= TILE_ROWS && tile.x.len() <= MAX_TILE_TOKENS);
         let (code_stride, scale_stride) = (tile.reduction / 2, tile.reduction / BLOCK_SIZE);
-        assert!(tile.codes.len() >= tile.rows * code_stride && tile.block_scales.len() >= tile.rows * scale_stride);
+        let spanned = (tile.rows - 1) * tile.row_step + 1;
+        assert!(tile.codes.len() >= spanned * code_stride && tile.block_scales.len() >= spanned * scale_stride);
         let whole_groups = tile.reduction / GROUP;
         let mut rows = Rows {
             rows: [Row { codes: &[], block_scales: &[] }; TILE_ROWS],
@@ -45,7 +46,7 @@ impl<'a, const GROUP: usize> Rows<'a, GROUP> {
             tails: [Tail { codes: [0; 128], block_scales: [0; 16] }; TILE_ROWS],
         };
         for index in 0..TILE_ROWS {
-            let at = index.min(tile.rows - 1);
+            let at = index.min(tile.rows - 1) * tile.row_step;
             let codes = &tile.codes[at * code_stride..][..code_stride];
             let block_scales = &tile.block_scales[at * scale_stride..][..scale_stride];
             if rows.groups > whole_groups {

@@ -56,6 +56,7 @@ impl Case {
             codes: &self.codes,
             block_scales: &self.block_scales,
             rows: self.rows,
+            row_step: 1,
             reduction: self.reduction,
             x: &x,
         };

@@ -18,6 +18,8 @@ pub struct Tile<'a> {
     pub block_scales: &'a [u8],
     /// Rows of the tile, 1 to [`TILE_ROWS`].
     pub rows: usize,
+    /// From one of them to the next: 2 where gate and up are interleaved, else 1.
+    pub row_step: usize,
     /// Length of the reduction, a multiple of 16.
     pub reduction: usize,
     /// Operand rows of the tokens: `Isa::operand_row_bytes(reduction)` readable bytes each.

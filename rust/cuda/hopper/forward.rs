@@ -12,6 +12,17 @@ use crate::cuda::linear_call::LinearCall;
 use crate::cuda::storage::Matrix;
 use crate::error::Result;
 
+/// The kernels of GEMM1: those whose epilogue takes gate and up, or, without a gate, those of GEMM2, which take plain rows.
+fn gemm1_kind(config: &LayerConfig) -> GemmKind {
+    let gated = config.activation.projections() == 2;
+    match (config.mode, gated) {
+        (Mode::Bf16 | Mode::Nvfp4, true) => GemmKind::Gemm1,
+        (Mode::Fp8, true) => GemmKind::Gemm1Fp8,
+        (Mode::Bf16 | Mode::Nvfp4, false) => GemmKind::Gemm2,
+        (Mode::Fp8, false) => GemmKind::Gemm2Fp8,
+    }
+}
+
 /// GEMM1 with the activation. In modes nvfp4 and fp8 before it x is quantised, and after it h, in place.
 ///
 /// # Safety
@@ -19,7 +30,7 @@ use crate::error::Result;
 pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
     let (plan, args, config, base) = (call.plan, call.args, call.config, call.base);
     let quantised = config.mode != Mode::Bf16;
-    let matrix = &call.layer.slice.w13;
+    let (matrix, kind) = (&call.layer.slice.w13, gemm1_kind(config));
     let mut params = params::GemmParams {
         list: call.tile_list(chunk, matrix),
         x: args.x.cast(),
@@ -29,6 +40,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
         out_row_stride: plan.h_stride as i64,
         features: config.intermediate_size as i32,
         activation: call.activation(),
+        bias: call.bias(&call.layer.slice.w13_bias),
         tiles_known: (chunk > 0 || quantised).into(),
         ..weights(call, matrix, 0)
     };
@@ -43,15 +55,15 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
     // SAFETY: regions of the workspace, prepared weights; the caller vouches for x.
     unsafe {
         match config.mode {
-            Mode::Bf16 => launch_gemm(call, GemmKind::Gemm1, &params),
+            Mode::Bf16 => launch_gemm(call, kind, &params),
             Mode::Nvfp4 => {
                 call.quantize_x(chunk)?;
-                launch_gemm(call, GemmKind::Gemm1, &params)?;
+                launch_gemm(call, kind, &params)?;
                 quantize_h(call, chunk)
             }
             Mode::Fp8 => {
                 quantize_x_fp8(call, chunk)?;
-                launch_gemm(call, GemmKind::Gemm1Fp8, &params)?;
+                launch_gemm(call, kind, &params)?;
                 quantize_h_fp8(call, chunk)
             }
         }
@@ -131,6 +143,8 @@ pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
         out: plan.y(base),
         out_row_stride: config.hidden_size as i64,
         features: config.hidden_size as i32,
+        activation: params::Activation { kind: params::ACTIVATION_NONE as i32, ..Default::default() },
+        bias: call.bias(&call.layer.slice.w2_bias),
         tiles_known: 1,
         ..weights(call, matrix, config.activation.projections())
     };

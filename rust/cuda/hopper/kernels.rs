@@ -7,11 +7,11 @@ use crate::cuda::kernels::{Kernel, ROW_WISE, Row, params};
 /// What becomes of the result of a GEMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GemmKind {
-    /// The activation of gate and up, to bf16.
+    /// The activation of gate and up, to bf16: h.
     Gemm1,
     /// The same, of e4m3 rows and weights prepared for mode fp8.
     Gemm1Fp8,
-    /// bf16 for combine.
+    /// bf16 for combine; or h, of experts without a gate.
     Gemm2,
     /// The same, of e4m3 rows.
     Gemm2Fp8,

@@ -9,7 +9,8 @@ use crate::cuda::launch::BLOCKS_PER_SM;
 use crate::cuda::prepare::{CountedScales, Source};
 use crate::cuda::storage::Matrix;
 use crate::error::Result;
-use crate::shape::MoeShape;
+use crate::format::BLOCK_SIZE;
+use crate::shape::{MoeShape, RowOrder};
 use std::sync::Arc;
 
 /// Enqueue the counting of what mode fp8 asks of the block scales: kernels leave a power of two out of each projection.
@@ -24,12 +25,14 @@ pub unsafe fn count_scales(
 ) -> Result<CountedScales> {
     let counted = CountedScales::new(device, shape, params::FP8_LARGEST_EXPONENT as i32, stream)?;
     let scales = shape.projection_block_scales();
+    let w13_row = if weights.row_order == RowOrder::Interleaved { shape.hidden / BLOCK_SIZE } else { 0 };
     let sources = [
-        (weights.w13_block_scale.pointer, counted.w13(), shape.projections),
-        (weights.w2_block_scale.pointer, counted.w2(), 1),
+        (weights.w13_block_scale.pointer, counted.w13(), shape.projections, w13_row),
+        (weights.w2_block_scale.pointer, counted.w2(), 1, 0),
     ];
-    for (block_scale, matrices, of_an_expert) in sources {
-        let params = params::MatrixScalesParams { block_scale, matrices, scales_each: scales as i64 };
+    for (block_scale, matrices, of_an_expert, row_scales) in sources {
+        let (scales_each, row_scales) = (scales as i64, row_scales as i64);
+        let params = params::MatrixScalesParams { block_scale, matrices, scales_each, row_scales };
         let blocks = scales.div_ceil(THREADS as usize * 8).min(BLOCKS_PER_SM as usize * 4) as u32;
         // SAFETY: the caller vouches for the scales; `counted` has room for every projection.
         unsafe {
@@ -56,9 +59,7 @@ pub unsafe fn prepare_tiles(
         tiles: matrix.codes.pointer(storage),
         scales: source.counted,
         num_slabs: matrix.slabs as i32,
-        gated: source.gated.into(),
-        up_first: source.up_first.into(),
-        reserved: 0,
+        row_order: source.row_order as i32,
     };
     let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
     // SAFETY: the caller vouches for both sides.

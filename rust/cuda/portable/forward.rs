@@ -61,6 +61,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
         let params = params::PortableGemmParams {
             list: call.tile_list(chunk, matrix),
             sums: plan.gemm_out.pointer(base),
+            bias: call.bias(&call.layer.slice.w13_bias),
             out_row_stride: matrix.rows as i64,
             alpha_features: inter as i32,
             ..weights(call, matrix, 0, x)
@@ -91,7 +92,7 @@ unsafe fn activate(call: &LayerCall, chunk: usize) -> Result<()> {
         h,
         gate_up: plan.gemm_out.pointer(base),
         activation: call.activation(),
-        ..Default::default()
+        projections: config.activation.projections() as i32,
     };
     // SAFETY: regions of the workspace.
     unsafe { call.launch(call.layer.device.by_rows(SWIGLU_ROWS, plan.rows), &params) }
@@ -107,6 +108,7 @@ pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
     let params = params::PortableGemmParams {
         list: call.tile_list(chunk, matrix),
         out: plan.y(call.base),
+        bias: call.bias(&call.layer.slice.w2_bias),
         out_row_stride: config.hidden_size as i64,
         alpha_features: config.hidden_size as i32,
         ..weights(call, matrix, config.activation.projections(), h)

@@ -137,7 +137,7 @@ impl Family for Portable {
             source: source.of(matrix),
             out_codes: matrix.codes.pointer(storage),
             out_block_scale: matrix.block_scale.pointer(storage),
-            first_row: if source.gated && source.up_first { matrix.rows as i32 / 2 } else { 0 },
+            row_order: source.row_order as i32,
             reserved: 0,
         };
         // A thread for each byte of the swizzled scales, padding included.

@@ -37,7 +37,7 @@ fuzz_target!(|input: &[u8]| {
     assert!(!report.to_string().is_empty() && report.to_json().unwrap().starts_with('{'));
     for layer in checkpoint.layers() {
         let Ok(layer) = checkpoint.layer(layer) else { continue };
-        let lens = layer.dims.buffer_lens(layer.dims.num_experts);
+        let lens = layer.buffer_lens(layer.dims.num_experts);
         let (mut w13, mut w13_block_scale) = (vec![0xff; lens.w13], vec![0xff; lens.w13_block_scale]);
         let (mut w2, mut w2_block_scale) = (vec![0xff; lens.w2], vec![0xff; lens.w2_block_scale]);
         let (mut w13_global_scale, mut w2_global_scale) =
@@ -49,6 +49,8 @@ fuzz_target!(|input: &[u8]| {
             w2: &mut w2,
             w2_block_scale: &mut w2_block_scale,
             w2_global_scale: &mut w2_global_scale,
+            w13_bias: &mut vec![0xff; lens.w13_bias],
+            w2_bias: &mut vec![0xff; lens.w2_bias],
         };
         if layer.read(0, buffers).is_ok() {
             // What was accepted is what kernels may rely on.

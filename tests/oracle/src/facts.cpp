@@ -35,6 +35,10 @@ RouteParams params_of(const Routing& routing) {
 
 }  // namespace
 
+float activation(int32_t kind, float limit, float alpha, float beta, float gate, float up) {
+  return activate(Activation{kind, limit, alpha, beta}, gate, up);
+}
+
 Block quantize(const std::array<float, kBlockSize>& values, float global_scale) {
   float x[kBlockSize];
   std::copy(values.begin(), values.end(), x);

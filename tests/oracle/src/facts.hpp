@@ -14,6 +14,7 @@ struct Routing;
 struct Slots;
 struct Tile;
 
+float activation(int32_t kind, float limit, float alpha, float beta, float gate, float up);
 Block quantize(const std::array<float, kBlockSize>& values, float global_scale);
 rust::Vec<uint32_t> row_tile_sizes();
 uint32_t threads_of_gemm(uint32_t rows, bool is_linear);

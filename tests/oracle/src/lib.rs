@@ -80,7 +80,9 @@ pub mod facts {
 
         fn row_tiles_of(rows: i32, tile_rows: i32) -> i32;
         fn tiles_of_cta(rows: i32, is_linear: bool) -> i32;
-        fn checkpoint_row(m: i32, r: i32, rows: i32, gated: bool, up_first: bool) -> i32;
+        fn checkpoint_row(m: i32, r: i32, rows: i32, order: i32) -> i32;
+        fn checkpoint_row_of(order: i32, row: i32, rows: i32) -> i32;
+        fn projection_of_row(order: i32, row: i32, rows: i32) -> i32;
         fn fp8_row_word(block: i32, i: i32) -> i32;
         fn fp8_scale(e4m3: u32, largest: u32) -> u32;
         fn fp8_table_low(scale: u32) -> u32;
@@ -90,6 +92,8 @@ pub mod facts {
     }
 
     unsafe extern "C++" {
+        /// `activate`, of an `Activation` with these fields.
+        fn activation(kind: i32, limit: f32, alpha: f32, beta: f32, gate: f32, up: f32) -> f32;
         fn quantize(values: &[f32; 16], global_scale: f32) -> Block;
         /// Row-tile sizes that Hopper's GEMMs are compiled for.
         fn row_tile_sizes() -> Vec<u32>;

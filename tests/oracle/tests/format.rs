@@ -11,6 +11,15 @@ fn e2m1(x: f32) -> u32 {
     facts::e2m1_code(facts::e2m1_round(x))
 }
 
+#[test]
+fn activations_answer_as_the_golden_vectors() {
+    for line in lines("activation.txt") {
+        let v: Vec<f32> = line[2..].iter().map(|word| f32::from_bits(bits(word))).collect();
+        let got = facts::activation(number(&line[1]), v[0], v[1], v[2], v[3], v[4]);
+        assert!((got - v[5]).abs() <= (v[5].abs() / 2f32.powi(20)).max(v[4].abs() / 2f32.powi(30)), "{line:?}: {got}");
+    }
+}
+
 fn equal(a: f32, b: f32) -> bool {
     a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
 }

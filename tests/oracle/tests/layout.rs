@@ -4,7 +4,10 @@
 
 use nvfp4_moe::cuda::facts::{FP8_LARGEST_EXPONENT, TILE, fp8_row_bytes, hopper_missing_factor, hopper_slice};
 use nvfp4_moe::format::{E2M1_VALUES, MAX_SCALE_SPAN, e4m3_decode, is_power_of_two};
+use nvfp4_moe::shape::RowOrder;
 use nvfp4_moe_oracle::facts;
+
+const GATED: [RowOrder; 3] = [RowOrder::GateFirst, RowOrder::UpFirst, RowOrder::Interleaved];
 
 #[test]
 fn tiles_are_as_large_as_the_storage_has_room_for() {
@@ -17,8 +20,8 @@ fn tiles_are_as_large_as_the_storage_has_room_for() {
 }
 
 /// The rows of a matrix's tiles, in their order; `None` is padding.
-fn checkpoint_rows(m_tiles: usize, rows: usize, gated: bool, up_first: bool) -> Vec<Option<usize>> {
-    let of_tile = |m| (0..TILE).map(move |r| facts::checkpoint_row(m as i32, r as i32, rows as i32, gated, up_first));
+fn checkpoint_rows(m_tiles: usize, rows: usize, order: RowOrder) -> Vec<Option<usize>> {
+    let of_tile = |m| (0..TILE).map(move |r| facts::checkpoint_row(m as i32, r as i32, rows as i32, order as i32));
     (0..m_tiles).flat_map(of_tile).map(|row| usize::try_from(row).ok()).collect()
 }
 
@@ -26,11 +29,11 @@ fn checkpoint_rows(m_tiles: usize, rows: usize, gated: bool, up_first: bool) -> 
 fn tiles_hold_every_row_once() {
     for (hidden, inter) in [(16, 16), (144, 48), (272, 208), (4096, 2048)] {
         let slice = hopper_slice(hidden, inter);
-        for (matrix, gated, up_first) in [(slice.w13, true, false), (slice.w13, true, true), (slice.w2, false, false)] {
+        for (matrix, order) in GATED.map(|order| (slice.w13, order)).into_iter().chain([(slice.w2, RowOrder::Plain)]) {
             let mut rows: Vec<usize> =
-                checkpoint_rows(matrix.m_tiles, matrix.rows, gated, up_first).into_iter().flatten().collect();
+                checkpoint_rows(matrix.m_tiles, matrix.rows, order).into_iter().flatten().collect();
             rows.sort_unstable();
-            assert!(rows.into_iter().eq(0..matrix.rows), "{matrix:?} {gated} {up_first}");
+            assert!(rows.into_iter().eq(0..matrix.rows), "{matrix:?} {order:?}");
         }
     }
 }
@@ -39,14 +42,26 @@ fn tiles_hold_every_row_once() {
 fn gate_and_up_rows_alternate_by_8() {
     let inter = 208;
     let slice = hopper_slice(64, inter);
-    for up_first in [false, true] {
-        let (gates, ups) = if up_first { (inter, 0) } else { (0, inter) };
-        let rows = checkpoint_rows(slice.w13.m_tiles, 2 * inter, true, up_first);
+    for order in GATED {
+        let row_of = |is_up: bool, feature: usize| {
+            let (first, step) = order.rows(is_up, inter);
+            first + feature * step
+        };
+        let rows = checkpoint_rows(slice.w13.m_tiles, 2 * inter, order);
         for (i, row) in rows.into_iter().enumerate() {
             // 16 rows are 8 features: their gates, then their ups. A tile holds 32 features.
             let feature = i / 16 * 8 + i % 8;
-            let wanted = (feature < inter).then_some(if i % 16 < 8 { gates + feature } else { ups + feature });
-            assert_eq!(row, wanted, "tile row {i}, up_first {up_first}");
+            let wanted = (feature < inter).then(|| row_of(i % 16 >= 8, feature));
+            assert_eq!(row, wanted, "tile row {i}, {order:?}");
+        }
+        // Gate first, as biases and the portable kernels' weights lie; and whose scale a checkpoint's row has.
+        for is_up in [false, true] {
+            for feature in 0..inter {
+                let (row, rows) = (row_of(is_up, feature) as i32, 2 * inter as i32);
+                let place = (usize::from(is_up) * inter + feature) as i32;
+                assert_eq!(facts::checkpoint_row_of(order as i32, place, rows), row, "{order:?}");
+                assert_eq!(facts::projection_of_row(order as i32, row, rows), order.place(is_up) as i32, "{order:?}");
+            }
         }
     }
 }

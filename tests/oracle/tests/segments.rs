@@ -25,6 +25,7 @@ fn plans() -> impl Iterator<Item = (LayerConfig, LayerPlan, Routing)> {
             first_local_expert: 0,
             top_k,
             activation: Activation::swiglu(0.0, 0.0, 0.0).expect("plain SwiGLU"),
+            has_bias: false,
             tile_rows: None,
         };
         let plans = host::plans(&config, tokens).expect("a plan");

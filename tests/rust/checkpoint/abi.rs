@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The reader as C sees it.
 
-use crate::made::{DOWN, Spec, write};
+use crate::made::{DOWN, Made, Spec, Tensor, write};
 use nvfp4_moe::abi::exports::*;
 use nvfp4_moe::abi::header::*;
+use safetensors::tensor::Dtype;
 use std::ffi::{CString, c_char};
 use std::ptr::{null, null_mut};
 
@@ -52,7 +53,7 @@ fn a_layer_is_described_and_copied() {
     let sizes = [info.hidden_size, info.intermediate_size, info.num_experts, info.top_k];
     assert_eq!(sizes, [64, 32, 3, 2]);
     assert_eq!(info.format as u32, NVFP4_MOE_FORMAT_COMPRESSED_TENSORS);
-    assert_eq!((info.lossless_cast, info.swiglu_limit, info.struct_size), (1, 10.0, 64));
+    assert_eq!((info.lossless_cast, info.swiglu_limit, info.struct_size), (1, 10.0, 72));
     assert_eq!((info.swiglu_alpha, info.swiglu_beta), (1.0, 0.0));
     let made = spec.made();
     assert_eq!(info.w2_input_scale, 1.0 / made.value(0, 2, DOWN, "input_scale"));
@@ -71,6 +72,8 @@ fn a_layer_is_described_and_copied() {
         w2: w2.as_mut_ptr(),
         w2_block_scale: w2_block_scale.as_mut_ptr(),
         w2_global_scale: w2_global_scale.as_mut_ptr(),
+        w13_bias: std::ptr::null_mut(),
+        w2_bias: std::ptr::null_mut(),
     };
     // SAFETY: the buffers are as long as two experts need.
     assert_eq!(unsafe { nvfp4_moe_checkpoint_read_layer(handle.0, 0, &buffers) }, 0, "{}", last_error());
@@ -127,7 +130,7 @@ fn an_activation_is_told_or_refused_and_an_older_struct_is_never_written_past_it
     let mut untouched = info();
     assert_eq!(read(&gelu, &mut untouched), NVFP4_MOE_UNSUPPORTED);
     assert!(
-        last_error().starts_with("hidden_act in config.json is gelu; this library computes SwiGLU"),
+        last_error().starts_with("hidden_act in config.json is gelu; this library computes silu"),
         "{}",
         last_error()
     );
@@ -137,6 +140,55 @@ fn an_activation_is_told_or_refused_and_an_older_struct_is_never_written_past_it
     assert_eq!((any.hidden_size, any.swiglu_alpha), (64, 0.0));
     let mut nonsense = nvfp4_moe_checkpoint_layer_info { any_activation: 2, ..info() };
     assert_eq!(read(&silu, &mut nonsense), NVFP4_MOE_INVALID_ARGUMENT);
+}
+
+#[test]
+fn a_struct_from_before_other_activations_and_biases_is_refused_such_a_layer() {
+    let relu2 = |made: &mut Made| {
+        made.tensors.retain(|name, _| !name.contains(".w3."));
+        made.config["mlp_hidden_act"] = "relu2".into();
+    };
+    let biased = |made: &mut Made| {
+        for expert in 0..3 {
+            let name = made.spec.name(0, expert, DOWN, "bias");
+            made.tensors.insert(name, Tensor { dtype: Dtype::BF16, shape: vec![64], data: vec![0; 128] });
+        }
+    };
+    let checks: [(&dyn Fn(&mut Made), u32, i32, &str); 2] = [
+        (&relu2, NVFP4_MOE_ACTIVATION_RELU2, 0, "the layer's activation is relu2, no gate, which takes 72 bytes"),
+        (&biased, NVFP4_MOE_ACTIVATION_SWIGLU, 1, "is silu, and its experts have biases, which takes 72 bytes"),
+    ];
+    for (change, activation, has_bias, text) in checks {
+        let handle = open(&Spec::default(), change);
+        let read = |size: u32| {
+            let mut info =
+                nvfp4_moe_checkpoint_layer_info { struct_size: size, any_activation: 1, ..Default::default() };
+            // SAFETY: the handle is open; the struct is at least as long as its size says.
+            (unsafe { nvfp4_moe_checkpoint_layer_info_read(handle.0, 0, &mut info) } as u32, info)
+        };
+        let (status, told) = read(72);
+        assert_eq!((status, told.activation, told.has_bias), (NVFP4_MOE_OK, activation as i32, has_bias));
+        assert_eq!(read(64).0, NVFP4_MOE_INVALID_ARGUMENT);
+        assert!(last_error().contains(text), "{}", last_error());
+        // Its buffers have no place for biases, and are written only where none are needed.
+        let mut bytes = [0u8; 64 * 64];
+        let (at, scale) = (bytes.as_mut_ptr(), &mut [0.0f32; 2] as *mut f32);
+        let old = nvfp4_moe_checkpoint_buffers {
+            struct_size: 64,
+            num_experts: 1,
+            w13: at,
+            w13_block_scale: at.wrapping_add(64 * 32),
+            w13_global_scale: scale,
+            w2: at.wrapping_add(64 * 40),
+            w2_block_scale: at.wrapping_add(64 * 56),
+            w2_global_scale: scale.wrapping_add(1),
+            ..Default::default()
+        };
+        // SAFETY: each buffer is as long as one expert needs.
+        let status = unsafe { nvfp4_moe_checkpoint_read_layer(handle.0, 0, &old) } as u32;
+        assert_eq!(status, if has_bias == 1 { NVFP4_MOE_INVALID_ARGUMENT } else { NVFP4_MOE_OK });
+        assert!(has_bias == 0 || last_error().starts_with("w13_bias is NULL"), "{}", last_error());
+    }
 }
 
 #[test]
@@ -172,7 +224,7 @@ fn refusals_have_their_codes_and_leave_outputs_alone() {
         assert_eq!(read(-1, &mut described) as u32, NVFP4_MOE_INVALID_ARGUMENT);
         assert_eq!(read(0, null_mut()) as u32, NVFP4_MOE_INVALID_ARGUMENT);
         assert_eq!(nvfp4_moe_checkpoint_layer_info_read(null(), 0, &mut described), 1);
-        assert_eq!((described.struct_size, described.hidden_size), (64, 0));
+        assert_eq!((described.struct_size, described.hidden_size), (72, 0));
 
         let mut none = null_mut();
         assert_eq!(nvfp4_moe_checkpoint_open(c"/no/such/model".as_ptr(), &mut none) as u32, NVFP4_MOE_IO);

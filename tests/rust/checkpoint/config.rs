@@ -3,7 +3,7 @@
 
 use crate::made::{Made, Spec};
 use crate::read::{assert_reads_back, open};
-use nvfp4_moe::checkpoint::Activation;
+use nvfp4_moe::activation::{Activation, ActivationKind};
 use nvfp4_moe::error::Error;
 use serde_json::{Value, json};
 
@@ -32,6 +32,7 @@ fn what_is_swiglu_is_read_with_its_parameters() {
         (json!({"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_beta": 1.0}), 0.0, 1.702, 1.0),
         (json!({"swiglu_limit": [0.0, 4.0]}), 4.0, 1.0, 0.0),
         (json!({"model_type": "step3p5", "hidden_act": "silu", "swiglu_limits": [7.0, 0.0]}), 0.0, 1.0, 0.0),
+        (json!({"model_type": "step3p5", "swiglu_limits": [7.0, null]}), 0.0, 1.0, 0.0),
         // Of other parts of a model, or switched off.
         (
             json!({"mamba_hidden_act": "relu", "projector_hidden_act": "gelu", "moe_router_activation_func": "sigmoid"}),
@@ -48,7 +49,44 @@ fn what_is_swiglu_is_read_with_its_parameters() {
         (json!({"hidden_act": "silu", "vision_config": {"hidden_act": "gelu"}}), 0.0, 1.0, 0.0),
         (json!({"hidden_act": "gelu", "text_config": {"hidden_act": "silu", "num_experts": 3}}), 0.0, 1.0, 0.0),
     ] {
-        assert_eq!(activation(&changes, 1).unwrap(), Activation { limit, alpha, beta }, "{changes}");
+        assert_eq!(activation(&changes, 1).unwrap(), Activation::swiglu(limit, alpha, beta).unwrap(), "{changes}");
+    }
+}
+
+#[test]
+fn other_activations_with_a_gate_are_read_with_their_parameters() {
+    let situ = json!({"hidden_act": "situ", "activation_situ_beta": 4.0, "activation_situ_linear_beta": 25.0});
+    let unbounded = json!({"hidden_act": "situ", "activation_situ_beta": null, "activation_situ_linear_beta": null});
+    for (changes, kind, limit, beta, words) in [
+        (json!({"hidden_activation": "gelu_pytorch_tanh"}), ActivationKind::GeluTanh, 0.0, 0.0, "gelu_tanh"),
+        (json!({"model_type": "gemma4"}), ActivationKind::GeluTanh, 0.0, 0.0, "gelu_tanh"),
+        (situ, ActivationKind::Situ, 25.0, 4.0, "situ beta 4 and 25"),
+        (unbounded, ActivationKind::Situ, 0.0, 1.0, "situ beta 1"),
+        (
+            json!({"model_type": "step3p5", "swiglu_limits": [0.0, 7.0]}),
+            ActivationKind::SwigluStep,
+            7.0,
+            0.0,
+            "silu, clamp 7 after",
+        ),
+        (
+            json!({"model_type": "step3p5", "swiglu_limit": 7.0}),
+            ActivationKind::SwigluStep,
+            7.0,
+            0.0,
+            "silu, clamp 7 after",
+        ),
+        (
+            json!({"hidden_act": "swiglustep", "swiglu_limit": 5.0}),
+            ActivationKind::SwigluStep,
+            5.0,
+            0.0,
+            "silu, clamp 5 after",
+        ),
+    ] {
+        let found = activation(&changes, 1).unwrap();
+        assert_eq!(found, Activation::new(kind, limit, 0.0, beta).unwrap(), "{changes}");
+        assert_eq!(found.to_string(), words);
     }
 }
 
@@ -56,18 +94,22 @@ fn what_is_swiglu_is_read_with_its_parameters() {
 fn every_other_activation_is_refused_by_the_name_of_its_key() {
     for (changes, text) in [
         (json!({"hidden_act": "gelu"}), "hidden_act in config.json is gelu; "),
-        (json!({"hidden_activation": "gelu_pytorch_tanh"}), "hidden_activation in config.json is gelu_pytorch_tanh; "),
         (json!({"mlp_hidden_act": "relu2"}), "mlp_hidden_act in config.json is relu2; "),
         (json!({"ffn_act_fn": {"name": "geglu"}}), "ffn_act_fn in config.json is {\"name\":\"geglu\"}; "),
         (json!({"hidden_act": ["silu", "relu"]}), "hidden_act in config.json is relu; "),
         (json!({"hidden_act": "silu", "moe_activation": "swigluoai"}), "otherwise"),
-        (json!({"model_type": "gemma4"}), "model_type in config.json is gemma4, whose experts use gelu_pytorch_tanh; "),
         (json!({"model_type": "nemotron_h"}), "model_type in config.json is nemotron_h, whose experts use relu2; "),
+        (json!({"model_type": "grok-1"}), "model_type in config.json is grok-1, whose experts use gelu; "),
         (
             json!({"model_type": "kimi_k3", "hidden_act": "silu"}),
-            "model_type in config.json is kimi_k3, whose experts use situ; ",
+            "activation_situ_beta is missing in config.json; SiTU",
         ),
-        (json!({"hidden_act": "situ"}), "hidden_act in config.json is situ; "),
+        (
+            json!({"hidden_act": "situ", "activation_situ_beta": 4.0}),
+            "activation_situ_linear_beta is missing in config.json; SiTU",
+        ),
+        (json!({"activation_situ_beta": 4.0}), "activation_situ_beta in config.json is 4.0; "),
+        (json!({"hidden_act": "gelu_tanh", "swiglu_limit": 7.0}), "swiglu_limit is 7; activation 3 (gelu_tanh)"),
         (json!({"situ_beta": 4.0}), "situ_beta in config.json is 4.0; "),
         (json!({"activation_limit": 7}), "activation_limit in config.json is 7; "),
         (json!({"expert_clamp": 7.0}), "expert_clamp in config.json is 7.0; "),
@@ -76,10 +118,7 @@ fn every_other_activation_is_refused_by_the_name_of_its_key() {
         (json!({"swiglu_gamma": 2}), "swiglu_gamma in config.json is 2; "),
         (json!({"swiglu_limits": [0.0, 7.0]}), "swiglu_limits in config.json is 7.0; "),
         (json!({"swiglu_limits": [7.0]}), "swiglu_limits in config.json is [7.0]; "),
-        (
-            json!({"model_type": "step3p5", "swiglu_limit": 7.0}),
-            "swiglu_limit in config.json is 7; step3p5 clamps after the SiLU",
-        ),
+        (json!({"model_type": "step3p5", "swiglu_limits": [7.0]}), "swiglu_limits in config.json is [7.0]; it must be"),
         (json!({"swiglu_limit": -7}), "swiglu_limit in config.json is -7; it must be a finite number, not negative"),
         (json!({"swiglu_limit": "ten"}), "swiglu_limit in config.json is \"ten\"; it must be a finite number"),
         (json!({"swiglu_alpha": 1.702}), "swiglu_alpha in config.json is 1.702; swiglu_beta is missing"),

@@ -103,6 +103,8 @@ fn reads(directory: &Path) {
             w2: bytes.add(EXPERTS * 288),
             w2_block_scale: bytes.add(EXPERTS * 416),
             w2_global_scale: Box::leak(vec![0f32; EXPERTS].into_boxed_slice()).as_mut_ptr(),
+            w13_bias: null_mut(),
+            w2_bias: null_mut(),
         };
         sweep("read_layer", || nvfp4_moe_checkpoint_read_layer(checkpoint, 0, &buffers));
         for as_json in 0..3 {

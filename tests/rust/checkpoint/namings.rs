@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every naming of the table gives the same layer; what is none of them is named.
 
-use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP};
-use crate::read::{assert_reads_back, open};
+use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP, noise};
+use crate::read::{Copied, assert_reads_back, open};
+use nvfp4_moe::activation::ActivationKind;
+use nvfp4_moe::checkpoint::Layer;
 use safetensors::tensor::Dtype;
 
 const PROJECTIONS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
@@ -106,10 +108,6 @@ fn what_looks_like_nvfp4_and_is_not_understood_is_named_with_the_reason() {
     across.tensors.get_mut("layers.0.mlp.experts.down_proj").unwrap().shape = vec![3, 32, 32];
     assert_skipped(&across, &["layers.0.mlp", "they must be [2I, H] and [H, I], output features first"]);
 
-    let mut interleaved = stacked_layer(&made, "layers.0.mlp.experts", &FUSED, "_");
-    interleaved.config["model_type"] = "gpt_oss".into();
-    assert_skipped(&interleaved, &["gpt_oss, which interleaves the rows of gate and up"]);
-
     let other = renamed(&made, |e, p, t| format!("layers.0.mlp.experts.{e}.fc{p}.{t}"));
     assert_skipped(&other, &["its experts have fc0, fc1, fc2", "known matrices are w1, w3, w2, gate_proj"]);
 
@@ -120,18 +118,129 @@ fn what_looks_like_nvfp4_and_is_not_understood_is_named_with_the_reason() {
     assert!(text.contains("skipped layers.0.mlp: it looks like NVFP4"), "{text}");
 }
 
-#[test]
-fn experts_without_a_gate_are_another_kind_and_no_damage() {
+/// Without gates, as Nemotron-H has them.
+fn ungated(changes: &[(&str, &str)]) -> Made {
     let mut made = Spec { deepseek_names: false, ..Spec::default() }.made();
     made.tensors.retain(|name, _| !name.contains("gate_proj"));
-    made.config["mlp_hidden_act"] = "relu2".into();
-    let checkpoint = open(&made).unwrap();
-    let error = checkpoint.layer(0).unwrap_err().to_string();
-    for part in ["not gated (no gate_proj in any of 3 experts; mlp_hidden_act in config.json is relu2)", "SwiGLU"] {
-        assert!(error.contains(part), "{error}");
+    for (key, value) in changes {
+        made.config[*key] = (*value).into();
     }
-    assert!(!error.contains("ownload"), "{error}");
-    assert!(checkpoint.modules()[0].refusal.as_ref().unwrap().contains("not gated"));
+    made
+}
+
+#[test]
+fn experts_without_a_gate_are_read_with_w13_of_half_the_rows() {
+    for changes in [&[("mlp_hidden_act", "relu2")][..], &[("model_type", "nemotron_h")]] {
+        let made = ungated(changes);
+        let named = renamed_ungated(&made);
+        for made in [&made, &named] {
+            let checkpoint = open(made).unwrap();
+            let layer = checkpoint.layer(0).unwrap();
+            assert!(!layer.dims.gated && layer.activation().unwrap().kind == ActivationKind::Relu2);
+            let read = copied(&layer, 1, 2);
+            let data = |e: usize, p: usize, t: &str| ungated(changes).data(0, e, p, t).to_vec();
+            let both = |p: usize, t: &str| [data(1, p, t), data(2, p, t)].concat();
+            assert!(read.w13 == both(UP, "weight") && read.w2 == both(DOWN, "weight"));
+            assert!(read.w13_block_scale == both(UP, "weight_scale"));
+            let scales: Vec<u8> = read.w13_global_scale.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            assert_eq!(scales, both(UP, "weight_scale_2"));
+        }
+    }
+    let silu = open(&ungated(&[("model_type", "nemotron_h"), ("mlp_hidden_act", "silu")])).unwrap();
+    assert_eq!(silu.layer(0).unwrap().activation().unwrap().kind, ActivationKind::Silu);
+    let table = silu.inspect(None, |_| {}).to_string();
+    assert!(table.contains("silu, no gate"), "{table}");
+}
+
+/// `w1` and `w2`, without `w3`.
+fn renamed_ungated(made: &Made) -> Made {
+    let rename = |name: &String| name.replace(".up_proj.", ".w1.").replace(".down_proj.", ".w2.");
+    let tensors = made.tensors.iter().map(|(name, tensor)| (rename(name), tensor.clone())).collect();
+    Made { tensors, ..made.clone() }
+}
+
+#[test]
+fn experts_that_lost_their_gate_are_not_taken_for_such_without() {
+    for (changes, text) in [
+        (&[("mlp_hidden_act", "silu")][..], "the experts have no gate, and config.json does not say relu2"),
+        (&[("mlp_hidden_act", "gelu")], "mlp_hidden_act in config.json is gelu; without a gate this library computes"),
+        (&[], "the experts have no gate, and config.json does not say relu2"),
+    ] {
+        let checkpoint = open(&ungated(changes)).unwrap();
+        let error = checkpoint.layer(0).unwrap().activation().unwrap_err().to_string();
+        assert!(error.starts_with(text), "{error}");
+        assert!(checkpoint.modules()[0].refusal.as_ref().unwrap().starts_with(text));
+    }
+}
+
+/// Some experts of a layer.
+fn copied(layer: &Layer<'_>, first: usize, count: usize) -> Copied {
+    let mut copied = Copied::poisoned(layer, count);
+    layer.read(first, copied.buffers()).unwrap();
+    copied
+}
+
+/// Rows of so many bytes of a stack's gate and up in turn, for each expert.
+fn in_turn(tensor: &mut Tensor, experts: usize, row: usize) {
+    let len = tensor.data.len() / experts;
+    for expert in tensor.data.chunks_mut(len) {
+        let (gate, up) = expert.split_at(expert.len() / 2);
+        let rows = gate.chunks(row).zip(up.chunks(row)).flat_map(|(gate, up)| [gate, up].concat()).collect::<Vec<u8>>();
+        expert.copy_from_slice(&rows);
+    }
+}
+
+#[test]
+fn interleaved_stacks_and_biases_are_read_gate_first() {
+    let made = Spec::default().made();
+    let mut form = stacked_layer(&made, "layers.0.mlp.experts", &FUSED, "_");
+    form.config["model_type"] = "gpt_oss".into();
+    let (hidden, inter) = (made.spec.hidden, made.spec.intermediate);
+    in_turn(form.tensors.get_mut("layers.0.mlp.experts.gate_up_proj").unwrap(), 3, hidden / 2);
+    in_turn(form.tensors.get_mut("layers.0.mlp.experts.gate_up_proj_weight_scale").unwrap(), 3, hidden / 16);
+    let bias = |rows: usize, seed| Tensor { dtype: Dtype::BF16, shape: vec![3, rows], data: noise(seed, 6 * rows) };
+    let (w13_bias, w2_bias) = (bias(2 * inter, 1), bias(hidden, 2));
+    let mut interleaved = w13_bias.clone();
+    in_turn(&mut interleaved, 3, 2);
+    form.tensors.insert("layers.0.mlp.experts.gate_up_proj_bias".into(), interleaved);
+    form.tensors.insert("layers.0.mlp.experts.down_proj_bias".into(), w2_bias.clone());
+
+    let checkpoint = open(&form).unwrap();
+    assert!(checkpoint.skipped().is_empty(), "{:?}", checkpoint.skipped());
+    let layer = checkpoint.layer(0).unwrap();
+    assert!(layer.has_bias());
+    assert_eq!(layer.activation().unwrap().to_string(), "swiglu alpha 1.702 beta 1, clamp 7");
+    let read = copied(&layer, 1, 2);
+    for (e, w13) in read.w13.chunks(2 * inter * hidden / 2).enumerate() {
+        assert!(w13 == [made.data(0, e + 1, GATE, "weight"), made.data(0, e + 1, UP, "weight")].concat());
+    }
+    for (e, scales) in read.w13_block_scale.chunks(2 * inter * hidden / 16).enumerate() {
+        assert!(
+            scales == [made.data(0, e + 1, GATE, "weight_scale"), made.data(0, e + 1, UP, "weight_scale")].concat()
+        );
+    }
+    assert!(read.w13_bias == w13_bias.data[4 * inter..] && read.w2_bias == w2_bias.data[2 * hidden..]);
+    let table = checkpoint.inspect(None, |_| {}).to_string();
+    assert!(table.contains("clamp 7, biases"), "{table}");
+}
+
+#[test]
+fn a_bias_of_one_matrix_leaves_zeros_for_the_others_and_one_that_is_not_bf16_is_refused() {
+    let mut made = Spec { deepseek_names: false, ..Spec::default() }.made();
+    for expert in 0..3 {
+        let name = made.spec.name(0, expert, UP, "bias");
+        made.tensors.insert(name, Tensor { dtype: Dtype::BF16, shape: vec![32], data: noise(expert as u64, 64) });
+    }
+    let checkpoint = open(&made).unwrap();
+    let read = copied(&checkpoint.layer(0).unwrap(), 2, 1);
+    assert!(read.w13_bias[..64] == [0; 64] && read.w13_bias[64..] == noise(2, 64) && read.w2_bias == [0; 128]);
+    let name = made.spec.name(0, 1, UP, "bias");
+    made.tensors.insert(name.clone(), Tensor { dtype: Dtype::F32, shape: vec![32], data: vec![0; 128] });
+    let error = open(&made).unwrap().layer(0).unwrap_err().to_string();
+    assert!(error.contains(&format!("{name} is F32 [32]")), "{error}");
+    made.tensors.remove(&name);
+    let error = open(&made).unwrap().layer(0).unwrap_err().to_string();
+    assert!(error.contains(&format!("{name} is missing")), "{error}");
 }
 
 #[test]

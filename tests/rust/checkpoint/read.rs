@@ -15,11 +15,13 @@ pub struct Copied {
     pub w2: Vec<u8>,
     pub w2_block_scale: Vec<u8>,
     pub w2_global_scale: Vec<f32>,
+    pub w13_bias: Vec<u8>,
+    pub w2_bias: Vec<u8>,
 }
 
 impl Copied {
     pub fn poisoned(layer: &Layer<'_>, num_experts: usize) -> Self {
-        let lens = layer.dims.buffer_lens(num_experts);
+        let lens = layer.buffer_lens(num_experts);
         Copied {
             w13: vec![0xff; lens.w13],
             w13_block_scale: vec![0xff; lens.w13_block_scale],
@@ -27,6 +29,8 @@ impl Copied {
             w2: vec![0xff; lens.w2],
             w2_block_scale: vec![0xff; lens.w2_block_scale],
             w2_global_scale: vec![-1.0; lens.w2_global_scale],
+            w13_bias: vec![0xff; lens.w13_bias],
+            w2_bias: vec![0xff; lens.w2_bias],
         }
     }
 
@@ -38,6 +42,8 @@ impl Copied {
             w2: &mut self.w2,
             w2_block_scale: &mut self.w2_block_scale,
             w2_global_scale: &mut self.w2_global_scale,
+            w13_bias: &mut self.w13_bias,
+            w2_bias: &mut self.w2_bias,
         }
     }
 
@@ -59,6 +65,8 @@ impl Copied {
             w2: bytes(&[DOWN], "weight"),
             w2_block_scale: bytes(&[DOWN], "weight_scale"),
             w2_global_scale: scales(&[DOWN]),
+            w13_bias: Vec::new(),
+            w2_bias: Vec::new(),
         }
     }
 }

@@ -3,7 +3,6 @@
 
 import torch
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
-from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
 from vllm.platforms import current_platform
@@ -23,6 +22,18 @@ PARAMETERS = {
     "w2_global_scale": "w2_weight_scale_2",
 }
 """Of LayerWeights: vLLM's names."""
+BIASES = {"w13_bias": "w13_bias", "w2_bias": "w2_bias"}
+
+# vLLM's names of activations, and ours. Not its enum: each version has others.
+ACTIVATIONS = {
+    "SILU": "swiglu",
+    "SWIGLUOAI": "swiglu",  # rows of gate and up take turns
+    "SWIGLUOAI_UNINTERLEAVE": "swiglu",
+    "SWIGLUSTEP": "swiglu_step",
+    "GELU_TANH": "gelu_tanh",
+    "RELU2_NO_MUL": "relu2",
+    "SILU_NO_MUL": "silu",
+}
 
 
 class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
@@ -84,7 +95,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def _supports_no_act_and_mul():
-        return False
+        return True
 
     @staticmethod
     def _supports_quant_scheme(weight_key, activation_key):
@@ -93,7 +104,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def _supports_activation(activation):
-        return activation in (MoEActivation.SILU, MoEActivation.SWIGLUOAI_UNINTERLEAVE)
+        return activation.name in ACTIVATIONS
 
     @staticmethod
     def _supports_parallel_config(moe_parallel_config):
@@ -160,27 +171,26 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         config = self.moe_config
         mode, _ = support.resolved_mode(settings.mode())
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
-        oai = config.activation == MoEActivation.SWIGLUOAI_UNINTERLEAVE
         self.layer_name = layer.layer_name
         self.layer = self.handle.make_once(
             self.layer_name,
             Layer,
             **layer_options(config),
+            **activation_options(config, layer),
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
-            swiglu_limit=config.swiglu_limit or 0.0,
-            swiglu_alpha=(layer.swiglu_alpha if oai else None) or 1.0,
-            swiglu_beta=(layer.swiglu_beta if oai else None) or 0.0,
             device=layer.w13_weight.device,
         )
         w13_input_scale, w2_input_scale = self._input_scales(layer, mode, policy)
+        names = PARAMETERS | (BIASES if config.has_bias else {})
         weights = LayerWeights(
-            **{field: getattr(layer, name).data for field, name in PARAMETERS.items()},
+            **{field: getattr(layer, name).data for field, name in names.items()},
             w13_input_scale=w13_input_scale,
             w2_input_scale=w2_input_scale,
+            interleaved=config.activation.name == "SWIGLUOAI",
         )
         read = self.handle.prepare(self.layer_name, weights)
-        for field, name in PARAMETERS.items():
+        for field, name in names.items():
             getattr(layer, name).data = getattr(read, field)
 
     def _input_scales(self, layer, mode: str, policy: str) -> tuple[float, float]:
@@ -200,9 +210,9 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def _checkpoint_scale(self, layer, gemm: str) -> float:
         """The maximum over what calibration measured; 0 if that is nothing."""
         stored = getattr(layer, f"{gemm}_input_scale").data.as_subclass(torch.Tensor).float().cpu()
-        if stored.dim() == 2:  # of gate and of up
-            names = ("w1", "w3")
-            by_place = {f"expert {e} ({names[i]})": row[i] for e, row in enumerate(stored.tolist()) for i in (0, 1)}
+        if stored.dim() == 2:  # of gate and of up, or of one projection
+            rows = enumerate(stored.tolist())
+            by_place = {f"expert {e} ({name})": scale for e, row in rows for name, scale in zip(("w1", "w3"), row)}
         else:
             by_place = {f"expert {e}": scale for e, scale in enumerate(stored.tolist())}
         return settle_and_warn(self.layer_name, f"{gemm}_input_scale", by_place)
@@ -258,8 +268,8 @@ def config_refusal(moe_config) -> str | None:
         return f"--moe-backend is {moe_config.moe_backend}, which is the user's choice"
     if moe_config.in_dtype != torch.bfloat16:
         return f"dtype is {moe_config.in_dtype}; it must be torch.bfloat16. Pass --dtype bfloat16"
-    if moe_config.has_bias:
-        return "the experts have biases, which the library does not add"
+    if moe_config.has_bias and moe_config.moe_parallel_config.tp_size > 1:
+        return "the experts have biases, and each tensor-parallel rank would add w2's. Pass --enable-expert-parallel"
     if moe_config.is_lora_enabled:
         return "LoRA is enabled, which needs the experts' intermediate values"
     device = current_platform.device_type
@@ -272,12 +282,31 @@ def size_refusal(device: str, moe_config) -> str | None:
     return support.layer_refusal(device, mode=mode, **layer_options(moe_config))
 
 
-def layer_options(moe_config) -> dict[str, int]:
-    """The layer's sizes as the library takes them."""
+def layer_options(moe_config) -> dict[str, int | str]:
+    """The layer's sizes and kind as the library takes them."""
     return {
         "hidden_size": moe_config.hidden_dim,
         "intermediate_size": moe_config.intermediate_size_per_partition,
         "num_experts": moe_config.num_experts,
         "num_local_experts": moe_config.num_local_experts,
         "top_k": moe_config.experts_per_token,
+        "activation": ACTIVATIONS.get(moe_config.activation.name, "swiglu"),
+        "has_bias": moe_config.has_bias,
     }
+
+
+def activation_options(moe_config, layer) -> dict[str, float]:
+    """The activation's numbers: what the model gave its layer, or, where vLLM's own kernels have constants, those."""
+    limit = moe_config.swiglu_limit or 0.0
+    match moe_config.activation.name:
+        case "SILU":
+            return {"swiglu_limit": limit}
+        case "SWIGLUOAI":
+            return {"swiglu_limit": limit or 7.0, "swiglu_alpha": 1.702, "swiglu_beta": 1.0}
+        case "SWIGLUOAI_UNINTERLEAVE":
+            alpha, beta = layer.swiglu_alpha or 1.0, layer.swiglu_beta or 0.0
+            return {"swiglu_limit": limit, "swiglu_alpha": alpha, "swiglu_beta": beta}
+        case "SWIGLUSTEP":
+            return {"swiglu_limit": limit or 7.0}
+        case _:
+            return {}

@@ -22,6 +22,7 @@ CODES = ("w13_weight", "w2_weight", "w13_weight_packed", "w2_weight_packed", "we
 BLOCK_SCALES = ("w13_weight_scale", "w2_weight_scale", "weight_scale")
 WEIGHT_SCALES = ("w13_weight_scale_2", "w2_weight_scale_2", "w13_weight_global_scale", "w2_weight_global_scale")
 WEIGHT_SCALES += ("weight_scale_2", "weight_global_scale")
+BIASES = ("w13_bias", "w2_bias")
 INPUT_SCALES = ("w13_input_scale", "w2_input_scale", "w13_input_global_scale", "w2_input_global_scale")
 INPUT_SCALES += ("input_scale", "input_global_scale")
 
@@ -45,7 +46,7 @@ class Mark:
     def write(self, parameter: torch.nn.Parameter) -> None:
         """Set it as it is before anything is loaded; an input scale that stays so is left out."""
         data = parameter.data.as_subclass(torch.Tensor)
-        if self.kind in (WEIGHT_SCALES, INPUT_SCALES):
+        if self.kind in (WEIGHT_SCALES, INPUT_SCALES, BIASES):
             data.fill_(torch.nan)
         else:
             data.view(torch.uint8).zero_()
@@ -59,7 +60,7 @@ class Mark:
         data = parameter.data.as_subclass(torch.Tensor)
         if self.kind is INPUT_SCALES:
             return []
-        if self.kind is WEIGHT_SCALES:
+        if self.kind in (WEIGHT_SCALES, BIASES):
             return data.reshape(len(data), -1).isnan().any(1).nonzero().flatten().tolist()
         blank = [self.blank(shard) for shard in self.shards(data.view(torch.uint8))]
         if self.parts is None:
@@ -77,7 +78,7 @@ class Mark:
 def mark(layer: torch.nn.Module, parts: Sequence[int] | None = None) -> None:
     """Mark all parameters of a new layer of experts, or of a linear with these rows in its parts."""
     for name, parameter in layer.named_parameters(recurse=False):
-        kind = next((kind for kind in (CODES, BLOCK_SCALES, WEIGHT_SCALES, INPUT_SCALES) if name in kind), None)
+        kind = next((kind for kind in (CODES, BLOCK_SCALES, WEIGHT_SCALES, INPUT_SCALES, BIASES) if name in kind), None)
         if kind:
             parameter.nvfp4_moe_mark = Mark(kind, parts, halves=2 if name.startswith("w13") else 1)
             mark_anew(parameter)

@@ -48,6 +48,8 @@ def library_method(base: type) -> type:
         def create_weights(self, layer, *args, **kwargs):
             """vLLM's parameters, marked as not loaded yet; padding is zero, which adds nothing."""
             super().create_weights(layer, *args, **kwargs)
+            if self.moe.has_bias:
+                add_biases(layer, kwargs.get("weight_loader"))
             loaded.mark(layer)
 
         def check_loaded(self, layer):
@@ -123,6 +125,17 @@ class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
                 decoding = torch.nn.Parameter(1.0 / plain(encoding), requires_grad=False)
                 layer.register_parameter(f"{gemm}_{name}", decoding)
         self.make_kernel(layer)
+
+
+def add_biases(layer, weight_loader) -> None:
+    """Parameters for both biases, which vLLM's NVFP4 methods do not make; what no file fills is refused as missing."""
+    for gemm in ("w13", "w2"):
+        rows = next(p for n, p in layer.named_parameters() if n in (f"{gemm}_weight", f"{gemm}_weight_packed")).shape[
+            :2
+        ]
+        bias = torch.nn.Parameter(torch.empty(rows, dtype=torch.bfloat16), requires_grad=False)
+        bias.weight_loader = weight_loader
+        layer.register_parameter(f"{gemm}_bias", bias)
 
 
 SPECIALISED = {ModelOptNvFp4FusedMoE: ModelOptMoE, CompressedTensorsMethod: CompressedTensorsMoE}

@@ -11,7 +11,7 @@ mod source;
 use libfuzzer_sys::fuzz_target;
 use nvfp4_moe::abi::{exports::*, header::*};
 use source::{Source, Tensor, struct_of};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 /// Values that a size may have: small and right, small and wrong, and the ends.
 const SIZES: &[i32] = &[16, 32, 48, 64, 16, 32, 0, 1, 17, -16, 1 << 20, i32::MAX - 15, i32::MAX, i32::MIN];
@@ -74,6 +74,9 @@ fn layer(source: &mut Source) {
         swiglu_limit: source.float(),
         swiglu_alpha: source.float(),
         swiglu_beta: source.float(),
+        activation: source.rarely(0, CHOICES),
+        has_bias: source.rarely(0, CHOICES),
+        ..Default::default()
     };
     let mut layer: *mut nvfp4_moe_layer = null_mut();
     let desc_memory = struct_of(source, &desc);
@@ -116,6 +119,7 @@ fn layer_prepare(source: &mut Source, layer: *mut nvfp4_moe_layer, d: &nvfp4_moe
     let w2 = bytes(source, 4);
     let w2_block_scale = Tensor::scales(source, values.map(|v| v / 16));
     let w2_global_scale = Tensor::floats(source, values.map(|_| experts));
+    let w13_bias = Tensor::bytes_or_null(source, values.map(|_| experts * 4 * i64::from(d.intermediate_size)));
     let weights = nvfp4_moe_layer_weights {
         struct_size: size_of::<nvfp4_moe_layer_weights>() as u32,
         up_first: source.rarely(1, CHOICES),
@@ -127,11 +131,13 @@ fn layer_prepare(source: &mut Source, layer: *mut nvfp4_moe_layer, d: &nvfp4_moe
         w2_global_scale: w2_global_scale.pointer(),
         w13_input_scale: source.float(),
         w2_input_scale: source.float(),
+        w13_bias: w13_bias.pointer().cast(),
+        w2_bias: null(),
     };
     let memory = struct_of(source, &weights);
     let layer = if source.byte() == 0 { null_mut() } else { layer };
     check(unsafe { nvfp4_moe_layer_prepare(layer, memory.pointer(), null_mut(), source.size(), null_mut()) });
-    keep.extend([w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale]);
+    keep.extend([w13, w13_block_scale, w13_global_scale, w2, w2_block_scale, w2_global_scale, w13_bias]);
 }
 
 fn layer_forward(source: &mut Source, layer: *mut nvfp4_moe_layer, d: &nvfp4_moe_layer_desc) {
