@@ -235,7 +235,7 @@ static void a_workspace_that_cannot_grow_is_tried_again(int32_t kind) {
   ++*generation;
   CHECK_OK(forward(&c, 8));
   *failing = "cuMemAlloc_v2";
-  CHECK_FAILS(NVFP4_MOE_CUDA, "Growing the shared workspace of CUDA device 0 to ", forward(&c, 1024));
+  CHECK_FAILS(NVFP4_MOE_CUDA, "Growing a shared workspace to ", forward(&c, 1024));
   CHECK_FAILS(NVFP4_MOE_CUDA, "cuMemAlloc is 2", forward(&c, 8));
   *failing = NULL;
   CHECK_OK(forward(&c, 1024));
