@@ -4,12 +4,13 @@
 use super::driver::{self, Context, DeviceAddress, Entered, OwnStream, Relaxed};
 use super::kernels::{Functions, Kernel, Row, Start, params};
 use super::launch::{BLOCKS_PER_SM, Launch};
-use super::memory::Unfreed;
+use super::memory::{Buffer, Memory};
 use super::shared_workspaces::{Scratch, SharedWorkspaces};
 use crate::call::{Stream, Workspace};
 use crate::error::Result;
 use crate::workspace::check_workspace;
 use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// From this compute capability on, a kernel's start may overlap the end of the one before it.
 const OVERLAPPING_FROM: (i32, i32) = (9, 0);
@@ -17,7 +18,7 @@ const OVERLAPPING_FROM: (i32, i32) = (9, 0);
 /// A device with kernels loaded.
 #[derive(Debug)]
 pub struct Device {
-    pub(super) ordinal: i32,
+    ordinal: i32,
     context: Context,
     /// Compute capability.
     pub capability: (i32, i32),
@@ -28,7 +29,7 @@ pub struct Device {
     status: DeviceAddress,
     /// Of copies that a caller gives no stream for.
     aside: OwnStream,
-    pub(super) unfreed: Unfreed,
+    memory: Arc<Memory>,
     shared_workspaces: Mutex<SharedWorkspaces>,
 }
 
@@ -52,7 +53,7 @@ impl Device {
             functions: Functions::load(tables)?,
             status: driver::allocate(size_of::<params::DeviceStatus>(), &during)?,
             aside: OwnStream::new(&during)?,
-            unfreed: Unfreed::default(),
+            memory: Memory::new(ordinal, context),
             shared_workspaces: Mutex::default(),
         };
         device.clear_status(device.aside.handle())?;
@@ -87,12 +88,17 @@ impl Device {
         kernel.over([(rows as u32).min(self.num_sms * BLOCKS_PER_SM), 1, 1])
     }
 
+    /// Device memory that lives as long as its owner.
+    pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        self.memory.allocate(bytes)
+    }
+
     /// The caller's workspace, checked, or the stream's shared one; at least `size` bytes. The shared one is this call's until
     /// the result is dropped.
     pub fn workspace(&self, own: Workspace, size: u64, stream: Stream) -> Result<Scratch<'_>> {
         if own.pointer.is_null() {
             let mut shared = self.shared_workspaces.lock();
-            let base = shared.of_stream(self, stream, size)?;
+            let base = shared.of_stream(&self.memory, stream, size)?;
             return Ok(Scratch { base, _turn: Some(shared) });
         }
         check_workspace(own, size)?;

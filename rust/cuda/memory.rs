@@ -1,32 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Device memory: allocated and freed beside any capture, and never lost where the driver refuses to free it.
 
-use super::device::Device;
-use super::driver::{self, DeviceAddress, Relaxed};
+use super::driver::{self, Context, DeviceAddress, Relaxed};
 use crate::error::{Error, Result};
 use parking_lot::Mutex;
 use std::fmt::Display;
 use std::sync::Arc;
 
-/// What the driver refused to free, for the next attempt.
-pub type Unfreed = Mutex<Vec<DeviceAddress>>;
+/// The memory of a device.
+#[derive(Debug)]
+pub struct Memory {
+    ordinal: i32,
+    context: Context,
+    /// What the driver refused to free, for the next attempt.
+    unfreed: Mutex<Vec<DeviceAddress>>,
+}
 
-impl Device {
-    /// Device memory that lives as long as its owner.
-    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
-        let during = format_args!("Allocating {bytes} bytes on CUDA device {}", self.ordinal);
-        Ok(Buffer { device: self.clone(), address: self.take(bytes, during)? })
+impl Memory {
+    /// Of this device.
+    pub fn new(ordinal: i32, context: Context) -> Arc<Self> {
+        Arc::new(Memory { ordinal, context, unfreed: Mutex::default() })
     }
 
-    /// Device memory that [`Device::give_back`] ends. Enters the device.
-    pub fn take(&self, bytes: usize, during: impl Display) -> Result<DeviceAddress> {
-        let _entered = self.enter()?;
+    /// Memory that lives as long as its owner.
+    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
+        let address = self.take(bytes, format_args!("Allocating {bytes} bytes"))?;
+        Ok(Buffer { memory: self.clone(), address })
+    }
+
+    /// Memory that [`Memory::give_back`] ends. Enters the device.
+    pub fn take(&self, bytes: usize, doing: impl Display) -> Result<DeviceAddress> {
+        let during = format_args!("{doing} on CUDA device {}", self.ordinal);
+        let _entered = self.context.enter()?;
         let _relaxed = Relaxed::capture()?;
         self.free_the_unfreed();
         driver::allocate(bytes, during)
     }
 
-    /// Free what [`Device::take`] gave, once no work uses it; what the driver refuses is kept, and freed with the next attempt.
+    /// Free what [`Memory::take`] gave, once no work uses it; what the driver refuses is kept, and freed with the next attempt.
     ///
     /// # Safety
     /// It is given back once, and nothing that starts later uses it.
@@ -41,7 +52,7 @@ impl Device {
     }
 
     unsafe fn free(&self, address: DeviceAddress) -> Result<()> {
-        let _entered = self.enter()?;
+        let _entered = self.context.enter()?;
         let _relaxed = Relaxed::capture()?;
         self.free_the_unfreed();
         let during = format_args!("Freeing memory of CUDA device {}", self.ordinal);
@@ -59,7 +70,7 @@ impl Device {
 /// Device memory of one owner, freed when dropped.
 #[derive(Debug)]
 pub struct Buffer {
-    device: Arc<Device>,
+    memory: Arc<Memory>,
     address: DeviceAddress,
 }
 
@@ -73,8 +84,8 @@ impl Buffer {
     pub fn free(&mut self) -> Result<()> {
         match std::mem::take(&mut self.address) {
             0 => Ok(()),
-            // SAFETY: allocated by Device::allocate, and given back once.
-            address => unsafe { self.device.give_back(address) },
+            // SAFETY: allocated by Memory::allocate, and given back once.
+            address => unsafe { self.memory.give_back(address) },
         }
     }
 }

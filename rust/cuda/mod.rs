@@ -10,11 +10,11 @@
 //! | file | has |
 //! |---|---|
 //! | `driver` | the driver's calls; the only file that names cudarc |
+//! | `memory`, `shared_workspaces` | a device's memory; the workspaces of calls that bring none |
 //! | `kernels`, `launch` | the table of kernels; how one is launched |
 //! | `device` | one device: kernels loaded, copies, launches |
-//! | `memory`, `shared_workspaces` | its memory; the workspaces of calls that bring none |
 //! | `storage`, `plan`, `tiles` | where weights and scratch lie; how a call is cut up |
-//! | `prepare`, `prepared` | rules for what prepare takes; what it leaves |
+//! | `prepared`, `prepare` | what prepare leaves; rules for what it takes |
 //! | `forward`, `route`, `linear_call` | one call, and the steps that all families share |
 //! | `family` | what a family of kernels must answer |
 //! | `hopper/`, `portable/` | the families |

@@ -29,7 +29,7 @@ impl State {
     }
 
     /// In memory of its own, with nothing in it.
-    pub fn allocate(device: &Arc<Device>) -> Result<Buffer> {
+    pub fn allocate(device: &Device) -> Result<Buffer> {
         let state = device.allocate(size_of::<State>())?;
         // SAFETY: memory of that size, which nothing uses yet.
         unsafe { device.write_aside(state.pointer(), &[State::new([0.0; 2])]) }?;

@@ -8,8 +8,8 @@
 //! many streams   STREAMS workspaces that no capture has used; a new stream's takes the place of the one used longest ago
 //! ```
 
-use super::device::Device;
 use super::driver::{self, DeviceAddress};
+use super::memory::Memory;
 use crate::call::Stream;
 use crate::error::Result;
 use parking_lot::MutexGuard;
@@ -51,30 +51,30 @@ struct Shared {
 
 impl SharedWorkspaces {
     /// The workspace of a stream, of at least `size` bytes.
-    pub fn of_stream(&mut self, device: &Device, stream: Stream, size: u64) -> Result<*mut u8> {
+    pub fn of_stream(&mut self, memory: &Memory, stream: Stream, size: u64) -> Result<*mut u8> {
         let (id, capturing) = (driver::stream_id(stream)?, driver::is_capturing(stream)?);
         let place = match self.all.iter().position(|shared| shared.stream == id) {
             Some(place) => place,
-            None => self.add(device, id),
+            None => self.add(memory, id),
         };
         self.calls += 1;
         let shared = &mut self.all[place];
         shared.last_call = self.calls;
         if shared.size < size {
-            shared.grow(device, size)?;
+            shared.grow(memory, size)?;
         }
         shared.in_a_graph |= capturing;
         Ok(shared.address as *mut u8)
     }
 
     /// An empty one; returns its place.
-    fn add(&mut self, device: &Device, stream: u64) -> usize {
+    fn add(&mut self, memory: &Memory, stream: u64) -> usize {
         let free = |shared: &&(usize, &Shared)| !shared.1.in_a_graph;
         let places: Vec<_> = self.all.iter().enumerate().collect();
         let oldest = places.iter().filter(free).min_by_key(|(_, shared)| shared.last_call).map(|(place, _)| *place);
         match oldest {
             Some(place) if places.iter().filter(free).count() >= STREAMS => {
-                self.all[place].free(device);
+                self.all[place].free(memory);
                 self.all[place] = Shared { stream, ..Default::default() };
                 place
             }
@@ -87,22 +87,21 @@ impl SharedWorkspaces {
 }
 
 impl Shared {
-    fn grow(&mut self, device: &Device, size: u64) -> Result<()> {
+    fn grow(&mut self, memory: &Memory, size: u64) -> Result<()> {
         let larger = size.max(2 * self.size);
         if !self.in_a_graph {
-            self.free(device);
+            self.free(memory);
         }
-        let during = format_args!("Growing the shared workspace of CUDA device {} to {larger} bytes", device.ordinal);
-        self.address = device.take(larger as usize, during)?;
+        self.address = memory.take(larger as usize, format_args!("Growing a shared workspace to {larger} bytes"))?;
         (self.size, self.in_a_graph) = (larger, false);
         Ok(())
     }
 
     /// Calls of its stream may still run: the driver waits for them.
-    fn free(&mut self, device: &Device) {
+    fn free(&mut self, memory: &Memory) {
         if std::mem::take(&mut self.size) > 0 {
             // SAFETY: no call that is enqueued later, and no graph, has this address.
-            let _ = unsafe { device.give_back(self.address) }; // kept for the next attempt
+            let _ = unsafe { memory.give_back(self.address) }; // kept for the next attempt
         }
     }
 }

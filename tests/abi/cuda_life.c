@@ -3,6 +3,7 @@
  * driver (tests/mock_libcuda) any of whose calls may fail. The argument is the device kind. Exit status 77: no kernels.
  */
 #include <math.h>
+#include <pthread.h>
 
 #include "cuda_support.h"
 
@@ -202,6 +203,30 @@ static void streams_never_share_a_workspace_and_many_are_bounded(int32_t kind) {
   nvfp4_moe_layer_destroy(c.layer);
 }
 
+static void* forward_2000_times(void* c) {
+  cuda_case own = *(cuda_case*)c;
+  int failed = 0;
+  for (int i = 0; i < 2000; ++i) failed += forward(&own, 8) != NVFP4_MOE_OK;
+  return failed == 0 ? c : NULL;
+}
+
+/* Their launches would compute in one workspace, mixed. */
+static void threads_on_one_stream_without_a_workspace_take_turns(int32_t kind) {
+  cuda_case c;
+  cuda_case_make(&c, kind, NVFP4_MOE_MODE_BF16);
+  CHECK_OK(prepare(&c, ADDRESS(7)));
+  CHECK_OK(forward(&c, 8));
+  const int before = *interleaved;
+  pthread_t threads[2];
+  for (int i = 0; i < 2; ++i) CHECK(pthread_create(&threads[i], NULL, forward_2000_times, &c) == 0);
+  for (int i = 0; i < 2; ++i) {
+    void* done = NULL;
+    CHECK(pthread_join(threads[i], &done) == 0 && done == &c);
+  }
+  CHECK(*interleaved == before);
+  nvfp4_moe_layer_destroy(c.layer);
+}
+
 /* A driver that refuses the larger workspace leaves the next call one to try. */
 static void a_workspace_that_cannot_grow_is_tried_again(int32_t kind) {
   cuda_case c;
@@ -210,7 +235,7 @@ static void a_workspace_that_cannot_grow_is_tried_again(int32_t kind) {
   ++*generation;
   CHECK_OK(forward(&c, 8));
   *failing = "cuMemAlloc_v2";
-  CHECK_FAILS(NVFP4_MOE_CUDA, "Growing the shared workspace of CUDA device 0 to ", forward(&c, 1024));
+  CHECK_FAILS(NVFP4_MOE_CUDA, "Growing a shared workspace to ", forward(&c, 1024));
   CHECK_FAILS(NVFP4_MOE_CUDA, "cuMemAlloc is 2", forward(&c, 8));
   *failing = NULL;
   CHECK_OK(forward(&c, 1024));
@@ -327,6 +352,7 @@ int main(int argc, char** argv) {
   no_failure_loses_memory(kind);
   a_workspace_grows_by_doubling_and_what_a_capture_used_is_kept(kind);
   streams_never_share_a_workspace_and_many_are_bounded(kind);
+  threads_on_one_stream_without_a_workspace_take_turns(kind);
   a_workspace_that_cannot_grow_is_tried_again(kind);
   lives_one_after_another_take_no_memory(kind);
   a_linear_lives_as_a_layer_does(kind);

@@ -9,7 +9,7 @@
 
 #define ADDRESS(n) ((void*)((uintptr_t)(n) << 32))
 
-static int *capturing, *waits, *calls_left, *read_byte, *generation, *broken_captures, *prepares;
+static int *capturing, *waits, *calls_left, *read_byte, *generation, *broken_captures, *prepares, *interleaved;
 static uint64_t *bytes_held, *pieces, *largest, *workspace_of_the_last, *copied_to;
 static const char **failing, **launched;
 static const unsigned char* copied;
@@ -30,6 +30,7 @@ static void find_the_driver(void) {
   generation = of_the_driver("mock_generation");
   broken_captures = of_the_driver("mock_broken_captures");
   prepares = of_the_driver("mock_prepares");
+  interleaved = of_the_driver("mock_interleaved");
   bytes_held = of_the_driver("mock_bytes");
   pieces = of_the_driver("mock_pieces");
   largest = of_the_driver("mock_largest");

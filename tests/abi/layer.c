@@ -243,7 +243,7 @@ static void prepare_forgets_what_calibrate_saw(void) {
 
   linear_case n;
   nvfp4_moe_linear* linear = NULL;
-  linear_case_make(&n);
+  linear_case_make(&n, NVFP4_MOE_MODE_BF16);
   CHECK_OK(nvfp4_moe_linear_create(&n.desc, &linear));
   CHECK_OK(nvfp4_moe_linear_prepare(linear, &n.weights, NULL, 0, NULL));
   CHECK_OK(nvfp4_moe_linear_calibrate(linear, &n.args, NULL));

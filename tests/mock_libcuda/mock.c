@@ -27,13 +27,15 @@ int mock_read_byte;
 int mock_generation;
 /* How often was a stream waited for? How many captures were broken? What memory is allocated, in all, in how many
  * pieces, and what was the largest? What was last copied to the device, and where? What was launched last; where is the
- * workspace of the last routing, the first word of its parameters; and how often were weights written? */
+ * workspace of the last routing, the first word of its parameters; how often were weights written; and how often did a
+ * forward of few tokens begin that does not follow the end of another? */
 int mock_waits;
 int mock_broken_captures;
 uint64_t mock_bytes, mock_pieces, mock_largest;
 const char *mock_launched = "";
 uint64_t mock_workspace;
 int mock_prepares;
+int mock_interleaved;
 uint64_t mock_copied_to;
 unsigned char mock_copied[64];
 
@@ -120,6 +122,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
 /* One more argument follows, of which nothing is read. The last member of the configuration counts its attributes. */
 int cuLaunchKernelEx(const void *config, void *function, void **params) {
   ++launches;
+  mock_interleaved += strcmp(function, "route_small") == 0 && strcmp(mock_launched, "combine") != 0;
   mock_launched = function;
   mock_prepares += strncmp(function, "prepare_", 8) == 0;
   if (strncmp(function, "route_", 6) == 0) memcpy(&mock_workspace, params[0], sizeof mock_workspace);
