@@ -2,7 +2,6 @@
 //! `kernels/route/segments.cuh` against `LayerPlan`: no slot is left out, no chunk is ever too full.
 
 use nvfp4_moe::activation::Activation;
-            has_bias: false,
 use nvfp4_moe::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 use nvfp4_moe::cuda::facts::{self as host, LayerPlan};
 use nvfp4_moe_oracle::facts::{self, Routing};
@@ -26,6 +25,7 @@ fn plans() -> impl Iterator<Item = (LayerConfig, LayerPlan, Routing)> {
             first_local_expert: 0,
             top_k,
             activation: Activation::swiglu(0.0, 0.0, 0.0).expect("plain SwiGLU"),
+            has_bias: false,
             tile_rows: None,
         };
         let plans = host::plans(&config, tokens).expect("a plan");
