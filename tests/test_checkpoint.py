@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import nvfp4_moe
 from reference import gates, nvfp4
-from reference.layer import Swiglu, relative_l2
+from reference.layer import GeluTanh, Relu2, Situ, Swiglu, SwigluStep, relative_l2
 from reference.originals import read_originals
 
 MAKE = Path(__file__).parent / "checkpoints" / "make_checkpoint.py"
@@ -115,6 +115,8 @@ def test_refusals(make, tmp_path):
             weights.w2[:3],
             weights.w2_block_scale,
             weights.w2_global_scale,
+            None,
+            None,
             0,
             0,
             checkpoint.id,
@@ -192,6 +194,8 @@ def oracle(tensors: dict[str, torch.Tensor], swiglu: Swiglu, x, ids, topk_weight
     """The layer in float64, from the tensors by their first names."""
 
     def matrix(expert: int, name: str) -> torch.Tensor:
+        if f"{STEM}.experts.{expert}.{name}.weight" not in tensors:
+            return torch.zeros(INTER, H, dtype=torch.float64)  # no gate
         packed, scale, global_scale = (tensors[f"{STEM}.experts.{expert}.{name}.{part}"] for part in PARTS[:3])
         return nvfp4.decode_blocks(packed, scale.view(torch.uint8)).double() * global_scale.double()
 
@@ -199,9 +203,12 @@ def oracle(tensors: dict[str, torch.Tensor], swiglu: Swiglu, x, ids, topk_weight
     out = torch.zeros(x.shape, dtype=torch.float64)
     for token, slots in enumerate(ids.tolist()):
         for k, expert in enumerate(slots):
+            gate_bias, up_bias, down_bias = (
+                tensors.get(f"{STEM}.experts.{expert}.{name}.bias", torch.zeros(())).double() for name in PROJECTIONS
+            )
             gate, up, down = experts[expert]
-            h = swiglu(gate @ x[token].double(), up @ x[token].double())
-            out[token] += topk_weights[token, k].double() * (down @ h)
+            h = swiglu(gate @ x[token].double() + gate_bias, up @ x[token].double() + up_bias)
+            out[token] += topk_weights[token, k].double() * (down @ h + down_bias)
     return out
 
 
@@ -232,13 +239,19 @@ def test_every_naming_computes_the_same_layer(layer0, tmp_path, naming):
         ),
         ({"model_type": "minimax_m3", "hidden_act": "swigluoai", "swiglu_limit": 7.0}, Swiglu(7.0, 1.702, 1.0)),
         ({"model_type": "gpt_oss", "hidden_act": "silu"}, Swiglu(7.0, 1.702, 1.0)),
+        ({"hidden_activation": "gelu_pytorch_tanh"}, GeluTanh()),
+        ({"model_type": "step3p5", "hidden_act": "silu", "swiglu_limits": [2.0, 0.0]}, SwigluStep(2.0)),
+        (
+            {"hidden_act": "situ", "activation_situ_beta": 4.0, "activation_situ_linear_beta": 25.0},
+            Situ(25.0, beta=4.0),
+        ),
     ],
 )
 def test_the_config_decides_what_is_computed(layer0, tmp_path, changes, swiglu):
     tensors, config = layer0
     checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, tensors, config, **changes))
     info = checkpoint.layer_info(0)
-    assert (info.swiglu_limit, info.swiglu_beta) == (swiglu.limit, swiglu.beta)
+    assert (info.activation, info.swiglu_limit, info.swiglu_beta) == (swiglu.name, swiglu.limit, swiglu.beta)
     assert info.swiglu_alpha == pytest.approx(swiglu.alpha)
     assert_computes(tensors, swiglu, checkpoint.make_layer(0, mode="bf16"))
 
@@ -246,21 +259,56 @@ def test_the_config_decides_what_is_computed(layer0, tmp_path, changes, swiglu):
 @pytest.mark.parametrize("key", ["situ_beta", "activation_limit", "hidden_act_params", "gate_limit", "expert_clamp"])
 def test_a_parameter_that_is_not_known_is_refused_by_its_name(layer0, tmp_path, key):
     checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, *layer0, **{key: {"of": 7.0}}))
-    with pytest.raises(RuntimeError, match=f"{key} in config.json is .*; this library computes SwiGLU alone"):
+    with pytest.raises(RuntimeError, match=f"{key} in config.json is .*; this library computes silu"):
         checkpoint.layer_info(0)
 
 
 def test_an_activation_that_is_not_there_is_refused_and_the_advice_can_be_followed(layer0, tmp_path):
     tensors, config = layer0
-    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, tensors, config, hidden_act="gelu_pytorch_tanh"))
+    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, tensors, config, hidden_act="gelu"))
     for refused in (checkpoint.layer_info, checkpoint.make_layer):
-        with pytest.raises(RuntimeError, match=r"hidden_act in config.json is gelu_pytorch_tanh; .*pass swiglu_limit"):
+        with pytest.raises(RuntimeError, match=r"hidden_act in config.json is gelu; .*pass activation, swiglu_limit"):
             refused(0)
     assert checkpoint.read_layer(0).w13.shape == (E, 2 * INTER, H // 2)
     made = checkpoint.make_layer(0, mode="bf16", swiglu_limit=3.0, swiglu_alpha=1.2)
     assert_computes(tensors, Swiglu(3.0, 1.2), made)
     with pytest.raises(RuntimeError, match=r"hidden_act in config\.json"):  # what was described for the caller's own
         checkpoint.make_layer(0)
+
+
+def test_experts_without_a_gate(layer0, tmp_path):
+    """Nemotron-H's: up and down alone, in a latent space narrower than the model."""
+    tensors, config = layer0
+    ungated = {name: t for name, t in tensors.items() if "gate_proj" not in name}
+    changes = {"model_type": "nemotron_h", "mlp_hidden_act": "relu2", "hidden_size": 4 * H, "moe_latent_size": H}
+    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, ungated, config, **changes))
+    assert checkpoint.read_layer(0).w13.shape == (E, INTER, H // 2)
+    assert_computes(ungated, Relu2(), checkpoint.make_layer(0, mode="bf16"))
+    assert "relu2, no gate" in checkpoint.inspect()
+
+
+def test_biases_of_interleaved_stacks(layer0, tmp_path):
+    """gpt-oss's: rows of gate and up take turns, and so do their biases."""
+    tensors, config = layer0
+    generator = torch.Generator().manual_seed(9)
+    rows = {"gate_proj": INTER, "up_proj": INTER, "down_proj": H}
+    biases = {
+        f"{STEM}.experts.{e}.{name}.bias": torch.randn(n, generator=generator).bfloat16()
+        for e in range(E)
+        for name, n in rows.items()
+    }
+    stem = "model.layers.0.mlp.experts"
+    files = in_stacks(stem + ".{name}_{part}", FUSED)(tensors)
+    bias = lambda name: torch.stack([biases[f"{STEM}.experts.{e}.{name}.bias"] for e in range(E)])  # noqa: E731
+    files[f"{stem}.gate_up_proj_bias"] = torch.cat([bias("gate_proj"), bias("up_proj")], dim=1)
+    files[f"{stem}.down_proj_bias"] = bias("down_proj")
+    for name in ("gate_up_proj", "gate_up_proj_weight_scale", "gate_up_proj_bias"):
+        halves = files[f"{stem}.{name}"].view(torch.uint8 if "bias" not in name else torch.bfloat16).chunk(2, dim=1)
+        in_turn = torch.stack(halves, dim=2).flatten(1, 2)
+        files[f"{stem}.{name}"] = in_turn.view(files[f"{stem}.{name}"].dtype)
+    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, files, config, model_type="gpt_oss"))
+    assert checkpoint.layer_info(0).has_bias
+    assert_computes(tensors | biases, Swiglu(7.0, 1.702, 1.0), checkpoint.make_layer(0, mode="bf16"))
 
 
 def test_top_k_may_be_passed_where_the_config_has_none(layer0, tmp_path):

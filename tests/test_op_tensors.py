@@ -41,7 +41,12 @@ def inputs(generator):
 
 def test_the_six_tensors_have_the_shapes_that_the_op_wants(weights):
     made = nvfp4_moe.LayerWeights.empty(E, H, INTER, w13_input_scale=0.5)
-    assert [t.shape for t in made.tensors()] == [t.shape for t in weights.tensors()]
+    assert [t.shape for t in made.tensors()[:6]] == [t.shape for t in weights.tensors()[:6]]
+    assert made.tensors()[6:] == (None, None)
+    biased = nvfp4_moe.LayerWeights.empty(E, H, INTER, gated=False, has_bias=True)
+    assert [t.shape[1:] for t in biased.tensors() if t.dim() > 1] == [
+        (INTER, H // 2), (INTER, H // 16), (1,), (H, INTER // 2), (H, INTER // 16), (INTER,), (H,)
+    ]  # fmt: skip
     assert (made.w13_input_scale, made.w2_input_scale) == (0.5, 0.0)
 
 

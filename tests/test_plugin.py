@@ -168,6 +168,7 @@ def moe_config(**changes):
     config = dict(
         moe_backend="auto", in_dtype=torch.bfloat16, has_bias=False, is_lora_enabled=False, hidden_dim=H,
         intermediate_size_per_partition=INTER, num_experts=E, num_local_experts=E, experts_per_token=2,
+        activation=SimpleNamespace(name="SILU"), swiglu_limit=None, moe_parallel_config=SimpleNamespace(tp_size=1),
     )  # fmt: skip
     return SimpleNamespace(**config | changes)
 
@@ -175,7 +176,7 @@ def moe_config(**changes):
 REFUSALS = {
     "backend": (dict(moe_backend="marlin"), "--moe-backend is marlin"),
     "dtype": (dict(in_dtype=torch.float16), "dtype is torch.float16; it must be torch.bfloat16"),
-    "bias": (dict(has_bias=True), "biases"),
+    "bias": (dict(has_bias=True, moe_parallel_config=SimpleNamespace(tp_size=2)), "biases, and each tensor-parallel"),
     "lora": (dict(is_lora_enabled=True), "LoRA"),
     "hidden": (dict(hidden_dim=72), "hidden_size is 72; "),
     "intermediate": (dict(intermediate_size_per_partition=24), "intermediate_size is 24; "),
@@ -201,6 +202,38 @@ def test_experts_refuse(on_cpu, case):
     assert config_refusal(moe_config()) is None
     changes, text = REFUSALS[case]
     assert text in config_refusal(moe_config(**changes))
+
+
+# vLLM's name of an activation, and what it is: kind, limit, alpha, beta. Layers have alpha 1.5 and beta 0.5.
+ACTIVATIONS = {
+    "SILU": ("swiglu", 0.0, 1.0, 0.0),
+    "SWIGLUOAI": ("swiglu", 7.0, 1.702, 1.0),
+    "SWIGLUOAI_UNINTERLEAVE": ("swiglu", 0.0, 1.5, 0.5),
+    "SWIGLUSTEP": ("swiglu_step", 7.0, 1.0, 0.0),
+    "GELU_TANH": ("gelu_tanh", 0.0, 1.0, 0.0),
+    "RELU2_NO_MUL": ("relu2", 0.0, 1.0, 0.0),
+    "SILU_NO_MUL": ("silu", 0.0, 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "GELU", "RELU2", "GELU_TANH_NO_MUL"])
+def test_vllms_activations_by_name(on_cpu, name):
+    from nvfp4_moe import Layer
+    from nvfp4_moe.plugin import experts
+
+    config = moe_config(activation=SimpleNamespace(name=name), has_bias=True)
+    assert experts.Nvfp4MoeExperts._supports_activation(config.activation) == (name in ACTIVATIONS)
+    if name not in ACTIVATIONS:
+        return
+    assert experts.config_refusal(config) is None
+    numbers = experts.activation_options(config, SimpleNamespace(swiglu_alpha=1.5, swiglu_beta=0.5))
+    options = experts.layer_options(config) | numbers
+    given = (
+        options["activation"],
+        *(options.get(f"swiglu_{n}", d) for n, d in (("limit", 0), ("alpha", 1), ("beta", 0))),
+    )
+    assert given == ACTIVATIONS[name]
+    Layer(**options).close()  # the library has what was named
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy", "ipc_cache"])

@@ -18,7 +18,7 @@ __device__ inline float silu(float x, float a) {
 __device__ inline float within(float x, float limit) { return max_nan(min_nan(x, limit), -limit); }
 
 // limit * tanh(x / limit)
-__device__ inline float soft_bound(float x, float limit) { return limit * tanhf(x / limit); }
+__device__ inline float soft_bound(float x, float limit) { return limit * tanhf(x * reciprocal_approx(limit)); }
 
 // gate = min(gate, limit); up = clamp(up, -limit, limit); gate * sigmoid(alpha * gate) * (up + beta), to 2^-21.
 __device__ inline float swiglu(const Activation& p, float gate, float up) {

@@ -49,11 +49,12 @@ class Output {
       }
     } else if (lane < 2) {
       const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
-      alpha_ = reinterpret_cast<const float*>(alphas)[kEpilogue == Epilogue::kGemm1 ? lane : 0];
-      if (p.bias && lane < C::kGroupTiles) {
+      alpha_ = reinterpret_cast<const float*>(alphas)[is_gemm1(kEpilogue) ? lane : 0];
+      if (kEpilogue != Epilogue::kGemm1 && p.bias && lane < C::kGroupTiles) {
         const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane;
-        ptx::prefetch(biases() + (kEpilogue == Epilogue::kGemm1 ? first_feature(m_tile) : first_row(m_tile)));
-        if (kEpilogue == Epilogue::kGemm1) ptx::prefetch(biases() + p.features + first_feature(m_tile));
+        const int first = is_gemm1(kEpilogue) ? first_feature(m_tile) : first_row(m_tile);
+        if (first < p.features) ptx::prefetch(biases() + first);
+        if (is_gemm1(kEpilogue) && first < p.features) ptx::prefetch(biases() + p.features + first);
       }
     }
     if (!p.row_scale) return;
@@ -70,7 +71,7 @@ class Output {
   template <int kValues>
   __device__ void store(int m_tile, int group_tile, float (&acc)[kValues], const SharedStorage<C>& shared) const {
     if (p_.row_scale) scale_rows(acc, shared);
-    if constexpr (kEpilogue == Epilogue::kGemm1) {
+    if constexpr (is_gemm1(kEpilogue)) {
       activate_and_store(m_tile, acc);
     } else if constexpr (kEpilogue == Epilogue::kGemm2) {
       finish_and_store(m_tile, acc);
@@ -122,15 +123,15 @@ class Output {
     }
   }
 
-  // SwiGLU without biases apart from all else, so that it stays as short as it is.
   template <int kValues>
   __device__ void activate_and_store(int m_tile, const float (&acc)[kValues]) const {
     const float gate_alpha = __shfl_sync(~0u, alpha_, 0), up_alpha = __shfl_sync(~0u, alpha_, 1);
-    const int own = first_feature(m_tile) + threadIdx.x % 32 / 4, feature = first_feature(m_tile) + first_even();
-    if (p_.activation.kind == ACTIVATION_SWIGLU && !p_.bias) {
+    const int feature = first_feature(m_tile) + first_even();
+    if constexpr (kEpilogue == Epilogue::kGemm1) {
       store_h(feature, acc,
               [&](float gate, float up) { return swiglu(p_.activation, gate * gate_alpha, up * up_alpha); });
     } else {
+      const int own = first_feature(m_tile) + threadIdx.x % 32 / 4;
       const float gate_bias = bias_of(0, own), up_bias = bias_of(p_.features, own);
       store_h(feature, acc, [&](float gate, float up) {
         return activate_gated(p_.activation, fmaf(gate, gate_alpha, gate_bias), fmaf(up, up_alpha, up_bias));

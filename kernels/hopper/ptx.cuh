@@ -40,7 +40,7 @@ __device__ inline void mbarrier_wait(uint64_t& bar, uint32_t parity) {
 
 // ---- Copies ("Data Movement and Conversion Instructions: cp.async, cp.async.bulk")
 
-// Asks for the line at an address, which need not be valid.
+// Asks for the line at an address.
 __device__ inline void prefetch(const void* at) {
   asm volatile("prefetch.global.L1 [%0];" ::"l"(__cvta_generic_to_global(at)));
 }

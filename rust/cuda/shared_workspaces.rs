@@ -39,10 +39,32 @@ pub struct SharedWorkspaces {
     calls: u64,
 }
 
-/// The workspace of a stream.
+/// Whose calls a workspace serves.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum User {
+    #[default]
+    Nobody,
+    /// By its number, which no later stream has.
+    Stream(u64),
+    /// Captures on a stream of this handle: the driver does not tell a capturing stream's number, and a later stream's
+    /// captures may share the workspace of an earlier one's.
+    Captures(usize),
+}
+
+impl User {
+    fn of(stream: Stream) -> Result<Self> {
+        if driver::is_capturing(stream)? {
+            Ok(User::Captures(stream.addr()))
+        } else {
+            driver::stream_id(stream).map(User::Stream)
+        }
+    }
+}
+
+/// The workspace of a stream's calls, or of its captures.
 #[derive(Debug, Default)]
 struct Shared {
-    stream: u64,
+    user: User,
     address: DeviceAddress,
     size: u64,
     in_a_graph: bool,
@@ -52,10 +74,10 @@ struct Shared {
 impl SharedWorkspaces {
     /// The workspace of a stream, of at least `size` bytes.
     pub fn of_stream(&mut self, memory: &Memory, stream: Stream, size: u64) -> Result<*mut u8> {
-        let (id, capturing) = (driver::stream_id(stream)?, driver::is_capturing(stream)?);
-        let place = match self.all.iter().position(|shared| shared.stream == id) {
+        let user = User::of(stream)?;
+        let place = match self.all.iter().position(|shared| shared.user == user) {
             Some(place) => place,
-            None => self.add(memory, id),
+            None => self.add(memory, user),
         };
         self.calls += 1;
         let shared = &mut self.all[place];
@@ -63,23 +85,23 @@ impl SharedWorkspaces {
         if shared.size < size {
             shared.grow(memory, size)?;
         }
-        shared.in_a_graph |= capturing;
+        shared.in_a_graph |= matches!(user, User::Captures(_));
         Ok(shared.address as *mut u8)
     }
 
     /// An empty one; returns its place.
-    fn add(&mut self, memory: &Memory, stream: u64) -> usize {
+    fn add(&mut self, memory: &Memory, user: User) -> usize {
         let free = |shared: &&(usize, &Shared)| !shared.1.in_a_graph;
         let places: Vec<_> = self.all.iter().enumerate().collect();
         let oldest = places.iter().filter(free).min_by_key(|(_, shared)| shared.last_call).map(|(place, _)| *place);
         match oldest {
             Some(place) if places.iter().filter(free).count() >= STREAMS => {
                 self.all[place].free(memory);
-                self.all[place] = Shared { stream, ..Default::default() };
+                self.all[place] = Shared { user, ..Default::default() };
                 place
             }
             _ => {
-                self.all.push(Shared { stream, ..Default::default() });
+                self.all.push(Shared { user, ..Default::default() });
                 self.all.len() - 1
             }
         }

@@ -66,7 +66,7 @@ def make_layer(weights: LayerWeights) -> Layer:
         hidden_size=HIDDEN, intermediate_size=INTER, num_experts=EXPERTS, num_local_experts=LOCAL, top_k=TOP_K,
         mode="bf16", device=weights.w13.device,
     )  # fmt: skip
-    ops.load().layer_prepare(*weights.tensors(), 0.0, 0.0, False, make_storage(layer), layer.id)
+    ops.load().layer_prepare(*weights.tensors(), 0.0, 0.0, 0, make_storage(layer), layer.id)
     return layer
 
 

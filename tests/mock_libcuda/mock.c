@@ -143,6 +143,7 @@ int cuCtxSynchronize(void) { return unsafe("cuCtxSynchronize"); }
 int cuStreamSynchronize(void) { return unsafe("cuStreamSynchronize"); }
 
 int cuStreamGetId(void *stream, unsigned long long *id) {
+  if (mock_capturing) return 900; /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, as an H200's driver */
   *id = (unsigned long long)mock_generation << 56 | (uintptr_t)stream >> 32;
   return ok("cuStreamGetId");
 }

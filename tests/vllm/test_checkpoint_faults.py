@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers and linears of real vLLM, filled as its loaders fill them: dummies, tensors that never come, other types."""
 
+from dataclasses import replace
+
 import pytest
 import tiny_layers
 import torch
 from tiny_layers import (
+    EXPERTS,
     FORMATS,
     HIDDEN,
+    INTER,
     NAME,
+    TOKENS,
+    TOP_K,
     fill_with_dummies,
     load_experts,
     make_experts,
@@ -15,8 +21,11 @@ from tiny_layers import (
     process,
     run_experts,
 )
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 
 from nvfp4_moe.plugin import input_scales, log
+from reference import generate
+from reference.layer import GeluTanh, ReferenceLayer, Swiglu, SwigluStep, relative_l2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,6 +65,41 @@ def test_loaded_experts_run(format):
     out = run_experts(process(layer))
     assert out.isfinite().all()
     assert out.any()
+
+
+def expected(activation: Swiglu, **biases: torch.Tensor) -> torch.Tensor:
+    """What run_experts should give with what load_experts brings, in float64."""
+    weights = replace(generate.normal_weights(EXPERTS, HIDDEN, INTER, torch.Generator().manual_seed(0)), **biases)
+    generator = torch.Generator().manual_seed(1)
+    x = generate.tokens(TOKENS, HIDDEN, generator)
+    topk_weights = generate.random_topk_weights(TOKENS, TOP_K, generator)
+    ids = generate.random_ids(TOKENS, EXPERTS, TOP_K, generator)
+    return ReferenceLayer(weights, activation).forward(x, ids.long(), topk_weights).out
+
+
+@pytest.mark.parametrize(("name", "activation"), [("GELU_TANH", GeluTanh()), ("SWIGLUSTEP", SwigluStep(7.0))])
+@pytest.mark.parametrize("format", FORMATS)
+def test_other_activations_are_ours_and_compute(monkeypatch, format, name, activation):
+    """Experts without a gate are not here: vLLM makes none on a CPU."""
+    monkeypatch.setenv("NVFP4_MOE_MODE", "bf16")
+    layer = make_experts(format, activation=MoEActivation[name])
+    load_experts(layer, format)
+    assert relative_l2(run_experts(process(layer)), expected(activation)) < 5e-3
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_biases_are_parameters_that_must_be_loaded(monkeypatch, format):
+    monkeypatch.setenv("NVFP4_MOE_MODE", "bf16")
+    layer = make_experts(format, has_bias=True)
+    load_experts(layer, format)
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"w13_bias": 2 * INTER, "w2_bias": HIDDEN}
+    biases = {name: torch.randn(EXPERTS, rows, generator=generator).bfloat16() for name, rows in shapes.items()}
+    layer.w13_bias.data.copy_(biases["w13_bias"])
+    with pytest.raises(ValueError, match=rf"{NAME}: w2_bias of experts 0, 1, 2, 3 is missing"):
+        process(layer)
+    layer.w2_bias.data.copy_(biases["w2_bias"])
+    assert relative_l2(run_experts(process(layer)), expected(Swiglu(), **biases)) < 5e-3
 
 
 @pytest.mark.parametrize("what", ["weight", "block", "global"])

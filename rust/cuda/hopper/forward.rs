@@ -4,6 +4,7 @@
 use super::kernels::{GemmKind, QUANTIZE_ROWS_FP8, gemm};
 use super::layout::fp8_row_bytes;
 use super::tiles::{linear_rows, tiles_of_cta};
+use crate::activation::ActivationKind;
 use crate::config::{LayerConfig, Mode};
 use crate::cuda::forward::LayerCall;
 use crate::cuda::kernels::{QUANTIZE_ROWS, params};
@@ -12,14 +13,18 @@ use crate::cuda::linear_call::LinearCall;
 use crate::cuda::storage::Matrix;
 use crate::error::Result;
 
-/// The kernels of GEMM1: those whose epilogue takes gate and up, or, without a gate, those of GEMM2, which take plain rows.
+/// The kernels of GEMM1: SwiGLU's; those of any other activation of gate and up, or with biases; or, without a gate, those
+/// of GEMM2, whose rows are plain as well.
 fn gemm1_kind(config: &LayerConfig) -> GemmKind {
-    let gated = config.activation.projections() == 2;
-    match (config.mode, gated) {
-        (Mode::Bf16 | Mode::Nvfp4, true) => GemmKind::Gemm1,
-        (Mode::Fp8, true) => GemmKind::Gemm1Fp8,
-        (Mode::Bf16 | Mode::Nvfp4, false) => GemmKind::Gemm2,
-        (Mode::Fp8, false) => GemmKind::Gemm2Fp8,
+    let is_plain = config.activation.projections() == 1;
+    let is_swiglu = config.activation.kind == ActivationKind::Swiglu && !config.has_bias;
+    match (config.mode == Mode::Fp8, is_plain, is_swiglu) {
+        (false, true, _) => GemmKind::Gemm2,
+        (true, true, _) => GemmKind::Gemm2Fp8,
+        (false, _, true) => GemmKind::Gemm1,
+        (true, _, true) => GemmKind::Gemm1Fp8,
+        (false, _, false) => GemmKind::Gemm1Any,
+        (true, _, false) => GemmKind::Gemm1AnyFp8,
     }
 }
 

@@ -7,10 +7,14 @@ use crate::cuda::kernels::{Kernel, ROW_WISE, Row, params};
 /// What becomes of the result of a GEMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GemmKind {
-    /// The activation of gate and up, to bf16: h.
+    /// SwiGLU of gate and up, to bf16: h.
     Gemm1,
     /// The same, of e4m3 rows and weights prepared for mode fp8.
     Gemm1Fp8,
+    /// Any activation of gate and up, with biases.
+    Gemm1Any,
+    /// The same, of e4m3 rows.
+    Gemm1AnyFp8,
     /// bf16 for combine; or h, of experts without a gate.
     Gemm2,
     /// The same, of e4m3 rows.
@@ -35,6 +39,8 @@ macro_rules! kernels_of_sizes {
         pub static KERNELS: &[Row] = &[
             $(Row { name: concat!("gemm1_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("gemm1_fp8_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm1_any_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm1_any_fp8_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("gemm2_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("gemm2_fp8_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("linear_sm90_n", $rows), ..GEMM },)*
@@ -53,7 +59,7 @@ macro_rules! kernels_of_sizes {
 kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144);
 
 /// The first row that is not a GEMM's.
-const OTHERS: usize = 5 * GEMM_ROWS.len();
+const OTHERS: usize = 7 * GEMM_ROWS.len();
 
 /// Rows of bf16 to e4m3.
 pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
@@ -80,6 +86,8 @@ mod tests {
         for rows in GEMM_ROWS {
             assert_eq!(gemm(GemmKind::Gemm1, rows).row().name, format!("gemm1_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Gemm1Fp8, rows).row().name, format!("gemm1_fp8_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm1Any, rows).row().name, format!("gemm1_any_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm1AnyFp8, rows).row().name, format!("gemm1_any_fp8_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Gemm2, rows).row().name, format!("gemm2_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Gemm2Fp8, rows).row().name, format!("gemm2_fp8_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Linear, rows).row().name, format!("linear_sm90_n{rows}"));
