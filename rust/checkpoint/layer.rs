@@ -118,7 +118,7 @@ impl<'a> Layer<'a> {
         };
         let mut numbers = vec_for("experts", experts.len())?;
         numbers.extend(experts);
-        let scanned = threads::run(|| threads::try_map(numbers, scan))?;
+        let scanned = threads::run(|| threads::try_map(numbers, scan))??;
         Ok(scanned.into_iter().fold(BlockScales::default(), BlockScales::merge))
     }
 
@@ -174,7 +174,7 @@ impl<'a> Layer<'a> {
             }
             Ok(())
         };
-        threads::run(|| threads::try_map(outputs, copy))?;
+        threads::run(|| threads::try_map(outputs, copy))??;
         self.pieces.files.check_unchanged()?;
         for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
             w13_global_scale[2 * i] = *gate;
