@@ -4,8 +4,9 @@
 //! What that leaves out: nothing of NVFP4 activations, nothing of e4m3 values of at least 1/2048 and of bf16 values of at
 //! least 1/128 of the largest of their 16 neighbours; smaller ones are rounded to 2^-15 of that one's power of two. A
 //! neighbour of 10000 leaves nothing of 0.2, and if its weight is 0 the result is made of what is gone. So where in a
-//! group of blocks the root mean square of what is left out is more than 1/2048 of the median (see [`loses_too_much`]),
-//! the row has a rest: all that its integers leave out, exact in f32, which `avx512` multiplies and adds.
+//! group of blocks the root mean square of what is left out is more than 1/4096 of all but the largest values (see
+//! [`loses_too_much`]), the row has a rest: all that its integers leave out, exact in f32, which `avx512` multiplies and
+//! adds.
 
 use crate::format::BLOCK_SIZE;
 
@@ -59,13 +60,13 @@ fn write_vectors(values: &[f32], out: &mut [u8]) -> bool {
     loses_too_much(values, squares.iter().sum())
 }
 
-/// How often the root mean square of what is left out of a group must fit into the median of its values.
-const LEAST_RATIO: f64 = 2048.0;
+/// How often the root mean square of what is left out of a group must fit into a value for that to be large.
+const LEAST_RATIO: f64 = 4096.0;
 
-/// Would the group be missed what its integers leave out, whichever of its values weights of 0 leave unread? Not if at
-/// least half of the values are large beside it: outliers are fewer, and what is left then has at least that size. So
-/// the result is right to 1/1024, where bf16, as which it is returned, is to 1/512. Ordinary activations, a hundredth
-/// of which is rounded, are far from here: normal ones by a factor of 90.
+/// Would the group be missed what its integers leave out, even where weights of 0 leave its outliers unread? Not if at
+/// least a quarter of the values are large beside it: outliers are fewer, and what is left then has about that size. So
+/// the result is right to some 1/1000, where bf16, as which it is returned, is to 1/512. Ordinary activations are far
+/// from here, normal ones and those behind a gate that closes for half of them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,fma")]
 fn loses_too_much(values: &[f32], squares: f64) -> bool {
@@ -75,7 +76,7 @@ fn loses_too_much(values: &[f32], squares: f64) -> bool {
     let present = values.iter().filter(|value| **value != 0.0).count();
     let least = (LEAST_RATIO * (squares / present as f64).sqrt()) as f32;
     let large = values.iter().filter(|value| value.abs() >= least).count();
-    2 * large < present
+    4 * large < present
 }
 
 /// What the integers of a block leave out of it; exact, because it has no more bits than the bf16 or e4m3 value. Nothing
