@@ -102,7 +102,7 @@ mod tests {
     #[ignore = "run by a_panic_prints_nothing_and_the_hosts_still_do"]
     fn panics_of_all_kinds() {
         assert_eq!(guard(|| panic!("a panic of ours")), 8);
-        assert_eq!(guard(|| crate::threads::run(|| panic!("a panic of a worker")).map(|()| ())), 8);
+        assert_eq!(guard(|| crate::threads::run(|| panic!("a panic of a worker"))), 8);
         assert!(last_error().contains("a panic of a worker"), "{}", last_error());
         catch_unwind(|| panic!("a panic of the host's")).unwrap_err();
     }

@@ -17,6 +17,9 @@ use crate::memory::vec_for;
 use crate::threads;
 use std::ops::Range;
 
+/// Codes and block scales of an expert's w13 or w2, to be written.
+type Output<'a> = (&'a mut [u8], &'a mut [u8]);
+
 /// A layer that [`Layer::read`] can copy out.
 #[derive(Debug)]
 pub struct Layer<'a> {
@@ -159,10 +162,7 @@ impl<'a> Layer<'a> {
         let w2 = w2.chunks_exact_mut(codes_len).zip(w2_block_scale.chunks_exact_mut(scales_len));
         let mut outputs = vec_for("experts", num_experts)?;
         outputs.extend(w13.zip(w2).enumerate());
-        let copy = |(i, ((w13, w13_block_scale), (w2, w2_block_scale))): (
-            usize,
-            ((&mut [u8], &mut [u8]), (&mut [u8], &mut [u8])),
-        )| {
+        let copy = |(i, ((w13, w13_block_scale), (w2, w2_block_scale))): (usize, (Output<'_>, Output<'_>))| {
             let (gate, up) = w13.split_at_mut(codes_len);
             let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
             let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
