@@ -28,7 +28,18 @@ pub fn resize<T: Clone>(vec: &mut Vec<T>, name: &'static str, len: usize, value:
 /// Is there memory for what a parser or a report will allocate piece by piece, `bytes` in all? It is asked for at once,
 /// given back untouched, and then there for them.
 pub fn ask_for(name: &'static str, bytes: usize) -> Result<()> {
-    vec_for::<u8>(name, bytes).map(drop)
+    let asked = vec_for::<u8>(name, bytes)?;
+    std::hint::black_box(&asked); // else the compiler sees that it is not used, and asks for nothing
+    Ok(())
+}
+
+/// What the small things of a call, or of one task of it, take together: names, tasks, texts.
+const SMALL_THINGS: usize = 256 << 10;
+
+/// Is there memory for them? Each is too small to be asked for by itself. Asked on the thread that needs them, because
+/// allocators keep memory by threads.
+pub fn ask_for_small_things() -> Result<()> {
+    ask_for("bytes of working memory", SMALL_THINGS)
 }
 
 /// Text that grows as it is written; write to it as to a file.

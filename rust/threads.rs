@@ -3,6 +3,7 @@
 //! where the system gives no thread, calls compute on their caller's.
 
 use crate::error::Result;
+use crate::memory::ask_for_small_things;
 use crate::panics;
 use crate::process::PerProcess;
 use rayon::prelude::*;
@@ -61,11 +62,15 @@ fn build(num_threads: usize) -> Option<ThreadPool> {
 }
 
 /// Run `body` where the loops below use our threads.
-pub fn run<R: Send>(body: impl FnOnce() -> R + Send) -> R {
-    match pool() {
+///
+/// # Errors
+/// [`Error::OutOfMemory`](crate::error::Error::OutOfMemory), before it runs.
+pub fn run<R: Send>(body: impl FnOnce() -> R + Send) -> Result<R> {
+    ask_for_small_things()?;
+    Ok(match pool() {
         Some(pool) => pool.install(body),
         None => alone(body),
-    }
+    })
 }
 
 fn alone<R>(body: impl FnOnce() -> R) -> R {
@@ -115,6 +120,10 @@ pub fn try_for_each<S>(
 
 /// What `body` makes of each item, in order, or the first error.
 pub fn try_map<T: Send, R: Send>(items: Vec<T>, body: impl Fn(T) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
+    let body = |item| {
+        ask_for_small_things()?;
+        body(item)
+    };
     if ALONE.get() { items.into_iter().map(body).collect() } else { items.into_par_iter().map(body).collect() }
 }
 

@@ -10,7 +10,7 @@ use super::index::{INDEX, read_index};
 use super::source::{Directory, Source};
 use super::text::{fault, printable, shorten};
 use crate::error::{Error, Result};
-use crate::memory::{ask_for, filled};
+use crate::memory::{ask_for, ask_for_small_things, filled};
 use std::collections::{BTreeMap, BTreeSet};
 
 const SINGLE: &str = "model.safetensors";
@@ -48,6 +48,7 @@ enum Fault {
 impl Files {
     /// Open what the index names; without an index, `model.safetensors`; without that, every `*.safetensors`.
     pub fn open(directory: &Directory) -> Result<Self> {
+        ask_for_small_things()?;
         let mut present = directory.names()?;
         present.retain(|name| name.ends_with(".safetensors"));
         let Some(index) = read_index(directory)? else {
@@ -297,6 +298,7 @@ impl Files {
 
     /// Is there memory for tables of every tensor, as layers and reports are made of?
     pub fn ask_for_tables(&self) -> Result<()> {
+        ask_for_small_things()?;
         let names = self.tensors.keys().chain(self.faults.keys());
         ask_for("bytes of tables of tensors", names.map(|name| 4 * (name.len() + 256)).sum())
     }

@@ -17,6 +17,9 @@ use crate::memory::vec_for;
 use crate::threads;
 use std::ops::Range;
 
+/// Codes and block scales of an expert's w13 or w2, to be written.
+type Output<'a> = (&'a mut [u8], &'a mut [u8]);
+
 /// A layer that [`Layer::read`] can copy out.
 #[derive(Debug)]
 pub struct Layer<'a> {
@@ -139,7 +142,7 @@ impl<'a> Layer<'a> {
         };
         let mut numbers = vec_for("experts", experts.len())?;
         numbers.extend(experts);
-        let scanned = threads::run(|| threads::try_map(numbers, scan))?;
+        let scanned = threads::run(|| threads::try_map(numbers, scan))??;
         Ok(scanned.into_iter().fold(BlockScales::default(), BlockScales::merge))
     }
 
@@ -192,10 +195,7 @@ impl<'a> Layer<'a> {
         let w2 = w2.chunks_exact_mut(codes_len).zip(w2_block_scale.chunks_exact_mut(scales_len));
         let mut outputs = vec_for("experts", num_experts)?;
         outputs.extend(w13.zip(w2).enumerate());
-        let copy = |(i, ((w13, w13_block_scale), (w2, w2_block_scale))): (
-            usize,
-            ((&mut [u8], &mut [u8]), (&mut [u8], &mut [u8])),
-        )| {
+        let copy = |(i, ((w13, w13_block_scale), (w2, w2_block_scale))): (usize, (Output<'_>, Output<'_>))| {
             let w13 = w13.chunks_exact_mut(codes_len).zip(w13_block_scale.chunks_exact_mut(scales_len));
             for (&projection, (codes, block_scale)) in self.projections().iter().zip(w13.chain([(w2, w2_block_scale)]))
             {
@@ -206,7 +206,7 @@ impl<'a> Layer<'a> {
             }
             Ok(())
         };
-        threads::run(|| threads::try_map(outputs, copy))?;
+        threads::run(|| threads::try_map(outputs, copy))??;
         self.pieces.files.check_unchanged()?;
         for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
             let of_w13 = [*gate, *up];

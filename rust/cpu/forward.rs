@@ -11,12 +11,15 @@ use super::shared_workspace::with_workspace;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerWeights};
 use crate::config::LayerConfig;
 use crate::error::Result;
-use crate::memory::{filled, resize};
+use crate::memory::filled;
 use crate::routing::{Placement, Routing, Tables, route};
 use crate::shape::RowOrder;
 use crate::{status, threads};
 use half::bf16;
 use std::ops::Range;
+
+/// Columns that combine sums at a time, on the stack: once it writes, nothing may fail any more.
+const SUM_COLUMNS: usize = 4096;
 
 /// One forward: what it computes, with which instructions.
 #[allow(missing_docs)]
@@ -48,7 +51,7 @@ impl LayerCall<'_> {
                     // SAFETY: the workspace has the plan's size; chunks run one after another.
                     Ok(seen.widened_by(unsafe { self.chunk(&plan, base.address(0), &mut tables, tokens) }?))
                 })
-            })
+            })?
         })?
     }
 
@@ -226,28 +229,34 @@ impl LayerCall<'_> {
         let config = self.config;
         let out = PartsOf::new(self.args.out.cast::<bf16>());
         let tokens_at_a_time = (MIN_TASK_VALUES / (config.top_k * config.hidden_size)).max(1);
-        threads::try_for_each(tokens.len(), tokens_at_a_time, Vec::new, |sum: &mut Vec<f32>, i| {
-            let (token, args) = (tokens.start + i, self.args);
-            sum.clear();
-            resize(sum, "hidden_size", config.hidden_size, 0.0)?;
-            for (k, row) in
-                slot_to_row[i * config.top_k..][..config.top_k].iter().enumerate().filter(|(_, row)| **row >= 0)
-            {
-                // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
-                let (weight, y) = unsafe {
-                    let at = token * args.topk_weights_row_stride + k;
-                    let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
-                    (weight, &*y.part(*row as usize * config.hidden_size, config.hidden_size))
-                };
-                // SAFETY: `isa` is available on this machine.
-                unsafe { (self.isa.add_scaled)(sum, weight, y) };
-            }
-            // SAFETY: each token's row is written by one task.
-            let out = unsafe { out.part(token * args.out_row_stride, config.hidden_size) };
-            for (out, sum) in out.iter_mut().zip(&*sum) {
-                *out = bf16::from_f32(*sum);
-            }
-            Ok(())
-        })
+        threads::try_for_each(
+            tokens.len(),
+            tokens_at_a_time,
+            || [0.0; SUM_COLUMNS],
+            |sums, i| {
+                let (token, args) = (tokens.start + i, self.args);
+                let slots = slot_to_row[i * config.top_k..][..config.top_k].iter().enumerate();
+                for first in (0..config.hidden_size).step_by(SUM_COLUMNS) {
+                    let sum = &mut sums[..SUM_COLUMNS.min(config.hidden_size - first)];
+                    sum.fill(0.0);
+                    for (k, row) in slots.clone().filter(|(_, row)| **row >= 0) {
+                        // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
+                        let (weight, y) = unsafe {
+                            let at = token * args.topk_weights_row_stride + k;
+                            let weight = if args.topk_weights.is_null() { 1.0 } else { *args.topk_weights.add(at) };
+                            (weight, &*y.part(*row as usize * config.hidden_size + first, sum.len()))
+                        };
+                        // SAFETY: `isa` is available on this machine.
+                        unsafe { (self.isa.add_scaled)(sum, weight, y) };
+                    }
+                    // SAFETY: each token's row is written by one task.
+                    let out = unsafe { out.part(token * args.out_row_stride + first, sum.len()) };
+                    for (out, sum) in out.iter_mut().zip(&*sum) {
+                        *out = bf16::from_f32(*sum);
+                    }
+                }
+                Ok(())
+            },
+        )
     }
 }

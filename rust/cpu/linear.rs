@@ -107,7 +107,7 @@ impl LinearCall<'_> {
                     // SAFETY: the workspace has the plan's size; chunks run one after another.
                     Ok(amax.max(unsafe { self.chunk(&plan, base.address(0), tokens) }?))
                 })
-            })
+            })?
         })?
     }
 

@@ -101,7 +101,7 @@ mod tests {
         let inner = |outer: *mut u8| {
             with_workspace(NONE, 1 << 10, |inner| {
                 assert_ne!(inner, outer);
-                assert!(inner.is_aligned_to_256() && outer.is_aligned_to_256());
+                assert!([inner, outer].iter().all(|base| base.addr().is_multiple_of(256)));
             })
         };
         with_workspace(NONE, 1 << 12, inner).unwrap().unwrap();
@@ -111,14 +111,5 @@ mod tests {
     fn more_than_there_is_is_refused_with_its_bytes() {
         let error = with_workspace(NONE, 1 << 60, |_| ()).unwrap_err();
         assert_eq!(error, Error::OutOfMemory { name: "workspace_size", len: 1 << 60, bytes: 1 << 60 });
-    }
-
-    trait Aligned {
-        fn is_aligned_to_256(self) -> bool;
-    }
-    impl Aligned for *mut u8 {
-        fn is_aligned_to_256(self) -> bool {
-            self.addr().is_multiple_of(WORKSPACE_ALIGNMENT as usize)
-        }
     }
 }

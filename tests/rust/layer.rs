@@ -256,10 +256,7 @@ fn calls_out_of_a_rayon_pool_of_the_hosts_wait_for_no_other() {
         let (layer, x, ids, want) = (&layer, &x, &ids, &want);
         scope.spawn(move || {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-            let call = |_| {
-                let layer = layer;
-                forward_in(SMALL, &layer.0, x, ids, (std::ptr::null_mut(), 0)) == *want
-            };
+            let call = |_| forward_in(SMALL, &layer.0, x, ids, (std::ptr::null_mut(), 0)) == *want;
             done.send(pool.install(|| (0..64).into_par_iter().all(call))).unwrap();
         });
         match finished.recv_timeout(std::time::Duration::from_secs(60)) {
@@ -288,7 +285,6 @@ fn one_workspace_in_two_calls_at_once_spoils_numbers_alone() {
         for ids in &ids {
             let (layer, workspace, x) = (&layer, &workspace, &x);
             scope.spawn(move || {
-                let (layer, workspace) = (layer, workspace);
                 for _ in 0..100 {
                     let x = &x[..ids.len() / SMALL.top_k * SMALL.hidden];
                     forward_in(SMALL, &layer.0, x, ids, workspace.0);

@@ -33,6 +33,8 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod vnni_operand;
 
 pub use tile::{Isa, MAX_TILE_TOKENS, Rest, TILE_ROWS, Tile, TileOut};
 
