@@ -40,7 +40,7 @@ pub fn build(out: &Path) {
         println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu");
         return write_list(out, &[]);
     };
-    println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu hopper portable");
+    println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu {}", families().join(" "));
     println!("cargo:rerun-if-changed={}", nvcc.display());
     // Two at a time: a GEMM takes nvcc half a gigabyte and ten seconds.
     for pair in MODULES.chunks(2) {
@@ -51,6 +51,15 @@ pub fn build(out: &Path) {
         });
     }
     write_list(out, &MODULES.map(|(source, _)| source));
+}
+
+/// The families of kernels: folders with parameters of their own.
+fn families() -> Vec<&'static str> {
+    let mut folders: Vec<_> = MODULES.iter().filter_map(|(source, _)| source.split('/').next()).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    folders.retain(|folder| Path::new("kernels").join(folder).join("params.h").exists());
+    folders
 }
 
 /// The compiler of the kernels; none for a build without them. Ends the build where it would do less than it was asked.

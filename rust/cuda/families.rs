@@ -53,6 +53,7 @@ mod tests {
         if IMAGES.is_empty() {
             return; // a build without nvcc
         }
+        assert_eq!(crate::BUILT_IN.split(' ').count(), 1 + ALL.len(), "cpu, and each family");
         for row in all_rows() {
             assert!(IMAGES.iter().any(|image| image.name == row.module), "kernels/{}.cu was not built", row.module);
         }

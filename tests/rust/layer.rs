@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The MoE layer through the C ABI, against float64.
+//! The MoE layer through the C ABI, against float64; and the safe door for Rust programs.
 
 #![allow(missing_docs)]
 
+mod host;
 mod support;
 
 use nvfp4_moe::abi::exports::*;

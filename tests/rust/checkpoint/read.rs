@@ -3,7 +3,9 @@
 
 use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP, write};
 use nvfp4_moe::checkpoint::{Checkpoint, Format, Layer, LayerBuffers};
+use nvfp4_moe::config::Mode;
 use nvfp4_moe::error::Result;
+use nvfp4_moe::host::{HostLayer, LayerTensors, bf16};
 use safetensors::tensor::Dtype;
 
 /// A layer's buffers, filled with what no test writes.
@@ -257,4 +259,31 @@ fn layers_that_are_not_nvfp4_are_skipped_with_the_reason() {
     assert!(error.contains("layer 2 (layers.2.ffn) is no NVFP4 MoE layer that can be read"), "{error}");
     let error = checkpoint.layer(7).unwrap_err().to_string();
     assert!(error.starts_with("layer is 7; the checkpoint has 2 NVFP4 MoE layers, 0 to 1."), "{error}");
+}
+
+#[test]
+fn a_host_layer_has_the_checkpoints_weights_and_activation() {
+    let made = Spec::default().made();
+    let checkpoint = open(&made).unwrap();
+    let view = checkpoint.layer(0).unwrap();
+    let layer = HostLayer::from_checkpoint(&view, Mode::Bf16, 2).unwrap();
+    let said = view.activation().unwrap();
+    assert_eq!((layer.config().hidden_size, layer.config().num_experts, layer.config().top_k), (64, 3, 2));
+    assert_eq!(layer.config().activation.limit, if said.limit == 0.0 { f32::INFINITY } else { said.limit });
+
+    let tensors = LayerTensors::read(&view, layer.config().shape(), 0).unwrap();
+    let wanted = Copied::expected(&made, 0, 0..3);
+    assert_eq!((&tensors.w13, &tensors.w2), (&wanted.w13, &wanted.w2));
+    assert_eq!((&tensors.w13_block_scale, &tensors.w2_block_scale), (&wanted.w13_block_scale, &wanted.w2_block_scale));
+    assert_eq!(
+        (&tensors.w13_global_scale, &tensors.w2_global_scale),
+        (&wanted.w13_global_scale, &wanted.w2_global_scale)
+    );
+    let own = HostLayer::new(layer.config().clone(), tensors).unwrap();
+    let (x, mut outs) = ([bf16::ONE; 64], [[bf16::NAN; 64]; 2]);
+    for (layer, out) in [layer, own].iter().zip(&mut outs) {
+        layer.forward(&x, &[0, 2], None, out).unwrap();
+    }
+    assert_eq!(outs[0].map(bf16::to_bits), outs[1].map(bf16::to_bits));
+    assert!(outs[0].iter().any(|value| value.to_f32() != 0.0));
 }
