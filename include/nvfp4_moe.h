@@ -106,7 +106,6 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 
 #define NVFP4_MOE_DTYPE_I32 0
 #define NVFP4_MOE_DTYPE_I64 1
-
 #define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
 
@@ -121,7 +120,6 @@ size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */
 
 typedef struct nvfp4_moe_layer nvfp4_moe_layer;
-
 typedef struct nvfp4_moe_layer_desc {
   uint32_t struct_size;
   int32_t device_kind;        /* NVFP4_MOE_DEVICE_* */
@@ -131,7 +129,7 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t hidden_size;        /* H, a multiple of 16 up to 2^20 */
   int32_t intermediate_size;  /* I, a multiple of 16 up to 2^20: of ONE of gate and up */
   int32_t num_experts;        /* E, up to 2^20: ids in topk_ids are 0 .. E-1 */
-  int32_t num_local_experts;  /* L: experts whose weights are here */
+  int32_t num_local_experts;  /* L: experts whose weights are here; on CUDA up to 40960 */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
   int32_t top_k;              /* k, 1 .. E */
   float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
@@ -146,12 +144,12 @@ typedef struct nvfp4_moe_layer_weights {
   int32_t up_first;               /* 0: rows 0..I-1 of w13 are gate, I..2I-1 are up. 1: the other way round. */
   const uint8_t *w13;             /* e2m1x2 [L, 2I, H/2] */
   const uint8_t *w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
-  const float *w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ. Positive. */
+  const float *w13_global_scale;  /* f32 [L, 2]: of each half of w13; they may differ. Positive, on CUDA below 2^120. */
   const uint8_t *w2;              /* e2m1x2 [L, H, I/2] */
   const uint8_t *w2_block_scale;  /* e4m3   [L, H, I/16] */
-  const float *w2_global_scale;   /* f32    [L], positive */
-  /* Decode the inputs of GEMM1 and of GEMM2: each the maximum over ALL experts of the layer, local or not. Both 0 = the
-   * checkpoint has none. */
+  const float *w2_global_scale;   /* f32    [L], as w13's */
+  /* Decode the inputs of GEMM1 and of GEMM2: each the maximum over ALL experts of the layer, local or not. 0 = the
+   * checkpoint has none, which forward refuses by its name where static scales need it. */
   float w13_input_scale;
   float w2_input_scale;
 } nvfp4_moe_layer_weights;
@@ -160,7 +158,7 @@ typedef struct nvfp4_moe_layer_args {
   uint32_t struct_size;
   int32_t num_tokens;              /* T; 0 is a no-op; T * k must be less than 2^31 */
   const void *x;                   /* bf16 [T, H] */
-  int64_t x_row_stride;            /* elements from a row to the next, as every row stride; 0 = H, else at least H */
+  int64_t x_row_stride;            /* elements from a row to the next, as every row stride; 0 = H, else H .. 2^40 */
   const void *topk_ids;            /* [T, k], global ids; any value may appear, -1 is padding */
   int64_t topk_ids_row_stride;     /* 0 = k */
   int32_t topk_ids_dtype;          /* NVFP4_MOE_DTYPE_* */
@@ -168,13 +166,15 @@ typedef struct nvfp4_moe_layer_args {
   const float *topk_weights;       /* f32 [T, k], applied once, in combine; NULL = 1 (already applied) */
   int64_t topk_weights_row_stride; /* 0 = k */
   const int32_t *expert_map;       /* i32 [E] global -> local id, -1 = not here; NULL = first_local_expert */
-  void *out;                       /* bf16 [T, H]; every element is written; may not overlap x */
+  void *out;                       /* bf16 [T, H], all written; may not overlap x, but be other columns of x's rows */
   int64_t out_row_stride;          /* 0 = H; what lies between rows is not written */
-  void *workspace;                 /* 256-byte aligned scratch, or NULL: the device's shared workspace */
+  void *workspace;                 /* 256-byte aligned scratch, or NULL: the library's */
   uint64_t workspace_size;         /* bytes, >= workspace_size(T); ignored when workspace is NULL */
 } nvfp4_moe_layer_args;
 
-/* Check the description and make a layer without weights. The first rule that fails is named with both numbers. */
+/* Check the description and make a layer without weights. The first rule that fails is named with both numbers.
+ * destroy frees it, on CUDA once its work is done and beside any capture; graphs captured of it may not run again.
+ * Memory that the driver does not free then is freed with a later allocation or free, and last_error says so. */
 int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc *desc, nvfp4_moe_layer **out);
 void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
 
@@ -184,16 +184,21 @@ void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
  * of equal size, one an expert: a slice may be moved to another place, or to another rank's equal layer, by a copy. */
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
 
-/* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones; a failure
- * leaves those that the layer has, on CUDA but for what it wrote to the storage. Storage is 256-byte aligned. On CUDA
- * waits for the stream: not capturable. */
+/* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. A refusal
+ * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is
+ * NOT_PREPARED until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA
+ * waits for the stream: not capturable. Graphs captured before take the new weights if the storage is the same, and the
+ * new input scales in any case. What reads the storage on other streams, graphs included, must end before prepare and
+ * begin after it. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
 
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
- * a call and need not be cleared. Calls without a workspace share their device's: on CUDA from one stream at a time,
- * and one with more tokens than any before grows it, which allocates and is refused during a capture. */
+ * a call and need not be cleared. Calls without a workspace take the library's: on the CPU the process's, on CUDA
+ * the stream's, which grows to twice its size or more, even during a capture. What it outgrew is freed, unless a
+ * capture has used it: kept is less than its own size. Of streams without captures the last 16 keep theirs. Graphs
+ * captured on one stream share its workspace, and may not run at once. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
@@ -212,13 +217,14 @@ int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_
  * over ranks, then set them. Synchronises on CUDA. */
 int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer *layer, float *w13_input_scale, float *w2_input_scale);
 
-/* Use these input scales instead of the checkpoint's, until the next prepare. Each is finite and at least 2^-110. */
+/* Use these input scales instead of the checkpoint's, until the next prepare. Each is finite and at least 2^-110. On
+ * CUDA waits for no stream, and may happen during a capture: what begins on the device after it returned takes them,
+ * graphs captured before included; what was enqueued earlier may take either. */
 int32_t nvfp4_moe_layer_set_input_scales(nvfp4_moe_layer *layer, float w13_input_scale, float w2_input_scale);
 
 /* ---- The linear ----------------------------------------------------------------------------------------- */
 
 typedef struct nvfp4_moe_linear nvfp4_moe_linear;
-
 typedef struct nvfp4_moe_linear_desc {
   uint32_t struct_size;
   int32_t device_kind;    /* as in nvfp4_moe_layer_desc */
@@ -226,7 +232,7 @@ typedef struct nvfp4_moe_linear_desc {
   int32_t mode;           /* not FP8, which is UNSUPPORTED */
   int32_t scale_policy;
   int32_t in_features;  /* a multiple of 16 up to 2^20 */
-  int32_t out_features; /* 1 or more */
+  int32_t out_features; /* 1 or more; on CUDA up to what a launch can prepare, which is 4194240 or more */
   int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1; up to out_features */
   int32_t tile_rows; /* as in nvfp4_moe_layer_desc */
 } nvfp4_moe_linear_desc;
@@ -236,7 +242,7 @@ typedef struct nvfp4_moe_linear_weights {
   float input_scale;          /* decodes the input; 0 = the checkpoint has none */
   const uint8_t *weight;      /* e2m1x2 [out_features, in_features/2] */
   const uint8_t *block_scale; /* e4m3   [out_features, in_features/16], linear order */
-  const float *global_scale;  /* f32    [num_parts] */
+  const float *global_scale;  /* f32    [num_parts], as in nvfp4_moe_layer_weights */
   const int32_t *part_rows;   /* host i32 [num_parts], sums to out_features; may be NULL if num_parts is 1 */
   const void *bias;           /* bf16   [out_features], or NULL */
 } nvfp4_moe_linear_weights;
@@ -246,7 +252,7 @@ typedef struct nvfp4_moe_linear_args {
   int32_t num_tokens;     /* T; 0 is a no-op */
   const void *x;          /* bf16 [T, in_features] */
   int64_t x_row_stride;   /* 0 = in_features */
-  void *out;              /* bf16 [T, out_features]; may not overlap x */
+  void *out;              /* bf16 [T, out_features], as in nvfp4_moe_layer_args */
   int64_t out_row_stride; /* 0 = out_features */
   void *workspace; /* as in nvfp4_moe_layer_args */
   uint64_t workspace_size;
@@ -325,7 +331,6 @@ uint64_t nvfp4_moe_sf_offset(uint64_t row, uint64_t sf_col, uint64_t num_sf_cols
 /* ---- Checkpoints (host memory) -------------------------------------------------------------------------- */
 
 typedef struct nvfp4_moe_checkpoint nvfp4_moe_checkpoint;
-
 /* Naming and scale convention of the files. */
 #define NVFP4_MOE_FORMAT_MODELOPT 1           /* weight, weight_scale, weight_scale_2, input_scale */
 #define NVFP4_MOE_FORMAT_COMPRESSED_TENSORS 2 /* weight_packed, weight_global_scale (inverse), ... */

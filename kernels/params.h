@@ -99,8 +99,10 @@ typedef struct QuantizeParams {
   uint8_t *packed;      /* e2m1x2 [rows, num_cols / 2]. Or NULL */
   uint8_t *block_scale; /* of `packed`: e4m3, 128x4 swizzled (whole buffer), padding columns 0 */
   float *row_scale;     /* [rows] the global scale that decodes */
-  float static_scale;   /* 0 = dynamic */
-  int32_t num_cols;     /* a multiple of 16 */
+  const float *static_scale; /* [1] the global scale of every row, or NULL: each row's own. On the device, so that a graph
+                                computes with what is set when it runs */
+  int32_t num_cols;          /* a multiple of 16 */
+  int32_t reserved;
 } QuantizeParams;
 
 /* What lies between the GEMMs, as rust/activation.rs has it; each kind reads the numbers that it knows. */
@@ -147,11 +149,19 @@ typedef struct MatrixScales {
   uint32_t largest;    /* e4m3; 0 if all are */
 } MatrixScales;
 
+/* Counts what prepare refuses, before it writes anything. */
+typedef struct CheckScalesParams {
+  const uint8_t *block_scale; /* e4m3 [num_block_scales], from any byte on: finite and not negative */
+  const float *global_scale;  /* [num_global_scales]: positive and below 2^120, so that the output factor is finite */
+  uint64_t *bad_scales;       /* [1] */
+  int64_t num_block_scales;
+  int64_t num_global_scales;
+} CheckScalesParams;
+
 /* What every family's preparing of one matrix reads: checkpoint tensors, which may start at any byte. */
 typedef struct PrepareSource {
   const uint8_t *codes;       /* e2m1x2 [L, rows, cols / 2] */
-  const uint8_t *block_scale; /* e4m3 [L, rows, cols / 16] */
-  uint64_t *bad_scales;       /* [1] count of NaN or negative block scales */
+  const uint8_t *block_scale; /* e4m3 [L, rows, cols / 16], which check_scales has seen */
   uint64_t expert_stride;     /* bytes between experts in what is written */
   int32_t rows;
   int32_t cols;
@@ -163,7 +173,6 @@ typedef struct PrepareAlphaParams {
   const float *w2_global_scale;  /* [L] */
   float *alphas;                 /* of expert 0 */
   uint64_t expert_stride;        /* bytes */
-  uint64_t *bad_scales;          /* [1] count of globals that are not finite and positive */
   int32_t num_local_experts;
   int32_t up_first;
   float factor;                   /* what the GEMM's products lack */
@@ -177,7 +186,6 @@ typedef struct PrepareAlphaParams {
 typedef struct PrepareRowAlphaParams {
   const float *global_scale; /* [num_parts] */
   float *row_alpha;          /* [rows] */
-  uint64_t *bad_scales;
   int32_t part;      /* rows first_row .. first_row + num_rows take global_scale[part] */
   int32_t first_row;
   int32_t num_rows;

@@ -6,12 +6,13 @@ use std::{env, fs, process::Command};
 
 /// A source file under `kernels/`, without `.cu`, and the GPUs it is compiled for. The folder says which: a family's own
 /// GPUs, or every supported one.
-const MODULES: [(&str, &[&str]); 12] = [
+const MODULES: [(&str, &[&str]); 13] = [
     ("route/route", EVERY_GPU),
     ("quantize/quantize", EVERY_GPU),
     ("calibrate/amax", EVERY_GPU),
     ("combine/combine", EVERY_GPU),
     ("prepare/alphas", EVERY_GPU),
+    ("prepare/check", EVERY_GPU),
     ("portable/activation", EVERY_GPU),
     ("portable/gemm", EVERY_GPU),
     ("portable/prepare", EVERY_GPU),

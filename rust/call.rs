@@ -76,9 +76,29 @@ pub struct InputScales {
 impl InputScales {
     /// Refuse what cannot scale: both must be finite and at least 2^-110.
     pub fn check(self) -> Result<Self> {
-        check_global_scale("w13_input_scale", self.w13)?;
-        check_global_scale("w2_input_scale", self.w2)?;
+        self.named().into_iter().try_for_each(|(name, scale)| check_global_scale(name, scale))?;
         Ok(self)
+    }
+
+    /// As [`InputScales::check`], of those that are there.
+    pub fn check_those_given(self) -> Result<Self> {
+        let given = self.named().into_iter().filter(|(_, scale)| *scale != 0.0);
+        given.into_iter().try_for_each(|(name, scale)| check_global_scale(name, scale))?;
+        Ok(self)
+    }
+
+    /// Refuse to quantise with what was never given.
+    pub fn check_both_given(self) -> Result<()> {
+        match (self.w13 == 0.0, self.w2 == 0.0) {
+            (false, false) => Ok(()),
+            (true, true) => Err(missing_input_scale("w13_input_scale and w2_input_scale are")),
+            (true, false) => Err(missing_input_scale("w13_input_scale is")),
+            (false, true) => Err(missing_input_scale("w2_input_scale is")),
+        }
+    }
+
+    fn named(self) -> [(&'static str, f32); 2] {
+        [("w13_input_scale", self.w13), ("w2_input_scale", self.w2)]
     }
 }
 
@@ -233,15 +253,48 @@ pub struct Storage {
     pub size: u64,
 }
 
+/// Can a layer or linear compute?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It has weights.
+    Ready,
+    /// It never had any.
+    NeverPrepared,
+    /// It had begun to write new ones over those that it had when the device failed.
+    HalfWritten,
+}
+
+impl Readiness {
+    /// Of what has weights or none.
+    pub fn of<T>(weights: &Option<T>) -> Self {
+        if weights.is_some() { Readiness::Ready } else { Readiness::NeverPrepared }
+    }
+
+    /// Refuse what cannot; `noun` is a layer or a linear.
+    pub fn check(self, noun: &str) -> Result<()> {
+        let text = match self {
+            Readiness::Ready => return Ok(()),
+            Readiness::NeverPrepared => {
+                format!("the {noun} has 0 prepared weights; forward needs them. Call nvfp4_moe_{noun}_prepare first.")
+            }
+            Readiness::HalfWritten => format!(
+                "the {noun} has 0 prepared weights: its last prepare failed after it began to write; forward needs them whole. \
+                 Call nvfp4_moe_{noun}_prepare again."
+            ),
+        };
+        Err(Error::NotPrepared(text))
+    }
+}
+
 /// What computes a layer. It checks what only it can (memory, data); the facade has checked the rest.
 pub trait LayerBackend: Debug + Send + Sync {
     /// Bytes that prepare fills.
     fn storage_size(&self) -> u64;
 
-    /// Are there weights?
-    fn is_prepared(&self) -> bool;
+    /// Are there weights, and if not, why?
+    fn readiness(&self) -> Readiness;
 
-    /// Take weights, or refuse them.
+    /// Take weights, or refuse them. Forgets what calibration saw of those before; a refusal changes nothing.
     ///
     /// # Safety
     /// The tensors are valid on the backend's device, with the lengths of its [`MoeShape`](crate::shape::MoeShape). On
@@ -265,6 +318,16 @@ pub trait LayerBackend: Debug + Send + Sync {
 
     /// What calibration saw; forgets it.
     fn take_calibration(&mut self) -> Result<Calibration>;
+
+    /// Other input scales than prepare's, for calls that are not made of [`LayerBackend::forward`]'s: graphs.
+    fn set_input_scales(&mut self, _: InputScales) -> Result<()> {
+        Ok(())
+    }
+
+    /// Give back what it holds, and say what could not be.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What computes a linear.
@@ -272,10 +335,10 @@ pub trait LinearBackend: Debug + Send + Sync {
     /// Bytes that prepare fills.
     fn storage_size(&self) -> u64;
 
-    /// Is there a weight?
-    fn is_prepared(&self) -> bool;
+    /// Is there a weight, and if not, why?
+    fn readiness(&self) -> Readiness;
 
-    /// Take a weight, or refuse it.
+    /// Take a weight, or refuse it, as [`LayerBackend::prepare`].
     ///
     /// # Safety
     /// As [`LayerBackend::prepare`].
@@ -298,4 +361,14 @@ pub trait LinearBackend: Debug + Send + Sync {
 
     /// The largest finite input that calibration saw, negative if none; forgets it.
     fn take_amax(&mut self) -> Result<f32>;
+
+    /// As [`LayerBackend::set_input_scales`].
+    fn set_input_scale(&mut self, _: f32) -> Result<()> {
+        Ok(())
+    }
+
+    /// As [`LayerBackend::close`].
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

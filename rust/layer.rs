@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The MoE layer: policy and checks above a backend that computes.
 
-use crate::call::{
-    Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream, missing_input_scale,
-};
+use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream};
 use crate::config::{Device, LayerConfig, Mode, ScalePolicy};
 use crate::cpu::CpuLayer;
 use crate::cuda::CudaLayer;
@@ -44,9 +42,7 @@ impl Layer {
     /// # Safety
     /// As [`LayerBackend::prepare`].
     pub unsafe fn prepare(&mut self, weights: LayerWeights, storage: Storage, stream: Stream) -> Result<()> {
-        if weights.input_scales != InputScales::default() {
-            weights.input_scales.check()?;
-        }
+        weights.input_scales.check_those_given()?;
         // SAFETY: the caller's promise is the backend's.
         unsafe { self.backend.prepare(&weights, storage, stream) }?;
         self.input_scales = weights.input_scales;
@@ -67,8 +63,8 @@ impl Layer {
         self.check_slots("num_tokens", args.num_tokens)?;
         self.check_prepared()?;
         let is_static = self.config.mode == Mode::Nvfp4 && self.config.scale_policy == ScalePolicy::Static;
-        if is_static && self.input_scales == InputScales::default() {
-            return Err(missing_input_scale("w13_input_scale and w2_input_scale are"));
+        if is_static {
+            self.input_scales.check_both_given()?;
         }
         // SAFETY: the caller's promise is the backend's.
         unsafe { self.backend.forward(self.input_scales, args, stream) }
@@ -103,13 +99,18 @@ impl Layer {
 
     /// Use these input scales.
     pub fn set_input_scales(&mut self, scales: InputScales) -> Result<()> {
-        self.input_scales = scales.check()?;
+        self.backend.set_input_scales(scales.check()?)?;
+        self.input_scales = scales;
         Ok(())
     }
 
+    /// Give back what it holds of its device, and say what could not be.
+    pub fn close(&mut self) -> Result<()> {
+        self.backend.close()
+    }
+
     fn check_prepared(&self) -> Result<()> {
-        let text = "the layer has 0 prepared weights; forward needs them. Call nvfp4_moe_layer_prepare first.";
-        if self.backend.is_prepared() { Ok(()) } else { Err(Error::NotPrepared(text.to_owned())) }
+        self.backend.readiness().check("layer")
     }
 
     /// Slots are numbered in i32.

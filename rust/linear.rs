@@ -94,13 +94,18 @@ impl Linear {
     /// Use this input scale.
     pub fn set_input_scale(&mut self, input_scale: f32) -> Result<()> {
         check_global_scale("input_scale", input_scale)?;
+        self.backend.set_input_scale(input_scale)?;
         self.input_scale = input_scale;
         Ok(())
     }
 
+    /// As [`Layer::close`](crate::layer::Layer::close).
+    pub fn close(&mut self) -> Result<()> {
+        self.backend.close()
+    }
+
     fn check_prepared(&self) -> Result<()> {
-        let text = "the linear has 0 prepared weights; forward needs 1. Call nvfp4_moe_linear_prepare first.";
-        if self.backend.is_prepared() { Ok(()) } else { Err(Error::NotPrepared(text.to_owned())) }
+        self.backend.readiness().check("linear")
     }
 }
 

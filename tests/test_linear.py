@@ -153,3 +153,17 @@ def test_quantised_operand_is_the_codecs():
     linear = nvfp4_moe.Linear(in_features=64, out_features=64, mode="nvfp4").prepare(unit)
     x = (torch.randn(33, 64) * torch.logspace(-3, 3, 33)[:, None]).bfloat16()
     assert torch.equal(linear(x), nvfp4.dequantize(nvfp4.quantize(x, 0.004)).bfloat16())
+
+
+@pytest.mark.parametrize("device", runner.DEVICES)
+def test_nothing_times_factors_that_overflow_is_nothing(device):
+    """The row's scale times the weight's is past f32; a row of weights that are 0 gives 0, not NaN."""
+    linear = nvfp4_moe.Linear(in_features=64, out_features=32, mode="nvfp4", scale_policy="dynamic", device=device)
+    weight = torch.full((32, 32), 0x22, dtype=torch.uint8)
+    block_scale = torch.full((32, 4), 0x38, dtype=torch.uint8)
+    block_scale[16:] = 0
+    weights = nvfp4_moe.LinearWeights(weight, block_scale, torch.full((1,), 2.0**119)).to(linear.device)
+    x = torch.full((3, 64), 1e38, dtype=torch.bfloat16, device=linear.device)
+    out = linear.prepare(weights)(x).cpu()
+    assert not out[:, 16:].any()
+    assert (out[:, :16] == torch.inf).all()

@@ -65,8 +65,8 @@ typedef struct QuantizeFp8Params {
 
 /* Counts what mode fp8 asks of the block scales of each matrix. */
 typedef struct MatrixScalesParams {
-  const uint8_t *block_scale; /* e4m3 [num_matrices, scales_each] */
-  MatrixScales *matrices;     /* [num_matrices]; starts as {0, 0x7F, 0} */
+  const uint8_t *block_scale; /* e4m3 [experts, matrices of an expert, scales_each] */
+  MatrixScales *matrices;     /* [experts, matrices of an expert]; starts as {0, 0x7F, 0} */
   int64_t scales_each;        /* a multiple of 16 */
 } MatrixScalesParams;
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checkpoint weights into the register-dequant layout, once at load. The checkpoint's block scales are checked on the
-// way.
+// Checkpoint weights into the register-dequant layout, once at load.
 #include "../prepare/checkpoint.cuh"
 #include "layout.cuh"
 #include "params.h"
@@ -42,7 +41,6 @@ __device__ void stage(const PrepareParams& p, int expert, int m, int first_block
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = i * kThreads + threadIdx.x;
-    check_block_scale(scales[i], p.source.bad_scales);
     staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
     const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.gated, p.up_first);
     staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i]);

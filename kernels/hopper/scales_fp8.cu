@@ -17,10 +17,11 @@ __device__ void add(MatrixScales& seen, uint32_t e4m3) {
 }  // namespace
 }  // namespace nvfp4
 
-// Grid (blocks of a matrix, num_matrices).
+// Grid (blocks of a matrix, experts, matrices of an expert).
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) part_scales(const __grid_constant__ MatrixScalesParams p) {
   using namespace nvfp4;
-  const uint8_t* const scales = p.block_scale + blockIdx.y * p.scales_each;
+  const uint32_t own = blockIdx.y * gridDim.z + blockIdx.z;
+  const uint8_t* const scales = p.block_scale + own * p.scales_each;
   MatrixScales seen = {0, 0x7F, 0};
   for (int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < p.scales_each / 8;
        at += int64_t{gridDim.x} * blockDim.x) {
@@ -34,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) part_scales(const __
   seen = {__reduce_add_sync(~0u, seen.not_powers), __reduce_min_sync(~0u, seen.smallest),
           __reduce_max_sync(~0u, seen.largest)};
   if (threadIdx.x % 32 != 0) return;
-  MatrixScales& matrix = p.matrices[blockIdx.y];
+  MatrixScales& matrix = p.matrices[own];
   atomicAdd(&matrix.not_powers, seen.not_powers);
   atomicMin(&matrix.smallest, seen.smallest);
   atomicMax(&matrix.largest, seen.largest);

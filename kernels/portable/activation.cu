@@ -51,11 +51,12 @@ __device__ void store_row(const ActivationParams& p, int64_t row, const Row& sou
 // One block of threads a row.
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) swiglu_rows(const __grid_constant__ ActivationParams p) {
   __shared__ float scratch[32];
+  const float static_scale = nvfp4::static_scale_of(p.out);
   nvfp4::for_each_row_of_block(p.out.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.out.input.source, r);
     const nvfp4::LoadActivation load(p, r);
     if (p.out.packed) {
-      nvfp4::quantize_row(p.out, r, row, load, scratch);
+      nvfp4::quantize_row(p.out, static_scale, r, row, load, scratch);
     } else {
       nvfp4::store_row(p, r, row, load);
     }

@@ -89,7 +89,10 @@ __device__ void multiply(const SharedTile& rows, const SharedTile& weights, cons
 
 __device__ void store(const PortableGemmParams& p, const float* alphas, int64_t row, int feature, float sum) {
   const float global_scale = p.x_global_scale ? p.x_global_scale[row] : 1.0f;
-  const float factor = global_scale * alphas[feature / p.alpha_features];
+  const float alpha = alphas[feature / p.alpha_features], both = global_scale * alpha;
+  // Where both factors together overflow, a sum of 0 is still 0.
+  const float factor = isinf(both) ? alpha : both;
+  if (isinf(both)) sum *= global_scale;
   if (p.sums) {
     p.sums[row * p.out_row_stride + feature] = sum * factor;
   } else {

@@ -31,7 +31,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
     const int64_t from = (expert * p.source.rows + (row + p.first_row) % p.source.rows) * num_blocks + b;
     copy_codes(p.out_codes + expert * p.source.expert_stride + (row * num_blocks + b) * 8, p.source.codes + from * 8);
     scale = p.source.block_scale[from];
-    check_block_scale(scale, p.source.bad_scales);
   }
   p.out_block_scale[expert * p.source.expert_stride + sf_offset_128x4(row, b, num_blocks)] =
       static_cast<uint8_t>(scale);

@@ -2,7 +2,6 @@
 // The output factors of every family, once at load.
 #include "../common/format.cuh"
 #include "../params.h"
-#include "checkpoint.cuh"
 
 namespace nvfp4 {
 namespace {
@@ -26,7 +25,6 @@ extern "C" __global__ void prepare_alphas(const __grid_constant__ PrepareAlphaPa
   const float factors[3] = {w13[p.up_first ? 1 : 0], w13[p.up_first ? 0 : 1], p.w2_global_scale[expert]};
   float* out = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(p.alphas) + expert * p.expert_stride);
   for (int i = 0; i < 3; ++i) {
-    nvfp4::check_global_scale(factors[i], p.bad_scales);
     out[i] = factors[i] * p.factor * (p.w13_scales ? stored_factor(p, expert, i) : 1.0f);
   }
 }
@@ -34,6 +32,5 @@ extern "C" __global__ void prepare_alphas(const __grid_constant__ PrepareAlphaPa
 extern "C" __global__ void prepare_row_alphas(const __grid_constant__ PrepareRowAlphaParams p) {
   const float scale = p.global_scale[p.part];
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i == 0) nvfp4::check_global_scale(scale, p.bad_scales);
   if (i < p.num_rows) p.row_alpha[p.first_row + i] = scale * p.factor;
 }

@@ -4,8 +4,11 @@
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) quantize_rows(const __grid_constant__ QuantizeParams p) {
   __shared__ float scratch[32];
+  const float static_scale = nvfp4::static_scale_of(p);
   nvfp4::for_each_row_of_block(p.input.source, [&](int32_t r) {
     const nvfp4::Row row = nvfp4::row_at(p.input.source, r);
-    if (row.visit) nvfp4::quantize_row(p, r, row, nvfp4::LoadRow(p.input.x, p.input.x_row_stride, row.source), scratch);
+    if (!row.visit) return;
+    const nvfp4::LoadRow load(p.input.x, p.input.x_row_stride, row.source);
+    nvfp4::quantize_row(p, static_scale, r, row, load, scratch);
   });
 }

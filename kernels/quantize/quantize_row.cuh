@@ -39,13 +39,20 @@ __device__ inline int64_t token_of(const QuantizerInput& input, int32_t row, con
   return input.row_to_token_slot ? input.row_to_token_slot[row] / input.source.top_k : source.source;
 }
 
+// The global scale of every row, if there is one. A kernel may read it before it waits for the one before it, so that
+// it costs no time: only the host writes it, and waits until it is there. Past L1, which may hold what was set before.
+__device__ inline float static_scale_of(const QuantizeParams& p) {
+  return p.static_scale ? __ldcg(p.static_scale) : 0.0f;
+}
+
 // Row `row` of the outputs: NVFP4 of the blocks that load(b, values) gives, or zeros where `source` has no row.
 template <class Load>
-__device__ void quantize_row(const QuantizeParams& p, int32_t row, const Row& source, Load load, float (&scratch)[32]) {
+__device__ void quantize_row(const QuantizeParams& p, float static_scale, int32_t row, const Row& source, Load load,
+                             float (&scratch)[32]) {
   const bool empty = source.source < 0;
   const int num_blocks = p.num_cols / kBlockSize;
-  float global_scale = p.static_scale;
-  if (global_scale == 0.0f) global_scale = dynamic_global_scale(empty ? 0.0f : row_amax(num_blocks, load, scratch));
+  float global_scale = static_scale;
+  if (!p.static_scale) global_scale = dynamic_global_scale(empty ? 0.0f : row_amax(num_blocks, load, scratch));
   const QuantScale scale = QuantScale::from_global_scale(global_scale);
   if (threadIdx.x == 0) p.row_scale[row] = global_scale;
   const int64_t token = token_of(p.input, row, source);

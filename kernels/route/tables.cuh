@@ -23,7 +23,8 @@ __device__ void place_segments(const RouteParams& p, int32_t* chunk_of) {
   const int32_t next = s + 1 < p.num_segments ? chunk_of_segment(p, before.v[0] + own) : p.num_chunks;
   p.segment_totals[s] = chunk_of[s] = chunk;
   if (s == 0) t.chunk_first_token[0] = 0;
-  for (int32_t c = chunk + 1; c <= next; ++c) t.chunk_first_token[c] = min((s + 1) * p.segment_tokens, p.num_tokens);
+  const int32_t end = static_cast<int32_t>(SlotRange(p, s).end / p.top_k);
+  for (int32_t c = chunk + 1; c <= next; ++c) t.chunk_first_token[c] = end;
 }
 
 // Calls visit(segment, count) for an expert's counts in a run of segments.

@@ -57,13 +57,32 @@ pub(crate) fn bf16_bytes(num_rows: usize, row_stride: usize, width: usize) -> us
     values.saturating_mul(2)
 }
 
-/// `out` is written while `x` is still read.
-pub(crate) fn no_overlap(x: *const u16, x_bytes: usize, out: *const u16, out_bytes: usize) -> Result<()> {
-    if x.addr().saturating_add(x_bytes) <= out.addr() || out.addr().saturating_add(out_bytes) <= x.addr() {
+/// Rows of bf16: the address of the first, values from one to the next, values of each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub first: *const u16,
+    pub stride: usize,
+    pub width: usize,
+}
+
+/// `out` is written while `x` is still read; both have `num_rows` rows.
+pub(crate) fn no_overlap(num_rows: usize, x: Rows, out: Rows) -> Result<()> {
+    let [x_bytes, out_bytes] = [x, out].map(|rows| bf16_bytes(num_rows, rows.stride, rows.width));
+    let ends_before = |a: Rows, bytes: usize, b: Rows| a.first.addr().saturating_add(bytes) <= b.first.addr();
+    if ends_before(x, x_bytes, out) || ends_before(out, out_bytes, x) || columns_of_one_buffer(x, out) {
         return Ok(());
     }
+    let (x, out) = (x.first, out.first);
     let rule = format!("its {out_bytes} bytes must not overlap the {x_bytes} bytes of x at {x:p}");
     Err(Error::argument("out", format!("{out:p}"), rule, "Pass a buffer of its own."))
+}
+
+/// Are these columns side by side of rows of one buffer? Then what lies between the rows of one may be the other's.
+fn columns_of_one_buffer(x: Rows, out: Rows) -> bool {
+    // From the start of a row of x to the next start of a row of out.
+    let bytes = out.first.addr().wrapping_sub(x.first.addr()) as isize;
+    let apart = (bytes as i128).rem_euclid(2 * x.stride.max(1) as i128) as usize;
+    x.stride == out.stride && apart >= 2 * x.width && apart + 2 * out.width <= 2 * x.stride
 }
 
 /// A field that has no meaning yet, so that it can get one.
@@ -76,13 +95,17 @@ pub(crate) fn size_of_field(name: &str, value: i32) -> Result<usize> {
     usize::try_from(value).map_err(|_| Error::argument(name, value, "it must not be negative", "Pass its size."))
 }
 
+/// Elements between rows, at most: more than any memory holds, and far from where products of sizes overflow.
+const MAX_STRIDE: usize = 1 << 40;
+
 /// Elements between rows, 0 meaning dense.
 pub(crate) fn stride(name: &str, value: i64, width_name: &str, width: usize) -> Result<usize> {
     match usize::try_from(value) {
         Ok(0) => Ok(width),
-        Ok(stride) if stride >= width && stride <= 1 << 40 => Ok(stride),
+        Ok(stride) if stride >= width && stride <= MAX_STRIDE => Ok(stride),
         _ => {
-            let rule = format!("it must be 0 (dense) or at least {width_name}, which is {width}");
+            let rule =
+                format!("it must be 0 (dense), or at least {width_name}, which is {width}, and at most {MAX_STRIDE}");
             Err(Error::argument(name, value, rule, "Pass the elements between two rows."))
         }
     }
@@ -150,11 +173,29 @@ mod tests {
     #[test]
     fn rows_that_no_memory_holds_overlap_whatever_lies_behind_them() {
         assert_eq!(bf16_bytes(3, 100, 16), 2 * (200 + 16));
-        let most = bf16_bytes(i32::MAX as usize, 1 << 40, 16);
-        assert_eq!(most, usize::MAX);
-        let [low, high] = [1 << 12, 1 << 20].map(std::ptr::without_provenance);
-        assert!(no_overlap(low, most, high, 2).is_err() && no_overlap(high, 2, low, most).is_err());
-        assert!(no_overlap(high, most, low, 2).is_ok());
+        let rows = i32::MAX as usize;
+        assert_eq!(bf16_bytes(rows, MAX_STRIDE, 16), usize::MAX);
+        let far_apart = |first| Rows { first: std::ptr::without_provenance(first), stride: MAX_STRIDE, width: 16 };
+        let one = |first| Rows { first: std::ptr::without_provenance(first), stride: 0, width: 1 };
+        assert!(no_overlap(rows, far_apart(1 << 12), one(1 << 20)).is_err());
+        assert!(no_overlap(rows, one(1 << 20), far_apart(1 << 12)).is_err());
+        assert!(no_overlap(rows, far_apart(1 << 20), one(1 << 12)).is_ok());
+    }
+
+    #[test]
+    fn columns_of_one_buffer_do_not_overlap() {
+        let columns =
+            |first: usize, width| Rows { first: std::ptr::without_provenance(4096 + 2 * first), stride: 64, width };
+        for (x, out) in [((0, 32), (32, 32)), ((32, 32), (0, 32)), ((0, 16), (48, 16)), ((64 * 5, 32), (32, 32))] {
+            let (x, out) = (columns(x.0, x.1), columns(out.0, out.1));
+            assert!(no_overlap(9, x, out).is_ok() && no_overlap(9, out, x).is_ok(), "{x:?} {out:?}");
+        }
+        for (x, out) in [((0, 33), (32, 32)), ((0, 32), (33, 32)), ((0, 64), (0, 1)), ((0, 32), (31, 1))] {
+            let (x, out) = (columns(x.0, x.1), columns(out.0, out.1));
+            assert!(no_overlap(9, x, out).is_err() && no_overlap(9, out, x).is_err(), "{x:?} {out:?}");
+        }
+        let other_stride = Rows { stride: 65, ..columns(32, 32) };
+        assert!(no_overlap(9, columns(0, 32), other_stride).is_err(), "rows that meet somewhere");
     }
 
     #[test]

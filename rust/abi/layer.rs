@@ -3,8 +3,8 @@
 
 use super::header::*;
 use super::{
-    Opaque, aligned, aligned_or_null, bf16_bytes, create, destroy, device_of, exclusive, exports, guard, mode_of,
-    no_overlap, not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
+    Opaque, Rows, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
+    not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
 };
 use crate::activation::Activation;
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
@@ -82,8 +82,9 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
         out_row_stride: stride("out_row_stride", a.out_row_stride, "hidden_size", hidden)?,
         workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
-    let bytes = |row_stride| bf16_bytes(num_tokens, row_stride, hidden);
-    no_overlap(checked.x, bytes(checked.x_row_stride), checked.out, bytes(checked.out_row_stride))?;
+    let x = Rows { first: checked.x, stride: checked.x_row_stride, width: hidden };
+    let out = Rows { first: checked.out, stride: checked.out_row_stride, width: hidden };
+    no_overlap(num_tokens, x, out)?;
     Ok(Some(checked))
 }
 
@@ -185,5 +186,8 @@ exports! {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvfp4_moe_layer_destroy(layer: *mut nvfp4_moe_layer) {
     // SAFETY: NULL or alive, and not used again.
-    guard(|| unsafe { destroy(layer) });
+    guard(|| unsafe {
+        let closed = if layer.is_null() { Ok(()) } else { exclusive(layer)?.close() };
+        destroy(layer).and(closed)
+    });
 }

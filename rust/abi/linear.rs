@@ -3,8 +3,8 @@
 
 use super::header::*;
 use super::{
-    Opaque, aligned, aligned_or_null, bf16_bytes, create, destroy, device_of, exclusive, exports, guard, mode_of,
-    no_overlap, not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
+    Opaque, Rows, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
+    not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
 use crate::config::LinearConfig;
@@ -82,9 +82,9 @@ fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<Linea
         out_row_stride: stride("out_row_stride", a.out_row_stride, "out_features", config.out_features)?,
         workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
     };
-    let x_bytes = bf16_bytes(num_tokens, checked.x_row_stride, config.in_features);
-    let out_bytes = bf16_bytes(num_tokens, checked.out_row_stride, config.out_features);
-    no_overlap(checked.x, x_bytes, checked.out, out_bytes)?;
+    let x = Rows { first: checked.x, stride: checked.x_row_stride, width: config.in_features };
+    let out = Rows { first: checked.out, stride: checked.out_row_stride, width: config.out_features };
+    no_overlap(num_tokens, x, out)?;
     Ok(Some(checked))
 }
 
@@ -161,5 +161,8 @@ exports! {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvfp4_moe_linear_destroy(linear: *mut nvfp4_moe_linear) {
     // SAFETY: NULL or alive, and not used again.
-    guard(|| unsafe { destroy(linear) });
+    guard(|| unsafe {
+        let closed = if linear.is_null() { Ok(()) } else { exclusive(linear)?.close() };
+        destroy(linear).and(closed)
+    });
 }

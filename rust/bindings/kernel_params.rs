@@ -140,8 +140,9 @@ pub struct QuantizeParams {
     pub packed: *mut u8,
     pub block_scale: *mut u8,
     pub row_scale: *mut f32,
-    pub static_scale: f32,
+    pub static_scale: *const f32,
     pub num_cols: i32,
+    pub reserved: i32,
 }
 impl Default for QuantizeParams {
     fn default() -> Self {
@@ -210,10 +211,27 @@ pub struct MatrixScales {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct CheckScalesParams {
+    pub block_scale: *const u8,
+    pub global_scale: *const f32,
+    pub bad_scales: *mut u64,
+    pub num_block_scales: i64,
+    pub num_global_scales: i64,
+}
+impl Default for CheckScalesParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct PrepareSource {
     pub codes: *const u8,
     pub block_scale: *const u8,
-    pub bad_scales: *mut u64,
     pub expert_stride: u64,
     pub rows: i32,
     pub cols: i32,
@@ -234,7 +252,6 @@ pub struct PrepareAlphaParams {
     pub w2_global_scale: *const f32,
     pub alphas: *mut f32,
     pub expert_stride: u64,
-    pub bad_scales: *mut u64,
     pub num_local_experts: i32,
     pub up_first: i32,
     pub factor: f32,
@@ -256,7 +273,6 @@ impl Default for PrepareAlphaParams {
 pub struct PrepareRowAlphaParams {
     pub global_scale: *const f32,
     pub row_alpha: *mut f32,
-    pub bad_scales: *mut u64,
     pub part: i32,
     pub first_row: i32,
     pub num_rows: i32,

@@ -4,6 +4,7 @@
 use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
 use super::isa::Isa;
 use super::operands::{MIN_TASK_VALUES, Operands, RowTransform};
+use super::output_factor::OutputFactor;
 use super::parts_of::PartsOf;
 use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
 use super::shared_workspace::with_workspace;
@@ -137,7 +138,8 @@ impl LayerCall<'_> {
             let (gate_scale, up_scale) = if self.weights.up_first { (pair[1], pair[0]) } else { (pair[0], pair[1]) };
             let mut gate = vec![0.0f32; rows.len() * features.len()];
             let x_rows: Vec<_> = rows.clone().map(|row| x.row(token_of_row(row))).collect();
-            let alphas: Vec<_> = rows.clone().map(|row| x.global_scale(token_of_row(row))).collect();
+            let x_scales = rows.clone().map(|row| x.global_scale(token_of_row(row)));
+            let alphas: Vec<_> = x_scales.map(|x| [gate_scale, up_scale].map(|w| OutputFactor::new(x, w))).collect();
             let gate_rows = gate_first + features.start..gate_first + features.end;
             for_each_tile(self.isa, matrix, gate_rows, &x_rows, |first, count, out| {
                 for (gate, out) in gate.chunks_exact_mut(features.len()).zip(out) {
@@ -151,9 +153,9 @@ impl LayerCall<'_> {
                     let gate = &gate[i * features.len() + feature - features.start..];
                     // SAFETY: this row and these features belong to this task.
                     let h = unsafe { h.part((rows.start + i) * inter + feature, count) };
+                    let [gate_alpha, up_alpha] = alphas[i];
                     for (j, h) in h.iter_mut().enumerate() {
-                        let gate = gate[j] * (alphas[i] * gate_scale);
-                        let up = up[j] * (alphas[i] * up_scale);
+                        let (gate, up) = (gate_alpha.times(gate[j]), up_alpha.times(up[j]));
                         *h = bf16::from_f32(self.config.activation.apply(gate, up));
                     }
                 }
@@ -173,13 +175,14 @@ impl LayerCall<'_> {
         for_each_task(row_offsets, hidden, tokens, |expert, rows, features| {
             let matrix = WeightMatrix::expert(codes, scales, hidden, inter, expert);
             let h_rows: Vec<_> = rows.clone().map(|row| h.row(row)).collect();
-            let alphas: Vec<_> = rows.clone().map(|row| h.global_scale(row) * globals[expert]).collect();
+            let alphas: Vec<_> =
+                rows.clone().map(|row| OutputFactor::new(h.global_scale(row), globals[expert])).collect();
             for_each_tile(self.isa, matrix, features, &h_rows, |first, count, out| {
                 for (i, out) in out.iter().enumerate() {
                     // SAFETY: this row and these features belong to this task.
                     let y = unsafe { y.part((rows.start + i) * hidden + first, count) };
                     for (y, out) in y.iter_mut().zip(out) {
-                        *y = out * alphas[i];
+                        *y = alphas[i].times(*out);
                     }
                 }
             });

@@ -4,7 +4,7 @@
 use super::forward::LayerCall;
 use super::isa;
 use super::plan::LayerPlan;
-use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream};
+use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
 use crate::config::{LayerConfig, Mode};
 use crate::error::Result;
 use crate::format::{ScaleSpan, check_block_scales, check_scale_spans, check_weight_global_scales};
@@ -53,8 +53,8 @@ impl LayerBackend for CpuLayer {
         0
     }
 
-    fn is_prepared(&self) -> bool {
-        self.weights.is_some()
+    fn readiness(&self) -> Readiness {
+        Readiness::of(&self.weights)
     }
 
     unsafe fn prepare(&mut self, weights: &LayerWeights, _: Storage, _: Stream) -> Result<()> {
@@ -71,6 +71,7 @@ impl LayerBackend for CpuLayer {
             self.check_exact_in_e4m3(w13, w2, weights.up_first)?;
         }
         self.weights = Some(*weights);
+        self.calibration = Calibration::default(); // it was of other weights
         Ok(())
     }
 

@@ -4,10 +4,11 @@
 use super::gemm::{WeightMatrix, for_each_task, for_each_tile, tokens_at_a_time};
 use super::isa::{self, Isa};
 use super::operands::RowTransform;
+use super::output_factor::OutputFactor;
 use super::parts_of::PartsOf;
 use super::plan::{CHUNK_TOKENS, LinearPlan};
 use super::shared_workspace::with_workspace;
-use crate::call::{LinearArgs, LinearBackend, LinearWeights, Storage, Stream};
+use crate::call::{LinearArgs, LinearBackend, LinearWeights, Readiness, Storage, Stream};
 use crate::config::{LinearConfig, Mode};
 use crate::error::Result;
 use crate::format::{check_block_scales, check_weight_global_scales};
@@ -42,8 +43,8 @@ impl LinearBackend for CpuLinear {
         0
     }
 
-    fn is_prepared(&self) -> bool {
-        self.weights.is_some()
+    fn readiness(&self) -> Readiness {
+        Readiness::of(&self.weights)
     }
 
     unsafe fn prepare(&mut self, weights: &LinearWeights, _: Storage, _: Stream) -> Result<()> {
@@ -53,6 +54,7 @@ impl LinearBackend for CpuLinear {
             check_weight_global_scales("global_scale", weights.global_scale.slice())?;
         }
         self.weights = Some(weights.clone());
+        self.amax = -1.0; // seen before other weights
         Ok(())
     }
 
@@ -137,9 +139,10 @@ impl LinearCall<'_> {
                     // SAFETY: these features of this token belong to this task.
                     let out = unsafe { out.part((tokens.start + row) * args.out_row_stride + first, count) };
                     for ((feature, out), product) in (first..).zip(out).zip(products) {
-                        let alpha = x.global_scale(row) * globals[self.weights.part_of_row(feature)];
+                        let weight_scale = globals[self.weights.part_of_row(feature)];
+                        let alpha = OutputFactor::new(x.global_scale(row), weight_scale);
                         let bias = bias.map_or(0.0, |bias| bf16::from_bits(bias[feature]).to_f32());
-                        *out = bf16::from_f32(product * alpha + bias);
+                        *out = bf16::from_f32(alpha.times(*product) + bias);
                     }
                 }
             });

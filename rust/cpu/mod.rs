@@ -10,6 +10,7 @@ pub mod isa;
 mod layer;
 mod linear;
 mod operands;
+mod output_factor;
 mod parts_of;
 mod plan;
 mod shared_workspace;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One CUDA device of this process: its context, kernels, memory, and the workspace of calls that bring none.
+//! One CUDA device of this process: its context, kernels, memory, and the workspaces of calls that bring none.
 
-use super::driver::{self, Context, DeviceAddress, Entered};
+use super::driver::{self, Context, DeviceAddress, Entered, OwnStream, Relaxed};
 use super::kernels::{Functions, Kernel, Row, Start, params};
 use super::launch::{BLOCKS_PER_SM, Launch};
+use super::memory::Unfreed;
+use super::shared_workspaces::{Scratch, SharedWorkspaces};
 use crate::call::{Stream, Workspace};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::workspace::check_workspace;
 use parking_lot::Mutex;
-use std::sync::Arc;
 
 /// From this compute capability on, a kernel's start may overlap the end of the one before it.
 const OVERLAPPING_FROM: (i32, i32) = (9, 0);
@@ -16,7 +17,7 @@ const OVERLAPPING_FROM: (i32, i32) = (9, 0);
 /// A device with kernels loaded.
 #[derive(Debug)]
 pub struct Device {
-    ordinal: i32,
+    pub(super) ordinal: i32,
     context: Context,
     /// Compute capability.
     pub capability: (i32, i32),
@@ -25,14 +26,10 @@ pub struct Device {
     functions: Functions,
     /// `params::DeviceStatus` in device memory.
     status: DeviceAddress,
-    shared_workspace: Mutex<SharedWorkspace>,
-}
-
-/// The workspace of calls that bring none.
-#[derive(Debug, Default)]
-struct SharedWorkspace {
-    address: DeviceAddress,
-    size: u64,
+    /// Of copies that a caller gives no stream for.
+    aside: OwnStream,
+    pub(super) unfreed: Unfreed,
+    shared_workspaces: Mutex<SharedWorkspaces>,
 }
 
 impl Device {
@@ -44,13 +41,21 @@ impl Device {
     ) -> Result<Device> {
         let context = Context::retain(ordinal)?;
         let _entered = context.enter()?;
-        let functions = Functions::load(tables)?;
-        let status =
-            driver::allocate(size_of::<params::DeviceStatus>(), format_args!("Opening CUDA device {ordinal}"))?;
+        let _relaxed = Relaxed::capture()?;
+        let during = format!("Opening CUDA device {ordinal}");
         let driver::Properties { capability, num_sms } = properties;
-        let device =
-            Device { ordinal, context, capability, num_sms, functions, status, shared_workspace: Mutex::default() };
-        device.clear_status(std::ptr::null_mut())?;
+        let device = Device {
+            ordinal,
+            context,
+            capability,
+            num_sms,
+            functions: Functions::load(tables)?,
+            status: driver::allocate(size_of::<params::DeviceStatus>(), &during)?,
+            aside: OwnStream::new(&during)?,
+            unfreed: Unfreed::default(),
+            shared_workspaces: Mutex::default(),
+        };
+        device.clear_status(device.aside.handle())?;
         Ok(device)
     }
 
@@ -82,40 +87,16 @@ impl Device {
         kernel.over([(rows as u32).min(self.num_sms * BLOCKS_PER_SM), 1, 1])
     }
 
-    /// Device memory that lives as long as its owner.
-    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Buffer> {
-        let _entered = self.enter()?;
-        let during = format_args!("Allocating {bytes} bytes on CUDA device {}", self.ordinal);
-        let address = driver::allocate(bytes, during)?;
-        Ok(Buffer { device: self.clone(), address })
-    }
-
-    /// The caller's workspace, checked, or the shared one; at least `size` bytes.
-    pub fn workspace(&self, own: Workspace, size: u64, stream: Stream) -> Result<*mut u8> {
+    /// The caller's workspace, checked, or the stream's shared one; at least `size` bytes. The shared one is this call's until
+    /// the result is dropped.
+    pub fn workspace(&self, own: Workspace, size: u64, stream: Stream) -> Result<Scratch<'_>> {
         if own.pointer.is_null() {
-            return self.shared_workspace(size, stream);
+            let mut shared = self.shared_workspaces.lock();
+            let base = shared.of_stream(self, stream, size)?;
+            return Ok(Scratch { base, _turn: Some(shared) });
         }
         check_workspace(own, size)?;
-        Ok(own.pointer)
-    }
-
-    /// Grows outside capture only, and keeps what it outgrew, because graphs may hold the address.
-    fn shared_workspace(&self, size: u64, stream: Stream) -> Result<*mut u8> {
-        let mut shared = self.shared_workspace.lock();
-        if shared.size < size {
-            if driver::is_capturing(stream)? {
-                return Err(Error::WorkspaceTooSmall {
-                    what: "the device's shared workspace",
-                    given: shared.size,
-                    needed: size,
-                    remedy: "Run once with this many tokens before capturing, or pass a workspace.",
-                });
-            }
-            let during = format_args!("Growing the shared workspace of CUDA device {} to {size} bytes", self.ordinal);
-            shared.address = driver::allocate(size as usize, during)?;
-            shared.size = size;
-        }
-        Ok(shared.address as *mut u8)
+        Ok(Scratch { base: own.pointer, _turn: None })
     }
 
     /// Where kernels count.
@@ -161,6 +142,17 @@ impl Device {
         unsafe { driver::write(target, values, stream, during) }
     }
 
+    /// Copy values to the device beside all streams of the caller's and beside any capture; waits. Enters the device.
+    ///
+    /// # Safety
+    /// As [`Device::write`]; whoever reads the target meanwhile reads each value as it was or as it will be.
+    pub unsafe fn write_aside<T: Copy>(&self, target: *mut T, values: &[T]) -> Result<()> {
+        let _entered = self.enter()?;
+        let _relaxed = Relaxed::capture()?;
+        // SAFETY: the caller vouches for the target.
+        unsafe { self.write(target, values, self.aside.handle()) }
+    }
+
     /// Copy `len` values from device memory to device memory, in the order of the stream.
     ///
     /// # Safety
@@ -172,32 +164,19 @@ impl Device {
         unsafe { driver::copy(target.cast(), source.cast(), bytes, stream, during) }
     }
 
+    /// Zero `len` values, in the order of the stream.
+    ///
+    /// # Safety
+    /// `target` must be memory for as many `T` on this device; zeros must be a valid `T`.
+    pub unsafe fn clear<T>(&self, target: *mut T, len: usize, stream: Stream) -> Result<()> {
+        let bytes = len * size_of::<T>();
+        let during = format!("Clearing {bytes} bytes on CUDA device {}", self.ordinal);
+        // SAFETY: the caller vouches for the target.
+        unsafe { driver::clear(target.cast(), bytes, stream, during) }
+    }
+
     /// Wait for all work of the context.
     pub fn synchronize(&self) -> Result<()> {
         driver::synchronize_context(format_args!("Waiting for CUDA device {}", self.ordinal))
-    }
-}
-
-/// Device memory of one owner, freed when dropped.
-#[derive(Debug)]
-pub struct Buffer {
-    device: Arc<Device>,
-    address: DeviceAddress,
-}
-
-impl Buffer {
-    /// Its first byte.
-    pub fn pointer<T>(&self) -> *mut T {
-        self.address as *mut T
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Ok(_entered) = self.device.enter() {
-            let during = format_args!("Freeing memory of CUDA device {}", self.device.ordinal);
-            // SAFETY: allocated by Device::allocate and freed once. A failure here has nobody to tell.
-            let _ = unsafe { driver::free(self.address, during) };
-        }
     }
 }

@@ -99,6 +99,61 @@ impl Drop for Entered {
     }
 }
 
+/// While it lives, this thread may make the calls that a capture forbids lest they are meant to be part of it: to allocate,
+/// to free, to wait. None of ours is, and a capture that runs meanwhile, of this thread or of another, goes on.
+#[derive(Debug)]
+pub struct Relaxed {
+    before: sys::CUstreamCaptureMode,
+}
+
+impl Relaxed {
+    /// From here on.
+    pub fn capture() -> Result<Self> {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: exchanges the thread's mode with a local.
+        let outcome = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }.result();
+        check("cuThreadExchangeStreamCaptureMode", outcome, "Letting a capture go on beside this call")?;
+        Ok(Relaxed { before: mode })
+    }
+}
+
+impl Drop for Relaxed {
+    fn drop(&mut self) {
+        // SAFETY: exchanges the thread's mode with our copy. A failure here has nobody to tell.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.before) }.result();
+    }
+}
+
+/// A stream of our own, of which no stream of a caller's knows. Lives as long as the process.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnStream(sys::CUstream);
+
+// SAFETY: a stream belongs to the context, not to a thread.
+unsafe impl Send for OwnStream {}
+// SAFETY: the driver locks it.
+unsafe impl Sync for OwnStream {}
+
+impl OwnStream {
+    /// In the current context; nothing on the default stream waits for it.
+    pub fn new(during: impl Display) -> Result<Self> {
+        check("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking), during).map(OwnStream)
+    }
+
+    /// Its handle.
+    pub fn handle(self) -> Stream {
+        self.0.cast()
+    }
+}
+
+/// A number that no other stream of this process has, be it alive or dead: handles are used again.
+pub fn stream_id(stream: Stream) -> Result<u64> {
+    let mut id = 0;
+    // SAFETY: the caller's stream, and a local to write to.
+    let outcome = unsafe { sys::cuStreamGetId(stream.cast(), &mut id) }.result();
+    check("cuStreamGetId", outcome, "Asking which stream it is")?;
+    Ok(id)
+}
+
 /// A loaded module. Never unloaded: its functions live as long as the process.
 #[derive(Debug, Clone, Copy)]
 pub struct Module(sys::CUmodule);
@@ -229,6 +284,16 @@ pub unsafe fn copy(
     let (target, source) = (target as DeviceAddress, source as DeviceAddress);
     // SAFETY: the caller vouches for both sides.
     check("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(target, source, bytes, stream.cast()) }, during)
+}
+
+/// Zero `bytes` of device memory, in the order of the stream.
+///
+/// # Safety
+/// The target holds as many bytes on the device.
+pub unsafe fn clear(target: *mut u8, bytes: usize, stream: Stream, during: impl Display) -> Result<()> {
+    // SAFETY: the caller vouches for the target.
+    let cleared = unsafe { result::memset_d8_async(target as DeviceAddress, 0, bytes, stream.cast()) };
+    check("cuMemsetD8Async", cleared, during)
 }
 
 fn synchronize_stream(stream: Stream, during: impl Display) -> Result<()> {

@@ -15,7 +15,7 @@ use super::storage::Matrix;
 use super::tiles::TileTable;
 use crate::call::{LayerWeights, Stream};
 use crate::config::{LayerConfig, Mode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::workspace::Walk;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -51,6 +51,19 @@ pub trait Family: Debug + Sync {
 
     /// Rows of a linear's tiles that a benchmark asks for; refuse what it has no kernels for.
     fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()>;
+
+    /// Rows of a weight matrix of so many columns that its prepare can launch over, at most.
+    fn most_rows(&self, cols: usize) -> usize;
+
+    /// Refuse a matrix that no launch could prepare.
+    fn check_rows(&self, name: &str, rows: usize, cols: usize) -> Result<()> {
+        let most = self.most_rows(cols);
+        if rows <= most {
+            return Ok(());
+        }
+        let rule = format!("with {cols} columns it must be at most {most}, which one launch can prepare");
+        Err(Error::argument(name, rows, rule, "Split the linear."))
+    }
 
     /// Count what mode fp8 asks of the block scales, where preparing needs to know.
     ///

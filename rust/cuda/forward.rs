@@ -7,7 +7,7 @@ use super::plan::LayerPlan;
 use super::prepared::{PreparedLayer, State};
 use super::storage::Matrix;
 use crate::activation::{Activation, ActivationKind};
-use crate::call::{InputScales, LayerArgs, Stream};
+use crate::call::{LayerArgs, Stream};
 use crate::config::{LayerConfig, ScalePolicy};
 use crate::error::Result;
 
@@ -16,7 +16,6 @@ use crate::error::Result;
 pub struct LayerCall<'a> {
     pub layer: &'a PreparedLayer,
     pub config: &'a LayerConfig,
-    pub scales: InputScales,
     pub args: &'a LayerArgs,
     pub stream: Stream,
     pub plan: &'a LayerPlan,
@@ -33,9 +32,12 @@ impl LayerCall<'_> {
         unsafe { self.layer.device.launch(launch, self.stream, params) }
     }
 
-    /// What a static policy quantises with; 0 asks the kernel for each row's own.
-    pub fn static_scale(&self, scale: f32) -> f32 {
-        if self.config.scale_policy == ScalePolicy::Static { scale } else { 0.0 }
+    /// Where a static policy's scale of GEMM1's input lies, or, with 1, of GEMM2's; NULL asks the kernel for each row's own.
+    pub fn static_scale(&self, gemm: usize) -> *const f32 {
+        match self.config.scale_policy {
+            ScalePolicy::Static => State::input_scale_at(self.layer.state.pointer(), gemm),
+            ScalePolicy::Dynamic => std::ptr::null(),
+        }
     }
 
     /// The activation, as kernels take it.
@@ -90,7 +92,7 @@ impl LayerCall<'_> {
     pub unsafe fn quantize_x(&self, chunk: usize) -> Result<()> {
         let params = params::QuantizeParams {
             input: self.quantizer_x(chunk),
-            static_scale: self.static_scale(self.scales.w13),
+            static_scale: self.static_scale(0),
             num_cols: self.config.hidden_size as i32,
             ..self.plan.x.as_output(self.base)
         };

@@ -3,18 +3,20 @@
 
 use super::device::Device;
 use super::devices;
+use super::driver::Relaxed;
 use super::families;
 use super::family::Family;
 use super::forward::LayerCall;
 use super::kernels::{PREPARE_ALPHAS, THREADS, params};
-use super::plan::{LayerPlan, PlanRules};
+use super::plan::{LayerPlan, PlanRules, check_local_experts};
 use super::prepare::{CountedScales, Source, check_storage, refuse_bad_scales, refuse_capture};
-use super::prepared::{PreparedLayer, State};
+use super::prepared::{DevicePointer, PreparedLayer, State, Weights};
 use super::storage::ExpertSlice;
 use super::tiles::TileTable;
-use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Storage, Stream};
+use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
 use crate::config::{KernelChoice, LayerConfig, Mode};
 use crate::error::Result;
+use std::sync::Arc;
 
 /// A mode that a layer computes in, and how its calls are laid out.
 #[derive(Debug)]
@@ -51,18 +53,19 @@ impl CudaLayer {
         let (device, family) = devices::with_family(ordinal, choice)?;
         family.check_mode(ordinal, config.mode)?;
         let tiles = family.tile_table(config)?;
-        let state = device.allocate(size_of::<State>())?;
+        check_local_experts(config.num_local_experts)?;
+        let state = State::allocate(&device)?;
         let slice = ExpertSlice::new(config.shape(), |walk, rows, cols| family.matrix(walk, rows, cols));
         Ok(CudaLayer {
             family,
-            layer: PreparedLayer { device, slice, state, storage: std::ptr::null_mut() },
+            layer: PreparedLayer { device, slice, state, weights: Weights::None },
             tiles,
             own: Computation::new(family, config, config.mode),
             calibrating: Computation::new(family, config, Mode::Bf16),
         })
     }
 
-    fn device(&self) -> &Device {
+    fn device(&self) -> &Arc<Device> {
         &self.layer.device
     }
 
@@ -70,19 +73,77 @@ impl CudaLayer {
         LayerPlan::new(&computation.rules, &computation.config, self.tiles.rows(num_tokens), num_tokens)
     }
 
-    /// Enqueue every step; with `observe`, calibration's too.
-    unsafe fn enqueue(
+    /// Refuse weights that cannot be computed with; nothing is written. Returns what mode fp8 asks of them.
+    unsafe fn check(&self, weights: &LayerWeights, stream: Stream) -> Result<Option<CountedScales>> {
+        let (device, state) = (self.device(), self.layer.state.pointer());
+        let matrices =
+            [(weights.w13_block_scale, weights.w13_global_scale), (weights.w2_block_scale, weights.w2_global_scale)];
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            refuse_bad_scales(device, state, &matrices, stream)?;
+            let counted = self.family.count_scales(device, &self.own.config, weights, stream)?;
+            if let Some(counted) = &counted {
+                counted.check(device, weights.up_first, stream)?;
+            }
+            Ok(counted)
+        }
+    }
+
+    /// Fill the storage and the state, and wait for it.
+    unsafe fn write(
         &self,
-        computation: &Computation,
-        scales: InputScales,
-        args: &LayerArgs,
+        weights: &LayerWeights,
+        storage: *mut u8,
+        counted: Option<CountedScales>,
         stream: Stream,
-        observe: bool,
     ) -> Result<()> {
+        let (device, config, slice) = (self.device(), &self.own.config, &self.layer.slice);
+        let w13_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w13);
+        let w2_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w2);
+        let matrices = [
+            (&slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true, w13_counted),
+            (&slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false, w2_counted),
+        ];
+        let alphas = params::PrepareAlphaParams {
+            w13_global_scale: weights.w13_global_scale.pointer,
+            w2_global_scale: weights.w2_global_scale.pointer,
+            alphas: slice.alphas.pointer(storage),
+            expert_stride: slice.stride,
+            num_local_experts: config.num_local_experts as i32,
+            up_first: weights.up_first.into(),
+            factor: self.family.missing_factor(config.mode),
+            stored_exponent: counted.as_ref().map_or(0, |counted| counted.stored_exponent),
+            w13_scales: w13_counted,
+            w2_scales: w2_counted,
+        };
+        let blocks = alphas.num_local_experts.unsigned_abs().div_ceil(THREADS);
+        let InputScales { w13, w2 } = weights.input_scales;
+        // SAFETY: the layer's own state; the caller vouches for the rest.
+        unsafe {
+            for (matrix, codes, block_scale, gated, counted) in matrices {
+                let source = Source {
+                    codes,
+                    block_scale,
+                    num_experts: config.num_local_experts,
+                    expert_stride: slice.stride,
+                    gated,
+                    up_first: weights.up_first,
+                    counted,
+                };
+                self.family.prepare_matrix(device, matrix, &source, storage, stream)?;
+            }
+            device.launch(PREPARE_ALPHAS.over([blocks, 1, 1]), stream, &alphas)?;
+            device.write(self.layer.state.pointer(), &[State::new([w13, w2])], stream)
+        }
+    }
+
+    /// Enqueue every step; with `observe`, calibration's too.
+    unsafe fn enqueue(&self, computation: &Computation, args: &LayerArgs, stream: Stream, observe: bool) -> Result<()> {
         let plan = &self.plan(computation, args.num_tokens);
         let _entered = self.device().enter()?;
-        let base = self.device().workspace(args.workspace, plan.workspace_size, stream)?;
-        let call = LayerCall { layer: &self.layer, config: &computation.config, scales, args, stream, plan, base };
+        let scratch = self.device().workspace(args.workspace, plan.workspace_size, stream)?;
+        let config = &computation.config;
+        let call = LayerCall { layer: &self.layer, config, args, stream, plan, base: scratch.base };
         // SAFETY: the caller's promise; the device is entered, and `base` is a workspace of the plan's size.
         unsafe {
             call.route()?;
@@ -105,63 +166,24 @@ impl LayerBackend for CudaLayer {
         self.layer.slice.stride * self.own.config.num_local_experts as u64
     }
 
-    fn is_prepared(&self) -> bool {
-        !self.layer.storage.is_null()
+    fn readiness(&self) -> Readiness {
+        self.layer.weights.readiness()
     }
 
-    /// Bring weights into kernel layout. Waits for the stream, because it refuses broken scales.
+    /// Check the weights, then bring them into kernel layout. Waits for the stream, because it refuses broken scales.
     unsafe fn prepare(&mut self, weights: &LayerWeights, storage: Storage, stream: Stream) -> Result<()> {
         let storage = check_storage(storage, self.storage_size(), "Ask nvfp4_moe_layer_storage_size.")?;
-        let (family, config, layer) = (self.family, &self.own.config, &self.layer);
-        let device = &layer.device;
+        let device = self.layer.device.clone();
         let _entered = device.enter()?;
+        let _relaxed = Relaxed::capture()?;
         refuse_capture(stream)?;
-        let state: *mut State = layer.state.pointer();
-        let bad_scales = State::bad_scales_at(state);
-        // SAFETY: the layer's own state; the tensors are device memory as the header states.
+        // SAFETY: the tensors are device memory as the header states, and so is the storage; the device is entered.
         unsafe {
-            device.write(state, &[State::default()], stream)?;
-            let counted = family.count_scales(device, config, weights, stream)?;
-            let w13_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w13);
-            let w2_counted = counted.as_ref().map_or(std::ptr::null_mut(), CountedScales::w2);
-            let matrices = [
-                (&layer.slice.w13, weights.w13.pointer, weights.w13_block_scale.pointer, true, w13_counted),
-                (&layer.slice.w2, weights.w2.pointer, weights.w2_block_scale.pointer, false, w2_counted),
-            ];
-            for (matrix, codes, block_scale, gated, counted) in matrices {
-                let source = Source {
-                    codes,
-                    block_scale,
-                    num_experts: config.num_local_experts,
-                    expert_stride: layer.slice.stride,
-                    gated,
-                    up_first: weights.up_first,
-                    bad_scales,
-                    counted,
-                };
-                family.prepare_matrix(device, matrix, &source, storage, stream)?;
-            }
-            let params = params::PrepareAlphaParams {
-                w13_global_scale: weights.w13_global_scale.pointer,
-                w2_global_scale: weights.w2_global_scale.pointer,
-                alphas: layer.slice.alphas.pointer(storage),
-                expert_stride: layer.slice.stride,
-                bad_scales,
-                num_local_experts: config.num_local_experts as i32,
-                up_first: weights.up_first.into(),
-                factor: family.missing_factor(config.mode),
-                stored_exponent: counted.as_ref().map_or(0, |counted| counted.stored_exponent),
-                w13_scales: w13_counted,
-                w2_scales: w2_counted,
-            };
-            let blocks = params.num_local_experts.unsigned_abs().div_ceil(THREADS);
-            device.launch(PREPARE_ALPHAS.over([blocks, 1, 1]), stream, &params)?;
-            refuse_bad_scales(device.read(state, stream)?.bad_scales)?;
-            if let Some(counted) = counted {
-                counted.check(device, weights.up_first, stream)?;
-            }
+            let counted = self.check(weights, stream)?;
+            self.layer.weights = Weights::HalfWritten;
+            self.write(weights, storage, counted, stream)?;
         }
-        self.layer.storage = storage;
+        self.layer.weights = Weights::At(DevicePointer(storage));
         Ok(())
     }
 
@@ -171,18 +193,28 @@ impl LayerBackend for CudaLayer {
         size(&self.own).max(size(&self.calibrating))
     }
 
-    unsafe fn forward(&self, scales: InputScales, args: &LayerArgs, stream: Stream) -> Result<()> {
+    /// With the input scales that its state has.
+    unsafe fn forward(&self, _: InputScales, args: &LayerArgs, stream: Stream) -> Result<()> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.enqueue(&self.own, scales, args, stream, false) }
+        unsafe { self.enqueue(&self.own, args, stream, false) }
     }
 
     unsafe fn calibrate(&mut self, args: &LayerArgs, stream: Stream) -> Result<()> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.enqueue(&self.calibrating, InputScales::default(), args, stream, true) }
+        unsafe { self.enqueue(&self.calibrating, args, stream, true) }
     }
 
     fn take_calibration(&mut self) -> Result<Calibration> {
         let [x_amax, h_amax] = State::take_amax(self.device(), self.layer.state.pointer())?;
         Ok(Calibration { x_amax, h_amax })
+    }
+
+    fn set_input_scales(&mut self, scales: InputScales) -> Result<()> {
+        State::set_input_scales(self.device(), self.layer.state.pointer(), [scales.w13, scales.w2])
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.layer.weights = Weights::None;
+        self.layer.state.free()
     }
 }

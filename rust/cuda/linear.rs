@@ -2,14 +2,16 @@
 //! One NVFP4 linear on a CUDA device: memory, and the order of the steps.
 
 use super::devices;
+use super::driver::Relaxed;
 use super::family::Family;
 use super::kernels::{PREPARE_ROW_ALPHAS, THREADS, params};
 use super::linear_call::LinearCall;
 use super::plan::LinearPlan;
 use super::prepare::{Source, check_storage, refuse_bad_scales, refuse_capture};
-use super::prepared::{PreparedLinear, State};
+use super::prepared::{DevicePointer, PreparedLinear, State, Weights};
+use super::shared_workspaces::Scratch;
 use super::storage::LinearStorage;
-use crate::call::{LinearArgs, LinearBackend, LinearWeights, Storage, Stream};
+use crate::call::{LinearArgs, LinearBackend, LinearWeights, Readiness, Storage, Stream};
 use crate::config::{KernelChoice, LinearConfig, Mode};
 use crate::error::Result;
 
@@ -29,12 +31,13 @@ impl CudaLinear {
     pub fn new(ordinal: i32, choice: KernelChoice, config: &LinearConfig) -> Result<Self> {
         let (device, family) = devices::with_family(ordinal, choice)?;
         family.check_tile_rows(config.tile_rows)?;
-        let state = device.allocate(size_of::<State>())?;
+        family.check_rows("out_features", config.out_features, config.in_features)?;
+        let state = State::allocate(&device)?;
         let matrix = |walk: &mut _, rows, cols| family.matrix(walk, rows, cols);
         let layout = LinearStorage::new(config.in_features, config.out_features, matrix);
         Ok(CudaLinear {
             family,
-            linear: PreparedLinear { device, layout, state, storage: std::ptr::null_mut(), has_bias: false },
+            linear: PreparedLinear { device, layout, state, weights: Weights::None },
             own: config.clone(),
             calibrating: LinearConfig { mode: Mode::Bf16, ..config.clone() },
         })
@@ -44,23 +47,55 @@ impl CudaLinear {
         LinearPlan::new(self.family.linear_x(config.mode), config, max_tokens)
     }
 
+    /// Fill the storage and the state, and wait for it.
+    unsafe fn write(&self, weights: &LinearWeights, storage: *mut u8, stream: Stream) -> Result<()> {
+        let PreparedLinear { device, layout, state, .. } = &self.linear;
+        let source = Source {
+            codes: weights.weight.pointer,
+            block_scale: weights.block_scale.pointer,
+            num_experts: 1,
+            expert_stride: 0,
+            gated: false,
+            up_first: false,
+            counted: std::ptr::null(),
+        };
+        // SAFETY: the linear's own state; the caller vouches for the rest.
+        unsafe {
+            self.family.prepare_matrix(device, &layout.weight, &source, storage, stream)?;
+            let mut first_row = 0;
+            for (part, end) in weights.part_ends.iter().copied().enumerate() {
+                let params = params::PrepareRowAlphaParams {
+                    global_scale: weights.global_scale.pointer,
+                    row_alpha: layout.row_alphas.pointer(storage),
+                    part: part as i32,
+                    first_row,
+                    num_rows: end as i32 - first_row,
+                    factor: self.family.missing_factor(Mode::Bf16),
+                };
+                first_row = end as i32;
+                let blocks = params.num_rows.unsigned_abs().div_ceil(THREADS).max(1);
+                device.launch(PREPARE_ROW_ALPHAS.over([blocks, 1, 1]), stream, &params)?;
+            }
+            // Zeros where there is none: a graph reads them in any case, and its next weights may have one.
+            let bias = layout.bias.pointer(storage);
+            match weights.bias {
+                Some(given) => device.copy(bias, given.pointer, given.len, stream)?,
+                None => device.clear(bias, layout.bias.len, stream)?,
+            }
+            device.write(state.pointer(), &[State::new([weights.input_scale, 0.0])], stream)
+        }
+    }
+
     /// Enqueue every step; with `observe`, calibration's too.
-    unsafe fn enqueue(
-        &self,
-        config: &LinearConfig,
-        input_scale: f32,
-        args: &LinearArgs,
-        stream: Stream,
-        observe: bool,
-    ) -> Result<()> {
+    unsafe fn enqueue(&self, config: &LinearConfig, args: &LinearArgs, stream: Stream, observe: bool) -> Result<()> {
         let plan = &self.plan(config, args.num_tokens);
         let device = &self.linear.device;
         let _entered = device.enter()?;
-        let base = match plan.workspace_size {
-            0 => std::ptr::null_mut(), // needs none
+        let scratch = match plan.workspace_size {
+            0 => Scratch::none(),
             size => device.workspace(args.workspace, size, stream)?,
         };
-        let call = LinearCall { linear: &self.linear, config, input_scale, args, stream, plan, base };
+        let call = LinearCall { linear: &self.linear, config, args, stream, plan, base: scratch.base };
         // SAFETY: the caller's promise; the device is entered, and `base` is a workspace of the plan's size.
         unsafe {
             if observe {
@@ -79,54 +114,25 @@ impl LinearBackend for CudaLinear {
         self.linear.layout.size
     }
 
-    fn is_prepared(&self) -> bool {
-        !self.linear.storage.is_null()
+    fn readiness(&self) -> Readiness {
+        self.linear.weights.readiness()
     }
 
-    /// Bring the weight into kernel layout, bias included. Waits for the stream, because it refuses broken scales.
+    /// Check the weight, then bring it into kernel layout, bias included. Waits for the stream, because it refuses broken scales.
     unsafe fn prepare(&mut self, weights: &LinearWeights, storage: Storage, stream: Stream) -> Result<()> {
         let storage = check_storage(storage, self.storage_size(), "Ask nvfp4_moe_linear_storage_size.")?;
-        let PreparedLinear { device, layout, state, .. } = &self.linear;
+        let device = self.linear.device.clone();
         let _entered = device.enter()?;
+        let _relaxed = Relaxed::capture()?;
         refuse_capture(stream)?;
-        let state: *mut State = state.pointer();
-        let bad_scales = State::bad_scales_at(state);
-        let source = Source {
-            codes: weights.weight.pointer,
-            block_scale: weights.block_scale.pointer,
-            num_experts: 1,
-            expert_stride: 0,
-            gated: false,
-            up_first: false,
-            bad_scales,
-            counted: std::ptr::null(),
-        };
-        // SAFETY: the linear's own state; the tensors are device memory as the header states.
+        let matrix = (weights.block_scale, weights.global_scale);
+        // SAFETY: the tensors are device memory as the header states, and so is the storage; the device is entered.
         unsafe {
-            device.write(state, &[State::default()], stream)?;
-            self.family.prepare_matrix(device, &layout.weight, &source, storage, stream)?;
-            let mut first_row = 0;
-            for (part, end) in weights.part_ends.iter().copied().enumerate() {
-                let params = params::PrepareRowAlphaParams {
-                    global_scale: weights.global_scale.pointer,
-                    row_alpha: layout.row_alphas.pointer(storage),
-                    bad_scales,
-                    part: part as i32,
-                    first_row,
-                    num_rows: end as i32 - first_row,
-                    factor: self.family.missing_factor(Mode::Bf16),
-                };
-                first_row = end as i32;
-                let blocks = params.num_rows.unsigned_abs().div_ceil(THREADS).max(1);
-                device.launch(PREPARE_ROW_ALPHAS.over([blocks, 1, 1]), stream, &params)?;
-            }
-            if let Some(bias) = weights.bias {
-                device.copy(layout.bias.pointer(storage), bias.pointer, bias.len, stream)?;
-            }
-            refuse_bad_scales(device.read(state.cast_const(), stream)?.bad_scales)?;
+            refuse_bad_scales(&device, self.linear.state.pointer(), &[matrix], stream)?;
+            self.linear.weights = Weights::HalfWritten;
+            self.write(weights, storage, stream)?;
         }
-        self.linear.storage = storage;
-        self.linear.has_bias = weights.bias.is_some();
+        self.linear.weights = Weights::At(DevicePointer(storage));
         Ok(())
     }
 
@@ -134,18 +140,28 @@ impl LinearBackend for CudaLinear {
         self.plan(&self.own, max_tokens).workspace_size
     }
 
-    unsafe fn forward(&self, input_scale: f32, args: &LinearArgs, stream: Stream) -> Result<()> {
+    /// With the input scale that its state has.
+    unsafe fn forward(&self, _: f32, args: &LinearArgs, stream: Stream) -> Result<()> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.enqueue(&self.own, input_scale, args, stream, false) }
+        unsafe { self.enqueue(&self.own, args, stream, false) }
     }
 
     unsafe fn calibrate(&mut self, args: &LinearArgs, stream: Stream) -> Result<()> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.enqueue(&self.calibrating, 0.0, args, stream, true) }
+        unsafe { self.enqueue(&self.calibrating, args, stream, true) }
     }
 
     fn take_amax(&mut self) -> Result<f32> {
         let [amax, _] = State::take_amax(&self.linear.device, self.linear.state.pointer())?;
         Ok(amax)
+    }
+
+    fn set_input_scale(&mut self, input_scale: f32) -> Result<()> {
+        State::set_input_scales(&self.linear.device, self.linear.state.pointer(), [input_scale, 0.0])
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.linear.weights = Weights::None;
+        self.linear.state.free()
     }
 }

@@ -13,7 +13,6 @@ use crate::error::Result;
 pub struct LinearCall<'a> {
     pub linear: &'a PreparedLinear,
     pub config: &'a LinearConfig,
-    pub input_scale: f32,
     pub args: &'a LinearArgs,
     pub stream: Stream,
     pub plan: &'a LinearPlan,
@@ -49,6 +48,7 @@ impl LinearCall<'_> {
     /// As [`LinearCall::observe`].
     pub unsafe fn quantize_x(&self) -> Result<()> {
         let device = &self.linear.device;
+        let state: *mut State = self.linear.state.pointer();
         let is_static = self.config.scale_policy == ScalePolicy::Static;
         let params = params::QuantizeParams {
             input: params::QuantizerInput {
@@ -58,7 +58,7 @@ impl LinearCall<'_> {
                 x_row_stride: self.args.x_row_stride as i64,
                 ..Default::default()
             },
-            static_scale: if is_static { self.input_scale } else { 0.0 },
+            static_scale: if is_static { State::input_scale_at(state, 0) } else { std::ptr::null() },
             num_cols: self.config.in_features as i32,
             ..self.plan.x.as_output(self.base)
         };

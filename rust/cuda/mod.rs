@@ -11,7 +11,8 @@
 //! |---|---|
 //! | `driver` | the driver's calls; the only file that names cudarc |
 //! | `kernels`, `launch` | the table of kernels; how one is launched |
-//! | `device` | one device: kernels loaded, memory, the shared workspace |
+//! | `device` | one device: kernels loaded, copies, launches |
+//! | `memory`, `shared_workspaces` | its memory; the workspaces of calls that bring none |
 //! | `storage`, `plan`, `tiles` | where weights and scratch lie; how a call is cut up |
 //! | `prepare`, `prepared` | rules for what prepare takes; what it leaves |
 //! | `forward`, `route`, `linear_call` | one call, and the steps that all families share |
@@ -35,11 +36,13 @@ mod launch;
 mod layer;
 mod linear;
 mod linear_call;
+mod memory;
 mod plan;
 mod portable;
 mod prepare;
 mod prepared;
 mod route;
+mod shared_workspaces;
 mod storage;
 #[cfg(test)]
 mod tests;

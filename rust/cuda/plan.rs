@@ -6,6 +6,7 @@
 
 use super::kernels::{ROUTE_SHARED_BYTES, params};
 use crate::config::{LayerConfig, LinearConfig};
+use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::{Region, Walk};
 use std::ffi::c_void;
@@ -96,6 +97,17 @@ impl Operand {
             _ => params::QuantizeParams { decoded: self.rows.pointer(base).cast(), row_scale, ..Default::default() },
         }
     }
+}
+
+/// Routing counts every local expert in the shared memory of one block.
+pub fn check_local_experts(local: usize) -> Result<()> {
+    const MOST: usize = ROUTE_SHARED_BYTES as usize / size_of::<i32>();
+    if local <= MOST {
+        return Ok(());
+    }
+    let rule =
+        format!("on CUDA it must be at most {MOST}, whose counters fit {ROUTE_SHARED_BYTES} bytes of shared memory");
+    Err(Error::argument("num_local_experts", local, rule, "Spread the experts over more ranks."))
 }
 
 /// The plan of one MoE forward.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What preparing a layer and a linear share: the rules for what a caller brings.
 
-use super::device::{Buffer, Device};
+use super::device::Device;
 use super::driver;
-use super::kernels::params;
+use super::kernels::{CHECK_SCALES, THREADS, params};
+use super::launch::BLOCKS_PER_SM;
+use super::memory::Buffer;
+use super::prepared::State;
 use super::storage::Matrix;
-use crate::call::{Storage, Stream};
+use crate::call::{Storage, Stream, Tensor};
 use crate::error::{Error, Result};
 use crate::format::{ScaleSpan, check_scale_spans};
 use crate::shape::MoeShape;
@@ -37,12 +40,38 @@ pub fn refuse_capture(stream: Stream) -> Result<()> {
     Ok(())
 }
 
-/// Broken scales are a broken file.
-pub fn refuse_bad_scales(bad_scales: u64) -> Result<()> {
+/// Refuse broken scales, which are a broken file, before anything is written.
+///
+/// # Safety
+/// The scales are device memory as the header states, the state is the layer's or linear's, and the device is entered.
+pub unsafe fn refuse_bad_scales(
+    device: &Device,
+    state: *mut State,
+    matrices: &[(Tensor<u8>, Tensor<f32>)],
+    stream: Stream,
+) -> Result<()> {
+    let counter = State::bad_scales_at(state);
+    // SAFETY: the caller vouches for the scales and the state.
+    let bad_scales = unsafe {
+        device.write(counter, &[0], stream)?;
+        for (block_scale, global_scale) in matrices {
+            let params = params::CheckScalesParams {
+                block_scale: block_scale.pointer,
+                global_scale: global_scale.pointer,
+                bad_scales: counter,
+                num_block_scales: block_scale.len as i64,
+                num_global_scales: global_scale.len as i64,
+            };
+            let wanted = block_scale.len.div_ceil(THREADS as usize * 8).max(1);
+            let blocks = wanted.min((device.num_sms * BLOCKS_PER_SM) as usize) as u32;
+            device.launch(CHECK_SCALES.over([blocks, 1, 1]), stream, &params)?;
+        }
+        device.read(counter.cast_const(), stream)?
+    };
     if bad_scales == 0 {
         return Ok(());
     }
-    let rule = "it must be 0: block scales are finite and not negative, global scales finite and positive";
+    let rule = "it must be 0: block scales are finite and not negative, global scales positive and below 2^120";
     Err(Error::argument("number of broken weight scales", bad_scales, rule, "Check the checkpoint's tensors."))
 }
 
@@ -61,8 +90,6 @@ pub struct Source {
     pub gated: bool,
     /// The first half is up.
     pub up_first: bool,
-    /// Counts NaN and negative block scales; on the device.
-    pub bad_scales: *mut u64,
     /// Mode fp8: what the scales of its projections hold. Else NULL.
     pub counted: *const params::MatrixScales,
 }
@@ -73,7 +100,6 @@ impl Source {
         params::PrepareSource {
             codes: self.codes,
             block_scale: self.block_scale,
-            bad_scales: self.bad_scales,
             expert_stride: self.expert_stride,
             rows: matrix.rows as i32,
             cols: matrix.cols as i32,

@@ -58,7 +58,7 @@ pub struct LinearStorage {
     pub weight: Matrix,
     /// Output factor of each row.
     pub row_alphas: Region<f32>,
-    /// The bias, bf16; empty where there is none.
+    /// The bias, bf16; zeros where there is none.
     pub bias: Region<u16>,
     /// Bytes in all.
     pub size: u64,

@@ -147,6 +147,64 @@ static void errors_name_numbers_and_remedy(void) {
   nvfp4_moe_checkpoint_destroy(NULL);
 }
 
+static void an_input_scale_that_is_missing_is_named_where_it_is_needed(void) {
+  for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; mode++) {
+    for (int32_t policy = NVFP4_MOE_SCALE_STATIC; policy <= NVFP4_MOE_SCALE_DYNAMIC; policy++) {
+      layer_case c;
+      nvfp4_moe_layer* layer = NULL;
+      layer_case_make(&c, mode, 0);
+      c.desc.scale_policy = policy;
+      c.weights.w13_input_scale = 0.01f;
+      CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+      CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+      if (mode == NVFP4_MOE_MODE_NVFP4 && policy == NVFP4_MOE_SCALE_STATIC) {
+        CHECK_FAILS(NVFP4_MOE_NOT_PREPARED, "w2_input_scale is 0; mode nvfp4 with static scales needs",
+                    nvfp4_moe_layer_forward(layer, &c.args, NULL));
+      } else {
+        CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+      }
+      CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_input_scale is 0; ",
+                  nvfp4_moe_layer_set_input_scales(layer, 0.01f, 0));
+      c.weights.w2_input_scale = -1;
+      CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_input_scale is -1; ",
+                  nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+      nvfp4_moe_layer_destroy(layer);
+      layer_case_free(&c);
+    }
+  }
+}
+
+static void prepare_forgets_what_calibrate_saw(void) {
+  layer_case c;
+  nvfp4_moe_layer* layer = NULL;
+  float scales[2];
+  layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_layer_calibrate(layer, &c.args, NULL));
+  c.w2_global[1] = -1;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "w2_global_scale", nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_layer_calibrated_scales(layer, scales, scales + 1)); /* a refusal forgets nothing */
+  c.w2_global[1] = 1;
+  CHECK_OK(nvfp4_moe_layer_calibrate(layer, &c.args, NULL));
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  CHECK_FAILS(NVFP4_MOE_NOT_PREPARED, "calibrated rows is 0",
+              nvfp4_moe_layer_calibrated_scales(layer, scales, scales + 1));
+  nvfp4_moe_layer_destroy(layer);
+  layer_case_free(&c);
+
+  linear_case n;
+  nvfp4_moe_linear* linear = NULL;
+  linear_case_make(&n, NVFP4_MOE_MODE_BF16);
+  CHECK_OK(nvfp4_moe_linear_create(&n.desc, &linear));
+  CHECK_OK(nvfp4_moe_linear_prepare(linear, &n.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_linear_calibrate(linear, &n.args, NULL));
+  CHECK_OK(nvfp4_moe_linear_prepare(linear, &n.weights, NULL, 0, NULL));
+  CHECK_FAILS(NVFP4_MOE_NOT_PREPARED, "calibrated rows is 0", nvfp4_moe_linear_calibrated_scale(linear, scales));
+  nvfp4_moe_linear_destroy(linear);
+  linear_case_free(&n);
+}
+
 int main(void) {
   CHECK(nvfp4_moe_version() ==
         NVFP4_MOE_VERSION_MAJOR * 10000 + NVFP4_MOE_VERSION_MINOR * 100 + NVFP4_MOE_VERSION_PATCH);
@@ -156,5 +214,7 @@ int main(void) {
   hostile_ids_are_counted();
   a_linear_equals_the_oracle();
   errors_name_numbers_and_remedy();
+  an_input_scale_that_is_missing_is_named_where_it_is_needed();
+  prepare_forgets_what_calibrate_saw();
   return closing_line("layer.c");
 }

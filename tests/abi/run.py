@@ -252,15 +252,15 @@ def program_sanitized(source: str) -> str:
     return only_line(command(program, *arguments(source), ASAN_OPTIONS=options))
 
 
-def cuda_on_a_stand_in() -> str:
-    """cuda.c over tests/mock_libcuda, which takes the driver's place. It logs to stderr, which is not asked here."""
-    driver, program = BUILD / "mock", BUILD / "cuda"
+def cuda_on_a_stand_in(source: str) -> str:
+    """Over tests/mock_libcuda, which takes the driver's place. It logs to stderr, which is not asked here."""
+    driver, program = BUILD / "mock", BUILD / source.removesuffix(".c")
     driver.mkdir(exist_ok=True)
     command("gcc", "-shared", "-fPIC", "tests/mock_libcuda/mock.c", "-o", driver / "libcuda.so.1")
     (driver / "libcuda.so").unlink(missing_ok=True)
     (driver / "libcuda.so").symlink_to("libcuda.so.1")
     link = [LIBRARY / "libnvfp4_moe.a", *RUST_LIBS]
-    command("gcc", "-std=c11", *WARNINGS, "-O1", "-Iinclude", "tests/abi/cuda.c", *link, "-o", program)
+    command("gcc", "-std=c11", *WARNINGS, "-O1", "-Iinclude", f"tests/abi/{source}", *link, "-o", program)
     kinds = {"Hopper": 1, "portable": 2}  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
     run = "$0 $1 2>/dev/null || { [ $? = 77 ] && echo without kernels; }"
     lines = [command("sh", "-c", run, program, kind, LD_LIBRARY_PATH=str(driver)) for kind in kinds.values()]
@@ -296,7 +296,10 @@ def steps() -> list[tuple[str, Callable[[], str]]]:
         *each("static library", program_static),
         *each("shared library", program_shared),
         *each("valgrind", program_valgrind),
-        ("CUDA on a stand-in driver", cuda_on_a_stand_in),
+        *[
+            (f"{source}: CUDA on a stand-in driver", lambda source=source: cuda_on_a_stand_in(source))
+            for source in ("cuda.c", "cuda_life.c")
+        ],
         ("build the library under ASan", build_sanitized_library),
         *each("ASan and UBSan", program_sanitized),
         ("CuTe's scale layout", cute_oracle),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A stand-in for libcuda.so.1 that logs every call to stderr and succeeds: shows what a host layer asks of the driver,
  * without a GPU. It plays one GPU of 132 multiprocessors, an H100 (compute capability 9.0) or what MOCK_CAPABILITY
- * says, 100 for 10.0. Device memory is never touched. With MOCK_QUIET in the environment it logs nothing and counts
- * launches instead, so that the time of a call is the host's own. */
+ * says, 100 for 10.0. Device memory is never touched, but the last copy to it is kept. With MOCK_QUIET in the
+ * environment it logs nothing and counts launches instead, so that the time of a call is the host's own. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,10 +14,35 @@ static uint64_t next_address = 0x10000000;
 static int quiet;
 static uint64_t launches;
 
-/* For a program that looks these up: is every stream being captured? which call fails? how often was one waited for? */
+/* For a program that looks these up. The first group it sets:
+ *   capturing    every stream of the caller's is being captured, in the strictest mode
+ *   failing      the name of a call that fails
+ *   calls_left   so many more calls succeed, then one fails; negative: none fails
+ *   read_byte    what device memory is full of
+ *   generation   streams die when it grows, and new ones get their handles */
 int mock_capturing;
 const char *mock_failing;
+int mock_calls_left = -1;
+int mock_read_byte;
+int mock_generation;
+/* How often was a stream waited for? How many captures were broken? What memory is allocated, in all, in how many
+ * pieces, and what was the largest? What was last copied to the device, and where? What was launched last; where is the
+ * workspace of the last routing, the first word of its parameters; how often were weights written; and how often did a
+ * forward of few tokens begin that does not follow the end of another? */
 int mock_waits;
+int mock_broken_captures;
+uint64_t mock_bytes, mock_pieces, mock_largest;
+const char *mock_launched = "";
+uint64_t mock_workspace;
+int mock_prepares;
+int mock_interleaved;
+uint64_t mock_copied_to;
+unsigned char mock_copied[64];
+
+static struct {
+  uint64_t address, bytes;
+} pieces[4096];
+static _Thread_local int relaxed;
 
 __attribute__((constructor)) static void read_environment(void) { quiet = getenv("MOCK_QUIET") != NULL; }
 
@@ -25,6 +50,7 @@ uint64_t mock_launches(void) { return launches; }
 
 static int outcome(const char *name) {
   if (strcmp(name, "cuStreamSynchronize") == 0 || strcmp(name, "cuCtxSynchronize") == 0) mock_waits++;
+  if (mock_calls_left >= 0 && mock_calls_left-- == 0) return 2;
   return mock_failing != NULL && strcmp(name, mock_failing) == 0 ? 2 : 0; /* 2: out of memory */
 }
 
@@ -33,19 +59,24 @@ static int ok(const char *name) {
   return outcome(name);
 }
 
+/* A call that a capture in the strictest mode forbids to all threads. */
+static int unsafe(const char *name) {
+  if (!mock_capturing || relaxed) return ok(name);
+  ok(name);
+  mock_broken_captures++;
+  return 900; /* not permitted while a stream is capturing */
+}
+
 /* Calls of which nothing but their order matters. */
 #define PLAIN(name) \
   int name(void) { return ok(#name); }
 PLAIN(cuInit)
 PLAIN(cuDevicePrimaryCtxRelease_v2)
-PLAIN(cuCtxSynchronize)
 PLAIN(cuModuleUnload)
 PLAIN(cuFuncLoad)
 PLAIN(cuFuncSetAttribute)
-PLAIN(cuStreamSynchronize)
-PLAIN(cuMemFree_v2)
-PLAIN(cuMemcpyHtoDAsync_v2)
 PLAIN(cuMemcpyDtoDAsync_v2)
+PLAIN(cuMemsetD8Async)
 
 int cuDeviceGet(int *device, int ordinal) {
   *device = ordinal;
@@ -88,9 +119,13 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   return ok("cuModuleGetFunction");
 }
 
-/* More arguments follow, of which nothing is read. The last member of the configuration counts its attributes. */
-int cuLaunchKernelEx(const void *config, void *function) {
+/* One more argument follows, of which nothing is read. The last member of the configuration counts its attributes. */
+int cuLaunchKernelEx(const void *config, void *function, void **params) {
   ++launches;
+  mock_interleaved += strcmp(function, "route_small") == 0 && strcmp(mock_launched, "combine") != 0;
+  mock_launched = function;
+  mock_prepares += strncmp(function, "prepare_", 8) == 0;
+  if (strncmp(function, "route_", 6) == 0) memcpy(&mock_workspace, params[0], sizeof mock_workspace);
   if (quiet) return outcome("cuLaunchKernelEx");
   const int overlaps = *(const uint32_t *)((const char *)config + 48) > 0;
   fprintf(stderr, "call cuLaunchKernelEx %s%s\n", (const char *)function, overlaps ? " overlapping" : "");
@@ -103,20 +138,74 @@ int cuStreamIsCapturing(void *stream, int *status) {
   return ok("cuStreamIsCapturing");
 }
 
+int cuCtxSynchronize(void) { return unsafe("cuCtxSynchronize"); }
+
+int cuStreamSynchronize(void) { return unsafe("cuStreamSynchronize"); }
+
+int cuStreamGetId(void *stream, unsigned long long *id) {
+  *id = (unsigned long long)mock_generation << 56 | (uintptr_t)stream >> 32;
+  return ok("cuStreamGetId");
+}
+
+int cuStreamCreate(void **stream, unsigned flags) {
+  *stream = (void *)(uintptr_t)0xE0;
+  if (flags != 1) abort(); /* 1: the default stream does not wait for it */
+  return unsafe("cuStreamCreate");
+}
+
+int cuThreadExchangeStreamCaptureMode(int *mode) {
+  const int before = relaxed ? 2 : 0;
+  relaxed = *mode == 2;
+  *mode = before;
+  return outcome("cuThreadExchangeStreamCaptureMode");
+}
+
+static size_t place_of(uint64_t address) {
+  for (size_t i = 0; i < sizeof pieces / sizeof *pieces; ++i) {
+    if (pieces[i].address == address) return i;
+  }
+  fprintf(stderr, "no memory at %llx\n", (unsigned long long)address);
+  abort();
+}
+
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
-  *address = next_address;
+  const int status = unsafe("cuMemAlloc_v2");
+  if (status != 0) return status;
+  const size_t place = place_of(0);
+  pieces[place].address = *address = next_address;
+  pieces[place].bytes = bytes;
+  mock_bytes += bytes;
+  if (bytes > mock_largest) mock_largest = bytes;
+  mock_pieces++;
   next_address += (bytes + 511) / 256 * 256;
-  return ok("cuMemAlloc_v2");
+  return 0;
+}
+
+int cuMemFree_v2(uint64_t address) {
+  const int status = unsafe("cuMemFree_v2");
+  if (status != 0) return status;
+  const size_t place = place_of(address);
+  mock_bytes -= pieces[place].bytes;
+  mock_pieces--;
+  pieces[place].address = 0;
+  return 0;
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t device, const void *host, size_t bytes, void *stream) {
+  (void)stream;
+  mock_copied_to = device;
+  memcpy(mock_copied, host, bytes < sizeof mock_copied ? bytes : sizeof mock_copied);
+  return unsafe("cuMemcpyHtoDAsync_v2");
 }
 
 int cuMemcpyDtoHAsync_v2(void *host, uint64_t device, size_t bytes, void *stream) {
   (void)device, (void)stream;
-  memset(host, 0, bytes);
+  memset(host, mock_read_byte, bytes);
   return ok("cuMemcpyDtoHAsync_v2");
 }
 
 int cuGetErrorString(int error, const char **text) {
   (void)error;
   *text = "stand-in";
-  return ok("cuGetErrorString");
+  return 0;
 }

@@ -98,7 +98,7 @@ class Layer:
         topk_ids      i32 or i64 [T, k], global ids; one out of range is unrouted and counted, never an error
         topk_weights  f32 [T, k], applied once; None is 1
         expert_map    i32 [num_experts], global to local id, -1 = not here
-        workspace     u8 or bf16, `workspace_size(T)` bytes; None is the library's own, one for a device
+        workspace     u8 or bf16, `workspace_size(T)` bytes; None is the library's own, one for a stream
         """
         return self._run(self._ops.moe_forward.default, x, topk_ids, topk_weights, expert_map, workspace, out)
 

@@ -72,7 +72,7 @@ fn quantizer_h(call: &LayerCall, chunk: usize) -> params::QuantizerInput {
 unsafe fn quantize_h(call: &LayerCall, chunk: usize) -> Result<()> {
     let params = params::QuantizeParams {
         input: quantizer_h(call, chunk),
-        static_scale: call.static_scale(call.scales.w2),
+        static_scale: call.static_scale(1),
         num_cols: call.config.intermediate_size as i32,
         ..call.plan.h.as_output(call.base)
     };
@@ -145,7 +145,7 @@ fn padded_cols(config: &LayerConfig, cols: usize) -> usize {
 
 /// A matrix, and the first of its output factors.
 fn weights(call: &LayerCall, matrix: &Matrix, alpha: usize) -> params::GemmParams {
-    let (slice, storage) = (&call.layer.slice, call.layer.storage);
+    let (slice, storage) = (&call.layer.slice, call.layer.weights.storage());
     params::GemmParams {
         tiles: matrix.codes.pointer(storage),
         expert_stride: slice.stride,
@@ -184,8 +184,8 @@ pub unsafe fn linear(call: &LinearCall) -> Result<()> {
     let (list, tiles) = call.tiles(rows);
     let params = params::GemmParams {
         list,
-        tiles: matrix.codes.pointer(linear.storage),
-        alphas: linear.layout.row_alphas.pointer(linear.storage),
+        tiles: matrix.codes.pointer(linear.weights.storage()),
+        alphas: linear.layout.row_alphas.pointer(linear.weights.storage()),
         x: if quantised { plan.x.rows.pointer(call.base).cast_const().cast() } else { args.x.cast() },
         x_row_stride: if quantised { config.in_features } else { args.x_row_stride } as i64,
         row_scale: if quantised { plan.x.global_scale.pointer(call.base) } else { std::ptr::null_mut() },

@@ -106,6 +106,11 @@ impl Family for Hopper {
         tiles::check_rows(tile_rows)
     }
 
+    /// A launch's second dimension is its tiles of rows.
+    fn most_rows(&self, _: usize) -> usize {
+        65_535 * TILE
+    }
+
     unsafe fn count_scales(
         &self,
         device: &Arc<Device>,

@@ -25,14 +25,16 @@ pub unsafe fn count_scales(
     let counted = CountedScales::new(device, shape, params::FP8_LARGEST_EXPONENT as i32, stream)?;
     let scales = shape.projection_block_scales();
     let sources = [
-        (weights.w13_block_scale.pointer, counted.w13(), shape.projections * shape.experts),
-        (weights.w2_block_scale.pointer, counted.w2(), shape.experts),
+        (weights.w13_block_scale.pointer, counted.w13(), shape.projections),
+        (weights.w2_block_scale.pointer, counted.w2(), 1),
     ];
-    for (block_scale, matrices, num_matrices) in sources {
+    for (block_scale, matrices, of_an_expert) in sources {
         let params = params::MatrixScalesParams { block_scale, matrices, scales_each: scales as i64 };
         let blocks = scales.div_ceil(THREADS as usize * 8).min(BLOCKS_PER_SM as usize * 4) as u32;
         // SAFETY: the caller vouches for the scales; `counted` has room for every projection.
-        unsafe { device.launch(MATRIX_SCALES.over([blocks, num_matrices as u32, 1]), stream, &params) }?;
+        unsafe {
+            device.launch(MATRIX_SCALES.over([blocks, shape.experts as u32, of_an_expert as u32]), stream, &params)
+        }?;
     }
     Ok(counted)
 }

@@ -84,7 +84,7 @@ unsafe fn activate(call: &LayerCall, chunk: usize) -> Result<()> {
                 status: call.layer.device.status(),
                 ..Default::default()
             },
-            static_scale: call.static_scale(call.scales.w2),
+            static_scale: call.static_scale(1),
             num_cols: config.intermediate_size as i32,
             ..out
         },
@@ -122,7 +122,7 @@ fn weights(
     alpha: usize,
     input: params::PortableGemmParams,
 ) -> params::PortableGemmParams {
-    let (slice, storage) = (&call.layer.slice, call.layer.storage);
+    let (slice, storage) = (&call.layer.slice, call.layer.weights.storage());
     params::PortableGemmParams {
         codes: matrix.codes.pointer(storage),
         block_scale: matrix.block_scale.pointer(storage),
@@ -153,9 +153,9 @@ pub unsafe fn linear(call: &LinearCall) -> Result<()> {
     }
     let params = params::PortableGemmParams {
         list,
-        codes: linear.layout.weight.codes.pointer(linear.storage),
-        block_scale: linear.layout.weight.block_scale.pointer(linear.storage),
-        alphas: linear.layout.row_alphas.pointer(linear.storage),
+        codes: linear.layout.weight.codes.pointer(linear.weights.storage()),
+        block_scale: linear.layout.weight.block_scale.pointer(linear.weights.storage()),
+        alphas: linear.layout.row_alphas.pointer(linear.weights.storage()),
         out: args.out.cast(),
         bias: linear.bias(),
         out_row_stride: args.out_row_stride as i64,

@@ -108,6 +108,13 @@ impl Family for Portable {
         }
     }
 
+    /// A launch's first dimension is its block scales, padded to tiles of 128 x 4.
+    fn most_rows(&self, cols: usize) -> usize {
+        const MOST_BLOCKS: usize = i32::MAX as usize;
+        let scales_of_a_row = (cols / BLOCK_SIZE).next_multiple_of(4);
+        MOST_BLOCKS * THREADS as usize / scales_of_a_row / 128 * 128
+    }
+
     unsafe fn count_scales(
         &self,
         _: &Arc<Device>,

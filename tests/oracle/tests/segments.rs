@@ -6,7 +6,8 @@ use nvfp4_moe::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 use nvfp4_moe::cuda::facts::{self as host, LayerPlan};
 use nvfp4_moe_oracle::facts::{self, Routing};
 
-const TOKENS: [usize; 12] = [1, 2, 31, 33, 100, 1023, 1024, 1025, 4096, 8192, 12345, 65536];
+/// The last is as many as slots can be numbered.
+const TOKENS: [usize; 13] = [1, 2, 31, 33, 100, 1023, 1024, 1025, 4096, 8192, 12345, 65536, i32::MAX as usize];
 
 /// Layers with their plans, and as the kernels see them.
 fn plans() -> impl Iterator<Item = (LayerConfig, LayerPlan, Routing)> {
@@ -14,6 +15,7 @@ fn plans() -> impl Iterator<Item = (LayerConfig, LayerPlan, Routing)> {
     let cases = layers.into_iter().flat_map(|layer| TOKENS.map(|tokens| (layer, tokens)));
     cases.flat_map(|(layer, tokens)| {
         let (hidden_size, intermediate_size, num_experts, num_local_experts, top_k) = layer;
+        let tokens = tokens.min(i32::MAX as usize / top_k);
         let config = LayerConfig {
             device: Device::Cuda(0, KernelChoice::Own),
             mode: Mode::Bf16,
