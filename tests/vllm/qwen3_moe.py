@@ -3,6 +3,7 @@
 
 modelopt             as ModelOpt exported it
 compressed-tensors   the same bytes under compressed-tensors' names, global scales inverted
+shards               ModelOpt's, dealt tensor by tensor to five files: an expert's codes and scales in different ones
 rotated              ModelOpt's, each layer with the weights of the next: another model of the same size
 float32              every weight decoded, for the reference
 
@@ -98,6 +99,19 @@ def compressed_tensors_config(ignore: list[str]) -> dict:
     }
 
 
+def write_shards(source: Path, directory: Path, tensors: dict[str, torch.Tensor], num_shards: int = 5) -> Path:
+    """The model in `source` as exporters write a large one: several files and an index."""
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors*"))
+    files = [f"model-{shard + 1:05}-of-{num_shards:05}.safetensors" for shard in range(num_shards)]
+    index = {name: files[at % num_shards] for at, name in enumerate(sorted(tensors))}
+    for file in files:
+        save_file({name: tensors[name] for name in index if index[name] == file}, directory / file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    text = json.dumps({"metadata": {"total_size": size}, "weight_map": index})
+    (directory / "model.safetensors.index.json").write_text(text)
+    return directory
+
+
 def in_next_layer(name: str) -> str:
     """The tensor's name in the layer behind its own, the first's behind the last."""
     layers = CONFIG["num_hidden_layers"]
@@ -112,6 +126,7 @@ def make(root: Path) -> dict[str, Path]:
     for file in sorted(modelopt.glob("*.safetensors")):
         tensors |= load_file(file)
     text, rotated = (modelopt / "config.json").read_text(), {in_next_layer(name): t for name, t in tensors.items()}
+    shards = write_shards(modelopt, root / "shards", tensors)
     compressed, decoded = {}, {}
     quantized = [name.removesuffix("_scale_2") for name in tensors if name.endswith(".weight_scale_2")]
     for name in quantized:
@@ -131,6 +146,7 @@ def make(root: Path) -> dict[str, Path]:
     unquantized = sorted(n.removesuffix(".weight") for n in rest if n.endswith(".weight") and rest[n].dim() == 2)
     return {
         "modelopt": modelopt,
+        "shards": shards,
         "rotated": rewrite(modelopt, root / "rotated", rotated, json.loads(text)["quantization_config"]),
         "compressed-tensors": rewrite(
             modelopt, root / "compressed-tensors", rest | compressed, compressed_tensors_config(unquantized)

@@ -5,6 +5,7 @@ python tests/vllm/serve.py MODEL [--tokens N] [--alone] [--flip-amx] [--reload O
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -36,6 +37,21 @@ def model_of(llm):
     """The module that the only rank runs."""
     worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
     return getattr(worker, "worker", worker).model_runner.get_model()
+
+
+def watch_logits(model):
+    """A digest of all logits from now on, which are computed outside what vLLM compiles."""
+    import torch
+
+    digest, compute_logits = hashlib.sha256(), model.compute_logits
+
+    def watched(*args, **kwargs):
+        logits = compute_logits(*args, **kwargs)
+        digest.update(logits.contiguous().view(torch.uint8).numpy().tobytes())
+        return logits
+
+    model.compute_logits = watched
+    return digest
 
 
 def methods(model) -> dict[str, list[str]]:
@@ -154,10 +170,14 @@ def main() -> None:
         outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], greedy, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
+    one_rank = "tensor_parallel_size" not in arguments.options
+    logits = watch_logits(model_of(llm)) if one_rank else None
     result = {"vllm": __version__, "prompts": PROMPTS, "tokens": generate(PROMPTS)}
+    if one_rank:
+        result["logits"] = logits.hexdigest()
     if arguments.alone:
         result["alone"] = [generate([prompt])[0] for prompt in PROMPTS]
-    if options.get("tensor_parallel_size", 1) == 1 and "tensor_parallel_size" not in arguments.options:
+    if one_rank:
         model = model_of(llm)
         result |= {"served_by": methods(model), "engine_linears": engine_linears(model)}
     if arguments.reload:

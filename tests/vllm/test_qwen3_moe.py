@@ -32,6 +32,14 @@ def test_tokens_are_those_of_the_float32_reference(served, judge, qwen3_moe):
     agreement.check("Qwen3-MoE", judge(qwen3_moe["float32"], served["modelopt"]))
 
 
+def test_a_model_in_several_files_has_the_logits_of_one_in_one_file(serve, served, qwen3_moe):
+    """Bit for bit, all of them."""
+    shards = serve(qwen3_moe["shards"], "--alone")
+    assert len(list(qwen3_moe["shards"].glob("*.safetensors"))) == 5
+    assert shards["logits"] == served["modelopt"]["logits"]
+    assert shards["tokens"] == served["modelopt"]["tokens"]
+
+
 def test_concurrent_requests_give_the_tokens_they_give_alone(served):
     assert served["modelopt"]["alone"] == served["modelopt"]["tokens"]
 
