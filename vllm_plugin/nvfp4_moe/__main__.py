@@ -46,26 +46,40 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     env.add_argument("--device", choices=("cpu", "cuda"), help="device to ask about; default: the one torch finds")
     env.add_argument("--moe-backend", default="auto", help="as given to vllm serve")
     env.add_argument("--linear-backend", default="auto", help="as given to vllm serve")
-    env.set_defaults(run=run_env)
+    env.set_defaults(run=run_doctor)
     counters = command.add_parser("counters", help="what the kernels of a served model saw")
     counters.add_argument("url", metavar="URL", help="of the server, as http://localhost:8000")
     counters.add_argument("--reset", action="store_true", help="set them to zero afterwards")
     counters.add_argument("--json", action="store_true", help="JSON instead of a line for each worker")
-    counters.set_defaults(run=run_counters)
+    counters.set_defaults(run=run_doctor)
+    checkpoint = question(command, "checkpoint", "scales, norms, config and files that cannot be right")
+    checkpoint.add_argument(
+        "--quick", action="store_true", help="headers and single scales only; no block scale is read"
+    )
 
 
-def run_env(arguments: argparse.Namespace) -> int:
-    """`doctor env`, imported when it is asked for."""
-    from .doctor.env import run
+def question(
+    command: argparse._SubParsersAction, name: str, text: str, subject: str = "MODEL_DIR"
+) -> argparse.ArgumentParser:
+    """A command with a subject and --json."""
+    parser = command.add_parser(name, help=text)
+    parser.add_argument("model", metavar=subject)
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+    parser.set_defaults(run=run_doctor)
+    return parser
 
-    return run(arguments)
 
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """A command is the module of its name, imported when it is asked for."""
+    from importlib import import_module
 
-def run_counters(arguments: argparse.Namespace) -> int:
-    """`doctor counters`."""
-    from .doctor.counters import run
+    from .doctor.finding import WRONG_USE, WrongUse
 
-    return run(arguments)
+    try:
+        return import_module(f".doctor.{arguments.command}", __package__).run(arguments)
+    except WrongUse as error:
+        print(error, file=sys.stderr)
+        return WRONG_USE
 
 
 if __name__ == "__main__":
