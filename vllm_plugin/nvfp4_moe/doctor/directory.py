@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model directory, read as hostile: plain files of the directory itself, bounded; no pickle, no code, no surprise.
 
-A file may be a symbolic link, since hubs keep files elsewhere and link to them. Its NAME is ours, or a plain one that the
-directory lists.
+A file may be a symbolic link, since hubs keep files elsewhere and link to them. Its NAME is ours, or a plain one that
+the directory lists.
 """
 
 import json
