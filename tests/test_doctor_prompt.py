@@ -196,9 +196,16 @@ def test_a_template_that_is_not_the_models(tmp_path):
 
 
 def test_markers_that_the_tokenizer_lacks(tmp_path):
-    doctor_tokenizers.write(tmp_path, doctor_tokenizers.CHATML, {"model_type": "deepseek_v4", "vocab_size": 259})
+    doctor_tokenizers.write(tmp_path, doctor_tokenizers.DEEPSEEK[:3], {"model_type": "deepseek_v4", "vocab_size": 258})
     _, report = ask(tmp_path)
     assert {found.name for found in report.faults} == {"special-token-missing", "id-outside-vocabulary"}
+
+
+def test_another_models_tokenizer_is_a_note(tmp_path):
+    config = {"model_type": "deepseek_v4"}
+    model = doctor_tokenizers.write(tmp_path, ["<bos>", "<eos>"], config, chat_template="{{ messages[0].content }}")
+    status, report = ask(model)
+    assert (status, [found.name for found in report.findings]) == (0, ["foreign-tokenizer"])
 
 
 @pytest.mark.parametrize("contract", ["preview", "official", "v41"])

@@ -56,6 +56,15 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     checkpoint.add_argument(
         "--quick", action="store_true", help="headers and single scales only; no block scale is read"
     )
+    prompt = question(command, "prompt", "is a prompt the one that the model was trained on")
+    prompt.add_argument("--messages", metavar="FILE", help="JSON list of messages with role and content")
+    prompt.add_argument("--user", metavar="TEXT", help="the same for one message of the user")
+    given = prompt.add_mutually_exclusive_group()
+    given.add_argument("--ids", help="token ids of your prompt, as 0,128803, or a file of them")
+    given.add_argument("--text", help="your prompt as text, or a file of it")
+    prompt.add_argument("--trust", action="store_true", help="also RUN the encoder in encoding/ of the checkpoint")
+    stop = question(command, "stop", "where answers end, and whether a bad one went past its end")
+    stop.add_argument("--output-ids", metavar="FILE", help="token ids of a bad answer")
 
 
 def question(

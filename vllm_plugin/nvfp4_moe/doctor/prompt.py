@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: RUF001  markers are spelled so
 """`doctor prompt DIR`: is the prompt the one that the model was trained on? Only the tokenizer's files are read."""
 
 import json
@@ -104,15 +105,32 @@ def examine(report: Report, directory: Directory, tokenizer: Tokenizer) -> None:
             "Use the tokenizer that belongs to these weights.",
         )
     if directory.config.get("model_type") in FAMILY:
-        pieces = {text: tokenizer.encode(text) for text in contracts.SPECIAL}
-        split = [f"{text} is {len(ids)} ids" for text, ids in pieces.items() if len(ids) != 1]
-        if split:
-            report.fault(
-                "special-token-missing",
-                f"{some(split)}; each is one id in DeepSeek-V4's tokenizer",
-                "markers reach the model as letters.",
-                "Copy tokenizer.json and tokenizer_config.json of the model.",
-            )
+        markers(report, tokenizer, vocabulary)
+
+
+def markers(report: Report, tokenizer: Tokenizer, vocabulary: object) -> None:
+    """DeepSeek-V4's special tokens; a small model with a tokenizer of its own has none of them, and is none of this."""
+    split = [f"{text} is {len(ids)} ids" for text in contracts.SPECIAL if len(ids := tokenizer.encode(text)) != 1]
+    if not is_deepseeks(tokenizer, vocabulary):
+        report.note(
+            "foreign-tokenizer",
+            f"0 of {len(contracts.SPECIAL)} special tokens of DeepSeek-V4 are tokens here",
+            "the tokenizer is another model's; DeepSeek-V4's encoding is not compared.",
+            "Nothing to do if that is meant.",
+        )
+    elif split:
+        report.fault(
+            "special-token-missing",
+            f"{some(split)}; each is one id in DeepSeek-V4's tokenizer",
+            "markers reach the model as letters.",
+            "Copy tokenizer.json and tokenizer_config.json of the model.",
+        )
+
+
+def is_deepseeks(tokenizer: Tokenizer, vocabulary: object) -> bool:
+    """Has it any of the markers, or the size of DeepSeek's vocabulary?"""
+    has_any = any(tokenizer.id_of(text) is not None for text in contracts.SPECIAL if "｜" in text)
+    return has_any or (isinstance(vocabulary, int) and vocabulary > max(contracts.SPECIAL.values()))
 
 
 def variants_of(
@@ -122,7 +140,9 @@ def variants_of(
     template = canonical.chat_template(directory, tokenizer)
     contract = canonical.contract_of(directory)
     names = [contract] if contract else ["preview", "official"]
-    names = names if directory.config.get("model_type") in FAMILY or contract else []
+    is_family = directory.config.get("model_type") in FAMILY or contract is not None
+    if not is_family or not is_deepseeks(tokenizer, directory.config.get("vocab_size")):
+        names, contract = [], None
     report.fact("chat template", f"{len(template)} characters" if template else "none")
     if names:
         report.fact("encoding", contract or "DeepSeek-V4 without its encoding/ folder: preview or official")

@@ -95,7 +95,7 @@ def ending(report: Report, given: list[int], wanted: list[int], tokenizer: Token
     while tail and wanted[:tail] != given[:tail]:
         tail -= 1
     missing = wanted[tail:]
-    if tail == len(given) and missing:
+    if tail == len(given) and tokenizer.decode(missing).strip():
         text = tokenizer.decode(missing)
         if len(missing) == 1 and missing[0] in markers:
             report.fault(
