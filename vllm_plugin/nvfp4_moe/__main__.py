@@ -65,6 +65,12 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     prompt.add_argument("--trust", action="store_true", help="also RUN the encoder in encoding/ of the checkpoint")
     stop = question(command, "stop", "where answers end, and whether a bad one went past its end")
     stop.add_argument("--output-ids", metavar="FILE", help="token ids of a bad answer")
+    serve = command.add_parser("serve", help="experiments on a running server of any engine")
+    serve.add_argument("url", metavar="URL", help="as http://localhost:8000; OPENAI_API_KEY is sent if it is set")
+    serve.add_argument("--model-dir", metavar="DIR", help="of the served model, for its canonical prompt")
+    serve.add_argument("--skip", action="append", metavar="NAME", help="leave an experiment out; may be repeated")
+    serve.add_argument("--json", action="store_true", help="JSON instead of text")
+    serve.set_defaults(run=run_doctor)
 
 
 def question(

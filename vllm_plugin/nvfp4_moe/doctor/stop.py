@@ -202,12 +202,12 @@ def output(report: Report, ids: list[int], used: set[int], tokenizer: Tokenizer)
     elif loop is not None:
         last = shown(tokenizer, ids[loop.start - 1]) if loop.start else "nothing"
         text = tokenizer.decode(ids[loop.start : loop.start + loop.period])
+        place = "inside" if loop.start and ids[loop.start - 1] in used else "outside"
         report.fault(
             "output-loops",
             f"from token {loop.start} of {len(ids)} on only {text[:60]!r} follows, {loop.repeats:.0f} times; "
             "the last "
-            f"token before is {last}, {'inside' if loop.start and ids[loop.start - 1] in used else 'outside'} the stop set "
-            f"{sorted(used)}",
+            f"token before is {last}, {place} the stop set {sorted(used)}",
             "no end was written: the model is stuck, and the stop set is not why.",
             "Ask doctor prompt (is it the model's prompt?) and doctor serve (do penalties reach the sampler?).",
         )
