@@ -140,9 +140,8 @@ def variants_of(
     template = canonical.chat_template(directory, tokenizer)
     contract = canonical.contract_of(directory)
     names = [contract] if contract else ["preview", "official"]
-    is_family = directory.config.get("model_type") in FAMILY or contract is not None
-    if not is_family or not is_deepseeks(tokenizer, directory.config.get("vocab_size")):
-        names, contract = [], None
+    if directory.config.get("model_type") not in FAMILY and contract is None:
+        names = []
     report.fact("chat template", f"{len(template)} characters" if template else "none")
     if names:
         report.fact("encoding", contract or "DeepSeek-V4 without its encoding/ folder: preview or official")
@@ -163,7 +162,8 @@ def variants_of(
         variants += canonical.by_contract(name, messages)
     if trust and directory.config.get("model_type") in FAMILY:
         variants += trusted(report, directory, messages, variants)
-    if template and names and not any(f.name == "template-fails" for f in report.findings):
+    belongs = is_deepseeks(tokenizer, directory.config.get("vocab_size"))
+    if template and names and belongs and not any(f.name == "template-fails" for f in report.findings):
         agreement(report, template, tokenizer, names)
     if contract:
         engine(report, contract)
@@ -254,10 +254,10 @@ def engine(report: Report, contract: str) -> None:
 def compare(report: Report, given: list[int], variants: list[Variant], tokenizer: Tokenizer) -> None:
     """The user's prompt beside the canonical ones: equal to one, or different from the nearest."""
     encoded = [tokenizer.encode(variant.text) for variant in variants]
-    for variant, ids in zip(variants, encoded):
-        if ids == given:
-            report.fact("the prompt", f"{len(given)} ids, equal to: {variant.name}")
-            return
+    equal = [variant.name for variant, ids in zip(variants, encoded) if ids == given]
+    if equal:
+        report.fact("the prompt", f"{len(given)} ids, equal to: {some(equal)}")
+        return
     best = nearest(tokenizer.encode(tokenizer.decode(given)), encoded)
     report.fact("the prompt", f"{len(given)} ids, nearest to: {variants[best].name} ({len(encoded[best])} ids)")
     for number, line in enumerate(diff(given, encoded[best], tokenizer)):
