@@ -71,6 +71,15 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     serve.add_argument("--skip", action="append", metavar="NAME", help="leave an experiment out; may be repeated")
     serve.add_argument("--json", action="store_true", help="JSON instead of text")
     serve.set_defaults(run=run_doctor)
+    layers = question(command, "layers", "the first layer that is wrong, in real vLLM, down to the expert")
+    layers.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    layers.add_argument("--ids", help="token ids of a prompt, or a file of them; default: 150 of all sorts")
+    layers.add_argument("--tokens", type=int, default=8, help="tokens of it that the float64 reference computes")
+    layers.add_argument("--save", metavar="FILE", help="outputs of all boundaries, for --against elsewhere")
+    layers.add_argument("--against", metavar="FILE", help="compare with a saved run")
+    layers.add_argument("--threshold", type=float, default=0.99, help="least cosine with it")
+    norm = question(command, "norm", "are norms there and applied, in real vLLM")
+    norm.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
 
 
 def question(
