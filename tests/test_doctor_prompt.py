@@ -86,14 +86,8 @@ def no_vllm(monkeypatch):
 def ask(directory: Path, **given):
     """(exit status, report)."""
     defaults = {"messages": None, "user": None, "ids": None, "text": None, "trust": False, "json": True}
-    reports = []
-    original = prompt.Report.finish
-    try:
-        prompt.Report.finish = lambda self, as_json: reports.append(self) or self.status
-        status = prompt.run(Namespace(model=str(directory), **defaults | given))
-    finally:
-        prompt.Report.finish = original
-    return status, reports[0]
+    report = prompt.check(Namespace(model=str(directory), **defaults | given))
+    return report.status, report
 
 
 @pytest.fixture(scope="module")

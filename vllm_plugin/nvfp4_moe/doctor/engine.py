@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real vLLM in this process, with our methods in its workers; each of them is asked by name."""
 
+import contextlib
 import json
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from .finding import WrongUse, progress
@@ -40,17 +43,19 @@ class Engine:
         }
         progress("loading the model")
         self.model = model
-        self.llm = LLM(
-            model=model,
-            worker_extension_cls="nvfp4_moe.doctor.worker.Probe",
-            disable_log_stats=True,
-            **defaults | given,
-        )
+        with stdout_to_stderr():
+            self.llm = LLM(
+                model=model,
+                worker_extension_cls="nvfp4_moe.doctor.worker.Probe",
+                disable_log_stats=True,
+                **defaults | given,
+            )
         self.sampling = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
 
     def ask(self, prompt: list[int]) -> list[int]:
         """The prompt and one token more."""
-        outputs = self.llm.generate([{"prompt_token_ids": prompt}], self.sampling, use_tqdm=False)
+        with stdout_to_stderr():
+            outputs = self.llm.generate([{"prompt_token_ids": prompt}], self.sampling, use_tqdm=False)
         return list(outputs[0].outputs[0].token_ids)
 
     def workers(self, method: str, *arguments: Any) -> list[Any]:
@@ -64,3 +69,17 @@ class Engine:
             return self.ask(prompt)
         finally:
             self.workers("remove")
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Whatever vLLM, its libraries and its workers print does not get into the report, which may be JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -12,7 +12,16 @@ def run(arguments) -> int:
     report = Report("layers", arguments.model)
     prompt = numbers(arguments.ids, "--ids") if arguments.ids else PROMPT
     engine = Engine(arguments.model, arguments.options)
-    examine(report, engine, prompt, arguments.tokens, arguments.save, arguments.against, arguments.threshold)
+    examine(
+        report,
+        engine,
+        prompt,
+        arguments.tokens,
+        arguments.save,
+        arguments.against,
+        arguments.threshold,
+        arguments.picture,
+    )
     return report.finish(arguments.json)
 
 
@@ -24,6 +33,7 @@ def examine(
     save: str | None = None,
     against: str | None = None,
     threshold: float = 0.99,
+    picture: str | None = None,
 ) -> None:
     """On an engine that is there already; `num_tokens` of the prompt are computed by the reference."""
     progress(f"one forward of {len(prompt)} tokens, watched")
@@ -36,6 +46,8 @@ def examine(
     layers_verdict.moe(report, experts)
     layers_verdict.counters(report, experts)
     layers_verdict.growth(report, tables[0])
+    if picture:
+        layers_verdict.drawn(report, tables[0], experts, picture)
     if against:
         compared = engine.workers("compare", against)[0]
         layers_verdict.against(report, compared, against, threshold)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From numbers of all boundaries and layers to sentences: first NaN, first layer that is wrong, what explains it."""
 
+from . import picture
 from .finding import Report, counted, some
 
 GROWTH = 1000  # times from one layer to the next
@@ -111,7 +112,8 @@ def routers(report: Report, layers: list[dict], of_rank: str) -> None:
     """Ids out of range, and weights that are no numbers."""
     for found in layers:
         router = found.get("router")
-        if router and (router["outside"] or not router["finite"]):
+        nan_is_older = any(finding.name == "first-not-finite" for finding in report.findings)
+        if router and (router["outside"] or (not router["finite"] and not nan_is_older)):
             report.fault(
                 "router",
                 f"layer {found['layer']}'s router{of_rank} gives {router['outside']} ids out of range, weights "
@@ -178,3 +180,17 @@ def against(report: Report, compared: list[list], file: str, threshold: float) -
         f"the fault is in {kind(name)} there, or in what enters it.",
         ADVICE,
     )
+
+
+def drawn(report: Report, rows: list[dict], experts: list[dict], file: str) -> None:
+    """The picture of it all."""
+    kinds = ("the attention output", "the MoE output")
+    series = {
+        what: {r["layer"]: r["rms"] for r in rows if r["step"] == 0 and r["layer"] >= 0 and kind(r["name"]) == what}
+        for what in kinds
+    }
+    errors = {
+        found["layer"]: found.get("wrong_error", found["error"]) for found in experts[0]["layers"] if "error" in found
+    }
+    picture.draw(file, report.subject, {what: line for what, line in series.items() if line}, errors)
+    report.fact("picture", file)

@@ -33,6 +33,11 @@ FAMILY = ("deepseek_v4", "deepseek_v41")
 
 def run(arguments) -> int:
     """Print what differs; 1 if anything does."""
+    return check(arguments).finish(arguments.json)
+
+
+def check(arguments) -> Report:
+    """Of a directory, and of a prompt if one is given."""
     report = Report("prompt", arguments.model)
     directory = Directory(arguments.model)
     try:
@@ -49,7 +54,7 @@ def run(arguments) -> int:
             compare(report, given, variants, tokenizer)
     except ValueError as error:
         report.sentence("unreadable-file", str(error))
-    return report.finish(arguments.json)
+    return report
 
 
 def conversation(arguments) -> list[dict] | None:

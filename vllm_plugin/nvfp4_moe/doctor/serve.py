@@ -18,6 +18,11 @@ LONG_ENOUGH = 512
 
 def run(arguments) -> int:
     """Print what was found; 1 if any of it explains wrong answers."""
+    return check(arguments).finish(arguments.json)
+
+
+def check(arguments) -> Report:
+    """Every experiment that is not left out, in order of cost."""
     unknown = [name for name in (arguments.skip or []) if name not in EXPERIMENTS]
     if unknown:
         raise WrongUse(f"--skip {unknown[0]} is no experiment; there are {', '.join(EXPERIMENTS)}.")
@@ -28,7 +33,7 @@ def run(arguments) -> int:
         report.fault(
             "no-server", f"{error}; a server answers /v1/models", "nothing can be asked.", "Start it, or mend the URL."
         )
-        return report.finish(arguments.json)
+        return report
     report.fact("model", server.model)
     for number, (name, experiment) in enumerate(EXPERIMENTS.items(), 1):
         if name in (arguments.skip or []):
@@ -43,7 +48,7 @@ def run(arguments) -> int:
             report.fault(
                 "server-fails", f"{name}: {error}", "the server broke off, or speaks another protocol.", "See its log."
             )
-    return report.finish(arguments.json)
+    return report
 
 
 def refused(report: Report, name: str, error: Refused) -> None:

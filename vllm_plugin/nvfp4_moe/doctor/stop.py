@@ -25,6 +25,11 @@ class Source(NamedTuple):
 
 def run(arguments) -> int:
     """Print the places, the set to use, and what is wrong; 1 if anything is."""
+    return check(arguments).finish(arguments.json)
+
+
+def check(arguments) -> Report:
+    """Of a directory, and of a bad answer if one is given."""
     report = Report("stop", arguments.model)
     directory = Directory(arguments.model)
     try:
@@ -36,7 +41,7 @@ def run(arguments) -> int:
             output(report, numbers(arguments.output_ids, "--output-ids"), stops, tokenizer)
     except ValueError as error:
         report.sentence("unreadable-file", str(error))
-    return report.finish(arguments.json)
+    return report
 
 
 def places(report: Report, directory: Directory, tokenizer: Tokenizer) -> list[Source]:
