@@ -120,7 +120,7 @@ def markers(report: Report, tokenizer: Tokenizer, vocabulary: object) -> None:
         report.note(
             "foreign-tokenizer",
             f"0 of {len(contracts.SPECIAL)} special tokens of DeepSeek-V4 are tokens here",
-            "the tokenizer is another model's; DeepSeek-V4's encoding is not compared.",
+            "the tokenizer is another model's; its template is not compared with DeepSeek-V4's encoding.",
             "Nothing to do if that is meant.",
         )
     elif split:

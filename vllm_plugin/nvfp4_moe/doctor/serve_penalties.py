@@ -17,6 +17,7 @@ PENALTY = 1.5
 ENOUGH = 80
 LOOP = "one two three one two three one two three one two three one two three one two three"
 NOT_APPLIED = "the penalty never reaches the sampler: nothing stops a loop."
+REMEDY = "See whether the server drops unknown parameters, and whether its model runner applies penalties."
 
 
 def repetition_penalty(report: Report, server: Server, _directory: str | None) -> None:
@@ -31,6 +32,15 @@ def repetition_penalty(report: Report, server: Server, _directory: str | None) -
             report.fact("repetition_penalty", f"{PENALTY} reaches the sampler")
             sees_the_prompt(report, server, [*START, first], base[0], biases)
             return
+    if server.is_vllm and len(set(base)) == 1:
+        report.fault(
+            "penalty-not-applied",
+            f"{base[0]!r}, with a logit of about 100, is repeated with repetition_penalty {PENALTY}; "
+            f"{100 / PENALTY:.0f} must be left of it, below another's 90",
+            NOT_APPLIED,
+            REMEDY,
+        )
+        return
     change_of_a_loop(report, server)
 
 
@@ -52,15 +62,15 @@ def sees_the_prompt(report: Report, server: Server, prompt: list[int], first: st
 def change_of_a_loop(report: Report, server: Server) -> None:
     """Where biases do not decide: a loop must change with the penalty."""
     base, changed = server.complete(LOOP), server.complete(LOOP, repetition_penalty=PENALTY)
-    if repetition(base.tokens, 1) < 0.3 and not server.is_vllm:
+    if repetition(base.tokens, 1) < 0.3:
         report.fact("repetition_penalty", "not decided: biases do not decide here, and the model does not loop")
     elif base.tokens == changed.tokens:
         report.fault(
             "penalty-not-applied",
-            f"an answer with {repetition(base.tokens, 1):.0%} repeated tokens is the same with repetition_penalty "
+            f"a loop ({repetition(base.tokens, 1):.0%} repeated tokens) is the same with repetition_penalty "
             f"{PENALTY} as with 1",
             NOT_APPLIED,
-            "See whether the server drops unknown parameters, and whether its model runner applies penalties.",
+            REMEDY,
         )
     else:
         report.fact("repetition_penalty", f"{PENALTY} changes a loop")
