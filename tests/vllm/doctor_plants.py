@@ -13,13 +13,15 @@ from serve import ENVIRONMENT
 
 
 def ask(engine, command: str) -> dict:
-    from nvfp4_moe.doctor import layers, norm
+    from nvfp4_moe.doctor import attention, layers, norm
     from nvfp4_moe.doctor.engine import PROMPT
     from nvfp4_moe.doctor.finding import Report
 
     report = Report(command, engine.model)
     if command == "layers":
         layers.examine(report, engine, PROMPT, num_tokens=24)
+    elif command == "attention":
+        attention.examine(report, engine)
     else:
         engine.watch(PROMPT)
         norm.judge(report, engine.workers("norms")[0])
@@ -51,7 +53,7 @@ def main() -> None:
     served = engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
     module = getattr(served, "worker", served).model_runner.get_model()
     before = engine.ask(PROMPT)
-    said = {"healthy": {command: ask(engine, command) for command in ("layers", "norm")}, "planted": {}}
+    said = {"healthy": {command: ask(engine, command) for command in ("layers", "norm", "attention")}, "planted": {}}
     for plant in PLANTS:
         if only and plant.name not in only:
             continue

@@ -7,7 +7,9 @@ Most are a path and a patch: `patched("module:Class.attribute", wrapper)`. To ad
 
 import functools
 import importlib
+import inspect
 import os
+import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,6 +38,19 @@ def patched(path: str, wrap: Callable) -> Callable[[torch.nn.Module], Undo]:
         return lambda: setattr(owner, last, original)
 
     return put
+
+
+def rewritten(path: str, old: str, new: str) -> Callable[[torch.nn.Module], Undo]:
+    """Replace a piece of the source of a function, which must be there once."""
+
+    def wrap(original):
+        source = textwrap.dedent(inspect.getsource(original))
+        assert source.count(old) == 1, (path, source.count(old))
+        namespace = dict(original.__globals__)
+        exec(source.replace(old, new), namespace)
+        return namespace[original.__name__]
+
+    return patched(path, wrap)
 
 
 def in_module(name: str, wrap: Callable) -> Callable[[torch.nn.Module], Undo]:
@@ -231,6 +246,11 @@ LAYERS = functools.partial(Plant, command="layers")
 WRONG = functools.partial(LAYERS, finding="experts-wrong")
 NAN = functools.partial(LAYERS, finding="first-not-finite")
 
+HF = "transformers.models.deepseek_v4.modeling_deepseek_v4:DeepseekV4"
+SHIM = "nvfp4_moe_test_shims.deepseek_v4:RecomputedAttention.attend"
+BLOCKS = "(position_ids + 1) // self.compress_rate"
+ATTENTION = functools.partial(Plant, command="attention")
+
 PLANTS = [
     NAN(
         "NaN of an expert's gate",
@@ -258,4 +278,44 @@ PLANTS = [
         "final norm skipped", "norm", "norm-misapplied", "norm gives what is off by", in_module("model.norm", skipped)
     ),
     Plant("residual scaled by 100", "norm", None, "the residual's size is innocent", hundredfold),
+    ATTENTION(
+        "one visible block too many",
+        finding="sees-the-future",
+        words="layer 2: ",
+        put=rewritten(HF + "HCACompressor.forward", BLOCKS, BLOCKS + " + 1"),
+    ),
+    ATTENTION(
+        "one visible block too few",
+        finding="sees-too-little",
+        words="layer 2: ",
+        put=rewritten(HF + "HCACompressor.forward", BLOCKS, BLOCKS + " - 1"),
+    ),
+    ATTENTION(
+        "a window one too wide",
+        finding="sees-too-much",
+        words="128 before it",
+        put=rewritten(SHIM, "distance < self.window", "distance <= self.window"),
+    ),
+    ATTENTION(
+        "inverse rotation left out",
+        finding="position-matters",
+        words="a rotation is left out",
+        put=rewritten(HF + "Attention.forward", "cos, -sin", "torch.ones_like(cos), torch.zeros_like(sin)"),
+    ),
+    ATTENTION(
+        "inverse rotation with the first position",
+        finding="position-matters",
+        words="has another position",
+        put=rewritten(HF + "Attention.forward", "cos, -sin", "cos[:, :1].expand_as(cos), -sin[:, :1].expand_as(sin)"),
+    ),
+    ATTENTION(
+        "a KV entry of another request",
+        finding="decode-differs",
+        words="an entry of another request",
+        put=rewritten(
+            SHIM,
+            "x = torch.stack(history).unsqueeze(0)",
+            "x = torch.stack([torch.ones_like(r) if first and n % 9 == 5 else r for n, r in enumerate(history)]).unsqueeze(0)",
+        ),
+    ),
 ]

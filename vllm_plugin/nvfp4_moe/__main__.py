@@ -81,6 +81,8 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     layers.add_argument("--picture", metavar="FILE", help="sizes and errors over layers, as SVG")
     norm = question(command, "norm", "are norms there and applied, in real vLLM")
     norm.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    attention = question(command, "attention", "does attention see what the config says, in real vLLM")
+    attention.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     gpu = command.add_parser("gpu", help="first run on a new card, on a layer that is made here")
     gpu.add_argument("--device", choices=("cpu", "cuda", "cuda-portable"), help="default: the GPU")
     gpu.add_argument("--out", metavar="FILE", help="the report, to send back")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`doctor layers MODEL`: where in the model does it go wrong, down to the expert; one forward of real vLLM, watched."""
 
+from pathlib import Path
+
 from . import layers_verdict
 from .engine import PROMPT, Engine
-from .finding import Report, progress
+from .finding import Report, WrongUse, progress
 from .prompt import numbers
 
 
@@ -11,6 +13,8 @@ def run(arguments) -> int:
     """Print the table and the verdict; 1 if a layer is ill."""
     report = Report("layers", arguments.model)
     prompt = numbers(arguments.ids, "--ids") if arguments.ids else PROMPT
+    if arguments.against and not Path(arguments.against).is_file():
+        raise WrongUse(f"{arguments.against} is no file; --against takes one that --save wrote.")
     engine = Engine(arguments.model, arguments.options)
     examine(
         report,
@@ -48,8 +52,12 @@ def examine(
     layers_verdict.growth(report, tables[0])
     if picture:
         layers_verdict.drawn(report, tables[0], experts, picture)
+    if save or against:
+        # Ranks that each have a part of a sum have no output of the model there.
+        ranks = engine.workers("kept")
+        whole = [name for name in ranks[0] if len({kept.get(name) for kept in ranks}) == 1]
     if against:
-        compared = engine.workers("compare", against)[0]
-        layers_verdict.against(report, compared, against, threshold)
+        layers_verdict.against(report, engine.workers("compare", against, whole)[0], against, threshold)
     if save:
-        report.fact("saved", f"{engine.workers('save', save)[0]} outputs in {save}")
+        engine.workers("save", save, whole)
+        report.fact("saved", f"{len(whole)} outputs in {save}")

@@ -4,8 +4,11 @@
 Numbers and names alone leave a worker; captured tensors stay where they are. While nothing is installed, nothing runs.
 """
 
-from pathlib import Path
+import json
+import zlib
 from typing import Any
+
+import torch
 
 from . import moe_probe
 from .hooks import Recorder
@@ -58,24 +61,44 @@ class Probe:
                     layers.append(found)
         return {"rank": rank[0], "mode": mode, "counters": counters, "layers": layers}
 
-    def nvfp4_moe_doctor_save(self, file: str) -> int:
-        """Outputs of every boundary to a safetensors file, by the first rank; returns how many."""
+    def nvfp4_moe_doctor_kept(self) -> dict[str, int]:
+        """A checksum of every kept output, in order of time: a part of a sum differs from rank to rank."""
+        kept = self.nvfp4_moe_doctor[0].kept
+        return {name: zlib.crc32(tensor.contiguous().view(torch.uint8).numpy()) for name, tensor in kept.items()}
+
+    def nvfp4_moe_doctor_save(self, file: str, names: list[str]) -> None:
+        """These outputs to a safetensors file, by the first rank."""
         from safetensors.torch import save_file
         from vllm.distributed import get_tensor_model_parallel_rank
 
-        kept = self.nvfp4_moe_doctor[0].kept
         if get_tensor_model_parallel_rank() == 0:
-            save_file({name: tensor.contiguous() for name, tensor in kept.items()}, file)
-        return len(kept)
+            save_file({name: self.nvfp4_moe_doctor[0].kept[name].contiguous() for name in names}, file)
 
-    def nvfp4_moe_doctor_compare(self, file: str) -> list[list]:
-        """[name, cosine, relative error] against a saved run, in order of time; of what both have in one shape."""
+    def nvfp4_moe_doctor_compare(self, file: str, names: list[str]) -> list[list]:
+        """[name, cosine, relative error] of these against a saved run; of what both have in one shape."""
         from safetensors.torch import load_file
 
         from .expert_reference import cosine, relative
 
-        if not Path(file).is_file():
-            raise ValueError(f"{file} is no file; --against takes one that --save wrote.")
         saved, kept = load_file(file), self.nvfp4_moe_doctor[0].kept
-        both = [name for name in kept if name in saved and kept[name].shape == saved[name].shape]
+        both = [name for name in names if name in saved and kept[name].shape == saved[name].shape]
         return [[name, cosine(kept[name], saved[name]), relative(kept[name], saved[name])] for name in both]
+
+    def nvfp4_moe_doctor_attention_install(self) -> None:
+        """Watch attention modules until they are let go."""
+        from .attention_probe import AttentionWatch
+
+        self.nvfp4_moe_doctor_watch = AttentionWatch(self.model_runner.get_model())
+
+    def nvfp4_moe_doctor_attention_start(self, plan: str) -> None:
+        """For the next forwards: JSON of what AttentionWatch takes."""
+        self.nvfp4_moe_doctor_watch.start(json.loads(plan))
+
+    def nvfp4_moe_doctor_attention_changes(self, forward: int, against: list[int]) -> list[dict[str, Any]]:
+        """Numbers of the last request."""
+        return self.nvfp4_moe_doctor_watch.changes(forward, against)
+
+    def nvfp4_moe_doctor_attention_remove(self) -> None:
+        """The model is as before."""
+        self.nvfp4_moe_doctor_watch.remove()
+        del self.nvfp4_moe_doctor_watch
