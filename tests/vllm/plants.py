@@ -315,7 +315,7 @@ PLANTS = [
         put=rewritten(
             SHIM,
             "x = torch.stack(history).unsqueeze(0)",
-            "x = torch.stack([torch.ones_like(r) if first and n % 9 == 5 else r for n, r in enumerate(history)]).unsqueeze(0)",
+            "x = torch.stack([r.flip(0) if first and n % 9 == 5 else r for n, r in enumerate(history)]).unsqueeze(0)",
         ),
     ),
 ]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`doctor attention MODEL`: does each layer's attention see what the config says, and the same in decoding?
 
-Black-box experiments on real vLLM; no reference implementation. A token that enters one layer's attention is exchanged, and
-the positions whose outputs move are those that see it.
+Black-box experiments on real vLLM; no reference implementation. A token that enters one layer's attention is exchanged,
+and the positions whose outputs move are those that see it.
 """
 
 import json
@@ -103,7 +103,8 @@ def repeatable(report: Report, control: list[dict[str, Any]]) -> None:
         if change > SAME:
             report.fault(
                 "attention-not-repeatable",
-                f"layer {found['layer']}: the same rows give another output at position {at}, by {change:.2g}; at most {SAME}",
+                f"layer {found['layer']}: the same rows give another output at position {at}, by {change:.2g}; "
+                f"at most {SAME}",
                 "it reads what is not this request's.",
                 "Look at the cache's block table and at padding.",
             )
@@ -131,7 +132,8 @@ def judge_range(report: Report, changed: list[dict[str, Any]], layers: dict[int,
             block = f": block {key // rule.ratio} of {rule.ratio} does not end before it" if rule.ratio else ""
             report.fault(
                 "sees-the-future",
-                f"layer {found['layer']}: {len(future)} positions before token {key} move with it, the first is {query}{block}; 0 may",
+                f"layer {found['layer']}: {len(future)} positions before token {key} move with it, the first is "
+                f"{query}{block}; 0 may",
                 f"one visible block too many, or no causal mask ({rule.text()}).",
                 "Look at how many compressed entries a query sees: those with index < (position + 1) // ratio.",
             )
@@ -139,7 +141,8 @@ def judge_range(report: Report, changed: list[dict[str, Any]], layers: dict[int,
         if beyond and "sees-too-much" not in known:
             report.fault(
                 "sees-too-much",
-                f"layer {found['layer']}: position {beyond[0]} moves with token {key}, {beyond[0] - key} before it; it sees {rule.text()}",
+                f"layer {found['layer']}: position {beyond[0]} moves with token {key}, {beyond[0] - key} before it; "
+                f"it sees {rule.text()}",
                 f"{len(beyond)} positions see what is out of reach: the window is too wide.",
                 "Compare sliding_window with the kernel's (is the query itself counted?).",
             )
@@ -149,8 +152,8 @@ def judge_range(report: Report, changed: list[dict[str, Any]], layers: dict[int,
             if len(should) > 3 and len(there) < LEAST_MOVED * len(should) and "sees-too-little" not in known:
                 report.fault(
                     "sees-too-little",
-                    f"layer {found['layer']}: {len(there)} of {len(should)} positions that see token {key} {name} move with it, "
-                    f"from {should[0]} on",
+                    f"layer {found['layer']}: {len(there)} of {len(should)} positions that see token {key} {name} move "
+                    f"with it, from {should[0]} on",
                     "one visible block too few, or a window that is too short.",
                     "Look at how many compressed entries a query sees: those with index < (position + 1) // ratio.",
                 )
@@ -169,7 +172,7 @@ def judge_same(report: Report, changed: list[dict[str, Any]], name: str, what: s
     """The same token must give the same output by another way."""
     report.fact(what, f"largest difference {max((worst(f['change'])[1] for f in changed), default=0.0):.1e}")
     for found in changed:
-        at, change = worst(found["change"])
+        _, change = worst(found["change"])
         if not change <= SAME:
             report.fault(
                 name,
@@ -192,10 +195,10 @@ def judge_shift(report: Report, changed: list[dict[str, Any]], layers: dict[int,
         if not change <= SAME:
             report.fault(
                 "position-matters",
-                f"layer {found['layer']}: {FILLER} positions later the output at {at + rule.window} differs by {change:.2g}; at most "
-                f"{SAME}",
-                "outputs depend on absolute positions: a rotation is left out, or has another position (where keys are values, "
-                "the output must be rotated back).",
+                f"layer {found['layer']}: {FILLER} positions later the output at {at + rule.window} differs by "
+                f"{change:.2g}; at most {SAME}",
+                "outputs depend on absolute positions: a rotation is left out, or has another position (where keys are "
+                "values, the output must be rotated back).",
                 "Look at the rotations of queries, keys and outputs, and at the positions that they get.",
             )
             return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention modules of a served model, asked with inputs of our choice: each layer alone, whatever the layers before do.
+"""Attention modules of a served model, asked with inputs of our choice: each layer alone, whatever others do.
 
-The first forward records what enters and leaves each attention. In later ones the rows that enter are replaced by recorded
-rows, in an order that a plan gives; so a layer's answer depends on its own attention and on nothing else.
+The first forward records what enters and leaves each attention. In later ones the rows that enter are replaced by
+recorded rows, in an order that a plan gives; so a layer's answer depends on its own attention and on nothing else.
 """
 
 from typing import Any
