@@ -111,3 +111,13 @@ def test_what_is_no_directory_is_wrong_use():
     done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "vllm_plugin")})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nvidia/Some-Model is no directory; this command reads a model's.")
+
+
+def test_a_config_of_junk_is_no_crash(tmp_path):
+    tensors, config = healthy()
+    write(tmp_path, tensors, config)
+    keys = [*config, "rope_scaling", "num_nextn_predict_layers", "text_config", "vocab_size"]
+    for key in keys:
+        for junk in (None, [], {}, [[]], "x", -1, 1e308, True):
+            (tmp_path / "config.json").write_text(json.dumps(config | {key: junk}))
+            assert isinstance(examine(str(tmp_path), blocks=False).status, int), (key, junk)

@@ -271,3 +271,12 @@ def test_wrong_use(chatml, tmp_path):
     (tmp_path / "messages.json").write_text(json.dumps({"messages": HELLO}))
     assert ask(chatml, messages=str(tmp_path / "messages.json"))[0] == 0
     assert contracts.SPECIAL[ASSISTANT] == 128804
+
+
+def test_a_conversation_with_tools_is_a_note(tmp_path, chatml):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{}]}, *HELLO]
+    (tmp_path / "m.json").write_text(json.dumps(messages))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    model = doctor_tokenizers.deepseek(tmp_path / "m", chat_template=template)
+    _, report = ask(model, messages=str(tmp_path / "m.json"))
+    assert "encoding-not-compared" in {found.name for found in report.findings if not found.is_fault}

@@ -7,7 +7,7 @@ from typing import Any
 from .directory import Directory
 from .finding import Report, some
 
-RATIOS = {0, 4, 128}  # sliding window alone, compressed sparse, heavily compressed attention
+RATIOS = (0, 4, 128)  # sliding window alone, compressed sparse, heavily compressed attention
 COPY = "Copy the model's own config.json."
 
 
@@ -31,7 +31,8 @@ def ratios(report: Report, config: dict[str, Any], layers: int) -> None:
     given = config.get("compress_ratios")
     if not isinstance(given, list):
         return  # newer configs say layer_types
-    extra = config.get("num_nextn_predict_layers") or 0
+    extra = config.get("num_nextn_predict_layers")
+    extra = extra if isinstance(extra, int) else 0
     if len(given) not in (layers, layers + extra):
         report.fault(
             "config-ratios",
@@ -42,7 +43,7 @@ def ratios(report: Report, config: dict[str, Any], layers: int) -> None:
     strange = [f"layer {at}: {ratio!r}" for at, ratio in enumerate(given) if ratio not in RATIOS]
     if strange:
         report.fault(
-            "config-ratios", f"{some(strange)}; a ratio is one of {sorted(RATIOS)}", "there is no such attention.", COPY
+            "config-ratios", f"{some(strange)}; a ratio is one of {list(RATIOS)}", "there is no such attention.", COPY
         )
 
 

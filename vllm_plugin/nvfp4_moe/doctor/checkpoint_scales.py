@@ -213,10 +213,12 @@ def block_scales(report: Report, directory: Directory, survey: dict) -> None:
         tensor = directory.tensors.get(f"{module}.weight_scale")
         if tensor is None or tensor.dtype != "F8_E4M3":
             continue
-        data = directory.bytes(tensor)
-        bad = len(data) - len(data.translate(None, NAN_CODES))
-        if bad or (data and not any(data)):
-            what = f"{bad} of {len(data)} are NaN or negative" if bad else f"all {len(data)} are 0"
+        bad = total = above = 0
+        for data in directory.pieces(tensor):
+            bad += len(data) - len(data.translate(None, NAN_CODES))
+            above, total = above + any(data), total + len(data)
+        if bad or (total and not above):
+            what = f"{bad} of {total} are NaN or negative" if bad else f"all {total} are 0"
             report.fault(
                 "bad-block-scales",
                 f"block scales of {printable(module)}: {what}",

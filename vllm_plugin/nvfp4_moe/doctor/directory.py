@@ -7,6 +7,7 @@ the directory lists.
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from .model import printable
 MAX_JSON_BYTES = 1 << 27  # tokenizer.json of the largest vocabularies is some 30 MB
 MAX_HEADER_BYTES = 100_000_000  # as the format's own readers
 MAX_SMALL_BYTES = 1 << 22  # a norm, a scale
+PIECE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,15 @@ class Directory:
             return None
         return floats(self.bytes(tensor), tensor.dtype)
 
+    def pieces(self, tensor: Tensor) -> Iterator[bytes]:
+        """A tensor's bytes as they are, some at a time."""
+        with (self.path / tensor.file).open("rb") as file:
+            file.seek(tensor.start)
+            for at in range(0, tensor.num_bytes, PIECE_BYTES):
+                yield file.read(min(PIECE_BYTES, tensor.num_bytes - at))
+
     def bytes(self, tensor: Tensor) -> bytes:
-        """A tensor's bytes, as they are."""
+        """The same as one."""
         with (self.path / tensor.file).open("rb") as file:
             file.seek(tensor.start)
             return file.read(tensor.num_bytes)
@@ -155,7 +164,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             first, end = map(int, entry["data_offsets"])
             shape = tuple(map(int, entry["shape"]))
             dtype = str(entry["dtype"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
         if 0 <= first <= end <= size - 8 - length:
             found[name] = Tensor(path.name, dtype, shape, 8 + length + first, end - first)

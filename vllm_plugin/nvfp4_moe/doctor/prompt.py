@@ -153,22 +153,31 @@ def variants_of(
     variants: list[Variant] = []
     if template:
         rendered = canonical.by_template(template, tokenizer, messages)
-        if isinstance(rendered, str):
+        if isinstance(rendered, str) and "No module named 'jinja2'" in rendered:
+            report.note(
+                "template-not-rendered", rendered, "the chat template was not compared.", "Run pip install jinja2."
+            )
+        elif isinstance(rendered, str):
             report.fault(
                 "template-fails",
                 f"the chat template does not render: {rendered}",
                 "no chat reaches the model.",
-                "Copy the model's own template; if jinja2 is missing here, run pip install jinja2.",
+                "Copy the model's own template.",
             )
         else:
             variants += rendered
             template_faults(report, rendered, tokenizer, messages)
-    for name in names:
-        variants += canonical.by_contract(name, messages)
+    try:
+        for name in names:
+            variants += canonical.by_contract(name, messages)
+    except ValueError as error:
+        report.note(
+            "encoding-not-compared", str(error), "DeepSeek-V4's encoding of this conversation is not written here.", ""
+        )
     if trust and directory.config.get("model_type") in FAMILY:
         variants += trusted(report, directory, messages, variants)
     belongs = is_deepseeks(tokenizer, directory.config.get("vocab_size"))
-    if template and names and belongs and not any(f.name == "template-fails" for f in report.findings):
+    if names and belongs and any(variant.source == "chat template" for variant in variants):
         agreement(report, template, tokenizer, names)
     if contract:
         engine(report, contract)
