@@ -69,6 +69,12 @@ def judge(tmp_path_factory):
     return judge
 
 
+@pytest.fixture(scope="session")
+def ask_doctor():
+    """ask_doctor(model, *arguments of doctor_plants.py): its reports; one process."""
+    return lambda model, *arguments: run_python(HERE / "doctor_plants.py", str(model), *arguments, marker="DOCTOR ")
+
+
 def make_models(script: str, root: Path) -> dict[str, Path]:
     """Run a maker of this directory; returns the model directories by flavour."""
     done = subprocess.run(

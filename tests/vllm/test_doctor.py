@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m nvfp4_moe doctor env` beside vLLM: its answer for a checkpoint is what vLLM then does with it."""
+"""The doctor beside vLLM: `doctor env` says what vLLM then does, `doctor layers` and `doctor norm` find what is ill."""
 
 import subprocess
 import sys
 
 import pytest
 import tiny_deepseek_v4
+from plants import PLANTS
 
 DEEPSEEK_LAYERS = len(tiny_deepseek_v4.COMPRESS_RATIOS)
 
@@ -40,3 +41,39 @@ def test_the_users_backend_wins(deepseek_v4):
     status, report = doctor(deepseek_v4["mixed"], "--moe-backend", "marlin")
     assert status == 0
     assert served(report)["layers.*.ffn.experts"] == (DEEPSEEK_LAYERS, "vllm")
+
+
+@pytest.fixture(scope="module")
+def asked(ask_doctor, deepseek_v4):
+    """The doctor's reports on one served model, healthy and with each fault; one process."""
+    return ask_doctor(deepseek_v4["mixed"])
+
+
+@pytest.fixture(scope="module")
+def asked_of_another_flavour(ask_doctor, deepseek_v4):
+    return ask_doctor(deepseek_v4["compressed-tensors"], "no plant")
+
+
+def test_a_healthy_model_has_no_finding(asked, asked_of_another_flavour):
+    for reports in (asked["healthy"], asked_of_another_flavour["healthy"]):
+        assert [report["findings"] for report in reports.values()] == [[], []]
+        facts = dict(reports["layers"]["facts"])
+        for layer in range(DEEPSEEK_LAYERS):
+            assert "cosine 0.9999" in facts[f"layer {layer} rms/amax"]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=[plant.name for plant in PLANTS])
+def test_a_planted_fault_is_found_by_name(asked, plant):
+    report = asked["planted"][plant.name]
+    if plant.finding is None:
+        assert report["findings"] == []
+        assert any(plant.words in text for _, text in report["facts"])
+        return
+    (found,) = [each for each in report["findings"] if each["name"] == plant.finding]
+    assert plant.words in found["seen"] + found["means"], found
+
+
+def test_afterwards_the_model_is_as_before_and_watching_costs_little(asked):
+    assert asked["mended"]
+    plain, watched = asked["seconds"]
+    assert watched < 2 * plain + 0.5, (plain, watched)

@@ -94,3 +94,19 @@ def test_the_counters_of_its_worker_can_be_read(client):
     (worker,) = json.loads(done.stdout)["workers"]
     assert worker["device"] == "cpu"
     assert worker["nonfinite_values"] == 0
+
+
+def test_the_doctor_finds_nothing_and_sees_penalties_reach_the_sampler(client, deepseek_v4):
+    """A random model never ends an answer; what takes more than seconds is asked of tests/fake_server.py."""
+    url = str(client.base_url).removesuffix("/v1/")
+    command = [sys.executable, "-m", "nvfp4_moe", "doctor", "serve", url, "--model-dir", str(deepseek_v4["mixed"])]
+    for experiment in ("finish", "batch", "long-prompt", "prefix-cache"):
+        command += ["--skip", experiment]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["findings"]) == (0, [])
+    facts = dict(report["facts"])
+    assert facts["repetition_penalty"] == "1.5 reaches the sampler"
+    assert facts["repetition_penalty and the prompt"] == "it sees the prompt's tokens"
+    assert facts["frequency_penalty"] == facts["presence_penalty"] == "reaches the sampler"
+    assert "equal to: encoding" in facts["the prompt"]  # which vLLM has instead of the directory's chat template

@@ -60,26 +60,78 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     env.add_argument("--device", choices=("cpu", "cuda"), help="device to ask about; default: the one torch finds")
     env.add_argument("--moe-backend", default="auto", help="as given to vllm serve")
     env.add_argument("--linear-backend", default="auto", help="as given to vllm serve")
-    env.set_defaults(run=run_env)
+    env.set_defaults(run=run_doctor)
     counters = command.add_parser("counters", help="what the kernels of a served model saw")
     counters.add_argument("url", metavar="URL", help="of the server, as http://localhost:8000")
     counters.add_argument("--reset", action="store_true", help="set them to zero afterwards")
     counters.add_argument("--json", action="store_true", help="JSON instead of a line for each worker")
-    counters.set_defaults(run=run_counters)
+    counters.set_defaults(run=run_doctor)
+    checkpoint = question(command, "checkpoint", "scales, norms, config and files that cannot be right")
+    checkpoint.add_argument(
+        "--quick", action="store_true", help="headers and single scales only; no block scale is read"
+    )
+    prompt = question(command, "prompt", "is a prompt the one that the model was trained on")
+    prompt.add_argument("--messages", metavar="FILE", help="JSON list of messages with role and content")
+    prompt.add_argument("--user", metavar="TEXT", help="the same for one message of the user")
+    given = prompt.add_mutually_exclusive_group()
+    given.add_argument("--ids", help="token ids of your prompt, as 0,128803, or a file of them")
+    given.add_argument("--text", help="your prompt as text, or a file of it")
+    prompt.add_argument("--trust", action="store_true", help="also RUN the encoder in encoding/ of the checkpoint")
+    stop = question(command, "stop", "where answers end, and whether a bad one went past its end")
+    stop.add_argument("--output-ids", metavar="FILE", help="token ids of a bad answer")
+    serve = command.add_parser("serve", help="experiments on a running server of any engine")
+    serve.add_argument("url", metavar="URL", help="as http://localhost:8000; OPENAI_API_KEY is sent if it is set")
+    serve.add_argument("--model-dir", metavar="DIR", help="of the served model, for its canonical prompt")
+    serve.add_argument("--skip", action="append", metavar="NAME", help="leave an experiment out; may be repeated")
+    serve.add_argument("--json", action="store_true", help="JSON instead of text")
+    serve.set_defaults(run=run_doctor)
+    layers = question(command, "layers", "the first layer that is wrong, in real vLLM, down to the expert")
+    layers.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    layers.add_argument("--ids", help="token ids of a prompt, or a file of them; default: 150 of all sorts")
+    layers.add_argument("--tokens", type=int, default=8, help="tokens of it that the float64 reference computes")
+    layers.add_argument("--save", metavar="FILE", help="outputs of all boundaries, for --against elsewhere")
+    layers.add_argument("--against", metavar="FILE", help="compare with a saved run")
+    layers.add_argument("--threshold", type=float, default=0.99, help="least cosine with it")
+    layers.add_argument("--picture", metavar="FILE", help="sizes and errors over layers, as SVG")
+    norm = question(command, "norm", "are norms there and applied, in real vLLM")
+    norm.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    attention = question(command, "attention", "does attention see what the config says, in real vLLM")
+    attention.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    gpu = command.add_parser("gpu", help="first run on a new card, on a layer that is made here")
+    gpu.add_argument("--device", choices=("cpu", "cuda", "cuda-portable"), help="default: the GPU")
+    gpu.add_argument("--out", metavar="FILE", help="the report, to send back")
+    gpu.add_argument("--inside-sanitizer", action="store_true", help=argparse.SUPPRESS)
+    gpu.add_argument("--json", action="store_true", help="JSON instead of text")
+    gpu.set_defaults(run=run_doctor)
+    everything = question(command, "all", "every command that applies, cheapest first", "MODEL_DIR|URL")
+    everything.add_argument("--keep-going", action="store_true", help="do not stop at the first fault")
+    everything.add_argument("--offline", action="store_true", help="do not load the model")
+    everything.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    everything.add_argument("--picture", metavar="FILE", help="sizes and errors over layers, as SVG")
 
 
-def run_env(arguments: argparse.Namespace) -> int:
-    """`doctor env`, imported when it is asked for."""
-    from .doctor.env import run
+def question(
+    command: argparse._SubParsersAction, name: str, text: str, subject: str = "MODEL_DIR"
+) -> argparse.ArgumentParser:
+    """A command with a subject and --json."""
+    parser = command.add_parser(name, help=text)
+    parser.add_argument("model", metavar=subject)
+    parser.add_argument("--json", action="store_true", help="JSON instead of text")
+    parser.set_defaults(run=run_doctor)
+    return parser
 
-    return run(arguments)
 
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """A command is the module of its name, imported when it is asked for."""
+    from importlib import import_module
 
-def run_counters(arguments: argparse.Namespace) -> int:
-    """`doctor counters`."""
-    from .doctor.counters import run
+    from .doctor.finding import WRONG_USE, WrongUse
 
-    return run(arguments)
+    try:
+        return import_module(f".doctor.{arguments.command}", __package__).run(arguments)
+    except WrongUse as error:
+        print(error, file=sys.stderr)
+        return WRONG_USE
 
 
 if __name__ == "__main__":

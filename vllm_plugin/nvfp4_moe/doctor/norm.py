@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`doctor norm MODEL`: are norms there and applied, and is the size of the last residual innocent?"""
+
+from typing import Any
+
+from .engine import PROMPT, Engine
+from .finding import Report, some
+from .norms import TOLERANCE
+
+HEAD_TOLERANCE = 0.05
+ALIKE = 0.999
+
+
+def run(arguments) -> int:
+    """Print what was found; 1 if a norm is missing or misapplied."""
+    report = Report("norm", arguments.model)
+    engine = Engine(arguments.model, arguments.options)
+    engine.watch(PROMPT)
+    judge(report, engine.workers("norms")[0])
+    return report.finish(arguments.json)
+
+
+def judge(report: Report, found: dict[str, Any]) -> None:
+    """Every norm against its definition; the head on the residual and on a hundredth of it."""
+    errors = found["errors"]
+    report.fact("norms", f"{len(errors)} ran, largest error {max(errors.values(), default=0.0):.1e}")
+    ill = {name: error for name, error in errors.items() if not error <= TOLERANCE}
+    if ill:
+        first = next(iter(ill))
+        report.fault(
+            "norm-misapplied",
+            f"{first} gives what is off by {ill[first]:.2g} from x / rms(x) * weight; {TOLERANCE} is rounding "
+            f"({len(ill)} of {len(errors)} norms: {some(ill)})",
+            "the norm is skipped, has another weight or eps, or is applied twice.",
+            "Compare its weight with the file's, and look at who replaced its class or kernel.",
+        )
+    if found["final"] is None or not found["ran"]:
+        seen = "there is no norm outside the layers" if found["final"] is None else f"{found['final']} never ran"
+        report.fault(
+            "final-norm-missing",
+            f"{seen}; a decoder has 1 before its head",
+            "logits are those of an unnormalised residual.",
+            "See doctor checkpoint (is norm.weight in the files?), and the model's forward.",
+        )
+        return
+    differs = found.get("head_differs")
+    if differs is not None and not differs <= HEAD_TOLERANCE:
+        report.fault(
+            "final-norm-bypassed",
+            f"what enters the head is off by {differs:.2g} from what {found['final']} gave; at most {HEAD_TOLERANCE}",
+            "the head does not get the final norm's output.",
+            "Look at the model's compute_logits.",
+        )
+    if "cosine" in found:
+        size(report, found)
+
+
+def size(report: Report, found: dict[str, Any]) -> None:
+    """Equal argmax and a cosine near 1: nothing depends on how large the residual is."""
+    one, hundredth = found["argmax"]
+    innocent = one == hundredth and found["cosine"] > ALIKE
+    text = f"argmax {one} and {hundredth}, cosine {found['cosine']:.6f}"
+    report.fact("residual", f"rms {found['residual_rms']:.3g} before {found['final']}")
+    report.fact("logits of X and X/100", text + (": the residual's size is innocent" if innocent else ""))
+    if not innocent:
+        report.fault(
+            "residual-size-matters",
+            f"logits of the last residual X and of X/100 have {text}; {ALIKE} is healthy",
+            "the final norm is missing, or its eps is of the residual's size.",
+            "Look at the final norm; a residual that small comes from a wrong scale before it.",
+        )
