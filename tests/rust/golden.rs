@@ -8,8 +8,8 @@ mod golden_files;
 
 use golden_files::{bits, cases, lines, number};
 use nvfp4_moe::format::{
-    BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
-    quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
+    BlockReport, QuantScale, cast_mxfp4, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode,
+    quantize_row, quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
 };
 use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
 
@@ -86,6 +86,25 @@ fn fp8_rows() {
         assert_eq!(codes, case["codes"].iter().map(|word| bits(word) as u8).collect::<Vec<_>>(), "{name:?}");
         let nonfinite_values = number(&case["nonfinite"][0]);
         assert_eq!(report, BlockReport { saturated_blocks: 0, nonfinite_values }, "{name:?}");
+    }
+}
+
+#[test]
+fn mxfp4() {
+    for case in cases("mxfp4.txt") {
+        let name = &case["case"];
+        let bytes = |key: &str| case[key].iter().map(|word| bits(word) as u8).collect::<Vec<_>>();
+        let (codes, scales) = (bytes("packed"), bytes("e8m0_scale"));
+        let mut block_scales = vec![0x55; 2 * scales.len()];
+        let cast = cast_mxfp4(&"e8m0_scale", &codes, &scales, &mut block_scales);
+        assert_eq!(cast.is_err(), case["refused"] == ["1"], "{name:?}: {cast:?}");
+        match cast {
+            Ok(global) => {
+                assert_eq!(block_scales, bytes("block_scale"), "{name:?}");
+                assert_eq!(global.to_bits(), bits(&case["global_scale"][0]), "{name:?}");
+            }
+            Err(_) => assert_eq!(block_scales, vec![0x55; 2 * scales.len()], "{name:?}"),
+        }
     }
 }
 
