@@ -80,7 +80,7 @@ uint32_t nvfp4_moe_version(void);
 
 /* Copy the calling thread's last error, NUL-terminated and cut to `size` at a UTF-8 character, into host `buf`, which
  * may be NULL. Returns the full length without the NUL; 0 if this thread never failed. Successes do not clear it. */
-size_t nvfp4_moe_last_error(char* buf, size_t size);
+size_t nvfp4_moe_last_error(char *buf, size_t size);
 
 /* ---- Choices -------------------------------------------------------------------------------------------- */
 
@@ -116,7 +116,7 @@ int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 
 /* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
  * last_error. */
-size_t nvfp4_moe_cpu_isa(char* buf, size_t size);
+size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */
 
@@ -134,8 +134,8 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t num_local_experts;  /* L: experts whose weights are here */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
   int32_t top_k;              /* k, 1 .. E */
-  float swiglu_limit;         /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
-  float swiglu_alpha;         /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
+  float swiglu_limit; /* gate = min(gate, limit), up = clamp(up, -limit, limit), BEFORE the sigmoid; 0 = none */
+  float swiglu_alpha; /* out = gate * sigmoid(alpha * gate) * (up + beta); 0 means 1 */
   float swiglu_beta;
   int32_t tile_rows; /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
 } nvfp4_moe_layer_desc;
@@ -144,12 +144,12 @@ typedef struct nvfp4_moe_layer_desc {
 typedef struct nvfp4_moe_layer_weights {
   uint32_t struct_size;
   int32_t up_first;               /* 0: rows 0..I-1 of w13 are gate, I..2I-1 are up. 1: the other way round. */
-  const uint8_t* w13;             /* e2m1x2 [L, 2I, H/2] */
-  const uint8_t* w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
-  const float* w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ. Positive. */
-  const uint8_t* w2;              /* e2m1x2 [L, H, I/2] */
-  const uint8_t* w2_block_scale;  /* e4m3   [L, H, I/16] */
-  const float* w2_global_scale;   /* f32    [L], positive */
+  const uint8_t *w13;             /* e2m1x2 [L, 2I, H/2] */
+  const uint8_t *w13_block_scale; /* e4m3   [L, 2I, H/16], finite and not negative */
+  const float *w13_global_scale;  /* f32    [L, 2]: of the first and of the second I rows; they may differ. Positive. */
+  const uint8_t *w2;              /* e2m1x2 [L, H, I/2] */
+  const uint8_t *w2_block_scale;  /* e4m3   [L, H, I/16] */
+  const float *w2_global_scale;   /* f32    [L], positive */
   /* Decode the inputs of GEMM1 and of GEMM2: each the maximum over ALL experts of the layer, local or not. Both 0 = the
    * checkpoint has none. */
   float w13_input_scale;
@@ -159,60 +159,61 @@ typedef struct nvfp4_moe_layer_weights {
 typedef struct nvfp4_moe_layer_args {
   uint32_t struct_size;
   int32_t num_tokens;              /* T; 0 is a no-op; T * k must be less than 2^31 */
-  const void* x;                   /* bf16 [T, H] */
+  const void *x;                   /* bf16 [T, H] */
   int64_t x_row_stride;            /* elements from a row to the next, as every row stride; 0 = H, else at least H */
-  const void* topk_ids;            /* [T, k], global ids; any value may appear, -1 is padding */
+  const void *topk_ids;            /* [T, k], global ids; any value may appear, -1 is padding */
   int64_t topk_ids_row_stride;     /* 0 = k */
   int32_t topk_ids_dtype;          /* NVFP4_MOE_DTYPE_* */
   int32_t num_experts_mapped;      /* length of expert_map; must equal E when expert_map is given, else 0 */
-  const float* topk_weights;       /* f32 [T, k], applied once, in combine; NULL = 1 (already applied) */
+  const float *topk_weights;       /* f32 [T, k], applied once, in combine; NULL = 1 (already applied) */
   int64_t topk_weights_row_stride; /* 0 = k */
-  const int32_t* expert_map;       /* i32 [E] global -> local id, -1 = not here; NULL = first_local_expert */
-  void* out;                       /* bf16 [T, H]; every element is written; may not overlap x */
+  const int32_t *expert_map;       /* i32 [E] global -> local id, -1 = not here; NULL = first_local_expert */
+  void *out;                       /* bf16 [T, H]; every element is written; may not overlap x */
   int64_t out_row_stride;          /* 0 = H; what lies between rows is not written */
-  void* workspace;                 /* 256-byte aligned scratch, or NULL: the device's shared workspace */
+  void *workspace;                 /* 256-byte aligned scratch, or NULL: the device's shared workspace */
   uint64_t workspace_size;         /* bytes, >= workspace_size(T); ignored when workspace is NULL */
 } nvfp4_moe_layer_args;
 
 /* Check the description and make a layer without weights. The first rule that fails is named with both numbers. */
-int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc* desc, nvfp4_moe_layer** out);
-void nvfp4_moe_layer_destroy(nvfp4_moe_layer* layer);
+int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc *desc, nvfp4_moe_layer **out);
+void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
 
 /* Bytes of device storage that prepare fills with the kernels' own weight layout.
  * 0 (the CPU): the weights are used in place and must outlive the layer. Otherwise: the storage must outlive
  * the layer, and the checkpoint's tensors may be freed once `stream` has passed prepare. It is num_local_experts slices
  * of equal size, one an expert: a slice may be moved to another place, or to another rank's equal layer, by a copy. */
-int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer* layer, uint64_t* out);
+int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
 
 /* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones; a failure
  * leaves those that the layer has, on CUDA but for what it wrote to the storage. Storage is 256-byte aligned. On CUDA
  * waits for the stream: not capturable. */
-int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer* layer, const nvfp4_moe_layer_weights* weights, void* storage,
-                                uint64_t storage_size, struct CUstream_st* stream);
+int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
+                                uint64_t storage_size, struct CUstream_st *stream);
 
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
  * a call and need not be cleared. Calls without a workspace share their device's: on CUDA from one stream at a time,
  * and one with more tokens than any before grows it, which allocates and is refused during a capture. */
-int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer* layer, int32_t max_tokens, uint64_t* out);
+int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
  * f32 sums in order of k, on CUDA of results that were rounded to bf16; rows of tokens with no expert here become 0. A
  * NaN row stays in its row. */
-int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer* layer, const nvfp4_moe_layer_args* args,
-                                struct CUstream_st* stream);
+int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
+                                struct CUstream_st *stream);
 
 /* Forward in mode BF16 that also remembers the largest finite |input| of GEMM1 and of GEMM2 over all calls. UNSUPPORTED
  * in mode FP8, which takes no input scales. */
-int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer* layer, const nvfp4_moe_layer_args* args, struct CUstream_st* stream);
+int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
+                                  struct CUstream_st *stream);
 
 /* Turn what calibrate saw into input scales, max(amax / (6 * 448), 2^-110), and forget it. Host pointers. Fails with
  * NOT_PREPARED when calibrate saw no routed row. The scales are returned, not applied: save or reduce them
  * over ranks, then set them. Synchronises on CUDA. */
-int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer* layer, float* w13_input_scale, float* w2_input_scale);
+int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer *layer, float *w13_input_scale, float *w2_input_scale);
 
 /* Use these input scales instead of the checkpoint's, until the next prepare. Each is finite and at least 2^-110. */
-int32_t nvfp4_moe_layer_set_input_scales(nvfp4_moe_layer* layer, float w13_input_scale, float w2_input_scale);
+int32_t nvfp4_moe_layer_set_input_scales(nvfp4_moe_layer *layer, float w13_input_scale, float w2_input_scale);
 
 /* ---- The linear ----------------------------------------------------------------------------------------- */
 
@@ -220,108 +221,109 @@ typedef struct nvfp4_moe_linear nvfp4_moe_linear;
 
 typedef struct nvfp4_moe_linear_desc {
   uint32_t struct_size;
-  int32_t device_kind; /* as in nvfp4_moe_layer_desc */
+  int32_t device_kind;    /* as in nvfp4_moe_layer_desc */
   int32_t device_ordinal;
-  int32_t mode; /* not FP8, which is UNSUPPORTED */
+  int32_t mode;           /* not FP8, which is UNSUPPORTED */
   int32_t scale_policy;
   int32_t in_features;  /* a multiple of 16 up to 2^20 */
   int32_t out_features; /* 1 or more */
   int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1; up to out_features */
-  int32_t tile_rows;    /* as in nvfp4_moe_layer_desc */
+  int32_t tile_rows; /* as in nvfp4_moe_layer_desc */
 } nvfp4_moe_linear_desc;
 
 typedef struct nvfp4_moe_linear_weights {
   uint32_t struct_size;
   float input_scale;          /* decodes the input; 0 = the checkpoint has none */
-  const uint8_t* weight;      /* e2m1x2 [out_features, in_features/2] */
-  const uint8_t* block_scale; /* e4m3   [out_features, in_features/16], linear order */
-  const float* global_scale;  /* f32    [num_parts] */
-  const int32_t* part_rows;   /* host i32 [num_parts], sums to out_features; may be NULL if num_parts is 1 */
-  const void* bias;           /* bf16   [out_features], or NULL */
+  const uint8_t *weight;      /* e2m1x2 [out_features, in_features/2] */
+  const uint8_t *block_scale; /* e4m3   [out_features, in_features/16], linear order */
+  const float *global_scale;  /* f32    [num_parts] */
+  const int32_t *part_rows;   /* host i32 [num_parts], sums to out_features; may be NULL if num_parts is 1 */
+  const void *bias;           /* bf16   [out_features], or NULL */
 } nvfp4_moe_linear_weights;
 
 typedef struct nvfp4_moe_linear_args {
   uint32_t struct_size;
   int32_t num_tokens;     /* T; 0 is a no-op */
-  const void* x;          /* bf16 [T, in_features] */
+  const void *x;          /* bf16 [T, in_features] */
   int64_t x_row_stride;   /* 0 = in_features */
-  void* out;              /* bf16 [T, out_features]; may not overlap x */
+  void *out;              /* bf16 [T, out_features]; may not overlap x */
   int64_t out_row_stride; /* 0 = out_features */
-  void* workspace;        /* as in nvfp4_moe_layer_args */
+  void *workspace; /* as in nvfp4_moe_layer_args */
   uint64_t workspace_size;
 } nvfp4_moe_linear_args;
 
 /* Each as the layer's. */
-int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc* desc, nvfp4_moe_linear** out);
-void nvfp4_moe_linear_destroy(nvfp4_moe_linear* linear);
+int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc *desc, nvfp4_moe_linear **out);
+void nvfp4_moe_linear_destroy(nvfp4_moe_linear *linear);
 /* As nvfp4_moe_layer_storage_size, and only prepare may write it: on CUDA forward may read it while the kernel before
  * it on the stream still runs. */
-int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear* linear, uint64_t* out);
-int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear* linear, const nvfp4_moe_linear_weights* weights, void* storage,
-                                 uint64_t storage_size, struct CUstream_st* stream);
-int32_t nvfp4_moe_linear_workspace_size(const nvfp4_moe_linear* linear, int32_t max_tokens, uint64_t* out);
+int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear *linear, uint64_t *out);
+int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linear_weights *weights, void *storage,
+                                 uint64_t storage_size, struct CUstream_st *stream);
+int32_t nvfp4_moe_linear_workspace_size(const nvfp4_moe_linear *linear, int32_t max_tokens, uint64_t *out);
 
 /* out = x * weight^T + bias, f32 sums, rounded once to bf16; x as the mode has it. */
-int32_t nvfp4_moe_linear_forward(const nvfp4_moe_linear* linear, const nvfp4_moe_linear_args* args,
-                                 struct CUstream_st* stream);
+int32_t nvfp4_moe_linear_forward(const nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
+                                 struct CUstream_st *stream);
 /* Each as the layer's, for the one input. */
-int32_t nvfp4_moe_linear_calibrate(nvfp4_moe_linear* linear, const nvfp4_moe_linear_args* args,
-                                   struct CUstream_st* stream);
-int32_t nvfp4_moe_linear_calibrated_scale(nvfp4_moe_linear* linear, float* input_scale);
-int32_t nvfp4_moe_linear_set_input_scale(nvfp4_moe_linear* linear, float input_scale);
+int32_t nvfp4_moe_linear_calibrate(nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
+                                   struct CUstream_st *stream);
+int32_t nvfp4_moe_linear_calibrated_scale(nvfp4_moe_linear *linear, float *input_scale);
+int32_t nvfp4_moe_linear_set_input_scale(nvfp4_moe_linear *linear, float input_scale);
 
 /* ---- What the kernels saw ------------------------------------------------------------------------------- */
 
 /* Counters of one device since the last reset, over all layers and linears. */
 typedef struct nvfp4_moe_device_status {
   uint32_t struct_size;
-  int32_t reserved;          /* 0 */
-  uint64_t saturated_blocks; /* activation blocks whose scale passed 448 and was held there: input_scale too small */
-  uint64_t nonfinite_values; /* NaN or infinite activations met by the quantiser */
-  uint64_t out_of_range_ids; /* topk_ids below -1 or >= E, and expert_map entries below -1 or >= L */
-  int64_t first_bad_token;   /* token (in its call) of the first such event since reset; -1 = none */
+  int32_t reserved;           /* 0 */
+  uint64_t saturated_blocks;  /* activation blocks whose scale passed 448 and was held there: input_scale too small */
+  uint64_t nonfinite_values;  /* NaN or infinite activations met by the quantiser */
+  uint64_t out_of_range_ids;  /* topk_ids below -1 or >= E, and expert_map entries below -1 or >= L */
+  int64_t first_bad_token;    /* token (in its call) of the first such event since reset; -1 = none */
 } nvfp4_moe_device_status;
 
 /* Read the counters into host `out`; its struct_size must be set. On CUDA waits for `stream`, as reset does: not
  * capturable. */
-int32_t nvfp4_moe_device_status_read(int32_t device_kind, int32_t device_ordinal, nvfp4_moe_device_status* out,
-                                     struct CUstream_st* stream);
-int32_t nvfp4_moe_device_status_reset(int32_t device_kind, int32_t device_ordinal, struct CUstream_st* stream);
+int32_t nvfp4_moe_device_status_read(int32_t device_kind, int32_t device_ordinal, nvfp4_moe_device_status *out,
+                                     struct CUstream_st *stream);
+int32_t nvfp4_moe_device_status_reset(int32_t device_kind, int32_t device_ordinal, struct CUstream_st *stream);
 
 /* ---- The format itself (host memory; the law that every kernel matches bit for bit) ------------------------ */
 
 typedef struct nvfp4_moe_quantize_args {
   uint32_t struct_size;
-  int32_t scale_policy; /* STATIC: global_scale is read. DYNAMIC: global_scale is written, one for each row. */
-  int64_t num_rows;     /* below 2^40 */
-  int64_t num_cols;     /* a multiple of 16 below 2^22 */
-  const void* x;        /* bf16 [num_rows, num_cols] */
-  int64_t x_row_stride; /* 0 = num_cols */
-  uint8_t* packed;      /* e2m1x2 [num_rows, num_cols/2] */
-  uint8_t* block_scale; /* e4m3; LINEAR: [num_rows, num_cols/16]. SWIZZLED: nvfp4_moe_sf_size() bytes, padding 0. */
-  float* global_scale;  /* f32 [1] (STATIC) or [num_rows] (DYNAMIC) */
-  int32_t sf_layout;    /* NVFP4_MOE_SF_* */
-  int32_t reserved;     /* 0 */
+  int32_t scale_policy;  /* STATIC: global_scale is read. DYNAMIC: global_scale is written, one for each row. */
+  int64_t num_rows;      /* below 2^40 */
+  int64_t num_cols;      /* a multiple of 16 below 2^22 */
+  const void *x;         /* bf16 [num_rows, num_cols] */
+  int64_t x_row_stride;  /* 0 = num_cols */
+  uint8_t *packed;       /* e2m1x2 [num_rows, num_cols/2] */
+  uint8_t *block_scale;  /* e4m3; LINEAR: [num_rows, num_cols/16]. SWIZZLED: nvfp4_moe_sf_size() bytes, padding 0. */
+  float *global_scale;   /* f32 [1] (STATIC) or [num_rows] (DYNAMIC) */
+  int32_t sf_layout;     /* NVFP4_MOE_SF_* */
+  int32_t reserved;      /* 0 */
 } nvfp4_moe_quantize_args;
 
 /* Quantise rows of bf16 to NVFP4. With g the row's global scale, per block of 16:
  *   scale = e4m3(amax * ((1 / g) / 6)), saturating at 448;  code = e2m1(x * ((1 / g) / scale)), ties to even;
  * every operation rounded once to f32. A block that holds a NaN gets scale NaN. Counted in the CPU's status. */
-int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args* args);
+int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
 
 /* Decode rows of linear-order NVFP4 to f32 [num_rows, num_cols]: e2m1 * block_scale, exact, then * global_scale. */
-int32_t nvfp4_moe_dequantize(const uint8_t* packed, const uint8_t* block_scale, float global_scale, int64_t num_rows,
-                             int64_t num_cols, float* out);
+int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
+                             int64_t num_cols, float *out);
 
-/* Cast a matrix of MXFP4 (the same codes; one e8m0 scale, 2^(byte - 127), for 32 neighbours) to NVFP4 without loss:
- * codes stay as they are. Scales of 32 zeros do not count. With g the exponent of the largest that counts, less 8, but
- * -126 at the least (0 if none counts): *global_scale = 2^g;  both block scales of a scale that counts = 2^(byte - 127
- * - g), of one that does not = 0. Refused: a NaN (byte 255), and scales that count and are more than a factor of 2^17
- * apart, which is all that e4m3's powers of two hold. Such weights are exact in mode FP8 if 2^11 suffices. packed is
- * e2m1x2 [num_rows, num_cols/2], e8m0_scale [num_rows, num_cols/32], block_scale e4m3 [num_rows, num_cols/16],
- * global_scale [1]; num_rows below 2^40, num_cols a multiple of 32 below 2^22. */
-int32_t nvfp4_moe_cast_mxfp4(const uint8_t* packed, const uint8_t* e8m0_scale, int64_t num_rows, int64_t num_cols,
-                             uint8_t* block_scale, float* global_scale);
+/* Cast a matrix of MXFP4 (the same codes; one e8m0 scale, 2^(byte - 127), for 32 neighbours) to NVFP4 without loss: codes
+ * stay as they are. Scales of 32 zeros do not count. With g the exponent of the largest that counts, less 8, but -126 at
+ * the least (0 if none counts):
+ *   *global_scale = 2^g;  both block scales of a scale that counts = 2^(byte - 127 - g), of one that does not = 0.
+ * Refused: a NaN (byte 255), and scales that count and are more than a factor of 2^17 apart, which is all that e4m3's
+ * powers of two hold. Such weights are exact in mode FP8 if 2^11 suffices. packed is e2m1x2 [num_rows, num_cols/2],
+ * e8m0_scale [num_rows, num_cols/32], block_scale e4m3 [num_rows, num_cols/16], global_scale [1]; num_rows below 2^40,
+ * num_cols a multiple of 32 below 2^22. */
+int32_t nvfp4_moe_cast_mxfp4(const uint8_t *packed, const uint8_t *e8m0_scale, int64_t num_rows, int64_t num_cols,
+                             uint8_t *block_scale, float *global_scale);
 
 /* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. This and the next function
  * give UINT64_MAX for what no memory holds: past 2^40 rows or 2^20 columns. */
@@ -339,7 +341,7 @@ typedef struct nvfp4_moe_checkpoint nvfp4_moe_checkpoint;
 #define NVFP4_MOE_FORMAT_MODELOPT 1           /* weight, weight_scale, weight_scale_2, input_scale */
 #define NVFP4_MOE_FORMAT_COMPRESSED_TENSORS 2 /* weight_packed, weight_global_scale (inverse), ... */
 #define NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED 3  /* quant_method fp8 with moe_quant_algo NVFP4 */
-#define NVFP4_MOE_FORMAT_MXFP4 4 /* any naming of MXFP4; read_layer casts it as nvfp4_moe_cast_mxfp4 does */
+#define NVFP4_MOE_FORMAT_MXFP4 4              /* any naming of MXFP4; read_layer casts it as nvfp4_moe_cast_mxfp4 does */
 
 typedef struct nvfp4_moe_checkpoint_layer_info {
   uint32_t struct_size;
@@ -347,18 +349,18 @@ typedef struct nvfp4_moe_checkpoint_layer_info {
   int32_t hidden_size;
   int32_t intermediate_size;
   int32_t num_experts;
-  int32_t top_k;               /* from config.json; 0 if it does not say */
-  float swiglu_limit;          /* from config.json; 0 if none */
+  int32_t top_k;              /* from config.json; 0 if it does not say */
+  float swiglu_limit;         /* from config.json; 0 if none */
   float routed_scaling_factor; /* from config.json; 0 if none. The engine folds it into topk_weights. */
-  int32_t lossless_cast;       /* 1: every block scale is a power of two, equal for neighbouring blocks (MXFP4 cast) */
-  int32_t reserved;            /* 0 */
-  float w13_input_scale;       /* maximum over all experts, decoding; 0 if the checkpoint has none */
+  int32_t lossless_cast;      /* 1: every block scale is a power of two, equal for neighbouring blocks (MXFP4 cast) */
+  int32_t reserved;           /* 0 */
+  float w13_input_scale;      /* maximum over all experts, decoding; 0 if the checkpoint has none */
   float w2_input_scale;
-  float swiglu_alpha; /* from config.json, as in nvfp4_moe_layer_desc; 1 for SiLU */
+  float swiglu_alpha;         /* from config.json, as in nvfp4_moe_layer_desc; 1 for SiLU */
   float swiglu_beta;
-  int32_t any_activation; /* in: 1 = the caller brings the activation: one that this library lacks is no refusal, and
-                             the three swiglu fields are 0 */
-  int32_t reserved_2;     /* 0 */
+  int32_t any_activation;     /* in: 1 = the caller brings the activation: one that this library lacks is no refusal, and
+                                 the three swiglu fields are 0 */
+  int32_t reserved_2;         /* 0 */
 } nvfp4_moe_checkpoint_layer_info;
 
 /* Where read_layer puts the tensors of experts [first_expert, first_expert + num_experts): host buffers of the
@@ -368,38 +370,36 @@ typedef struct nvfp4_moe_checkpoint_buffers {
   int32_t first_expert;
   int32_t num_experts;
   int32_t reserved; /* 0 */
-  uint8_t* w13;
-  uint8_t* w13_block_scale;
-  float* w13_global_scale;
-  uint8_t* w2;
-  uint8_t* w2_block_scale;
-  float* w2_global_scale;
+  uint8_t *w13;
+  uint8_t *w13_block_scale;
+  float *w13_global_scale;
+  uint8_t *w2;
+  uint8_t *w2_block_scale;
+  float *w2_global_scale;
 } nvfp4_moe_checkpoint_buffers;
 
 /* Open a directory of safetensors files (sharded or not) with its config.json. Reads no tensor's data. */
-int32_t nvfp4_moe_checkpoint_open(const char* directory, nvfp4_moe_checkpoint** out);
+int32_t nvfp4_moe_checkpoint_open(const char *directory, nvfp4_moe_checkpoint **out);
 
-/* The same for tensors whose names begin with `prefix`: one tower of a model that has layers of one number in several.
- */
-int32_t nvfp4_moe_checkpoint_open_prefix(const char* directory, const char* prefix, nvfp4_moe_checkpoint** out);
-void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint* checkpoint);
+/* The same for tensors whose names begin with `prefix`: one tower of a model that has layers of one number in several. */
+int32_t nvfp4_moe_checkpoint_open_prefix(const char *directory, const char *prefix, nvfp4_moe_checkpoint **out);
+void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
 
 /* Describe MoE layer `layer` (its index in the model). Checks names, shapes, dtypes and every scale of the layer.
- * UNSUPPORTED, with the key of config.json, if its experts' activation is none that nvfp4_moe_layer_desc can ask for.
- */
-int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint* checkpoint, int32_t layer,
-                                             nvfp4_moe_checkpoint_layer_info* out);
+ * UNSUPPORTED, with the key of config.json, if its experts' activation is none that nvfp4_moe_layer_desc can ask for. */
+int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
+                                             nvfp4_moe_checkpoint_layer_info *out);
 
 /* Copy a range of experts out of the files. Global scales are written in decode direction. Everything is checked before
  * the first byte is written; only where a file cannot be read to its end are the buffers left partly written. */
-int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint* checkpoint, int32_t layer,
-                                        const nvfp4_moe_checkpoint_buffers* buffers);
+int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
+                                        const nvfp4_moe_checkpoint_buffers *buffers);
 
-/* The report of `nvfp4-moe inspect`: as_json 0 a table, 1 JSON, 2 JSON out of headers and single scales, without
- * reading every block scale. Host buf as in nvfp4_moe_last_error; the full length without the NUL goes to host
- * *full_length. Returns a status. */
-int32_t nvfp4_moe_checkpoint_inspect(const nvfp4_moe_checkpoint* checkpoint, int32_t as_json, char* buf, size_t size,
-                                     size_t* full_length);
+/* The report of `nvfp4-moe inspect`: as_json 0 a table, 1 JSON, 2 JSON out of headers and single scales, without reading
+ * every block scale. Host buf as in nvfp4_moe_last_error; the full length without the NUL goes to host *full_length.
+ * Returns a status. */
+int32_t nvfp4_moe_checkpoint_inspect(const nvfp4_moe_checkpoint *checkpoint, int32_t as_json, char *buf, size_t size,
+                                     size_t *full_length);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,7 @@ use super::dims::{Dims, LayerBuffers, Projection};
 use super::files::Files;
 use super::groups::Group;
 use super::input_scale::InputScale;
+use super::mxfp4;
 use super::namings::{Format, Tensors};
 use super::pieces::{Piece, Pieces, refuse_unquantised};
 use super::scales::{BlockScales, weight_global_scale};
@@ -21,6 +22,7 @@ use std::ops::Range;
 #[derive(Debug)]
 pub struct Layer<'a> {
     pieces: Pieces<'a>,
+    tensors: &'static Tensors,
     /// Naming and scale convention.
     pub format: Format,
     /// Its sizes.
@@ -31,14 +33,15 @@ pub struct Layer<'a> {
     pub w13_input_scale: InputScale,
     /// Of GEMM2.
     pub w2_input_scale: InputScale,
-    /// `[E]`, each of gate, up, down; all decode.
+    /// `[E]`, each of gate, up, down; all decode. Empty in MXFP4.
     global_scales: Vec<[f32; 3]>,
 }
 
 impl<'a> Layer<'a> {
     /// Check all that can be checked without reading codes and block scales.
-    pub(super) fn new(files: &'a Files, mut facts: Facts, group: &'a Group, format: Format) -> Result<Self> {
-        if let Some(name) = group.unknown_tensor(format) {
+    pub(super) fn new(files: &'a Files, mut facts: Facts, group: &'a Group, tensors: &'static Tensors) -> Result<Self> {
+        let format = tensors.format;
+        if let Some(name) = group.unknown_tensor(tensors) {
             return Err(fault(
                 name,
                 "present",
@@ -47,9 +50,10 @@ impl<'a> Layer<'a> {
             ));
         }
         let pieces = Pieces { files, group };
-        let dims = read_dims(pieces, &mut facts, format.tensors())?;
+        let dims = read_dims(pieces, &mut facts, tensors)?;
         let mut layer = Layer {
             pieces,
+            tensors,
             format,
             dims,
             facts,
@@ -66,11 +70,14 @@ impl<'a> Layer<'a> {
     }
 
     fn add_expert(&mut self, expert: usize) -> Result<()> {
-        let Tensors { global_scale, input_scale, inverse, .. } = self.format.tensors();
+        let Tensors { global_scale, input_scale, inverse, .. } = self.tensors;
         let mut global_scales = [0.0; 3];
         for projection in Projection::ALL {
             self.codes(expert, projection)?;
             self.block_scale(expert, projection)?;
+            if self.tensors.is_mxfp4() {
+                continue;
+            }
             let (name, stored) = self.pieces.scalar(self.dims, expert, projection, global_scale)?;
             let stored = stored.ok_or_else(|| missing(self.pieces.files, &name))?;
             global_scales[projection as usize] = weight_global_scale(&name, stored, *inverse)?;
@@ -79,18 +86,19 @@ impl<'a> Layer<'a> {
                 if projection == Projection::Down { &mut self.w2_input_scale } else { &mut self.w13_input_scale };
             merged.add(name, stored, *inverse);
         }
-        self.global_scales.push(global_scales);
+        if !self.tensors.is_mxfp4() {
+            self.global_scales.push(global_scales);
+        }
         Ok(())
     }
 
     fn codes(&self, expert: usize, projection: Projection) -> Result<Piece<'a>> {
-        let codes = self.format.tensors().codes;
-        refuse_unquantised(self.pieces, expert, projection, codes)?;
-        self.pieces.codes(self.dims, expert, projection, codes)
+        refuse_unquantised(self.pieces, expert, projection, self.tensors)?;
+        self.pieces.codes(self.dims, expert, projection, self.tensors)
     }
 
     fn block_scale(&self, expert: usize, projection: Projection) -> Result<Piece<'a>> {
-        self.pieces.block_scale(self.dims, expert, projection, self.format.tensors().block_scale)
+        self.pieces.block_scale(self.dims, expert, projection, self.tensors)
     }
 
     /// What the experts compute between their GEMMs; an error if this library does not have it.
@@ -103,7 +111,7 @@ impl<'a> Layer<'a> {
         &self.pieces.group.stem
     }
 
-    /// `[E]`, each of gate, up, down; all decode.
+    /// `[E]`, each of gate, up, down; all decode. Empty in MXFP4, where casting makes them.
     pub fn global_scales(&self) -> &[[f32; 3]] {
         &self.global_scales
     }
@@ -113,7 +121,11 @@ impl<'a> Layer<'a> {
         let scan = |expert| {
             Projection::ALL.into_iter().try_fold(BlockScales::default(), |all, projection| {
                 let piece = self.block_scale(expert, projection)?;
-                Ok(all.merge(BlockScales::scan(self.pieces.files, &piece)?))
+                let scanned = match self.tensors.is_mxfp4() {
+                    true => mxfp4::scan(self.pieces.files, &self.codes(expert, projection)?, &piece)?,
+                    false => BlockScales::scan(self.pieces.files, &piece)?,
+                };
+                Ok(all.merge(scanned))
             })
         };
         let all = || experts.into_par_iter().map(scan).try_reduce(BlockScales::default, |a, b| Ok(a.merge(b)));
@@ -155,23 +167,40 @@ impl<'a> Layer<'a> {
         let (codes_len, scales_len) = (self.dims.codes_len(), self.dims.block_scales_len());
         let w13 = w13.par_chunks_exact_mut(2 * codes_len).zip(w13_block_scale.par_chunks_exact_mut(2 * scales_len));
         let w2 = w2.par_chunks_exact_mut(codes_len).zip(w2_block_scale.par_chunks_exact_mut(scales_len));
-        let copies = w13.zip(w2).enumerate().map(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| {
-            let (gate, up) = w13.split_at_mut(codes_len);
-            let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
-            let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
-            for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
-                self.codes(first_expert + i, projection)?.read(self.pieces.files, codes)?;
-                self.block_scale(first_expert + i, projection)?.read(self.pieces.files, block_scale)?;
-            }
-            Ok(())
-        });
-        threads::run(|| copies.collect::<Result<()>>())??;
-        for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
-            w13_global_scale[2 * i] = *gate;
-            w13_global_scale[2 * i + 1] = *up;
-            w2_global_scale[i] = *down;
+        let scales = w13_global_scale.par_chunks_exact_mut(2).zip(w2_global_scale);
+        let copies =
+            w13.zip(w2).zip(scales).enumerate().map(|(i, (((w13, w13_block_scale), (w2, w2_block_scale)), scales))| {
+                let (gate, up) = w13.split_at_mut(codes_len);
+                let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
+                let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
+                for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
+                    let scale = self.read_matrix(first_expert + i, projection, codes, block_scale)?;
+                    match projection {
+                        Projection::Down => *scales.1 = scale,
+                        gate_or_up => scales.0[gate_or_up as usize] = scale,
+                    }
+                }
+                Ok(())
+            });
+        threads::run(|| copies.collect::<Result<()>>())?
+    }
+
+    /// Copy one matrix out; returns its global scale.
+    fn read_matrix(
+        &self,
+        expert: usize,
+        projection: Projection,
+        codes: &mut [u8],
+        block_scale: &mut [u8],
+    ) -> Result<f32> {
+        let files = self.pieces.files;
+        self.codes(expert, projection)?.read(files, codes)?;
+        let scales = self.block_scale(expert, projection)?;
+        if self.tensors.is_mxfp4() {
+            return mxfp4::read(files, codes, &scales, block_scale);
         }
-        Ok(())
+        scales.read(files, block_scale)?;
+        Ok(self.global_scales[expert][projection as usize])
     }
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MXFP4 from its definition, in float64: e2m1 * 2^(byte - 127), one e8m0 byte for 32 neighbours along the last dimension."""
+"""MXFP4 from its definition, in float64: e2m1 * 2^(byte - 127), one e8m0 byte for 32 neighbours of a row."""
 
 from dataclasses import dataclass
 

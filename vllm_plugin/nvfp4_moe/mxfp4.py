@@ -28,15 +28,15 @@ def cast_mxfp4(packed: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor,
     block_scale   float8_e4m3fn [..., rows, cols / 16]
     global_scale  f32 [...], a power of two for each matrix
 
-    A scale of 32 zeros does not count: its block scales are 0. Refused is a NaN, and a matrix whose scales that count are
-    more than a factor of 2^17 apart. Waits for the device once, to know that. Source: nvfp4_moe_cast_mxfp4.
+    A scale of 32 zeros does not count: its block scales are 0. Refused is a NaN, and a matrix whose scales that count
+    are more than a factor of 2^17 apart. Waits for the device once, to know that. Source: nvfp4_moe_cast_mxfp4.
     """
     codes, scales = packed.view(torch.uint8), scale.view(torch.uint8)
     rows, cols = codes.shape[-2], codes.shape[-1] * 2
     if cols % MX_BLOCK_SIZE or scales.shape != (*codes.shape[:-1], cols // MX_BLOCK_SIZE):
         raise errors.InvalidArgumentError(
-            f"scale is of shape {list(scale.shape)}; it must have one byte for {MX_BLOCK_SIZE} of the {cols} columns of "
-            f"packed {list(packed.shape)}. Pass the two tensors of the same matrices."
+            f"scale is of shape {list(scale.shape)}; it must have one byte for {MX_BLOCK_SIZE} of the {cols} "
+            f"columns of packed {list(packed.shape)}. Pass the two tensors of the same matrices."
         )
     matrices = codes.reshape(-1, rows, codes.shape[-1]), scales.reshape(-1, rows, scales.shape[-1])
     step = max(1, CHUNK_BYTES // max(1, codes.shape[-1] * rows))
@@ -78,11 +78,11 @@ def refuse(index: int, shape: torch.Size, smallest: torch.Tensor, largest: torch
     low, high = (int(of[index]) - E8M0_BIAS for of in (smallest, largest))
     if int(largest[index]) == E8M0_NAN:
         raise errors.InvalidArgumentError(
-            f"{name} is NaN in a place (byte 0xff); a scale must be a number (bytes 0x00 to 0xfe). Export the checkpoint "
-            "again."
+            f"{name} is NaN in a place (byte 0xff); a scale must be a number (bytes 0x00 to 0xfe). Export the "
+            "checkpoint again."
         )
     raise errors.InvalidArgumentError(
-        f"{name} is 2^{low} to 2^{high}, a factor of 2^{high - low}; scales of nonzero codes must lie within a factor of "
-        f"2^{MAX_SPAN} in each expert's gate, up and down matrix, to be block scales of NVFP4 without loss. Run the layer "
-        "with kernels for MXFP4."
+        f"{name} is 2^{low} to 2^{high}, a factor of 2^{high - low}; scales of nonzero codes must lie within a factor "
+        f"of 2^{MAX_SPAN} in each expert's gate, up and down matrix, to be block scales of NVFP4 without loss. Run the "
+        "layer with kernels for MXFP4."
     )
