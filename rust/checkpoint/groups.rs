@@ -157,8 +157,8 @@ impl Group {
             return Err(NoLayer { reason: reason.to_owned(), for_kernels_too: true });
         }
         if !self.looks_nvfp4() {
-            let mxfp4 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
-            let guess = if mxfp4 { ", as MXFP4 and FP8 do" } else { "" };
+            let fp8 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
+            let guess = if fp8 { ", as FP8 does" } else { "" };
             let reason =
                 format!("its experts hold {}{guess}; NVFP4 has U8 codes with F8_E4M3 block scales", self.held());
             return Err(reason.into());

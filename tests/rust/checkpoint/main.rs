@@ -9,6 +9,7 @@ mod faults;
 mod inspect;
 mod made;
 mod memory;
+mod mxfp4;
 mod namings;
 mod read;
 mod refusals;
