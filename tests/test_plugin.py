@@ -28,9 +28,9 @@ def refused(monkeypatch):
     from nvfp4_moe.plugin import log
 
     lines = []
-    monkeypatch.setattr(log, "experts_refused", lines.append)
+    monkeypatch.setattr(log, "experts_refused", lambda reason, weights="NVFP4": lines.append(reason))
     monkeypatch.setattr(log, "linears_refused", lines.append)
-    monkeypatch.setattr(log, "experts_active", lambda: lines.append("active"))
+    monkeypatch.setattr(log, "experts_active", lambda weights="NVFP4": lines.append("active"))
     return lines
 
 
@@ -68,6 +68,16 @@ def test_a_method_that_we_do_not_know_is_as_vllm_alone_makes_it(refused, vllms_c
     method = moe.choose(QuarkMoE)
     assert (type(method), method.experts_cls) == (QuarkMoE, vllms_choice)
     assert refused == ["QuarkMoE is a quantisation method that this plugin does not know"]
+
+
+def test_a_method_that_asks_nobody_is_named(refused):
+    from nvfp4_moe.plugin import moe
+
+    class CompressedTensorsW4A4Mxfp4MoEMethod:
+        pass
+
+    assert isinstance(moe.choose(CompressedTensorsW4A4Mxfp4MoEMethod), CompressedTensorsW4A4Mxfp4MoEMethod)
+    assert refused == ["CompressedTensorsW4A4Mxfp4MoEMethod chooses its experts without asking"]
 
 
 def test_a_subclass_of_a_known_method_is_not_known(refused, vllms_choice):

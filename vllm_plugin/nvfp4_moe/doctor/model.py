@@ -48,6 +48,7 @@ class Model:
     model_type: str
     quantisation: str
     dtype: str
+    mxfp4_refusal: str | None  # why MXFP4 experts of this model are vLLM's
     modules: list[Module]
     findings: list[str]
     """What was refused, skipped or is to be watched, in sentences."""
@@ -65,9 +66,18 @@ def look(directory: str) -> Model:
         model_type=printable(config["model_type"] or "no model_type"),
         quantisation=printable(config["quant_method"] or config["quant_algo"] or "not quantised"),
         dtype=config["dtype"] or "bfloat16",
+        mxfp4_refusal=mxfp4_refusal(config),
         modules=[Module(**module) for module in report["modules"]],
         findings=[*refused, *skipped, *(f"warning: {text}" for text in report["warnings"])],
     )
+
+
+def mxfp4_refusal(config: dict) -> str | None:
+    """Why vLLM makes no method that this plugin knows of MXFP4 experts under such a config; None if it does."""
+    method, algorithm = config["quant_method"], config["moe_quant_algo"]
+    if method == "mxfp4" or (method == "fp8" and config["model_type"] == "deepseek_v4" and algorithm != "NVFP4"):
+        return None
+    return f"mxfp4 under quant_method {printable(str(method))}, which this plugin leaves alone"
 
 
 def printable(text: str, shown: int = 200) -> str:
