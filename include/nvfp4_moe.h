@@ -51,7 +51,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -59,7 +58,6 @@ extern "C" {
 #define NVFP4_MOE_VERSION_MAJOR 0
 #define NVFP4_MOE_VERSION_MINOR 1
 #define NVFP4_MOE_VERSION_PATCH 0
-
 struct CUstream_st;
 
 /* ---- Status --------------------------------------------------------------------------------------------- */
@@ -106,7 +104,6 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 
 #define NVFP4_MOE_DTYPE_I32 0
 #define NVFP4_MOE_DTYPE_I64 1
-
 #define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
 
@@ -314,14 +311,10 @@ int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
 int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
                              int64_t num_cols, float *out);
 
-/* Cast a matrix of MXFP4 (the same codes; one e8m0 scale, 2^(byte - 127), for 32 neighbours) to NVFP4 without loss: codes
- * stay as they are. Scales of 32 zeros do not count. With g the exponent of the largest that counts, less 8, but -126 at
- * the least (0 if none counts):
- *   *global_scale = 2^g;  both block scales of a scale that counts = 2^(byte - 127 - g), of one that does not = 0.
- * Refused: a NaN (byte 255), and scales that count and are more than a factor of 2^17 apart, which is all that e4m3's
- * powers of two hold. Such weights are exact in mode FP8 if 2^11 suffices. packed is e2m1x2 [num_rows, num_cols/2],
- * e8m0_scale [num_rows, num_cols/32], block_scale e4m3 [num_rows, num_cols/16], global_scale [1]; num_rows below 2^40,
- * num_cols a multiple of 32 below 2^22. */
+/* Cast MXFP4 (one e8m0 scale, 2^(byte - 127), for 32 neighbours) to NVFP4 of the same codes and values. With g the
+ * exponent of the largest scale not of 32 zeros, less 8, but -126 at the least (0 if all are): *global_scale = 2^g; both
+ * block scales = 2^(byte - 127 - g), or 0 of zeros. Refused: NaN (255); scales, not of zeros, a factor of more than 2^17
+ * apart (e4m3 has no more). Shapes as in dequantize; e8m0_scale [num_rows, num_cols/32], num_cols a multiple of 32. */
 int32_t nvfp4_moe_cast_mxfp4(const uint8_t *packed, const uint8_t *e8m0_scale, int64_t num_rows, int64_t num_cols,
                              uint8_t *block_scale, float *global_scale);
 

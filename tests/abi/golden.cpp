@@ -157,6 +157,24 @@ static void mxfp4(const std::string& directory) {
   }
 }
 
+static void wrong_casts_are_refused() {
+  const uint8_t codes[32] = {0x22}, e8m0[2] = {127, 200};  // of row 1 all codes are 0
+  uint8_t cast[4] = {9, 9, 9, 9};
+  float factor = 77;
+  const auto refuse = [&](const char* text, int32_t status) {
+    CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, text, status);
+    CHECK(cast[0] == 9 && factor == 77);
+  };
+  refuse("packed", nvfp4_moe_cast_mxfp4(nullptr, e8m0, 2, 32, cast, &factor));
+  refuse("e8m0_scale", nvfp4_moe_cast_mxfp4(codes, nullptr, 2, 32, cast, &factor));
+  refuse("block_scale", nvfp4_moe_cast_mxfp4(codes, e8m0, 2, 32, nullptr, &factor));
+  refuse("global_scale", nvfp4_moe_cast_mxfp4(codes, e8m0, 2, 32, cast, nullptr));
+  refuse("num_cols is 48; it must be a multiple of 32", nvfp4_moe_cast_mxfp4(codes, e8m0, 1, 48, cast, &factor));
+  refuse("num_rows is -1; ", nvfp4_moe_cast_mxfp4(codes, e8m0, -1, 32, cast, &factor));
+  CHECK_OK(nvfp4_moe_cast_mxfp4(codes, e8m0, 2, 32, cast, &factor));
+  CHECK(cast[0] == 0x78 && cast[1] == 0x78 && cast[2] == 0 && cast[3] == 0 && factor == 1.0f / 256);
+}
+
 static void what_quantize_meets_is_counted() {
   float global_scale = 1.0f / 4096;  // 1 is more than 6 * 448 / 4096; a block of its own
   uint16_t x[2][16];
@@ -198,5 +216,6 @@ int main(int argc, char** argv) {
   what_quantize_meets_is_counted();
   sf_layout(argv[1]);
   mxfp4(argv[1]);
+  wrong_casts_are_refused();
   return closing_line("golden.cpp");
 }

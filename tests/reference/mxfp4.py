@@ -15,7 +15,7 @@ def decode(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """u8 [..., cols / 2] and [..., cols / 32] to f64 [..., cols]; exact."""
     codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).int()
     values = torch.cat([nvfp4.E2M1, -nvfp4.E2M1])[codes].unflatten(-1, (-1, BLOCK_SIZE))
-    return (values * torch.ldexp(torch.ones((), dtype=torch.float64), scale.int() - 127)[..., None]).flatten(-2)
+    return (values * torch.exp2(scale.double() - 127)[..., None]).flatten(-2)
 
 
 @dataclass
