@@ -169,12 +169,14 @@ test-vllm-0.32: $(VLLM32)/.installed $(VLLM33)/.installed wheel
 
 MODELOPT_CHECKPOINT := .cache/qwen3-modelopt
 DEEPSEEK_CHECKPOINT := .cache/deepseek-v4-flash
+ORIGINAL_CHECKPOINT := .cache/deepseek-v4-original
 LAYERTEST := $(PY) tests/layertest.py
 
-layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made
+layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made $(ORIGINAL_CHECKPOINT)/.made
 	$(LAYERTEST) --checkpoint $(MODELOPT_CHECKPOINT) --layer 1
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0 --ep-rank 1 --ep-size 4 --tokens 8,64
+	$(LAYERTEST) --checkpoint $(ORIGINAL_CHECKPOINT) --layer 0 --mode bf16,fp8
 	$(LAYERTEST) --shape tiny
 	$(LAYERTEST) --shape tiny --mode bf16,fp8
 	$(LAYERTEST) --shape flash
@@ -195,6 +197,12 @@ $(DEEPSEEK_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.in
 	@$(STEP) "[layertest] a checkpoint as DeepSeek-V4 Flash's" sh -c 'rm -rf $(@D) && $(PY) $< $(@D) \
 	  --naming deepseek --format deepseek-v4-mixed --hidden 4096 --intermediate 2048 --experts 8 --layers 1 --top-k 6 \
 	  --keep-unquantized'
+	@touch $@
+
+# The same with MXFP4 experts, as DeepSeek publishes it, a quarter as wide.
+$(ORIGINAL_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.installed
+	@$(STEP) "[layertest] a checkpoint as DeepSeek-V4's original" sh -c 'rm -rf $(@D) && $(PY) $< $(@D) \
+	  --format deepseek-v4-original --hidden 1024 --intermediate 512 --experts 8 --layers 1 --top-k 6 --keep-unquantized'
 	@touch $@
 
 # ---- Speed and fuzzing -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch
 
 import nvfp4_moe
 import runner
-from reference import gates, generate, nvfp4
+from reference import gates, generate, mxfp4, nvfp4
 from reference.layer import ReferenceLayer, Result, Swiglu, UnquantizedLayer, cosine, local_ids, relative_l2
 from reference.originals import read_originals
 
@@ -43,6 +43,7 @@ class Subject:
     top_k: int
     first_local: int
     swiglu: Swiglu
+    mxfp4: mxfp4.Weights | None = None  # what the files hold, read and decoded without the library
 
 
 @dataclass
@@ -125,9 +126,9 @@ def from_checkpoint(args: argparse.Namespace) -> Subject:
     weights = generate.Weights(**vars(read), unquantized=read_originals(args.checkpoint, args.layer, first, count))
     title = f"{args.checkpoint.name} ({info.format}), layer {args.layer}"
     top_k = top_k_of(args, info.top_k or 6, info.num_experts)
-    return Subject(
-        title, weights, info.num_experts, top_k, first, Swiglu(info.swiglu_limit, info.swiglu_alpha, info.swiglu_beta)
-    )
+    swiglu = Swiglu(info.swiglu_limit, info.swiglu_alpha, info.swiglu_beta)
+    files = mxfp4.read(args.checkpoint, args.layer, first, count) if info.format == "mxfp4" else None
+    return Subject(title, weights, info.num_experts, top_k, first, swiglu, files)
 
 
 def generated(args: argparse.Namespace) -> Subject:
@@ -238,7 +239,7 @@ def main() -> int:
         print("input scales: calibrated on 64 tokens, the source has none")
     scales = (weights.w13_input_scale, weights.w2_input_scale) if args.scale_policy == "static" else (None, None)
     layers = {mode: make_layer(subject, mode, args) for mode in modes}
-    reference = ReferenceLayer(weights, subject.swiglu)
+    reference = mxfp4.Layer(subject.mxfp4, subject.swiglu) if subject.mxfp4 else ReferenceLayer(weights, subject.swiglu)
     original = UnquantizedLayer(weights, subject.swiglu) if weights.unquantized else None
 
     print("    T  mode   rel-L2    gate      cosine      exact x  unquantised  NaN/Inf  saturated  clamped       time")

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import runner
-from nvfp4_moe import cast_mxfp4, dequantize
+from checkpoints import make_checkpoint
+from nvfp4_moe import Checkpoint, cast_mxfp4, dequantize
 from reference import gates, generate, mxfp4, nvfp4
-from reference.layer import relative_l2
+from reference.layer import Swiglu, relative_l2
 from test_golden import cases
 
 DEVICES = ("cpu", "cuda")
@@ -87,6 +88,24 @@ def test_mode_fp8_takes_a_cast_layer_exactly(mode, device):
     out = layer(*(t.to(layer.device) for t in (x, ids, topk_weights))).cpu()
     wanted = mxfp4.Layer(weights).forward(x, ids.long(), topk_weights, mode)
     assert relative_l2(out, wanted.out) < gates.bound(wanted, mode, device)
+
+
+def test_the_original_deepseek_v4_becomes_a_layer_in_mode_fp8(tmp_path):
+    """Out of files, with every tensor decoded here."""
+    make_checkpoint.main([str(tmp_path), "--format", "deepseek-v4-original"])
+    checkpoint = Checkpoint(tmp_path)
+    info = checkpoint.layer_info(1)
+    assert (info.format, info.lossless_cast, info.w13_input_scale) == ("mxfp4", True, 0.0)
+    files = mxfp4.read(tmp_path, 1, 0, info.num_experts)
+    read, cast = checkpoint.read_layer(1), cast_weights(files, "cpu")
+    for name in ("w13", "w13_block_scale", "w13_global_scale", "w2", "w2_block_scale", "w2_global_scale"):
+        assert torch.equal(bits(getattr(read, name)), bits(getattr(cast, name))), name
+    generator = torch.Generator().manual_seed(3)
+    x, ids = generate.tokens(9, info.hidden_size, generator), generate.random_ids(9, info.num_experts, 2, generator)
+    topk_weights = generate.random_topk_weights(9, 2, generator)
+    wanted = mxfp4.Layer(files, Swiglu(info.swiglu_limit)).forward(x, ids.long(), topk_weights, "fp8")
+    out = checkpoint.make_layer(1, mode="fp8")(x, ids, topk_weights)
+    assert relative_l2(out, wanted.out) < gates.bound(wanted, "fp8", "cpu")
 
 
 def cast_weights(weights: mxfp4.Weights, device: str) -> generate.Weights:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MXFP4 from its definition, in float64: e2m1 * 2^(byte - 127), one e8m0 byte for 32 neighbours of a row."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -9,6 +11,7 @@ from . import nvfp4
 from .layer import Expert, PlainMatrix, ReferenceLayer, Swiglu
 
 BLOCK_SIZE = 32
+EXPERT = re.compile(r"layers\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])\.(weight|scale)$")
 
 
 def decode(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -43,6 +46,24 @@ def random_weights(experts: int, hidden: int, intermediate: int, generator: torc
     w13 = random_matrices((experts, 2, intermediate, hidden), generator, span)
     w2 = random_matrices((experts, hidden, intermediate), generator, span)
     return Weights(*(t.flatten(1, 2) for t in w13), *w2)
+
+
+def read(directory: Path, layer: int, first: int, count: int) -> Weights:
+    """Experts from `first` on, as DeepSeek stores them."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for match in filter(None, map(EXPERT.search, file.keys())):
+                if int(match[1]) == layer and int(match[2]) - first in range(count):
+                    found[int(match[2]), match[3], match[4]] = file.get_tensor(match.string).view(torch.uint8)
+
+    def stack(part: str, *projections: str) -> torch.Tensor:
+        return torch.stack([torch.cat([found[e, p, part] for p in projections]) for e in range(first, first + count)])
+
+    gate_up, down = ("w1", "w3"), ("w2",)
+    return Weights(stack("weight", *gate_up), stack("scale", *gate_up), stack("weight", *down), stack("scale", *down))
 
 
 class Layer(ReferenceLayer):
