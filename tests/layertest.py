@@ -43,7 +43,7 @@ class Subject:
     top_k: int
     first_local: int
     swiglu: Swiglu
-    mxfp4: mxfp4.Weights | None = None  # what the files hold, read and decoded without the library
+    files: mxfp4.Weights | None = None  # of MXFP4, read and decoded without the library
 
 
 @dataclass
@@ -239,7 +239,7 @@ def main() -> int:
         print("input scales: calibrated on 64 tokens, the source has none")
     scales = (weights.w13_input_scale, weights.w2_input_scale) if args.scale_policy == "static" else (None, None)
     layers = {mode: make_layer(subject, mode, args) for mode in modes}
-    reference = mxfp4.Layer(subject.mxfp4, subject.swiglu) if subject.mxfp4 else ReferenceLayer(weights, subject.swiglu)
+    reference = mxfp4.Layer(subject.files, subject.swiglu) if subject.files else ReferenceLayer(weights, subject.swiglu)
     original = UnquantizedLayer(weights, subject.swiglu) if weights.unquantized else None
 
     print("    T  mode   rel-L2    gate      cosine      exact x  unquantised  NaN/Inf  saturated  clamped       time")

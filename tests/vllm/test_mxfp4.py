@@ -5,6 +5,7 @@ import pytest
 import test_checkpoint_faults as faults
 import torch
 from test_checkpoint_faults import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K, _engine, not_active  # noqa: F401
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4MoEMethod
 
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
@@ -58,10 +59,8 @@ def load(layer, weights, skip=lambda expert, shard: False) -> None:
                 )
 
 
-def test_a_layer_is_cast_and_computes_mxfp4s_own_values(layer, weights):
-    assert type(layer.quant_method) is Mxfp4MoE
-    load(layer, weights)
-    layer.quant_method.process_weights_after_loading(layer)
+def run(layer):
+    """(input, ids, weights, output) of a few tokens."""
     generator = torch.Generator().manual_seed(1)
     x, ids = generate.tokens(TOKENS, HIDDEN, generator), generate.random_ids(TOKENS, EXPERTS, TOP_K, generator)
     topk_weights, out = generate.random_topk_weights(TOKENS, TOP_K, generator), torch.full_like(x, torch.nan)
@@ -71,7 +70,22 @@ def test_a_layer_is_cast_and_computes_mxfp4s_own_values(layer, weights):
         activation=layer.activation, global_num_experts=EXPERTS, expert_map=None, a1q_scale=None, a2_scale=None,
         workspace13=nothing, workspace2=nothing, expert_tokens_meta=None, apply_router_weight_on_input=False,
     )  # fmt: skip
+    return x, ids, topk_weights, out
+
+
+def test_a_layer_is_cast_and_computes_mxfp4s_own_values(layer, weights):
+    assert type(layer.quant_method) is Mxfp4MoE
+    load(layer, weights)
+    layer.quant_method.process_weights_after_loading(layer)
+    x, ids, topk_weights, out = run(layer)
     assert relative_l2(out, mxfp4.Layer(weights).forward(x, ids.long(), topk_weights).out) < 5e-3
+
+
+def test_dummy_weights_load_and_run(layer, monkeypatch):
+    """vLLM's dummy loader leaves bytes as they are."""
+    monkeypatch.setattr(get_current_vllm_config().load_config, "load_format", "dummy")
+    layer.quant_method.process_weights_after_loading(layer)
+    assert not run(layer)[-1].any()
 
 
 def test_what_never_came_is_missing_by_name(layer, weights):

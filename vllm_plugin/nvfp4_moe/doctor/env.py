@@ -110,7 +110,7 @@ def print_model(directory: str, refusals: list[str], arguments) -> bool:
         print(f"\nmodel      {shown}: {str(error).splitlines()[0]}")
         return False
     print(f"\nmodel      {shown}: {model.model_type}, {model.quantisation}")
-    counted = Counter((m.pattern, m.format, *backend_of(m, model, refusals, arguments)) for m in model.modules)
+    counted = Counter((m.pattern, m.format, *backend_of(m, model.dtype, refusals, arguments)) for m in model.modules)
     if not counted:
         print("           no matrices in this directory's files")
     width = max((len(pattern) for pattern, *_ in counted), default=0)
@@ -129,10 +129,8 @@ def summarised(findings: list[str]) -> list[str]:
     return [same[0] + (f" (and {len(same) - 1} more like it)" if len(same) > 1 else "") for same in kinds.values()]
 
 
-def backend_of(module: model_files.Module, model: model_files.Model, refusals: list[str], arguments) -> tuple[str, str]:
+def backend_of(module: model_files.Module, dtype: str, refusals: list[str], arguments) -> tuple[str, str]:
     """(who serves the module, why)."""
-    if module.format == "mxfp4" and model.mxfp4_refusal:
-        return "vllm", model.mxfp4_refusal
     if module.format not in ("nvfp4", "mxfp4"):
         return "vllm", f"{module.format}, which this plugin leaves alone"
     if refusals:
@@ -140,7 +138,7 @@ def backend_of(module: model_files.Module, model: model_files.Model, refusals: l
     if module.kind == "moe":
         if arguments.moe_backend != "auto":
             return "vllm", f"--moe-backend {arguments.moe_backend}"
-        if model.dtype == "float16":
+        if dtype == "float16":
             return "vllm", "config.json says float16, and experts take bf16. Serve with --dtype bfloat16"
         if module.refusal:
             return "vllm", module.refusal

@@ -27,7 +27,7 @@ class Module:
     format: str
     num_matrices: int
     num_input_scales: int
-    refusal: str | None  # why the library's kernels do not compute it, though it is NVFP4
+    refusal: str | None  # why the library does not serve it, though it is NVFP4 or MXFP4
 
     @property
     def pattern(self) -> str:
@@ -48,7 +48,6 @@ class Model:
     model_type: str
     quantisation: str
     dtype: str
-    mxfp4_refusal: str | None  # why MXFP4 experts of this model are vLLM's
     modules: list[Module]
     findings: list[str]
     """What was refused, skipped or is to be watched, in sentences."""
@@ -66,18 +65,20 @@ def look(directory: str) -> Model:
         model_type=printable(config["model_type"] or "no model_type"),
         quantisation=printable(config["quant_method"] or config["quant_algo"] or "not quantised"),
         dtype=config["dtype"] or "bfloat16",
-        mxfp4_refusal=mxfp4_refusal(config),
-        modules=[Module(**module) for module in report["modules"]],
+        modules=[Module(**(module | {"refusal": refusal_of(module, config)})) for module in report["modules"]],
         findings=[*refused, *skipped, *(f"warning: {text}" for text in report["warnings"])],
     )
 
 
-def mxfp4_refusal(config: dict) -> str | None:
-    """Why vLLM makes no method that this plugin knows of MXFP4 experts under such a config; None if it does."""
+def refusal_of(module: dict, config: dict) -> str | None:
+    """The library's, or the plugin's: of the methods that vLLM has for MXFP4 experts it knows one."""
     method, algorithm = config["quant_method"], config["moe_quant_algo"]
-    if method == "mxfp4" or (method == "fp8" and config["model_type"] == "deepseek_v4" and algorithm != "NVFP4"):
+    if module["refusal"] or module["format"] != "mxfp4" or method == "mxfp4":
+        return module["refusal"]
+    if method == "fp8" and config["model_type"] == "deepseek_v4" and algorithm != "NVFP4":
         return None
-    return f"mxfp4 under quant_method {printable(str(method))}, which this plugin leaves alone"
+    under = f"quant_method {method}" + (f" with moe_quant_algo {algorithm}" if algorithm else "")
+    return f"this plugin leaves MXFP4 alone under {printable(under)}"
 
 
 def printable(text: str, shown: int = 200) -> str:
