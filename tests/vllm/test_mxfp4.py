@@ -6,7 +6,7 @@ import test_checkpoint_faults as faults
 import torch
 from test_checkpoint_faults import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K, _engine, not_active  # noqa: F401
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4MoEMethod
+from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4Config, Mxfp4MoEMethod
 
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
 from nvfp4_moe.plugin.mxfp4 import Mxfp4MoE
@@ -14,10 +14,11 @@ from reference import generate, mxfp4
 from reference.layer import relative_l2
 
 
-class Mxfp4Experts:
+class Mxfp4Experts(Mxfp4Config):
     """A quantisation config of which only the experts count."""
 
-    def get_name(self):
+    @classmethod
+    def get_name(cls):
         return "deepseek_v4_fp8"
 
     def get_quant_method(self, layer, prefix):

@@ -26,7 +26,11 @@ MXFP4_METHODS = {
     "Mxfp4MoEMethod": SERVED,  # DeepSeek-V4 as its authors publish it
     "GptOssMxfp4MoEMethod": LEFT,  # rows of gate and up in turn, biases
     "CompressedTensorsW4A4Mxfp4MoEMethod": LEFT,  # asks for two backends only, which are explicit
+    "CompressedTensorsW4A8Mxfp4MoEMethod": LEFT,  # derived from it
+    "DeepseekV4HeterogeneousMxfp4MoEMethod": LEFT,  # of a layer that is left: shared experts among the routed
     "INCMxfp4MoEMethod": LEFT,
+    "MuseSparkOnlineMXFP4FusedMoE": LEFT,
+    "MuseSparkQuarkOCPMXFusedMoE": LEFT,
     "Mxfp4OnlineMoEMethod": LEFT,  # quantises at load, for its own kernel
     "QuarkOCP_MX_MoEMethod": LEFT,
 }
