@@ -167,40 +167,29 @@ impl<'a> Layer<'a> {
         let (codes_len, scales_len) = (self.dims.codes_len(), self.dims.block_scales_len());
         let w13 = w13.par_chunks_exact_mut(2 * codes_len).zip(w13_block_scale.par_chunks_exact_mut(2 * scales_len));
         let w2 = w2.par_chunks_exact_mut(codes_len).zip(w2_block_scale.par_chunks_exact_mut(scales_len));
-        let scales = w13_global_scale.par_chunks_exact_mut(2).zip(w2_global_scale);
-        let copies =
-            w13.zip(w2).zip(scales).enumerate().map(|(i, (((w13, w13_block_scale), (w2, w2_block_scale)), scales))| {
-                let (gate, up) = w13.split_at_mut(codes_len);
-                let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
-                let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
-                for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
-                    let scale = self.read_matrix(first_expert + i, projection, codes, block_scale)?;
-                    match projection {
-                        Projection::Down => *scales.1 = scale,
-                        gate_or_up => scales.0[gate_or_up as usize] = scale,
-                    }
+        let cast_scales = mxfp4::GlobalScales::new(num_experts);
+        let copies = w13.zip(w2).enumerate().map(|(i, ((w13, w13_block_scale), (w2, w2_block_scale)))| {
+            let (gate, up) = w13.split_at_mut(codes_len);
+            let (gate_scale, up_scale) = w13_block_scale.split_at_mut(scales_len);
+            let outputs = [(gate, gate_scale), (up, up_scale), (w2, w2_block_scale)];
+            for (projection, (codes, block_scale)) in Projection::ALL.into_iter().zip(outputs) {
+                self.codes(first_expert + i, projection)?.read(self.pieces.files, codes)?;
+                let piece = self.block_scale(first_expert + i, projection)?;
+                match self.tensors.is_mxfp4() {
+                    true => cast_scales.set(i, projection, mxfp4::read(self.pieces.files, codes, &piece, block_scale)?),
+                    false => piece.read(self.pieces.files, block_scale)?,
                 }
-                Ok(())
-            });
-        threads::run(|| copies.collect::<Result<()>>())?
-    }
-
-    /// Copy one matrix out; returns its global scale.
-    fn read_matrix(
-        &self,
-        expert: usize,
-        projection: Projection,
-        codes: &mut [u8],
-        block_scale: &mut [u8],
-    ) -> Result<f32> {
-        let files = self.pieces.files;
-        self.codes(expert, projection)?.read(files, codes)?;
-        let scales = self.block_scale(expert, projection)?;
-        if self.tensors.is_mxfp4() {
-            return mxfp4::read(files, codes, &scales, block_scale);
+            }
+            Ok(())
+        });
+        threads::run(|| copies.collect::<Result<()>>())??;
+        let global_scales = if self.tensors.is_mxfp4() { &cast_scales.all() } else { &self.global_scales[experts] };
+        for (i, [gate, up, down]) in global_scales.iter().enumerate() {
+            w13_global_scale[2 * i] = *gate;
+            w13_global_scale[2 * i + 1] = *up;
+            w2_global_scale[i] = *down;
         }
-        scales.read(files, block_scale)?;
-        Ok(self.global_scales[expert][projection as usize])
+        Ok(())
     }
 }
 

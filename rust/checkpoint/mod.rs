@@ -23,7 +23,7 @@
 //! MXFP4 has the same codes, one e8m0 scale (F8_E8M0, or U8 under a config that says mxfp4) for 32 of them, and no other:
 //! `weight` (I8, U8 or F4) and `scale` in DeepSeek-V4 as its authors publish it, `weight_packed` and `weight_scale` by
 //! compressed-tensors, `weight` and `weight_scale` by ModelOpt. It leaves as NVFP4 of the same values:
-//! [`cast_mxfp4`](crate::format::cast_mxfp4).
+//! [`cast_mxfp4`](crate::format::cast_mxfp4), which refuses scales that are too far apart.
 //!
 //! # Names
 //!
@@ -46,7 +46,7 @@
 //! # What is refused
 //!
 //! By tensor name and with both numbers: a missing tensor; a wrong dtype or shape; a tensor that the format does
-//! not know; a block scale that is NaN or negative, or of MXFP4 in no span that NVFP4 holds; a weight's global scale that is missing, zero, NaN, infinite or
+//! not know; a block scale that is NaN or negative; a weight's global scale that is missing, zero, NaN, infinite or
 //! negative; files that are shorter, or longer, than their header says. Gate and up may have different global
 //! scales. An input scale that is missing, zero or NaN is no refusal, because mode bf16 does not read it: see
 //! [`InputScale`].

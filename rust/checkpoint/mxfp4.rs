@@ -1,12 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Matrices of MXFP4 out of files: checked for what [`cast_mxfp4`] refuses, and cast as they are read.
 
+use super::dims::Projection;
 use super::files::Files;
 use super::pieces::Piece;
 use super::scales::BlockScales;
 use super::text::printable;
 use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, MX_BLOCK_SIZE, MxSpan, any_nonzero, cast_mxfp4};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The global scales that casting makes, expert by expert on any thread.
+#[derive(Debug)]
+pub struct GlobalScales(Vec<[AtomicU32; 3]>);
+
+impl GlobalScales {
+    /// For so many experts.
+    pub fn new(num_experts: usize) -> Self {
+        GlobalScales((0..num_experts).map(|_| Default::default()).collect())
+    }
+
+    /// That of one matrix.
+    pub fn set(&self, expert: usize, projection: Projection, scale: f32) {
+        self.0[expert][projection as usize].store(scale.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Each of gate, up, down.
+    pub fn all(&self) -> Vec<[f32; 3]> {
+        let scales =
+            |expert: &[AtomicU32; 3]| expert.each_ref().map(|bits| f32::from_bits(bits.load(Ordering::Relaxed)));
+        self.0.iter().map(scales).collect()
+    }
+}
 
 /// Look at the scales of one matrix, and at its codes only where scales do not fit unless some of them do not count.
 pub fn scan(files: &Files, codes: &Piece<'_>, scales: &Piece<'_>) -> Result<BlockScales> {
