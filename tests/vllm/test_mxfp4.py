@@ -9,7 +9,7 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4Config, Mxfp4MoEMethod
 
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
-from nvfp4_moe.plugin.mxfp4 import Mxfp4MoE
+from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMethod, CompressedTensorsMxfp4MoE, Mxfp4MoE
 from reference import generate, mxfp4
 from reference.layer import relative_l2
 
@@ -25,6 +25,17 @@ class Mxfp4Experts(Mxfp4Config):
         return Mxfp4MoEMethod(layer.moe_config)
 
 
+class CompressedExperts(Mxfp4Experts):
+    """The same of compressed-tensors."""
+
+    @classmethod
+    def get_name(cls):
+        return "compressed-tensors"
+
+    def get_quant_method(self, layer, prefix):
+        return CompressedTensorsMethod(layer.moe_config)
+
+
 @pytest.fixture
 def weights():
     return mxfp4.random_weights(EXPERTS, HIDDEN, INTER, torch.Generator().manual_seed(0), span=17)
@@ -33,7 +44,8 @@ def weights():
 @pytest.fixture
 def make(monkeypatch):
     monkeypatch.setitem(faults.FORMATS, "mxfp4", (Mxfp4Experts, {}))
-    return lambda **changes: faults.make_experts("mxfp4", **changes)
+    monkeypatch.setitem(faults.FORMATS, "compressed mxfp4", (CompressedExperts, {}))
+    return lambda format="mxfp4", **changes: faults.make_experts(format, **changes)
 
 
 @pytest.fixture
@@ -53,7 +65,8 @@ def load(layer, weights, skip=lambda expert, shard: False) -> None:
             if skip(expert, shard):
                 continue
             codes, scale = getattr(weights, gemm)[expert, part], getattr(weights, f"{gemm}_scale")[expert, part]
-            for name, tensor in ((f"{gemm}_weight", codes.view(torch.int8)), (f"{gemm}_weight_scale", scale)):
+            packed = f"{gemm}_weight_packed" if f"{gemm}_weight_packed" in parameters else f"{gemm}_weight"
+            for name, tensor in ((packed, codes.view(torch.int8)), (f"{gemm}_weight_scale", scale)):
                 loader = parameters[name].weight_loader
                 loader(
                     parameters[name], tensor, f"{expert}.{name}", shard_id=shard, expert_id=expert, return_success=True
@@ -74,8 +87,12 @@ def run(layer):
     return x, ids, topk_weights, out
 
 
-def test_a_layer_is_cast_and_computes_mxfp4s_own_values(layer, weights):
-    assert type(layer.quant_method) is Mxfp4MoE
+@pytest.mark.parametrize(
+    ("format", "method"), [("mxfp4", Mxfp4MoE), ("compressed mxfp4", CompressedTensorsMxfp4MoE)], ids=["", "compressed"]
+)
+def test_a_layer_is_cast_and_computes_mxfp4s_own_values(make, weights, format, method):
+    layer = make(format)
+    assert type(layer.quant_method) is method
     load(layer, weights)
     layer.quant_method.process_weights_after_loading(layer)
     x, ids, topk_weights, out = run(layer)

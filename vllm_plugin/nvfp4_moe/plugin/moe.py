@@ -135,8 +135,8 @@ SPECIALISED = {ModelOptNvFp4FusedMoE: ModelOptMoE, CompressedTensorsMethod: Comp
 ORACLES = {"NVFP4": oracle}
 """vLLM's choice of experts, by what the weights are."""
 
-UNASKED = {"CompressedTensorsW4A4Mxfp4MoEMethod": "MXFP4"}
-"""Methods that choose their experts without an oracle, by name: vLLM has them in other places in other versions."""
+UNASKED: dict[type, tuple[str, object]] = {}
+"""Methods that choose their experts without an oracle: what their weights are, in words and as vLLM's key."""
 
 
 def plain(parameter: torch.Tensor) -> torch.Tensor:
@@ -195,19 +195,30 @@ def choose(build: Callable[[], FusedMoEMethodBase]) -> FusedMoEMethodBase:
             method = build()
         except Exception as error:
             failure = f"with our experts on offer: {type(error).__name__}: {error}"
+    asked = asked or ask_ourselves(method)
     if type(method) in SPECIALISED and method.experts_cls is Nvfp4MoeExperts:
         specialise(method)
         method.build_alone = build
         log.experts_active(method.weights)
         return method
-    weights = asked[0] if asked else UNASKED.get(type(method).__name__)
     refusal = failure or Nvfp4MoeExperts.last_refusal
     if asked and not refusal:
         refusal = f"{type(method).__name__} is a quantisation method that this plugin does not know"
         method = None
-    if weights:
-        log.experts_refused(refusal or f"{type(method).__name__} chooses its experts without asking", weights)
+    if asked:
+        log.experts_refused(refusal, asked[0])
     return method or build()
+
+
+def ask_ourselves(method: FusedMoEMethodBase) -> list[str]:
+    """Choose our experts for a method that asks no oracle, if they support its layer; returns what its weights are."""
+    if type(method) not in UNASKED:
+        return []
+    weights, key = UNASKED[type(method)]
+    ours = Nvfp4MoeExperts
+    if ours.is_supported_config(ours, method.moe, key, None, ours.activation_format())[0]:
+        method.experts_cls = ours
+    return [weights]
 
 
 def specialise(method) -> None:
