@@ -125,7 +125,7 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # What is asked of every vLLM: who reaches our hooks, which flags there are, what loads, and again, what is left alone.
-VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py checkpoint_faults.py reload_layers.py left_alone.py)
+VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py checkpoint_faults.py mxfp4.py reload_layers.py left_alone.py)
 VLLM_PACKAGES := $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.
 VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
@@ -178,12 +178,14 @@ test-vllm-0.32: $(VLLM32)/.installed $(VLLM33)/.installed wheel
 
 MODELOPT_CHECKPOINT := .cache/qwen3-modelopt
 DEEPSEEK_CHECKPOINT := .cache/deepseek-v4-flash
+ORIGINAL_CHECKPOINT := .cache/deepseek-v4-original
 LAYERTEST := $(PY) tests/layertest.py
 
-layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made
+layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made $(ORIGINAL_CHECKPOINT)/.made
 	$(LAYERTEST) --checkpoint $(MODELOPT_CHECKPOINT) --layer 1
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0 --ep-rank 1 --ep-size 4 --tokens 8,64
+	$(LAYERTEST) --checkpoint $(ORIGINAL_CHECKPOINT) --layer 0 --mode bf16,fp8
 	$(LAYERTEST) --shape tiny
 	$(LAYERTEST) --shape tiny --mode bf16,fp8
 	$(LAYERTEST) --shape flash
@@ -204,6 +206,12 @@ $(DEEPSEEK_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.in
 	@$(STEP) "[layertest] a checkpoint as DeepSeek-V4 Flash's" sh -c 'rm -rf $(@D) && $(PY) $< $(@D) \
 	  --naming deepseek --format deepseek-v4-mixed --hidden 4096 --intermediate 2048 --experts 8 --layers 1 --top-k 6 \
 	  --keep-unquantized'
+	@touch $@
+
+# The same with MXFP4 experts, as DeepSeek publishes it, a quarter as wide.
+$(ORIGINAL_CHECKPOINT)/.made: tests/checkpoints/make_checkpoint.py | $(VENV)/.installed
+	@$(STEP) "[layertest] a checkpoint as DeepSeek-V4's original" sh -c 'rm -rf $(@D) && $(PY) $< $(@D) \
+	  --format deepseek-v4-original --hidden 1024 --intermediate 512 --experts 8 --layers 1 --top-k 6 --keep-unquantized'
 	@touch $@
 
 # ---- Speed and fuzzing -----------------------------------------------------------------------------------------------
@@ -231,7 +239,7 @@ $(OP):
 gpu-test: $(OP)
 	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
 	  tests/test_gpu.py tests/test_gpu_experts.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_fp8.py \
-	  tests/test_linear.py tests/test_gpu_life.py
+	  tests/test_linear.py tests/test_gpu_life.py tests/test_mxfp4.py
 	$(GPU_PY) tests/cudagraph_test.py
 	$(GPU_LAYERTEST) --device cuda --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape pro

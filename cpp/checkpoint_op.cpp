@@ -37,6 +37,7 @@ std::string format_name(int32_t format) {
     case NVFP4_MOE_FORMAT_MODELOPT: return "modelopt";
     case NVFP4_MOE_FORMAT_COMPRESSED_TENSORS: return "compressed-tensors";
     case NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED: return "deepseek-v4-mixed";
+    case NVFP4_MOE_FORMAT_MXFP4: return "mxfp4";
     default: return text("format ", format);
   }
 }

@@ -52,7 +52,6 @@
 
 #include <stddef.h>
 #include <stdint.h>
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -60,7 +59,6 @@ extern "C" {
 #define NVFP4_MOE_VERSION_MAJOR 0
 #define NVFP4_MOE_VERSION_MINOR 1
 #define NVFP4_MOE_VERSION_PATCH 0
-
 struct CUstream_st;
 
 /* ---- Status --------------------------------------------------------------------------------------------- */
@@ -333,6 +331,14 @@ int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
 /* Decode rows of linear-order NVFP4 to f32 [num_rows, num_cols]: e2m1 * block_scale, exact, then * global_scale. */
 int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
                              int64_t num_cols, float *out);
+
+/* Cast MXFP4 (one e8m0 scale, 2^(byte - 127), for 32 neighbours) to NVFP4 of the same codes and values. With g the
+ * exponent of the largest scale not of 32 zeros, less 8, but -126 at the least (0 if all are): *global_scale = 2^g; both
+ * block scales = 2^(byte - 127 - g), or 0 of zeros. Refused: NaN (255); scales, not of zeros, a factor of more than 2^17
+ * apart (e4m3 has no more). Shapes as in dequantize; e8m0_scale [num_rows, num_cols/32], num_cols a multiple of 32. */
+int32_t nvfp4_moe_cast_mxfp4(const uint8_t *packed, const uint8_t *e8m0_scale, int64_t num_rows, int64_t num_cols,
+                             uint8_t *block_scale, float *global_scale);
+
 /* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. This and the next function
  * give UINT64_MAX for what no memory holds: past 2^40 rows or 2^20 columns. */
 uint64_t nvfp4_moe_sf_size(uint64_t num_rows, uint64_t num_sf_cols);
@@ -347,6 +353,7 @@ typedef struct nvfp4_moe_checkpoint nvfp4_moe_checkpoint;
 #define NVFP4_MOE_FORMAT_MODELOPT 1           /* weight, weight_scale, weight_scale_2, input_scale */
 #define NVFP4_MOE_FORMAT_COMPRESSED_TENSORS 2 /* weight_packed, weight_global_scale (inverse), ... */
 #define NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED 3  /* quant_method fp8 with moe_quant_algo NVFP4 */
+#define NVFP4_MOE_FORMAT_MXFP4 4              /* any naming of MXFP4; read_layer casts it as nvfp4_moe_cast_mxfp4 does */
 
 typedef struct nvfp4_moe_checkpoint_layer_info {
   uint32_t struct_size;

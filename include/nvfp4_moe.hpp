@@ -85,6 +85,13 @@ inline void dequantize(const uint8_t* packed, const uint8_t* block_scale, float 
                        int64_t num_cols, float* out) {
   detail::check(nvfp4_moe_dequantize(packed, block_scale, global_scale, num_rows, num_cols, out));
 }
+/// Fills block_scale; returns the global scale.
+inline float cast_mxfp4(const uint8_t* packed, const uint8_t* e8m0_scale, int64_t num_rows, int64_t num_cols,
+                        uint8_t* block_scale) {
+  float global_scale = 0;
+  detail::check(nvfp4_moe_cast_mxfp4(packed, e8m0_scale, num_rows, num_cols, block_scale, &global_scale));
+  return global_scale;
+}
 
 /// The MoE layer. Const members may be called from many threads at once.
 class Layer {

@@ -26,7 +26,7 @@ import torch
 
 import nvfp4_moe
 import runner
-from reference import gates, generate, nvfp4
+from reference import gates, generate, mxfp4, nvfp4
 from reference.layer import (
     ACTIVATIONS,
     ReferenceLayer,
@@ -53,6 +53,7 @@ class Subject:
     top_k: int
     first_local: int
     swiglu: Swiglu
+    files: mxfp4.Weights | None = None  # of MXFP4, read and decoded without the library
 
 
 @dataclass
@@ -142,7 +143,8 @@ def from_checkpoint(args: argparse.Namespace) -> Subject:
     title = f"{args.checkpoint.name} ({info.format}), layer {args.layer}"
     top_k = top_k_of(args, info.top_k or 6, info.num_experts)
     activation = ACTIVATIONS[info.activation](info.swiglu_limit, info.swiglu_alpha, info.swiglu_beta)
-    return Subject(title, weights, info.num_experts, top_k, first, activation)
+    files = mxfp4.read(args.checkpoint, args.layer, first, count) if info.format == "mxfp4" else None
+    return Subject(title, weights, info.num_experts, top_k, first, activation, files)
 
 
 def generated(args: argparse.Namespace) -> Subject:
@@ -256,7 +258,7 @@ def main() -> int:
         print("input scales: calibrated on 64 tokens, the source has none")
     scales = (weights.w13_input_scale, weights.w2_input_scale) if args.scale_policy == "static" else (None, None)
     layers = {mode: make_layer(subject, mode, args) for mode in modes}
-    reference = ReferenceLayer(weights, subject.swiglu)
+    reference = mxfp4.Layer(subject.files, subject.swiglu) if subject.files else ReferenceLayer(weights, subject.swiglu)
     original = UnquantizedLayer(weights, subject.swiglu) if weights.unquantized else None
 
     print("    T  mode   rel-L2    gate      cosine      exact x  unquantised  NaN/Inf  saturated  clamped       time")

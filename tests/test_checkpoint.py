@@ -102,7 +102,7 @@ def test_refusals(make, tmp_path):
     with pytest.raises(RuntimeError, match="no_such_directory"):
         nvfp4_moe.Checkpoint(tmp_path / "no_such_directory")
     checkpoint = nvfp4_moe.Checkpoint(make(*FORMATS[0]))
-    with pytest.raises(RuntimeError, match="layer is 17; the checkpoint has 2 NVFP4 MoE layers"):
+    with pytest.raises(RuntimeError, match="layer is 17; the checkpoint has 2 FP4 MoE layers"):
         checkpoint.layer_info(17)
     with pytest.raises(RuntimeError, match=r"expert"):
         checkpoint.read_layer(0, first_expert=3, num_experts=2)

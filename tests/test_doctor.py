@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from checkpoints import make_checkpoint
 from nvfp4_moe.doctor import env, model
 from nvfp4_moe.plugin import settings, support
 
@@ -236,3 +237,15 @@ def test_what_kernels_lack_stays_vllms(tmp_path, capsys):
     assert "vllm: hidden_activation in config.json is gelu; " in experts_line(gelu, capsys)
     ungated = [name for name in ONE_LAYER if ".w3." not in name]
     assert "vllm: the experts have no gate" in experts_line(write_model(tmp_path / "up", ungated), capsys)
+
+
+@pytest.mark.parametrize(("format", "served"), [("deepseek-v4-original", True), ("deepseek-v4-mixed", False)])
+def test_mxfp4_experts_are_ours_where_vllm_has_a_method_that_we_know(tmp_path, format, served):
+    """In NVIDIA's mixed files those of the multi-token-prediction layer are MXFP4, for which vLLM builds NVFP4."""
+    make_checkpoint.main([str(tmp_path), "--format", format, "--layers", "1"])
+    found = {m.name: m for m in model.look(str(tmp_path)).modules if m.format == "mxfp4"}
+    assert found.keys() == {"mtp.0.ffn.experts"} | ({"layers.0.ffn.experts"} if served else set())
+    for module in found.values():
+        backend, reason = env.backend_of(module, "bfloat16", [], QUESTION)
+        assert (backend == "nvfp4_moe") == served
+        assert served or reason == "this plugin leaves MXFP4 alone under quant_method fp8 with moe_quant_algo NVFP4"

@@ -49,17 +49,17 @@ def read_lines(name: str) -> list[list[str]]:
     return [line.split() for line in (GOLDEN / name).read_text().splitlines() if not line.startswith("#")]
 
 
-def quantize_cases() -> list[dict[str, list[str]]]:
-    cases: list[dict[str, list[str]]] = [{}]
-    for key, *words in read_lines("quantize.txt"):
+def cases(name: str) -> list[dict[str, list[str]]]:
+    found: list[dict[str, list[str]]] = [{}]
+    for key, *words in read_lines(name):
         if key == "end":
-            cases.append({})
+            found.append({})
         else:
-            cases[-1].setdefault(key, []).extend(words)
-    return cases[:-1]
+            found[-1].setdefault(key, []).extend(words)
+    return found[:-1]
 
 
-@pytest.mark.parametrize("case", quantize_cases(), ids=lambda case: case["case"][0])
+@pytest.mark.parametrize("case", cases("quantize.txt"), ids=lambda case: case["case"][0])
 def test_quantize(library, case):
     def array(kind, key):
         return (kind * len(case[key]))(*(int(word, 16) for word in case[key]))

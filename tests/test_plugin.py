@@ -28,9 +28,9 @@ def refused(monkeypatch):
     from nvfp4_moe.plugin import log
 
     lines = []
-    monkeypatch.setattr(log, "experts_refused", lines.append)
+    monkeypatch.setattr(log, "experts_refused", lambda reason, weights="NVFP4": lines.append(reason))
     monkeypatch.setattr(log, "linears_refused", lines.append)
-    monkeypatch.setattr(log, "experts_active", lambda: lines.append("active"))
+    monkeypatch.setattr(log, "experts_active", lambda weights="NVFP4": lines.append("active"))
     return lines
 
 
@@ -68,6 +68,31 @@ def test_a_method_that_we_do_not_know_is_as_vllm_alone_makes_it(refused, vllms_c
     method = moe.choose(QuarkMoE)
     assert (type(method), method.experts_cls) == (QuarkMoE, vllms_choice)
     assert refused == ["QuarkMoE is a quantisation method that this plugin does not know"]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_method_that_asks_nobody_is_asked_about(refused, vllms_choice, monkeypatch, supported):
+    from nvfp4_moe.plugin import moe
+
+    class CompressedMxfp4:
+        moe, experts_cls = "its layer", vllms_choice
+
+    class Ours(CompressedMxfp4):
+        weights = "MXFP4"
+
+    def is_supported(cls, layer, *_):
+        assert layer == "its layer"
+        cls.last_refusal = None if supported else "the sizes"
+        return supported, cls.last_refusal
+
+    monkeypatch.setattr(moe.Nvfp4MoeExperts, "is_supported_config", staticmethod(is_supported))
+    monkeypatch.setattr(moe.Nvfp4MoeExperts, "activation_format", staticmethod(lambda: None))
+    monkeypatch.setitem(moe.UNASKED, CompressedMxfp4, ("MXFP4", "its key"))
+    monkeypatch.setitem(moe.SPECIALISED, CompressedMxfp4, Ours)
+    method = moe.choose(CompressedMxfp4)
+    chosen = (Ours, moe.Nvfp4MoeExperts) if supported else (CompressedMxfp4, vllms_choice)
+    assert (type(method), method.experts_cls) == chosen
+    assert refused == (["active"] if supported else ["the sizes"])
 
 
 def test_a_subclass_of_a_known_method_is_not_known(refused, vllms_choice):

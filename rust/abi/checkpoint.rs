@@ -28,6 +28,7 @@ const _: () = {
     assert!(Format::Modelopt as u32 == NVFP4_MOE_FORMAT_MODELOPT);
     assert!(Format::CompressedTensors as u32 == NVFP4_MOE_FORMAT_COMPRESSED_TENSORS);
     assert!(Format::DeepseekV4Mixed as u32 == NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED);
+    assert!(Format::Mxfp4 as u32 == NVFP4_MOE_FORMAT_MXFP4);
 };
 
 impl Opaque for nvfp4_moe_checkpoint {

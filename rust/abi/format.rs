@@ -6,19 +6,19 @@ use super::{aligned, exports, guard_value, policy_of, read_struct, reserved, str
 use crate::config::ScalePolicy;
 use crate::error::{Error, Result};
 use crate::format::{
-    BLOCK_SIZE, QuantScale, SfLayout, check_global_scale, dequantize_row, dynamic_global_scale, quantize_row,
-    sf_offset_128x4, sf_size_128x4,
+    BLOCK_SIZE, MX_BLOCK_SIZE, QuantScale, SfLayout, cast_mxfp4, check_global_scale, dequantize_row,
+    dynamic_global_scale, quantize_row, sf_offset_128x4, sf_size_128x4,
 };
 use crate::status;
 use half::{bf16, slice::HalfFloatSliceExt};
 
 /// Rows and columns as sizes: not negative, whole blocks, and few enough that no byte count overflows.
-fn shape(num_rows: i64, num_cols: i64) -> Result<(usize, usize)> {
+fn shape(num_rows: i64, num_cols: i64, block: usize) -> Result<(usize, usize)> {
     let rows = usize::try_from(num_rows).ok().filter(|rows| *rows < 1 << 40);
     let rows = rows
         .ok_or_else(|| Error::argument("num_rows", num_rows, "it must be 0 or more, below 2^40", "Pass the rows."))?;
-    let cols = usize::try_from(num_cols).ok().filter(|cols| cols.is_multiple_of(BLOCK_SIZE) && *cols < 1 << 22);
-    let rule = format!("it must be a multiple of {BLOCK_SIZE} below 2^22");
+    let cols = usize::try_from(num_cols).ok().filter(|cols| cols.is_multiple_of(block) && *cols < 1 << 22);
+    let rule = format!("it must be a multiple of {block} below 2^22");
     let cols = cols.ok_or_else(|| Error::argument("num_cols", num_cols, rule, "Pad the rows with zeros."))?;
     Ok((rows, cols))
 }
@@ -29,7 +29,7 @@ fn shape(num_rows: i64, num_cols: i64) -> Result<(usize, usize)> {
 /// Each pointer must be NULL or valid for what the header says of its field.
 unsafe fn quantize(args: &nvfp4_moe_quantize_args) -> Result<()> {
     reserved(args.reserved)?;
-    let (rows, cols) = shape(args.num_rows, args.num_cols)?;
+    let (rows, cols) = shape(args.num_rows, args.num_cols, BLOCK_SIZE)?;
     let policy = policy_of(args.scale_policy)?;
     let layout = match args.sf_layout as u32 {
         NVFP4_MOE_SF_LINEAR => SfLayout::Linear,
@@ -96,7 +96,7 @@ exports! {
         num_cols: i64,
         out: *mut f32,
     ) {
-        let (rows, cols) = shape(num_rows, num_cols)?;
+        let (rows, cols) = shape(num_rows, num_cols, BLOCK_SIZE)?;
         if rows == 0 || cols == 0 {
             return Ok(());
         }
@@ -105,6 +105,28 @@ exports! {
         let packed = std::slice::from_raw_parts(packed, rows * cols / 2);
         let block_scale = std::slice::from_raw_parts(block_scale, rows * cols / BLOCK_SIZE);
         dequantize_row(packed, block_scale, global_scale, std::slice::from_raw_parts_mut(out, rows * cols));
+        Ok(())
+    }
+
+    fn nvfp4_moe_cast_mxfp4(
+        packed: *const u8,
+        e8m0_scale: *const u8,
+        num_rows: i64,
+        num_cols: i64,
+        block_scale: *mut u8,
+        global_scale: *mut f32,
+    ) {
+        let (rows, cols) = shape(num_rows, num_cols, MX_BLOCK_SIZE)?;
+        let values = rows * cols;
+        let read = |name, pointer, len| Ok(if len == 0 { &[][..] } else { std::slice::from_raw_parts(aligned(name, pointer, 1)?, len) });
+        let codes = read("packed", packed, values / 2)?;
+        let scales = read("e8m0_scale", e8m0_scale, values / MX_BLOCK_SIZE)?;
+        let block_scale = match values {
+            0 => &mut [][..],
+            _ => std::slice::from_raw_parts_mut(aligned("block_scale", block_scale.cast_const(), 1)?.cast_mut(), values / BLOCK_SIZE),
+        };
+        let global_scale = aligned("global_scale", global_scale.cast_const(), 4)?.cast_mut();
+        *global_scale = cast_mxfp4(&"e8m0_scale", codes, scales, block_scale)?;
         Ok(())
     }
 }

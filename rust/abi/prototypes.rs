@@ -48,6 +48,7 @@ same_prototypes! {
     status::nvfp4_moe_device_status_reset(_, _, _);
     format::nvfp4_moe_quantize(_);
     format::nvfp4_moe_dequantize(_, _, _, _, _, _);
+    format::nvfp4_moe_cast_mxfp4(_, _, _, _, _, _);
     format::nvfp4_moe_sf_size(_, _);
     format::nvfp4_moe_sf_offset(_, _, _);
     checkpoint::nvfp4_moe_checkpoint_open(_, _);

@@ -23,7 +23,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the NVFP4 MoE layers of a checkpoint, with every scale checked, and what to watch out for.
+    /// Show the NVFP4 and MXFP4 MoE layers of a checkpoint, with every scale checked, and what to watch out for.
     Inspect {
         /// Directory of safetensors files with their config.json.
         directory: PathBuf,
@@ -59,7 +59,7 @@ fn inspect(directory: &Path, layer: Option<u32>, prefix: &str, json: bool) -> Re
     let _ = std::io::stdout().write_all(text.as_bytes()); // a reader that stops early, as `head` does, is no error
     if report.layers.is_empty() && report.refused.is_empty() {
         eprintln!(
-            "nvfp4-moe: the checkpoint has no NVFP4 MoE layer that can be read; tensors must be named {}. Check the \
+            "nvfp4-moe: the checkpoint has no FP4 MoE layer that can be read; tensors must be named {}. Check the \
              directory, and what was skipped.",
             namings_in_words()
         );

@@ -38,6 +38,7 @@ pub const NVFP4_MOE_ROWS_INTERLEAVED: u32 = 2;
 pub const NVFP4_MOE_FORMAT_MODELOPT: u32 = 1;
 pub const NVFP4_MOE_FORMAT_COMPRESSED_TENSORS: u32 = 2;
 pub const NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED: u32 = 3;
+pub const NVFP4_MOE_FORMAT_MXFP4: u32 = 4;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct nvfp4_moe_layer {

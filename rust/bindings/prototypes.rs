@@ -130,6 +130,16 @@ unsafe extern "C" {
     ) -> i32;
 }
 unsafe extern "C" {
+    pub fn nvfp4_moe_cast_mxfp4(
+        packed: *const u8,
+        e8m0_scale: *const u8,
+        num_rows: i64,
+        num_cols: i64,
+        block_scale: *mut u8,
+        global_scale: *mut f32,
+    ) -> i32;
+}
+unsafe extern "C" {
     pub fn nvfp4_moe_sf_size(num_rows: u64, num_sf_cols: u64) -> u64;
 }
 unsafe extern "C" {

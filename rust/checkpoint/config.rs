@@ -164,6 +164,12 @@ impl Config {
         self.quant_method.as_deref() == Some("fp8") && self.moe_quant_algo.as_deref() == Some("NVFP4")
     }
 
+    /// Does it name MXFP4? Scales that are mere bytes are taken for e8m0 only then.
+    pub fn says_mxfp4(&self) -> bool {
+        let said = [&self.quant_method, &self.quant_algo, &self.moe_quant_algo];
+        said.into_iter().flatten().any(|text| text.to_ascii_lowercase().contains("mxfp4"))
+    }
+
     /// The model's type, or a tower's, if it starts with one of `starts`.
     pub fn model_type_of(&self, starts: &[&str]) -> Option<String> {
         let chain = self.sections.chain("", &keys_of_experts());

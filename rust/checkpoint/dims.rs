@@ -76,6 +76,12 @@ impl Dims {
         matrices * self.num_experts as u64 * (self.codes_len() + self.block_scales_len() + size_of::<f32>()) as u64
     }
 
+    /// The same in MXFP4: half as many scales, and none beside.
+    pub fn bytes_mxfp4(self) -> u64 {
+        let matrices = Projection::of_expert(self.gated).len() as u64;
+        matrices * self.num_experts as u64 * (self.codes_len() + self.block_scales_len() / 2) as u64
+    }
+
     /// `[rows, cols]` of a projection.
     pub(super) fn matrix(self, projection: Projection) -> [u64; 2] {
         let (hidden, intermediate) = (self.hidden_size as u64, self.intermediate_size as u64);

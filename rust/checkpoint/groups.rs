@@ -8,7 +8,7 @@ use super::files::Files;
 use super::header::Tensor;
 use super::names::{layer_of, split};
 use super::namings::{
-    BIAS, FORMATS, Form, Format, INTERLEAVING_MODELS, PROJECTIONS, Tensors, WITHOUT_GATE, all_projections,
+    BIAS, FORMATS, Form, INTERLEAVING_MODELS, MXFP4_FORMATS, PROJECTIONS, Tensors, WITHOUT_GATE, all_projections,
     quantisation_or_unknown,
 };
 use super::text::{printable, shorten};
@@ -100,7 +100,8 @@ impl Group {
     /// How many of the matrices have an input scale, of how many.
     pub fn input_scales(&self) -> (u64, u64) {
         let count = |of: &dyn Fn(&Tensors) -> &'static str| {
-            let named = |tensor: &str| FORMATS.iter().any(|row| of(row) == tensor);
+            let rows = || FORMATS.iter().chain(&MXFP4_FORMATS);
+            let named = |tensor: &str| !tensor.is_empty() && rows().any(|row| of(row) == tensor);
             self.kinds.iter().filter(|((_, tensor), _)| named(tensor)).map(|(_, kind)| kind.count).sum()
         };
         (count(&|row| row.input_scale), count(&|row| row.block_scale))
@@ -123,19 +124,53 @@ impl Group {
         self.kinds.keys().any(second_level) || codes_with_scales
     }
 
+    /// Its row among the namings of MXFP4, if its tensors have one.
+    pub fn mxfp4(&self, config: &Config) -> Option<&'static Tensors> {
+        let held =
+            |tensor: &str| self.kinds.iter().find(|((_, t), _)| t == tensor).and_then(|(_, kind)| kind.held.as_ref());
+        let dtype = |tensor: &str| held(tensor).map(|(dtype, _)| dtype);
+        let fits = |row: &&Tensors| {
+            let codes = dtype(row.codes).is_some_and(|dtype| row.codes_an_element(dtype).is_some());
+            let scales = dtype(row.block_scale);
+            codes && (scales == Some(&Dtype::F8_E8M0) || scales == Some(&Dtype::U8) && config.says_mxfp4())
+        };
+        if self.looks_nvfp4() { None } else { MXFP4_FORMATS.iter().find(fits) }
+    }
+
+    /// Is it MXFP4 in any layout, also one that is not read?
+    pub fn is_mxfp4(&self, config: &Config) -> bool {
+        self.mxfp4(config).is_some() || self.has_blocks_and_scales()
+    }
+
+    /// gpt-oss's own layout of MXFP4: blocks of 16 bytes beside their scales.
+    fn has_blocks_and_scales(&self) -> bool {
+        let has = |tensor: &str| self.kinds.keys().any(|(_, t)| t == tensor);
+        has("blocks") && has("scales")
+    }
+
+    /// Why MXFP4 in a layout that has no row is not read.
+    pub fn mxfp4_refusal(&self) -> Option<String> {
+        let reason = "its experts are MXFP4 as gpt-oss stores it (blocks and scales), which this library does not read";
+        self.has_blocks_and_scales().then(|| reason.to_owned())
+    }
+
     /// Decide what gate, up and down are called, and in which format they are; or say why this is no layer to read.
-    pub fn settle(&mut self, config: &Config) -> Result<Format, String> {
-        if !self.looks_nvfp4() {
-            let mxfp4 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
-            let guess = if mxfp4 { ", as MXFP4 and FP8 do" } else { "" };
+    pub fn settle(&mut self, config: &Config) -> Result<&'static Tensors, String> {
+        let mxfp4 = self.mxfp4(config);
+        if let Some(refusal) = self.mxfp4_refusal().filter(|_| mxfp4.is_none()) {
+            return Err(refusal);
+        }
+        if mxfp4.is_none() && !self.looks_nvfp4() {
+            let fp8 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
+            let guess = if fp8 { ", as FP8 does" } else { "" };
             let reason =
                 format!("its experts hold {}{guess}; NVFP4 has U8 codes with F8_E4M3 block scales", self.held());
             return Err(reason);
         }
         self.projections = self.find_projections()?;
         self.interleaved = self.is_fused() && config.model_type_of(&INTERLEAVING_MODELS).is_some();
-        let row = FORMATS.iter().find(|row| (row.of_config)(config) && self.has_format(row));
-        let row = row.ok_or_else(|| {
+        let nvfp4 = || FORMATS.iter().find(|row| (row.of_config)(config) && self.has_format(row));
+        let row = mxfp4.or_else(nvfp4).ok_or_else(|| {
             let known: Vec<_> = FORMATS
                 .iter()
                 .map(|row| format!("{} + {} + {}", row.codes, row.block_scale, row.global_scale))
@@ -145,7 +180,7 @@ impl Group {
         if self.is_fused() || self.is_stacked() {
             self.check_orientation(row)?;
         }
-        Ok(row.format)
+        Ok(row)
     }
 
     fn has_format(&self, row: &Tensors) -> bool {
@@ -180,7 +215,7 @@ impl Group {
             let (dtype, shape) = self.kind(name, row.codes)?.held.as_ref()?;
             let shape = if self.is_stacked() { shape.split_first().filter(|_| shape.len() == 3)?.1 } else { shape };
             let &[rows, cols] = shape else { return None };
-            Some([rows, cols.saturating_mul(dtype.codes_an_element()?)])
+            Some([rows, cols.saturating_mul(row.codes_an_element(dtype)?)])
         };
         let parts = if self.is_fused() { 2 } else { 1 };
         let Some((gate, down)) = shape(Projection::of_expert(self.is_gated())[0]).zip(shape(Projection::Down)) else {
@@ -213,12 +248,12 @@ impl Group {
     }
 
     /// The name of a tensor that the format does not know; to ignore it could change the layer's result.
-    pub fn unknown_tensor(&self, format: Format) -> Option<&str> {
+    pub fn unknown_tensor(&self, row: &Tensors) -> Option<&str> {
         let bare = |tensor: &str| tensor.is_empty() && self.is_stacked();
         let ours = |projection: &String| self.projections.contains(&projection.as_str());
         let known = |((projection, tensor), kind): &(&(String, String), &Kind)| {
             let unquantised = tensor == "weight" && kind.held.as_ref().is_some_and(|(dtype, _)| dtype.is_unquantised());
-            ours(projection) && (format.tensors().knows(tensor) || bare(tensor) || unquantised)
+            ours(projection) && (row.knows(tensor) || bare(tensor) || unquantised)
         };
         self.kinds.iter().find(|kind| !known(kind)).map(|(_, kind)| kind.name.as_str())
     }

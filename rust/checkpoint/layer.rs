@@ -6,6 +6,7 @@ use super::dims::{BufferLens, Dims, LayerBuffers, Projection};
 use super::files::Files;
 use super::groups::Group;
 use super::input_scale::InputScale;
+use super::mxfp4;
 use super::namings::{Format, Tensors};
 use super::pieces::{Piece, Pieces, refuse_unquantised};
 use super::scales::{BlockScales, check_block_scales, weight_global_scale};
@@ -24,6 +25,7 @@ type Output<'a> = (&'a mut [u8], &'a mut [u8]);
 #[derive(Debug)]
 pub struct Layer<'a> {
     pieces: Pieces<'a>,
+    tensors: &'static Tensors,
     /// Naming and scale convention.
     pub format: Format,
     /// Its sizes.
@@ -34,14 +36,15 @@ pub struct Layer<'a> {
     pub w13_input_scale: InputScale,
     /// Of GEMM2.
     pub w2_input_scale: InputScale,
-    /// `[E]`, each of gate, up, down; all decode.
+    /// `[E]`, each of gate, up, down; all decode. Empty in MXFP4.
     global_scales: Vec<[f32; 3]>,
 }
 
 impl<'a> Layer<'a> {
     /// Check all that can be checked without reading codes and block scales.
-    pub(super) fn new(files: &'a Files, mut facts: Facts, group: &'a Group, format: Format) -> Result<Self> {
-        if let Some(name) = group.unknown_tensor(format) {
+    pub(super) fn new(files: &'a Files, mut facts: Facts, group: &'a Group, tensors: &'static Tensors) -> Result<Self> {
+        let format = tensors.format;
+        if let Some(name) = group.unknown_tensor(tensors) {
             return Err(fault(
                 name,
                 "present",
@@ -50,9 +53,10 @@ impl<'a> Layer<'a> {
             ));
         }
         let pieces = Pieces { files, group };
-        let dims = read_dims(pieces, &mut facts, format.tensors())?;
+        let dims = read_dims(pieces, &mut facts, tensors)?;
         let mut layer = Layer {
             pieces,
+            tensors,
             format,
             dims,
             facts,
@@ -69,13 +73,16 @@ impl<'a> Layer<'a> {
     }
 
     fn add_expert(&mut self, expert: usize) -> Result<()> {
-        let Tensors { global_scale, input_scale, inverse, .. } = self.format.tensors();
+        let Tensors { global_scale, input_scale, inverse, .. } = self.tensors;
         let mut global_scales = [0.0; 3];
         for &projection in self.projections() {
             self.codes(expert, projection)?;
             self.block_scale(expert, projection)?;
             if self.pieces.group.has_bias(projection) {
                 self.pieces.bias(self.dims, expert, projection)?;
+            }
+            if self.tensors.is_mxfp4() {
+                continue;
             }
             let (name, stored) = self.pieces.scalar(self.dims, expert, projection, global_scale)?;
             let stored = stored.ok_or_else(|| missing(self.pieces.files, &name))?;
@@ -88,18 +95,19 @@ impl<'a> Layer<'a> {
         if !self.dims.gated {
             global_scales[0] = global_scales[1];
         }
-        self.global_scales.push(global_scales);
+        if !self.tensors.is_mxfp4() {
+            self.global_scales.push(global_scales);
+        }
         Ok(())
     }
 
     fn codes(&self, expert: usize, projection: Projection) -> Result<Piece<'a>> {
-        let codes = self.format.tensors().codes;
-        refuse_unquantised(self.pieces, expert, projection, codes)?;
-        self.pieces.codes(self.dims, expert, projection, codes)
+        refuse_unquantised(self.pieces, expert, projection, self.tensors)?;
+        self.pieces.codes(self.dims, expert, projection, self.tensors)
     }
 
     fn block_scale(&self, expert: usize, projection: Projection) -> Result<Piece<'a>> {
-        self.pieces.block_scale(self.dims, expert, projection, self.format.tensors().block_scale)
+        self.pieces.block_scale(self.dims, expert, projection, self.tensors)
     }
 
     /// What the experts compute between their GEMMs; an error if this library does not have it.
@@ -127,7 +135,8 @@ impl<'a> Layer<'a> {
         &self.pieces.group.stem
     }
 
-    /// `[E]`, each of gate, up, down; all decode. Without a gate, up's stands in its place.
+    /// `[E]`, each of gate, up, down; all decode. Without a gate, up's stands in its place. Empty in MXFP4, where casting
+    /// makes them.
     pub fn global_scales(&self) -> &[[f32; 3]] {
         &self.global_scales
     }
@@ -137,7 +146,11 @@ impl<'a> Layer<'a> {
         let scan = |expert: usize| {
             self.projections().iter().copied().try_fold(BlockScales::default(), |all, projection| {
                 let piece = self.block_scale(expert, projection)?;
-                Ok(all.merge(BlockScales::scan(self.pieces.files, &piece)?))
+                let scanned = match self.tensors.is_mxfp4() {
+                    true => mxfp4::scan(self.pieces.files, &self.codes(expert, projection)?, &piece)?,
+                    false => BlockScales::scan(self.pieces.files, &piece)?,
+                };
+                Ok(all.merge(scanned))
             })
         };
         let mut numbers = vec_for("experts", experts.len())?;
@@ -162,7 +175,8 @@ impl<'a> Layer<'a> {
     /// Copy the experts from `first_expert` on, as many as `buffers` take.
     ///
     /// Their scales are checked before anything is copied, so a refusal leaves the buffers as they were; only an
-    /// I/O error half-way, or a file that is changed meanwhile, does not. Memory beyond the buffers: a megabyte for each thread.
+    /// I/O error half-way, or a file that is changed meanwhile, does not. Memory beyond the buffers, for each thread: a megabyte, or a matrix of
+    /// MXFP4.
     pub fn read(&self, first_expert: usize, buffers: LayerBuffers<'_>) -> Result<()> {
         let num_experts = buffers.w2_global_scale.len();
         let experts = self.check_range(first_expert, num_experts)?;
@@ -195,25 +209,33 @@ impl<'a> Layer<'a> {
         let w2 = w2.chunks_exact_mut(codes_len).zip(w2_block_scale.chunks_exact_mut(scales_len));
         let mut outputs = vec_for("experts", num_experts)?;
         outputs.extend(w13.zip(w2).enumerate());
-        let copy = |(i, ((w13, w13_block_scale), (w2, w2_block_scale))): (usize, (Output<'_>, Output<'_>))| {
-            let w13 = w13.chunks_exact_mut(codes_len).zip(w13_block_scale.chunks_exact_mut(scales_len));
-            for (&projection, (codes, block_scale)) in self.projections().iter().zip(w13.chain([(w2, w2_block_scale)]))
-            {
-                self.codes(first_expert + i, projection)?.read(self.pieces.files, codes)?;
-                let piece = self.block_scale(first_expert + i, projection)?;
-                piece.read(self.pieces.files, block_scale)?;
-                check_block_scales(&piece, 0, block_scale)?; // the file may have changed since they were scanned
-            }
-            Ok(())
-        };
-        threads::run(|| threads::try_map(outputs, copy))??;
+        let copy = |(i, (w13, w2)): (usize, (Output<'_>, Output<'_>))| self.read_expert(first_expert + i, w13, w2);
+        let global_scales = threads::run(|| threads::try_map(outputs, copy))??;
         self.pieces.files.check_unchanged()?;
-        for (i, [gate, up, down]) in self.global_scales[experts].iter().enumerate() {
-            let of_w13 = [*gate, *up];
-            w13_global_scale[in_w13 * i..][..in_w13].copy_from_slice(&of_w13[2 - in_w13..]);
-            w2_global_scale[i] = *down;
+        for (i, [gate, up, down]) in global_scales.into_iter().enumerate() {
+            w13_global_scale[in_w13 * i..][..in_w13].copy_from_slice(&[gate, up][2 - in_w13..]);
+            w2_global_scale[i] = down;
         }
         Ok(())
+    }
+
+    /// Codes and block scales of one expert; returns its global scales, of gate, up, down.
+    fn read_expert(&self, expert: usize, w13: Output<'_>, w2: Output<'_>) -> Result<[f32; 3]> {
+        let files = self.pieces.files;
+        let mut global_scales = self.global_scales.get(expert).copied().unwrap_or_default();
+        let w13_codes = w13.0.chunks_exact_mut(self.dims.codes_len());
+        let w13 = w13_codes.zip(w13.1.chunks_exact_mut(self.dims.block_scales_len()));
+        for (&projection, (codes, block_scale)) in self.projections().iter().zip(w13.chain([w2])) {
+            self.codes(expert, projection)?.read(files, codes)?;
+            let piece = self.block_scale(expert, projection)?;
+            if self.tensors.is_mxfp4() {
+                global_scales[projection as usize] = mxfp4::read(files, codes, &piece, block_scale)?;
+                continue;
+            }
+            piece.read(files, block_scale)?;
+            check_block_scales(&piece, 0, block_scale)?; // the file may have changed since they were scanned
+        }
+        Ok(global_scales)
     }
 
     /// Biases of some experts; a matrix that has none gets zeros. Does nothing where no matrix has one.

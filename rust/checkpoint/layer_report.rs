@@ -22,7 +22,7 @@ pub struct LayerReport {
     /// Sizes.
     #[serde(flatten)]
     pub dims: Dims,
-    /// Dtypes of codes, block scales and global scales.
+    /// Dtypes of codes, block scales and global scales (MXFP4 has none).
     pub dtypes: &'static str,
     /// Bytes of codes and scales.
     pub bytes: u64,
@@ -59,14 +59,15 @@ impl LayerReport {
     ) -> Result<Self> {
         let activation = layer.activation()?.to_string();
         let ratio = |[gate, up, _]: &[f32; 3]| (gate / up).max(up / gate);
+        let is_mxfp4 = layer.format == Format::Mxfp4;
         let amax = layer.w13_input_scale.calibrated_amax();
         Ok(LayerReport {
             layer: number,
             stem: layer.stem().to_owned(),
             format: layer.format,
             dims: layer.dims,
-            dtypes: "U8 + F8_E4M3 + F32",
-            bytes: layer.dims.bytes(),
+            dtypes: if is_mxfp4 { "U8 + F8_E8M0" } else { "U8 + F8_E4M3 + F32" },
+            bytes: if is_mxfp4 { layer.dims.bytes_mxfp4() } else { layer.dims.bytes() },
             activation,
             has_bias: layer.has_bias(),
             top_k: layer.facts.top_k,

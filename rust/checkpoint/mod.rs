@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Checkpoints: NVFP4 experts out of safetensors files.
+//! Checkpoints: NVFP4 and MXFP4 experts out of safetensors files.
 //!
 //! # Formats
 //!
@@ -16,9 +16,14 @@
 //! round once, here, by one f32 division. The tensors' names decide the convention, not the config, because names
 //! cannot contradict the data they name.
 //!
-//! DeepSeek-V4 checkpoints have `quant_method: "fp8"` with `moe_quant_algo: "NVFP4"`: routed experts in ModelOpt's
-//! tensors, everything else in FP8. Their multi-token-prediction experts stay MXFP4. Layers that are not NVFP4 are
-//! [skipped](Checkpoint::skipped) with the reason; the others can be read.
+//! NVIDIA's DeepSeek-V4 checkpoints have `quant_method: "fp8"` with `moe_quant_algo: "NVFP4"`: routed experts in ModelOpt's
+//! tensors, everything else in FP8. Layers that are not FP4 are [skipped](Checkpoint::skipped) with the reason; the others
+//! can be read.
+//!
+//! MXFP4 has the same codes, one e8m0 scale (F8_E8M0, or U8 under a config that says mxfp4) for 32 of them, and no other:
+//! `weight` (I8, U8 or F4) and `scale` in DeepSeek-V4 as its authors publish it, `weight_packed` and `weight_scale` by
+//! compressed-tensors, `weight` and `weight_scale` by ModelOpt. It leaves as NVFP4 of the same values:
+//! [`cast_mxfp4`](crate::format::cast_mxfp4), which refuses scales that are too far apart.
 //!
 //! # Names
 //!
@@ -75,6 +80,7 @@ mod inspect;
 mod layer;
 mod layer_report;
 mod modules;
+mod mxfp4;
 mod names;
 mod namings;
 mod pieces;
@@ -100,6 +106,7 @@ pub use scales::BlockScales;
 use crate::error::{Error, Result};
 use files::Files;
 use groups::Group;
+use namings::Tensors;
 use source::Directory;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -112,7 +119,7 @@ pub struct Checkpoint {
     pub config: Config,
     files: Files,
     /// Indices into `groups` by layer; more than one where two models, or two towers of one, share the directory.
-    layers: BTreeMap<u32, Vec<(usize, Format)>>,
+    layers: BTreeMap<u32, Vec<(usize, &'static Tensors)>>,
     skipped: Vec<SkippedLayer>,
     modules: Vec<Module>,
     groups: Vec<Group>,
@@ -144,12 +151,13 @@ impl Checkpoint {
         let mut skipped = Vec::new();
         for (at, group) in groups.iter_mut().enumerate() {
             let layer = group.layer();
-            let format = group.settle(&config);
+            let row = group.settle(&config);
             let facts = || config.facts(&group.stem, layer.clone().unwrap_or_default(), group.is_gated());
-            modules.push(modules::of_group(group, format.is_ok().then(facts).and_then(|facts| facts.activation.err())));
-            let reason = match (format, &layer) {
-                (Ok(format), Ok(layer)) => {
-                    layers.entry(*layer).or_default().push((at, format));
+            let refusal = row.is_ok().then(facts).and_then(|facts| facts.activation.err());
+            modules.push(modules::of_group(group, &config, refusal));
+            let reason = match (row, &layer) {
+                (Ok(row), Ok(layer)) => {
+                    layers.entry(*layer).or_default().push((at, row));
                     continue;
                 }
                 (Ok(_), Err(reason)) => reason.clone(),
@@ -161,12 +169,12 @@ impl Checkpoint {
         Ok(Checkpoint { config, files, layers, skipped, modules, groups })
     }
 
-    /// Indices of the NVFP4 MoE layers, in order.
+    /// Indices of the MoE layers, in order.
     pub fn layers(&self) -> impl Iterator<Item = u32> {
         self.layers.keys().copied()
     }
 
-    /// Groups of experts that are no NVFP4 layer, and why.
+    /// Groups of experts that are no layer to read, and why.
     pub fn skipped(&self) -> &[SkippedLayer] {
         &self.skipped
     }
@@ -179,7 +187,7 @@ impl Checkpoint {
     /// A layer by its index in the model, checked but for its block scales.
     pub fn layer(&self, layer: u32) -> Result<Layer<'_>> {
         match self.layers.get(&layer).map(Vec::as_slice) {
-            Some(&[(group, format)]) => self.layer_of(layer, group, format),
+            Some(&[(group, row)]) => self.layer_of(layer, group, row),
             Some(groups) => {
                 let stems: Vec<_> = groups.iter().map(|(group, _)| self.groups[*group].stem.as_str()).collect();
                 let tower = stems[0].split('.').next().unwrap_or_default();
@@ -199,18 +207,18 @@ impl Checkpoint {
         self.files.ask_for_tables()
     }
 
-    fn layer_of(&self, layer: u32, group: usize, format: Format) -> Result<Layer<'_>> {
+    fn layer_of(&self, layer: u32, group: usize, row: &'static Tensors) -> Result<Layer<'_>> {
         self.files.ask_for_tables()?;
         let group = &self.groups[group];
-        Layer::new(&self.files, self.config.facts(&group.stem, layer, group.is_gated()), group, format)
+        Layer::new(&self.files, self.config.facts(&group.stem, layer, group.is_gated()), group, row)
     }
 
     /// Each layer of each tower: its index, and the layer or why it is refused.
     fn every_layer(&self, only: Option<u32>) -> impl Iterator<Item = (u32, &str, Result<Layer<'_>>)> {
         let wanted = self.layers.iter().filter(move |(layer, _)| only.is_none_or(|only| only == **layer));
         wanted.flat_map(move |(layer, groups)| {
-            let one = |(group, format): &(usize, Format)| {
-                (*layer, self.groups[*group].stem.as_str(), self.layer_of(*layer, *group, *format))
+            let one = |(group, row): &(usize, &'static Tensors)| {
+                (*layer, self.groups[*group].stem.as_str(), self.layer_of(*layer, *group, row))
             };
             groups.iter().map(one).collect::<Vec<_>>()
         })
@@ -220,14 +228,14 @@ impl Checkpoint {
         if let Some(SkippedLayer { stem, reason, .. }) = self.skipped.iter().find(|s| s.layer == Some(layer)) {
             let (stem, remedy) = (printable(stem), "Run it with the model's own kernels.");
             return Error::Unsupported(format!(
-                "layer {layer} ({stem}) is no NVFP4 MoE layer that can be read; {reason}. {remedy}"
+                "layer {layer} ({stem}) is no NVFP4 or MXFP4 MoE layer that can be read; {reason}. {remedy}"
             ));
         }
         let rule = match (self.layers.first_key_value(), self.layers.last_key_value()) {
             (Some((first, _)), Some((last, _))) => {
-                format!("the checkpoint has {} NVFP4 MoE layers, {first} to {last}", self.layers.len())
+                format!("the checkpoint has {} FP4 MoE layers, {first} to {last}", self.layers.len())
             }
-            _ => "the checkpoint has no NVFP4 MoE layer".to_owned(),
+            _ => "the checkpoint has no FP4 MoE layer".to_owned(),
         };
         Error::argument("layer", layer, rule, "`nvfp4-moe inspect` lists them.")
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Every matrix of the checkpoint by its module, and how it is quantised: what an engine would make of each.
 
+use super::config::Config;
 use super::dtype::Dtype;
 use super::groups::Group;
 use super::header::Tensor;
@@ -11,6 +12,9 @@ use std::collections::BTreeMap;
 
 /// NVFP4, in any format.
 pub const NVFP4: &str = "nvfp4";
+
+/// MXFP4, in any naming.
+pub const MXFP4: &str = "mxfp4";
 
 /// Experts that are no NVFP4 layer, or tensors that look like NVFP4 and are not understood.
 #[derive(Debug, Clone, Serialize)]
@@ -32,23 +36,27 @@ pub struct Module {
     pub name: String,
     /// `moe` or `linear`
     pub kind: &'static str,
-    /// `nvfp4`, `fp8 or mxfp4`, `other quantisation`, `unquantised`
+    /// `nvfp4`, `mxfp4` (of experts), `fp8 or mxfp4`, `other quantisation`, `unquantised`
     pub format: &'static str,
     /// Matrices that have scales.
     pub num_matrices: u64,
     /// Those with an input scale.
     pub num_input_scales: u64,
-    /// Why this library's kernels do not compute it, though it is NVFP4.
+    /// Why this library's kernels do not compute it, though it is NVFP4 or MXFP4.
     pub refusal: Option<String>,
 }
 
 type Tensors<'a> = BTreeMap<&'a str, Option<&'a Tensor>>;
 
 /// The module of a layer's experts; `refusal` is that of its activation.
-pub fn of_group(group: &Group, refusal: Option<String>) -> Module {
+pub fn of_group(group: &Group, config: &Config, refusal: Option<String>) -> Module {
     let (num_input_scales, num_matrices) = group.input_scales();
-    let format = if group.looks_nvfp4() { NVFP4 } else { group.other_quantisation() };
-    let refusal = refusal.filter(|_| format == NVFP4);
+    let format = match (group.looks_nvfp4(), group.is_mxfp4(config)) {
+        (true, _) => NVFP4,
+        (false, true) => MXFP4,
+        (false, false) => group.other_quantisation(),
+    };
+    let refusal = refusal.or_else(|| group.mxfp4_refusal()).filter(|_| [NVFP4, MXFP4].contains(&format));
     Module { name: group.path(), kind: "moe", format, num_matrices, num_input_scales, refusal }
 }
 

@@ -7,6 +7,8 @@
 //! tensors of a matrix are called and which way their scales go.
 
 use super::config::Config;
+use super::dtype::Dtype;
+use crate::format::{BLOCK_SIZE, MX_BLOCK_SIZE};
 use serde::Serialize;
 use std::fmt;
 
@@ -20,6 +22,8 @@ pub enum Format {
     CompressedTensors = 2,
     /// ModelOpt's tensors in a model whose config says FP8, with NVFP4 for the experts alone.
     DeepseekV4Mixed = 3,
+    /// MXFP4 under any naming: one e8m0 scale for 32 codes, and no scale beside.
+    Mxfp4 = 4,
 }
 
 /// A row of [`FORMATS`]: the tensors of one matrix.
@@ -33,11 +37,11 @@ pub struct Tensors {
     pub of_config: fn(&Config) -> bool,
     /// e2m1 codes.
     pub codes: &'static str,
-    /// e4m3 block scales.
+    /// e4m3 block scales, e8m0 in MXFP4.
     pub block_scale: &'static str,
-    /// f32 scale of the weight.
+    /// f32 scale of the weight; empty in MXFP4, which has none.
     pub global_scale: &'static str,
-    /// f32 scale of the activations.
+    /// f32 scale of the activations; empty in MXFP4.
     pub input_scale: &'static str,
     /// Are both f32 scales the inverse of what decodes?
     pub inverse: bool,
@@ -79,6 +83,26 @@ pub const FORMATS: [Tensors; 3] = [
         inverse: false,
     },
 ];
+
+/// Namings of MXFP4, for experts that have none of NVFP4's tensors.
+pub const MXFP4_FORMATS: [Tensors; 3] = [
+    mxfp4("weight", "scale"),               // DeepSeek-V4 as its authors publish it
+    mxfp4("weight_packed", "weight_scale"), // compressed-tensors mxfp4-pack-quantized
+    mxfp4("weight", "weight_scale"),        // ModelOpt
+];
+
+const fn mxfp4(codes: &'static str, block_scale: &'static str) -> Tensors {
+    Tensors {
+        format: Format::Mxfp4,
+        name: "MXFP4",
+        of_config: |_| true,
+        codes,
+        block_scale,
+        global_scale: "",
+        input_scale: "",
+        inverse: false,
+    }
+}
 
 /// What gate, up and down are called. Where gate and up have one name, their rows lie in one matrix, gate's first.
 pub const PROJECTIONS: [[&str; 3]; 3] = [
@@ -130,7 +154,7 @@ impl Format {
     /// Its row.
     pub fn tensors(self) -> &'static Tensors {
         // Every format has a row; the test below goes through all.
-        FORMATS.iter().find(|row| row.format == self).unwrap_or(&FORMATS[2])
+        FORMATS.iter().chain(&MXFP4_FORMATS).find(|row| row.format == self).unwrap_or(&FORMATS[2])
     }
 }
 
@@ -143,7 +167,34 @@ impl fmt::Display for Format {
 impl Tensors {
     /// May experts have a tensor of that name?
     pub fn knows(&self, tensor: &str) -> bool {
-        [self.codes, self.block_scale, self.global_scale, self.input_scale, BIAS].contains(&tensor)
+        let ours = [self.codes, self.block_scale, self.global_scale, self.input_scale, BIAS];
+        !tensor.is_empty() && ours.contains(&tensor)
+    }
+
+    /// Is it MXFP4?
+    pub fn is_mxfp4(&self) -> bool {
+        self.format == Format::Mxfp4
+    }
+
+    /// Codes that share a block scale.
+    pub fn block_size(&self) -> usize {
+        if self.is_mxfp4() { MX_BLOCK_SIZE } else { BLOCK_SIZE }
+    }
+
+    /// Types that codes may have: MXFP4's exporters write them as signed bytes, too.
+    pub fn code_dtypes(&self) -> &'static [Dtype] {
+        const DTYPES: &[Dtype] = &[Dtype::U8, Dtype::F4, Dtype::I8];
+        if self.is_mxfp4() { DTYPES } else { &DTYPES[..2] }
+    }
+
+    /// Codes in an element of that type, if codes may have it.
+    pub fn codes_an_element(&self, dtype: &Dtype) -> Option<u64> {
+        self.code_dtypes().contains(dtype).then(|| if *dtype == Dtype::F4 { 1 } else { 2 })
+    }
+
+    /// Types that block scales may have: writers that do not know e8m0 write bytes.
+    pub fn block_scale_dtypes(&self) -> &'static [Dtype] {
+        if self.is_mxfp4() { &[Dtype::F8_E8M0, Dtype::U8] } else { &[Dtype::F8_E4M3] }
     }
 }
 
@@ -195,7 +246,7 @@ mod tests {
 
     #[test]
     fn every_format_and_form_has_its_row() {
-        for format in [Format::Modelopt, Format::CompressedTensors, Format::DeepseekV4Mixed] {
+        for format in [Format::Modelopt, Format::CompressedTensors, Format::DeepseekV4Mixed, Format::Mxfp4] {
             assert_eq!(format.tensors().format, format);
         }
         assert_eq!(Form::ProjectionFirst.to_string(), "experts.P.E");

@@ -6,10 +6,9 @@ use super::dtype::Dtype;
 use super::files::Files;
 use super::groups::Group;
 use super::header::Tensor;
-use super::namings::BIAS;
+use super::namings::{BIAS, Tensors};
 use super::text::fault;
 use crate::error::Result;
-use crate::format::BLOCK_SIZE;
 
 /// One matrix's bytes within a tensor, whose dtype and shape are checked.
 #[derive(Debug)]
@@ -74,20 +73,21 @@ pub struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// e2m1 codes of one matrix in the tensor called `tensor`.
-    pub fn codes(self, dims: Dims, expert: usize, projection: Projection, tensor: &str) -> Result<Piece<'a>> {
+    /// e2m1 codes of one matrix.
+    pub fn codes(self, dims: Dims, expert: usize, projection: Projection, row: &Tensors) -> Result<Piece<'a>> {
         let [_, cols] = dims.matrix(projection);
-        let extents = |dtype: &Dtype| vec![cols / dtype.codes_an_element().unwrap_or(1)];
-        let place = (expert, projection, tensor);
-        self.piece(dims, place, &[Dtype::U8, Dtype::F4], extents, cols / 2, "rows, columns / 2")
+        let extents = |dtype: &Dtype| vec![cols / row.codes_an_element(dtype).unwrap_or(1)];
+        let place = (expert, projection, row.codes);
+        self.piece(dims, place, row.code_dtypes(), extents, cols / 2, "rows, columns / 2")
     }
 
-    /// e4m3 block scales of one matrix.
-    pub fn block_scale(self, dims: Dims, expert: usize, projection: Projection, tensor: &str) -> Result<Piece<'a>> {
+    /// Block scales of one matrix: e4m3, or e8m0 in MXFP4.
+    pub fn block_scale(self, dims: Dims, expert: usize, projection: Projection, row: &Tensors) -> Result<Piece<'a>> {
         let [_, cols] = dims.matrix(projection);
-        let row_len = cols / BLOCK_SIZE as u64;
-        let place = (expert, projection, tensor);
-        self.piece(dims, place, &[Dtype::F8_E4M3], |_| vec![row_len], row_len, "rows, columns / 16")
+        let row_len = cols / row.block_size() as u64;
+        let place = (expert, projection, row.block_scale);
+        let meaning = format!("rows, columns / {}", row.block_size());
+        self.piece(dims, place, row.block_scale_dtypes(), |_| vec![row_len], row_len, &meaning)
     }
 
     /// bf16 biases of one matrix.
@@ -164,14 +164,17 @@ impl<'a> Pieces<'a> {
 }
 
 /// Exporters leave some experts as they were. A layer is run in one format, so such a layer is refused for what it is.
-pub fn refuse_unquantised(pieces: Pieces<'_>, expert: usize, projection: Projection, codes: &str) -> Result<()> {
+pub fn refuse_unquantised(pieces: Pieces<'_>, expert: usize, projection: Projection, row: &Tensors) -> Result<()> {
     let name = pieces.group.tensor(expert, projection, "weight");
     let is_unquantised = |dtype: &Dtype| dtype.is_unquantised();
     match pieces.files.find(&name)? {
-        Some(tensor) if codes != "weight" || is_unquantised(&tensor.dtype) => Err(fault(
+        Some(tensor) if row.codes != "weight" || is_unquantised(&tensor.dtype) => Err(fault(
             name,
             format_args!("{} {:?}", tensor.dtype, tensor.shape),
-            "other experts of this layer are NVFP4, and this library runs a layer in one format",
+            format_args!(
+                "other experts of this layer are {}, and this library runs a layer in one format",
+                if row.is_mxfp4() { "MXFP4" } else { "NVFP4" }
+            ),
             "Run the layer with the model's own kernels, or export it with every expert quantised.",
         )),
         _ => Ok(()),

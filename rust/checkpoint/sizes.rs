@@ -7,7 +7,6 @@ use super::namings::Tensors;
 use super::pieces::{Pieces, refuse_unquantised};
 use super::text::{fault, printable};
 use crate::error::Result;
-use crate::format::BLOCK_SIZE;
 
 const RIGHT_CONFIG: &str = "Use the config.json that came with these weights.";
 
@@ -18,11 +17,11 @@ const RIGHT_CONFIG: &str = "Use the config.json that came with these weights.";
 pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Result<Dims> {
     let group = pieces.group;
     let first = Projection::of_expert(group.is_gated())[0];
-    refuse_unquantised(pieces, 0, first, tensors.codes)?;
+    refuse_unquantised(pieces, 0, first, tensors)?;
     let name = group.tensor(0, first, tensors.codes);
     let tensor = pieces.files.get(&name)?;
     let shape = &tensor.shape;
-    let Some(codes_an_element) = tensor.dtype.codes_an_element() else {
+    let Some(codes_an_element) = tensors.codes_an_element(&tensor.dtype) else {
         let value = format_args!("{} {shape:?}", tensor.dtype);
         let rule = "e2m1 codes must be U8, two in a byte, or F4";
         return Err(fault(&name, value, rule, "Run the layer with the model's own kernels, or export it in NVFP4."));
@@ -48,7 +47,7 @@ pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Re
         ("intermediate_size", intermediate_size, facts.intermediate_size.iter().cloned().collect()),
     ];
     for (what, size, configured) in sizes {
-        let block = BLOCK_SIZE as u64;
+        let block = tensors.block_size() as u64;
         let value = format!("{shape:?}, so {what} is {size}");
         if size == 0 || !size.is_multiple_of(block) || size > i32::MAX as u64 {
             let rule = format_args!("it must be a positive multiple of {block}");

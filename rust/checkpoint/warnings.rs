@@ -61,8 +61,17 @@ fn of_config(config: &Config, layers: &[LayerReport]) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if layers.iter().any(|layer| layer.format == Format::Mxfp4) {
+        warnings.push(
+            "the experts are MXFP4, which has no input scales; mode nvfp4 needs them. Use mode bf16, mode fp8, dynamic scales, \
+             or calibrate."
+                .to_owned(),
+        );
+    }
     let says_inverse = config.quant_method.as_deref() == Some("compressed-tensors");
-    let differs = |layer: &&LayerReport| (layer.format == Format::CompressedTensors) != says_inverse;
+    let differs = |layer: &&LayerReport| {
+        layer.format != Format::Mxfp4 && (layer.format == Format::CompressedTensors) != says_inverse
+    };
     if let (Some(method), Some(layer)) = (&config.quant_method, layers.iter().find(differs)) {
         warnings.push(format!(
             "quant_method is {:?} in config.json; the tensors of {} are named as {} does, and the names decide. Check that \
@@ -78,6 +87,9 @@ fn of_config(config: &Config, layers: &[LayerReport]) -> Vec<String> {
 fn of_layer(layer: &LayerReport) -> Vec<String> {
     let number = layer.layer;
     let mut warnings = Vec::new();
+    if layer.format == Format::Mxfp4 {
+        return warnings; // it has no scales but those that casting checks
+    }
     for (gemm, scale) in [("w13", &layer.w13_input_scale), ("w2", &layer.w2_input_scale)] {
         warnings.extend(of_input_scale(number, gemm, scale));
     }

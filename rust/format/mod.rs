@@ -8,6 +8,7 @@
 mod block;
 mod e2m1;
 mod e4m3;
+mod mxfp4;
 mod row;
 mod scale_layout;
 mod scale_span;
@@ -19,6 +20,7 @@ pub use block::{
 };
 pub use e2m1::{E2M1_MAX, E2M1_VALUES, e2m1_decode, e2m1_encode};
 pub use e4m3::{E4M3_MAX, E4M3_NAN, e4m3_decode, e4m3_encode, is_power_of_two};
+pub use mxfp4::{MX_BLOCK_SIZE, MxSpan, any_nonzero, cast_mxfp4};
 pub use row::{fp8_row_scale, quantize_row_fp8};
 pub use scale_layout::{SfLayout, sf_offset_128x4, sf_size_128x4};
 pub use scale_span::{MAX_SCALE_SPAN, Part, ScaleSpan, check_scale_spans};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The golden vectors of tests/golden through the C ABI: nvfp4_moe_quantize, _dequantize and the scale layout.
+// The golden vectors of tests/golden through the C ABI: nvfp4_moe_quantize, _dequantize, _cast_mxfp4, the scale layout.
 // Argument: that directory.
 #include <fstream>
 #include <iterator>
@@ -116,6 +116,65 @@ static void quantize(const std::string& directory) {
   }
 }
 
+static void mxfp4_case(std::map<std::string, Words>& fields) {
+  const auto packed = hex_values<uint8_t>(fields["packed"]), scales = hex_values<uint8_t>(fields["e8m0_scale"]);
+  const int64_t cols = std::stoll(fields["cols"][0]), rows = static_cast<int64_t>(packed.size()) * 2 / cols;
+  std::vector<uint8_t> block_scale(scales.size() * 2, 0x55);
+  const auto untouched = block_scale;
+  float global_scale = 77;
+  const int32_t status =
+      nvfp4_moe_cast_mxfp4(packed.data(), scales.data(), rows, cols, block_scale.data(), &global_scale);
+  if (fields["refused"][0] == "1") {
+    CHECK(status == NVFP4_MOE_INVALID_ARGUMENT && block_scale == untouched && global_scale == 77);
+    return;
+  }
+  CHECK_OK(status);
+  CHECK(block_scale == hex_values<uint8_t>(fields["block_scale"]));
+  CHECK(global_scale == float_of(bits(fields["global_scale"][0])));
+  // The same values as MXFP4's own, which ldexp makes.
+  std::vector<float> values(packed.size() * 2);
+  CHECK_OK(nvfp4_moe_dequantize(packed.data(), block_scale.data(), global_scale, rows, cols, values.data()));
+  static const float e2m1[] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0.f, -.5, -1, -1.5, -2, -3, -4, -6};
+  bool same = true;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint8_t code = packed[i / 2] >> (i % 2 * 4) & 15;
+    same = same && values[i] == std::ldexp(e2m1[code], scales[i / 32] - 127);
+  }
+  CHECK(same);
+}
+
+static void mxfp4(const std::string& directory) {
+  std::map<std::string, Words> fields;
+  for (const auto& line : lines_of(directory + "/mxfp4.txt")) {
+    if (line[0] != "end") {
+      fields[line[0]].insert(fields[line[0]].end(), line.begin() + 1, line.end());
+      continue;
+    }
+    const int failed_before = checks_failed;
+    mxfp4_case(fields);
+    if (checks_failed != failed_before) printf("in case %s\n", fields["case"][0].c_str());
+    fields.clear();
+  }
+}
+
+static void wrong_casts_are_refused() {
+  const uint8_t codes[32] = {0x22}, e8m0[2] = {127, 200};  // of row 1 all codes are 0
+  uint8_t cast[4] = {9, 9, 9, 9};
+  float factor = 77;
+  const auto refuse = [&](const char* text, int32_t status) {
+    CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, text, status);
+    CHECK(cast[0] == 9 && factor == 77);
+  };
+  refuse("packed", nvfp4_moe_cast_mxfp4(nullptr, e8m0, 2, 32, cast, &factor));
+  refuse("e8m0_scale", nvfp4_moe_cast_mxfp4(codes, nullptr, 2, 32, cast, &factor));
+  refuse("block_scale", nvfp4_moe_cast_mxfp4(codes, e8m0, 2, 32, nullptr, &factor));
+  refuse("global_scale", nvfp4_moe_cast_mxfp4(codes, e8m0, 2, 32, cast, nullptr));
+  refuse("num_cols is 48; it must be a multiple of 32", nvfp4_moe_cast_mxfp4(codes, e8m0, 1, 48, cast, &factor));
+  refuse("num_rows is -1; ", nvfp4_moe_cast_mxfp4(codes, e8m0, -1, 32, cast, &factor));
+  CHECK_OK(nvfp4_moe_cast_mxfp4(codes, e8m0, 2, 32, cast, &factor));
+  CHECK(cast[0] == 0x78 && cast[1] == 0x78 && cast[2] == 0 && cast[3] == 0 && factor == 1.0f / 256);
+}
+
 static void what_quantize_meets_is_counted() {
   float global_scale = 1.0f / 4096;  // 1 is more than 6 * 448 / 4096; a block of its own
   uint16_t x[2][16];
@@ -156,5 +215,7 @@ int main(int argc, char** argv) {
   quantize(argv[1]);
   what_quantize_meets_is_counted();
   sf_layout(argv[1]);
+  mxfp4(argv[1]);
+  wrong_casts_are_refused();
   return closing_line("golden.cpp");
 }

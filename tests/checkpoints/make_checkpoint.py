@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Write a generated MoE checkpoint with real NVFP4 weights, in any of the formats and namings that exist.
+"""Write a generated MoE checkpoint with real NVFP4 or MXFP4 weights, in any of the formats and namings that exist.
 
-    make_checkpoint.py OUT --naming deepseek|hf --format modelopt|compressed-tensors|deepseek-v4-mixed
+    make_checkpoint.py OUT --naming deepseek|hf
+                       --format modelopt|compressed-tensors|deepseek-v4-mixed|deepseek-v4-original
                        --hidden H --intermediate I --experts E --layers N --top-k K
 
 Weights are normal; each expert's input scales are calibrated on tokens of its own. deepseek-v4-mixed adds
 what NVIDIA's DeepSeek-V4 checkpoints have beside NVFP4 experts: FP8 shared experts, and an MXFP4 expert in the
-multi-token-prediction layer. With --keep-unquantized, OUT/unquantized gets the bf16 weights under the same names.
+multi-token-prediction layer. deepseek-v4-original is what DeepSeek publishes: all experts are MXFP4. With
+--keep-unquantized, OUT/unquantized gets the bf16 weights under the same names.
 The same arguments give the same bytes.
 """
 
@@ -85,6 +87,15 @@ def quantize_mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return nvfp4.encode_e2m1(blocks * torch.exp2(-exponents.float())[..., None]).flatten(-2), exponents
 
 
+def stored_mxfp4(weight: torch.Tensor) -> Tensors:
+    """A matrix as DeepSeek stores it: signed bytes of codes, and e8m0 scales."""
+    codes, exponents = quantize_mxfp4(weight)
+    return {
+        "weight": nvfp4.pack(codes).view(torch.int8),
+        "scale": torch.exp2(exponents.float()).to(torch.float8_e8m0fnu),
+    }
+
+
 def stored(matrix: Matrix, input_scale: float, compressed_tensors: bool) -> Tensors:
     """The tensors of a matrix as the format stores them."""
     block_scale = matrix.block_scale.view(torch.float8_e4m3fn)
@@ -115,13 +126,18 @@ class Maker:
         weights = {self.naming.gate: gate, self.naming.up: up, self.naming.down: self.weight(hidden, inter)}
         stem = f"{self.naming.stem.format(layer=layer)}.experts.{expert}"
         quantized, unquantized = {}, {}
-        matrices = self.quantize(weights)
-        input_scales = self.calibrate(weights)
-        for name, weight in weights.items():
-            tensors = stored(matrices[name], input_scales[name], self.args.format == "compressed-tensors")
+        for name, tensors in self.stored(weights).items():
             quantized |= {f"{stem}.{name}.{suffix}": tensor for suffix, tensor in tensors.items()}
-            unquantized[f"{stem}.{name}.weight"] = weight
+            unquantized[f"{stem}.{name}.weight"] = weights[name]
         return quantized, unquantized
+
+    def stored(self, weights: Tensors) -> dict[str, Tensors]:
+        """The tensors of each matrix, by its name."""
+        if self.args.format == "deepseek-v4-original":
+            return {name: stored_mxfp4(weight) for name, weight in weights.items()}
+        matrices, scales = self.quantize(weights), self.calibrate(weights)
+        compressed = self.args.format == "compressed-tensors"
+        return {name: stored(matrix, scales[name], compressed) for name, matrix in matrices.items()}
 
     def quantize(self, weights: Tensors) -> dict[str, Matrix]:
         """Gate and up share a global scale, as exporters make them, unless they are to differ."""
@@ -150,33 +166,27 @@ class Maker:
         for layer in range(self.args.layers):
             stem = self.naming.stem.format(layer=layer)
             tensors[f"{stem}.gate.weight"] = self.weight(self.args.experts, hidden)
-            if self.args.format == "deepseek-v4-mixed":
+            if self.args.format.startswith("deepseek-v4"):
                 for name, rows, cols in (("w1", inter, hidden), ("w3", inter, hidden), ("w2", hidden, inter)):
                     # One power-of-two scale for each tile of 128 x 128; here all are 1.
                     tiles = (-(-rows // 128), -(-cols // 128))
                     shared = f"{stem}.shared_experts.{name}"
                     tensors[f"{shared}.weight"] = self.weight(rows, cols).to(torch.float8_e4m3fn)
                     tensors[f"{shared}.scale"] = torch.ones(tiles).to(torch.float8_e8m0fnu)
-        if self.args.format == "deepseek-v4-mixed":
+        if self.args.format.startswith("deepseek-v4"):
             for name, rows, cols in (("w1", inter, hidden), ("w3", inter, hidden), ("w2", hidden, inter)):
-                codes, exponents = quantize_mxfp4(self.weight(rows, cols))
-                tensors[f"mtp.0.ffn.experts.0.{name}.weight"] = nvfp4.pack(codes).view(torch.int8)
-                tensors[f"mtp.0.ffn.experts.0.{name}.scale"] = torch.exp2(exponents.float()).to(torch.float8_e8m0fnu)
+                expert = stored_mxfp4(self.weight(rows, cols))
+                tensors |= {f"mtp.0.ffn.experts.0.{name}.{part}": tensor for part, tensor in expert.items()}
         return tensors
 
     def config(self) -> dict:
         args = self.args
+        fp8 = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
         quantization = {
             "modelopt": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
             "compressed-tensors": {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
-            "deepseek-v4-mixed": {
-                "quant_method": "fp8",
-                "fmt": "e4m3",
-                "scale_fmt": "ue8m0",
-                "weight_block_size": [128, 128],
-                "moe_quant_algo": "NVFP4",
-                "group_size": nvfp4.BLOCK_SIZE,
-            },
+            "deepseek-v4-mixed": {**fp8, "moe_quant_algo": "NVFP4", "group_size": nvfp4.BLOCK_SIZE},
+            "deepseek-v4-original": fp8,
         }[args.format]
         model = {
             "hidden_size": args.hidden,
@@ -187,7 +197,7 @@ class Maker:
         }
         if args.naming == "deepseek":
             routing = {"n_routed_experts": args.experts, "routed_scaling_factor": 1.5, "swiglu_limit": SWIGLU_LIMIT}
-            return {"model_type": "deepseek_v4", **model, **routing}
+            return {"model_type": "deepseek_v4", "expert_dtype": "fp4", **model, **routing}
         return {"model_type": "qwen3_moe", **model, "num_experts": args.experts}
 
     def shards(self) -> Iterator[tuple[Tensors, Tensors]]:
@@ -208,7 +218,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--naming", choices=NAMINGS, default="deepseek")
-    formats = ("modelopt", "compressed-tensors", "deepseek-v4-mixed")
+    formats = ("modelopt", "compressed-tensors", "deepseek-v4-mixed", "deepseek-v4-original")
     parser.add_argument("--format", choices=formats, default="deepseek-v4-mixed")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--intermediate", type=int, default=128)
@@ -221,8 +231,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--different-gate-up", action="store_true", help="gate and up have their own global scales")
     parser.add_argument("--keep-unquantized", action="store_true", help="write OUT/unquantized as well")
     args = parser.parse_args(argv)
-    if args.format == "deepseek-v4-mixed" and args.naming != "deepseek":
-        parser.error("--format deepseek-v4-mixed goes with --naming deepseek")
+    if args.format.startswith("deepseek-v4") and args.naming != "deepseek":
+        parser.error(f"--format {args.format} goes with --naming deepseek")
     if args.hidden % MX_BLOCK_SIZE or args.intermediate % MX_BLOCK_SIZE:
         parser.error(
             f"--hidden {args.hidden} and --intermediate {args.intermediate} must be multiples of {MX_BLOCK_SIZE}"

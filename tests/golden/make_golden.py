@@ -5,9 +5,7 @@
 Independent of the Rust code: codes are found by exact rational distance to a table written down here, and every f32
 operation is done in f64 (exact for a product of two f32, innocuous for a quotient) and rounded once. Files are
 lines of words; `#` starts a comment. f32 and bf16 are hexadecimal bit patterns.
-
-`--check` compares instead of writing, and exits 1 if a file differs.
-"""
+`--check` compares instead of writing, and exits 1 if a file differs."""
 
 import ctypes
 import itertools
@@ -372,11 +370,14 @@ def routing_lines() -> list[str]:
 
 
 def files() -> dict[str, list[str]]:
+    import make_mxfp4  # which imports this file
+
     return {
         "e2m1.txt": codec_lines("e2m1", 16, E2M1, e2m1_decode, e2m1_encode, range(-4, 4)),
         "e4m3.txt": codec_lines("e4m3", 256, E4M3, e4m3_decode, e4m3_encode, range(-12, 10)),
         "quantize.txt": quantize_lines(),
         "fp8_rows.txt": fp8_row_lines(),
+        "mxfp4.txt": make_mxfp4.lines(),
         "sf_layout.txt": sf_layout_lines(),
         "routing.txt": routing_lines(),
         "activation.txt": activation_lines(),

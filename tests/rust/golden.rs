@@ -9,8 +9,8 @@ mod golden_files;
 use golden_files::{bits, cases, lines, number};
 use nvfp4_moe::activation::{Activation, ActivationKind};
 use nvfp4_moe::format::{
-    BlockReport, QuantScale, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row,
-    quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
+    BlockReport, QuantScale, cast_mxfp4, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode,
+    quantize_row, quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
 };
 use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
 
@@ -97,6 +97,25 @@ fn activations() {
         let v: Vec<f32> = line[2..].iter().map(|word| f32::from_bits(bits(word))).collect();
         let got = Activation { kind, limit: v[0], alpha: v[1], beta: v[2] }.apply(v[3], v[4]);
         assert!((got - v[5]).abs() <= (v[5].abs() / 2f32.powi(20)).max(v[4].abs() / 2f32.powi(30)), "{line:?}: {got}");
+    }
+}
+
+#[test]
+fn mxfp4() {
+    for case in cases("mxfp4.txt") {
+        let name = &case["case"];
+        let bytes = |key: &str| case[key].iter().map(|word| bits(word) as u8).collect::<Vec<_>>();
+        let (codes, scales) = (bytes("packed"), bytes("e8m0_scale"));
+        let mut block_scales = vec![0x55; 2 * scales.len()];
+        let cast = cast_mxfp4(&"e8m0_scale", &codes, &scales, &mut block_scales);
+        assert_eq!(cast.is_err(), case["refused"] == ["1"], "{name:?}: {cast:?}");
+        match cast {
+            Ok(global) => {
+                assert_eq!(block_scales, bytes("block_scale"), "{name:?}");
+                assert_eq!(global.to_bits(), bits(&case["global_scale"][0]), "{name:?}");
+            }
+            Err(_) => assert_eq!(block_scales, vec![0x55; 2 * scales.len()], "{name:?}"),
+        }
     }
 }
 

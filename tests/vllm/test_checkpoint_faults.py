@@ -44,7 +44,7 @@ def warned(monkeypatch):
 @pytest.fixture
 def not_active(monkeypatch):
     lines = []
-    monkeypatch.setattr(log, "experts_refused", lines.append)
+    monkeypatch.setattr(log, "experts_refused", lambda reason, weights="NVFP4": lines.append(reason))
     monkeypatch.setattr(log, "linears_refused", lines.append)
     return lines
 

@@ -73,6 +73,22 @@ def test_weights_loaded_again_while_serving_are_the_new_models(serve, served, de
     reload_check.check(reloaded, served["mixed"]["tokens"], fresh["tokens"], num_moe=LAYERS, num_linears=0)
 
 
+def test_the_original_mxfp4_experts_are_served_exactly(serve, judge, deepseek_v4):
+    """Mode bf16, as everywhere without FP4 tensor cores."""
+    original = serve(deepseek_v4["original"])
+    assert original["served_by"]["moe"] == ["Nvfp4MoeExperts"]
+    assert "ACTIVE for MXFP4 MoE on cpu" in original["output"]
+    assert "NVFP4 MoE" not in original["output"]
+    agreement.check("DeepSeek-V4, original", judge(deepseek_v4["cast-float32"], original))
+
+
+def test_mode_fp8_gives_the_original_and_its_cast_the_same_tokens(serve, deepseek_v4):
+    """The cast that exporters make beforehand is the one that is made at load, to the bit."""
+    original, cast = (serve(deepseek_v4[flavour], NVFP4_MOE_MODE="fp8") for flavour in ("original", "cast"))
+    assert "ACTIVE for MXFP4 MoE on cpu" in original["output"]
+    assert original["tokens"] == cast["tokens"]
+
+
 def test_mode_fp8_serves_what_was_cast(serve, judge, deepseek_v4):
     """On the checkpoint that it is for."""
     fp8 = serve(deepseek_v4["cast"], NVFP4_MOE_MODE="fp8")

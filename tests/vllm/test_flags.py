@@ -13,6 +13,9 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from nvfp4_moe.plugin import moe
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
 from nvfp4_moe.plugin.linear import Nvfp4MoeLinearKernel
+from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMxfp4MoE, Mxfp4MoE
+
+MXFP4 = (Mxfp4MoE, CompressedTensorsMxfp4MoE)
 
 # Read vLLM's quant config, which is empty for us: the library quantises.
 ACCESSORS = """
@@ -64,9 +67,10 @@ def answers(cls: type, stop: type) -> set[str]:
             moe.CompressedTensorsMoE.__mro__[2],
             METHOD,
         ),
+        *(((FusedMoEMethodBase, QuantizeMethodBase), of, of.__mro__[3], METHOD) for of in MXFP4),
         ((NvFp4LinearKernel,), Nvfp4MoeLinearKernel, NvFp4LinearKernel, {}),
     ],
-    ids=["experts", "ModelOpt", "compressed-tensors", "linear kernel"],
+    ids=["experts", "ModelOpt", "compressed-tensors", "MXFP4", "compressed MXFP4", "linear kernel"],
 )
 def test_every_flag_is_answered(bases, ours, stop, inherited):
     asked = questions(*bases)
@@ -76,7 +80,7 @@ def test_every_flag_is_answered(bases, ours, stop, inherited):
 
 def test_flags_that_a_method_has_beside_its_base():
     """Some vLLM methods answer by a class attribute of their own, which ours would inherit."""
-    for ours in (moe.ModelOptMoE, moe.CompressedTensorsMoE):
+    for ours in (moe.ModelOptMoE, moe.CompressedTensorsMoE, *MXFP4):
         assert ours.supports_pre_processed_weights is False
         assert ours.is_monolithic is False
     assert Nvfp4MoeExperts.is_monolithic() is False

@@ -21,6 +21,19 @@ MOE_METHODS = {
     "Nvfp4OnlineMoEMethod": LEFT,  # quantises at load, for its own kernel
     "MuseSparkModelOptNvFp4FusedMoE": LEFT,  # hooks into its kernel's second GEMM
 }
+# The same for MXFP4.
+MXFP4_METHODS = {
+    "Mxfp4MoEMethod": SERVED,  # DeepSeek-V4 as its authors publish it
+    "GptOssMxfp4MoEMethod": LEFT,  # rows of gate and up in turn, biases
+    "CompressedTensorsW4A4Mxfp4MoEMethod": SERVED,  # asks only for two backends, which are explicit; else we ask for it
+    "CompressedTensorsW4A8Mxfp4MoEMethod": LEFT,  # its activations are e4m3 by the file
+    "DeepseekV4HeterogeneousMxfp4MoEMethod": LEFT,  # of a layer that is left: shared experts among the routed
+    "INCMxfp4MoEMethod": LEFT,
+    "MuseSparkOnlineMXFP4FusedMoE": LEFT,
+    "MuseSparkQuarkOCPMXFusedMoE": LEFT,
+    "Mxfp4OnlineMoEMethod": LEFT,  # quantises at load, for its own kernel
+    "QuarkOCP_MX_MoEMethod": LEFT,
+}
 # Layers: only the class of this very name is replaced, and what derives from it keeps its own _get_quant_method.
 ROUTED_EXPERTS = {
     "RoutedExperts": SERVED,
@@ -50,7 +63,7 @@ def classes() -> dict[str, tuple[set[str], set[str]]]:
     found: dict[str, tuple[set[str], set[str]]] = {}
     for path in (*root.glob("model_executor/**/*.py"), *root.glob("models/**/*.py"), *root.glob("lora/**/*.py")):
         text = path.read_text()
-        if not any(word in text for word in ("nvfp4", "NvFp4", "Nvfp4", "RoutedExperts", "NVFP4")):
+        if not any(word in text for word in ("nvfp4", "NvFp4", "Nvfp4", "RoutedExperts", "NVFP4", "mxfp4_moe_backend")):
             continue
         for node in ast.parse(text).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
@@ -84,6 +97,13 @@ def test_every_method_that_asks_the_moe_oracle_is_known():
     assert {name for name, fate in MOE_METHODS.items() if fate == SERVED} <= found
 
 
+def test_every_method_that_asks_the_oracle_for_mxfp4_is_known():
+    asking = ("select_mxfp4_moe_backend", "select_deepseek_v4_mxfp4_moe_backend")
+    found = with_subclasses(callers(*asking)) - set(asking)
+    assert found <= set(MXFP4_METHODS)
+    assert "Mxfp4MoEMethod" in found
+
+
 def test_every_layer_of_routed_experts_is_known():
     found = with_subclasses({"RoutedExperts"})
     assert found <= set(ROUTED_EXPERTS)
@@ -108,9 +128,12 @@ def test_only_the_registered_name_is_replaced(name):
 
 
 def test_the_plugin_serves_what_this_list_says():
+    from nvfp4_moe import plugin
     from nvfp4_moe.plugin import linear_install, moe
 
-    assert {cls.__name__ for cls in moe.SPECIALISED} == {n for n, fate in MOE_METHODS.items() if fate == SERVED}
+    plugin.register()
+    all_methods = MOE_METHODS | MXFP4_METHODS
+    assert {cls.__name__ for cls in moe.SPECIALISED} == {n for n, fate in all_methods.items() if fate == SERVED}
     methods = {cls.__name__ for cls in linear_install.known_methods()}
     assert methods <= {name for name, fate in LINEAR_METHODS.items() if fate == SERVED}
     assert len(methods) == 2

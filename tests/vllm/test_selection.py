@@ -46,6 +46,27 @@ def test_a_layer_that_is_not_ours_says_why(chosen, case, reason):
     assert line.startswith(f"nvfp4_moe is NOT active for NVFP4 MoE: {reason}")
 
 
+def test_the_original_deepseek_v4_is_ours_too(chosen):
+    assert chosen["original"]["experts"] == "Nvfp4MoeExperts"
+    assert chosen["original"]["method"] == "Mxfp4MoE"
+    (line,) = chosen["original"]["logged"]
+    assert "is ACTIVE for MXFP4 MoE on cuda (NVIDIA H100 80GB HBM3): mode bf16, because the device has no FP4" in line
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("original_marlin", "--moe-backend is marlin, which is the user's choice"),
+        ("original_split", "intermediate_size_per_partition is 2064; it must be a multiple of 32"),
+    ],
+)
+def test_mxfp4_that_is_not_ours_is_vllms_and_says_why(chosen, case, reason):
+    assert chosen[case]["experts"] != "Nvfp4MoeExperts"
+    assert chosen[case]["method"] == "Mxfp4MoEMethod"
+    (line,) = chosen[case]["logged"]
+    assert line.startswith(f"nvfp4_moe is NOT active for MXFP4 MoE: {reason}")
+
+
 def test_our_linear_kernel_comes_first(chosen):
     assert chosen["linear"] == "Nvfp4MoeLinearKernel"
 

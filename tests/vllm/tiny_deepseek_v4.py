@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tiny random DeepSeek-V4, in DeepSeek's own tensor names, written in three NVFP4 flavours and in float32.
+"""One tiny random DeepSeek-V4, in DeepSeek's own tensor names, written in NVFP4, in MXFP4 and in float32.
 
     mixed                fp8 128x128 linears, NVFP4 experts: quant_method fp8 with moe_quant_algo NVFP4, as NVIDIA's
     modelopt             NVFP4 experts in ModelOpt's naming, the rest bf16
     compressed-tensors   the same in compressed-tensors' naming, global scales inverted
     float32              every weight decoded: the same model without any quantisation, for the reference
-    cast, cast-float32   as mixed and float32, with experts cast from MXFP4: block scales are powers of two
+    original             as DeepSeek publishes it: MXFP4 experts, no moe_quant_algo
+    cast, cast-float32   as mixed and float32, with the experts cast from original's: block scales are powers of two
 
-All but the cast ones hold the same values: fp8 linears are stored decoded (exactly, in bf16) where a flavour has none.
+All but original and the cast ones hold the same values: fp8 linears are stored decoded (exactly, in bf16) where a
+flavour has none.
 
     python tests/vllm/tiny_deepseek_v4.py OUT
 """
@@ -20,7 +22,7 @@ import tiny_tokenizer
 import torch
 from safetensors.torch import save_file
 
-from reference import generate, nvfp4
+from reference import mxfp4, nvfp4
 
 NVFP4_FLAVOURS = ("mixed", "modelopt", "compressed-tensors")
 
@@ -90,6 +92,7 @@ FP8_CONFIG = {
     "scale_fmt": "ue8m0",
     "moe_quant_algo": "NVFP4",
 }
+ORIGINAL_CONFIG = {name: value for name, value in FP8_CONFIG.items() if name != "moe_quant_algo"}
 GROUP = {"num_bits": 4, "type": "float", "group_size": 16}
 MODELOPT_CONFIG = {
     "quant_method": "modelopt",
@@ -204,21 +207,33 @@ def quantize_fp8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     return quantized.reshape(rows, cols), scale[:, 0, :, 0].to(torch.float8_e8m0fnu), decoded
 
 
-def quantize_experts(weights: torch.Tensor, lossless: bool) -> tuple[torch.Tensor, ...]:
+def quantize_experts(weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """[E, rows, cols] to (packed, block scales, encoding global scales [E], decoded f32), expert by expert.
 
-    The decoding scale is 1 / encoding in every flavour: 1 / (1 / s) may differ from s in the last bit. Lossless: by
-    powers of two, as casts from MXFP4 are.
+    The decoding scale is 1 / encoding in every flavour: 1 / (1 / s) may differ from s in the last bit.
     """
-    if lossless:
-        packed, block_scale, scale = zip(*map(generate.cast_matrix, weights.bfloat16()), strict=True)
-        packed, block_scale, encoding = torch.stack(packed), torch.stack(block_scale), 1.0 / torch.tensor(scale)
-    else:
-        encoding = (6 * 448) / weights.abs().amax((1, 2))
-        codes, block_scale, _ = nvfp4.quantize((weights * encoding[:, None, None]).flatten(0, 1), 1.0)
-        codes, block_scale = codes.unflatten(0, weights.shape[:2]), block_scale.unflatten(0, weights.shape[:2])
-        packed = nvfp4.pack(codes)
+    encoding = (6 * 448) / weights.abs().amax((1, 2))
+    codes, block_scale, _ = nvfp4.quantize((weights * encoding[:, None, None]).flatten(0, 1), 1.0)
+    codes, block_scale = codes.unflatten(0, weights.shape[:2]), block_scale.unflatten(0, weights.shape[:2])
+    packed = nvfp4.pack(codes)
     decoded = nvfp4.decode_blocks(packed, block_scale) * (1.0 / encoding)[:, None, None]
+    return packed, block_scale.view(torch.float8_e4m3fn), encoding, decoded
+
+
+def quantize_mxfp4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[E, rows, cols] to MXFP4: packed, and the exponents of the scales, at most 2^11 apart, as mode fp8 takes them."""
+    blocks = weights.unflatten(-1, (-1, mxfp4.BLOCK_SIZE))
+    exponents = torch.log2(blocks.abs().amax(-1)).floor() - 2  # amax in e2m1's last binade
+    exponents = exponents.clamp(min=exponents.amax((1, 2), keepdim=True) - 11)
+    return nvfp4.pack(nvfp4.encode_e2m1(blocks * torch.exp2(-exponents)[..., None]).flatten(-2)), exponents
+
+
+def cast_experts(packed: torch.Tensor, exponents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """MXFP4 to what `quantize_experts` returns: the largest block scale is 2^8."""
+    top = exponents.amax((1, 2), keepdim=True)
+    block_scale = nvfp4.encode_e4m3(torch.exp2(exponents - top + 8).repeat_interleave(2, -1))
+    encoding = torch.exp2(8 - top[:, 0, 0])
+    decoded = nvfp4.decode_blocks(packed, block_scale) / encoding[:, None, None]
     return packed, block_scale.view(torch.float8_e4m3fn), encoding, decoded
 
 
@@ -242,8 +257,9 @@ def make(root: Path) -> dict[str, Path]:
         fp8 |= {f"{name}.weight": quantized, f"{name}.scale": scale}
         linears[f"{name}.weight"] = values
     bf16 = {name: values.bfloat16() for name, values in linears.items()}
-    modelopt, compressed, decoded = expert_tensors(model, lossless=False)
-    cast, _, decoded_cast = expert_tensors(model, lossless=True)
+    modelopt, compressed, decoded = expert_tensors({name: quantize_experts(w) for name, w in model.experts.items()})
+    original = {name: quantize_mxfp4(w) for name, w in model.experts.items()}
+    cast, _, decoded_cast = expert_tensors({name: cast_experts(*stacks) for name, stacks in original.items()})
     return {
         "mixed": write(root / "mixed", model.plain | fp8 | modelopt, FP8_CONFIG),
         "modelopt": write(root / "modelopt", model.plain | bf16 | modelopt, MODELOPT_CONFIG),
@@ -251,16 +267,28 @@ def make(root: Path) -> dict[str, Path]:
             root / "compressed-tensors", model.plain | bf16 | compressed, COMPRESSED_TENSORS_CONFIG
         ),
         "float32": write(root / "float32", model.plain | linears | decoded, None),
+        "original": write(root / "original", model.plain | fp8 | original_tensors(original), ORIGINAL_CONFIG),
         "cast": write(root / "cast", model.plain | fp8 | cast, FP8_CONFIG),
         "cast-float32": write(root / "cast-float32", model.plain | linears | decoded_cast, None),
     }
 
 
-def expert_tensors(model: Model, lossless: bool) -> tuple[dict, dict, dict]:
+def original_tensors(experts: dict[str, tuple[torch.Tensor, ...]]) -> dict[str, torch.Tensor]:
+    """MXFP4 experts as DeepSeek stores them: signed bytes, and e8m0."""
+    tensors = {}
+    for pattern, (packed, exponents) in experts.items():
+        scales = torch.exp2(exponents).to(torch.float8_e8m0fnu)
+        for expert, (codes, scale) in enumerate(zip(packed.view(torch.int8), scales, strict=True)):
+            name = pattern.format(expert)
+            tensors |= {f"{name}.weight": codes, f"{name}.scale": scale}
+    return tensors
+
+
+def expert_tensors(experts: dict[str, tuple[torch.Tensor, ...]]) -> tuple[dict, dict, dict]:
     """The experts in ModelOpt's naming, in compressed-tensors', and decoded."""
     modelopt, compressed, decoded = {}, {}, {}
-    for pattern, weights in model.experts.items():
-        for expert, parts in enumerate(zip(*quantize_experts(weights, lossless), strict=True)):
+    for pattern, stacks in experts.items():
+        for expert, parts in enumerate(zip(*stacks, strict=True)):
             packed, block_scale, encoding, values = parts
             name = pattern.format(expert)
             modelopt |= {

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .format import Quantized, dequantize, quantize, sf_offset, sf_size
     from .layer import Layer
     from .linear import Linear
+    from .mxfp4 import cast_mxfp4
     from .weights import LayerWeights, LinearWeights
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOMES = {
         "format": "Quantized dequantize quantize sf_offset sf_size",
         "layer": "Layer",
         "linear": "Linear",
+        "mxfp4": "cast_mxfp4",
         "weights": "LayerWeights LinearWeights",
     }.items()
     for name in names.split()
@@ -77,6 +79,7 @@ __all__ = [
     "WorkspaceTooSmallError",
     "__version__",
     "build_info",
+    "cast_mxfp4",
     "cpu_isa",
     "dequantize",
     "quantize",

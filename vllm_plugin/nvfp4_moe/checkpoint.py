@@ -29,7 +29,7 @@ class CheckpointLayer(NamedTuple):
     """What a checkpoint says about one MoE layer; 0 where it says nothing."""
 
     format: str
-    """"modelopt", "compressed-tensors" or "deepseek-v4-mixed"."""
+    """"modelopt", "compressed-tensors", "deepseek-v4-mixed" or "mxfp4", which is read as NVFP4 of the same values."""
     hidden_size: int
     intermediate_size: int
     num_experts: int

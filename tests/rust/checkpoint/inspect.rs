@@ -94,7 +94,7 @@ fn exit_codes_tell_fine_from_refused_from_misused() {
     write(directory.path(), &made.files());
     let output = nvfp4_moe(directory.path(), &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("has no NVFP4 MoE layer"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no FP4 MoE layer"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod inspect;
 mod limits;
 mod made;
 mod memory;
+mod mxfp4;
 mod namings;
 mod read;
 mod refusals;

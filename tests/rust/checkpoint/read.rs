@@ -242,8 +242,8 @@ fn layers_that_are_not_nvfp4_are_skipped_with_the_reason() {
                 made.tensors.insert(name, Tensor { dtype, shape: shape.into(), data })
             };
             for stem in ["mtp.0.ffn", "layers.2.ffn"] {
-                put(stem, "weight", Dtype::I8, [32, 32]);
-                put(stem, "scale", Dtype::F8_E8M0, [32, 2]);
+                put(stem, "weight", Dtype::F8_E4M3, [32, 64]);
+                put(stem, "scale", Dtype::F8_E8M0, [1, 1]);
             }
         }
     }
@@ -252,13 +252,13 @@ fn layers_that_are_not_nvfp4_are_skipped_with_the_reason() {
     let stems: Vec<_> = checkpoint.skipped().iter().map(|s| (s.stem.as_str(), s.layer)).collect();
     assert_eq!(stems, [("layers.2.ffn", Some(2)), ("mtp.0.ffn", None)]);
     for skipped in checkpoint.skipped() {
-        assert!(skipped.reason.contains("scale F8_E8M0, weight I8, as MXFP4"), "{}", skipped.reason);
+        assert!(skipped.reason.contains("scale F8_E8M0, weight F8_E4M3, as FP8 does"), "{}", skipped.reason);
     }
     assert_reads_back(&checkpoint, &made, 1);
     let error = checkpoint.layer(2).unwrap_err().to_string();
-    assert!(error.contains("layer 2 (layers.2.ffn) is no NVFP4 MoE layer that can be read"), "{error}");
+    assert!(error.contains("layer 2 (layers.2.ffn) is no NVFP4 or MXFP4 MoE layer that can be read"), "{error}");
     let error = checkpoint.layer(7).unwrap_err().to_string();
-    assert!(error.starts_with("layer is 7; the checkpoint has 2 NVFP4 MoE layers, 0 to 1."), "{error}");
+    assert!(error.starts_with("layer is 7; the checkpoint has 2 FP4 MoE layers, 0 to 1."), "{error}");
 }
 
 #[test]

@@ -141,7 +141,7 @@ def summarised(findings: list[str]) -> list[str]:
 
 def backend_of(module: model_files.Module, dtype: str, refusals: list[str], arguments) -> tuple[str, str]:
     """(who serves the module, why)."""
-    if module.format != "nvfp4":
+    if module.format not in ("nvfp4", "mxfp4"):
         return "vllm", f"{module.format}, which this plugin leaves alone"
     if refusals:
         return "vllm", "the plugin is not active"

@@ -27,7 +27,7 @@ class Module:
     format: str
     num_matrices: int
     num_input_scales: int
-    refusal: str | None  # why the library's kernels do not compute it, though it is NVFP4
+    refusal: str | None  # why the library does not serve it, though it is NVFP4 or MXFP4
 
     @property
     def pattern(self) -> str:
@@ -65,9 +65,20 @@ def look(directory: str) -> Model:
         model_type=printable(config["model_type"] or "no model_type"),
         quantisation=printable(config["quant_method"] or config["quant_algo"] or "not quantised"),
         dtype=config["dtype"] or "bfloat16",
-        modules=[Module(**module) for module in report["modules"]],
+        modules=[Module(**(module | {"refusal": refusal_of(module, config)})) for module in report["modules"]],
         findings=[*refused, *skipped, *(f"warning: {text}" for text in report["warnings"])],
     )
+
+
+def refusal_of(module: dict, config: dict) -> str | None:
+    """The library's, or the plugin's: of the methods that vLLM has for MXFP4 experts it knows two."""
+    method, algorithm = config["quant_method"], config["moe_quant_algo"]
+    if module["refusal"] or module["format"] != "mxfp4" or method in ("mxfp4", "compressed-tensors"):
+        return module["refusal"]
+    if method == "fp8" and config["model_type"] == "deepseek_v4" and algorithm != "NVFP4":
+        return None
+    under = f"quant_method {method}" + (f" with moe_quant_algo {algorithm}" if algorithm else "")
+    return f"this plugin leaves MXFP4 alone under {printable(under)}"
 
 
 def printable(text: str, shown: int = 200) -> str:

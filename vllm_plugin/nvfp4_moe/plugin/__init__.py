@@ -9,6 +9,7 @@ import and passes on those of the function.
     support     which vLLM and which device
     log         which lines say what is ours
     moe         the hook that offers our experts to vLLM, and the methods that hold the weights
+    mxfp4       the same for MXFP4, which is cast to NVFP4 when it is loaded
     experts     the experts: one MoE layer of the library behind vLLM's modular interface
     linear*     the kernel, the library's linear, the bf16 override, vLLM's parameters, the registration
     scales      input scales of the activations: static, calibrated, dynamic
@@ -38,7 +39,8 @@ def register() -> None:
         logger.warning("nvfp4_moe: %s", sentence)
     settings.register_with_vllm()
 
-    from . import linear_install, moe
+    from . import linear_install, moe, mxfp4
 
     moe.install()
+    mxfp4.install()
     linear_install.install()

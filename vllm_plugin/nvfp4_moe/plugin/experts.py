@@ -4,10 +4,11 @@
 import torch
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
-from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
+from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Static, kNvfp4Dynamic, kNvfp4Static
 from vllm.platforms import current_platform
 
 from nvfp4_moe import Layer, LayerWeights
+from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
 
 from . import scales, settings, support
 from .input_scales import settle_and_warn
@@ -61,7 +62,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def is_supported_config(cls, moe_config, weight_key, activation_key, activation_format):
         """Our own rules, then vLLM's generic checks, which call the methods below. What cannot be asked is refused."""
         try:
-            refusal = config_refusal(moe_config)
+            refusal = config_refusal(moe_config) or (weight_key == kMxfp4Static and block_refusal(moe_config)) or None
             if not refusal:
                 base = mk.FusedMoEExperts.is_supported_config
                 refusal = base(cls, moe_config, weight_key, activation_key, activation_format)[1]
@@ -99,8 +100,8 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def _supports_quant_scheme(weight_key, activation_key):
-        # None is a W4A16 checkpoint.
-        return weight_key == kNvfp4Static and activation_key in (kNvfp4Dynamic, None)
+        # None is a W4A16 checkpoint. With MXFP4 vLLM names what its own kernels make of activations: nothing of ours.
+        return weight_key == kMxfp4Static or (weight_key == kNvfp4Static and activation_key in (kNvfp4Dynamic, None))
 
     @staticmethod
     def _supports_activation(activation):
@@ -208,7 +209,9 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         return tuple(scales.maximum_over_ranks(checkpoint, self._use_ep, layer.w13_weight.device))
 
     def _checkpoint_scale(self, layer, gemm: str) -> float:
-        """The maximum over what calibration measured; 0 if that is nothing."""
+        """The maximum over what calibration measured; 0 if that is nothing, as in MXFP4."""
+        if not hasattr(layer, f"{gemm}_input_scale"):
+            return 0.0
         stored = getattr(layer, f"{gemm}_input_scale").data.as_subclass(torch.Tensor).float().cpu()
         if stored.dim() == 2:  # of gate and of up, or of one projection
             rows = enumerate(stored.tolist())
@@ -274,6 +277,15 @@ def config_refusal(moe_config) -> str | None:
         return "LoRA is enabled, which needs the experts' intermediate values"
     device = current_platform.device_type
     return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config)
+
+
+def block_refusal(moe_config) -> str | None:
+    """Why MXFP4's blocks do not divide the layer, or this rank's part of it."""
+    for name in ("hidden_dim", "intermediate_size_per_partition"):
+        size = getattr(moe_config, name)
+        if size % MX_BLOCK_SIZE:
+            return f"{name} is {size}; it must be a multiple of {MX_BLOCK_SIZE}, the values that share a scale in MXFP4"
+    return None
 
 
 def size_refusal(device: str, moe_config) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log says: in each process one line for the MoE and one for the linears, ACTIVE or NOT active, and why."""
+"""What the log says: in each process a line for each kind of MoE and for the linears, ACTIVE or NOT active, and why."""
 
 from functools import cache
 
@@ -15,13 +15,14 @@ logger = init_logger("vllm.nvfp4_moe")
 
 
 @cache
-def experts_active() -> None:
-    """The MoE is ours."""
+def experts_active(weights: str = "NVFP4") -> None:
+    """The MoE is ours; `weights` is what the checkpoint has."""
     mode, reason = support.resolved_mode(settings.mode())
     scale = f", input scales {settings.scale_policy()}" if mode == "nvfp4" else ""
     logger.info(
-        "nvfp4_moe %s is ACTIVE for NVFP4 MoE on %s (%s): mode %s%s, because %s. Off: %s=1 or --moe-backend.",
+        "nvfp4_moe %s is ACTIVE for %s MoE on %s (%s): mode %s%s, because %s. Off: %s=1 or --moe-backend.",
         nvfp4_moe.__version__,
+        weights,
         current_platform.device_type,
         nvfp4_moe.cpu_isa() if current_platform.is_cpu() else current_platform.get_device_name(),
         mode,
@@ -31,9 +32,9 @@ def experts_active() -> None:
     )
 
 
-def experts_refused(reason: str) -> None:
+def experts_refused(reason: str, weights: str = "NVFP4") -> None:
     """The MoE is not ours."""
-    logger.warning_once("nvfp4_moe is NOT active for NVFP4 MoE: %s", reason)
+    logger.warning_once("nvfp4_moe is NOT active for %s MoE: %s", weights, reason)
 
 
 def linears_refused(reason: str) -> None:

@@ -3,7 +3,7 @@
 
 import contextlib
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
@@ -33,6 +33,8 @@ def library_method(base: type) -> type:
     """
 
     class LibraryMethod(base):
+        weights = "NVFP4"
+
         def maybe_roundup_sizes(self, hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config):
             """Pad a tensor-parallel shard to the tile; vLLM's loader then fills gate half and up half separately."""
             hidden_size, intermediate = super().maybe_roundup_sizes(
@@ -55,11 +57,15 @@ def library_method(base: type) -> type:
         def check_loaded(self, layer):
             """Refuse what was never loaded. Dummy weights were not either: make them such that they can be served."""
             missing = loaded.missing(layer)
-            block_scale = layer.w13_weight_scale
-            if (missing or dummy.looks_dummy(block_scale)) and dummy.is_dummy(block_scale):
+            if self.is_dummy(layer, missing):
                 dummy.make_usable(layer, loaded.BLOCK_SCALES, loaded.WEIGHT_SCALES, loaded.INPUT_SCALES)
             else:
                 loaded.refuse_missing(layer.layer_name, missing)
+
+        def is_dummy(self, layer, missing):
+            """Has vLLM's dummy loader been here?"""
+            block_scale = layer.w13_weight_scale
+            return (missing or dummy.looks_dummy(block_scale)) and dummy.is_dummy(block_scale)
 
         def get_fused_moe_quant_config(self, layer):
             """None of vLLM's: the library quantises activations itself."""
@@ -140,6 +146,12 @@ def add_biases(layer, weight_loader) -> None:
 
 SPECIALISED = {ModelOptNvFp4FusedMoE: ModelOptMoE, CompressedTensorsMethod: CompressedTensorsMoE}
 
+ORACLES = {"NVFP4": oracle}
+"""vLLM's choice of experts, by what the weights are."""
+
+UNASKED: dict[type, tuple[str, object]] = {}
+"""Methods that choose their experts without an oracle: what their weights are, in words and as vLLM's key."""
+
 
 def plain(parameter: torch.Tensor) -> torch.Tensor:
     """The data without vLLM's tensor subclass, f32 and contiguous: in place where it already is."""
@@ -162,25 +174,27 @@ def free_originals(layer, expert_slices: torch.Tensor) -> None:
 
 @contextlib.contextmanager
 def offered_to_oracle():
-    """Within, vLLM's NVFP4 oracle considers our experts before its own, whichever backend it asks for first.
+    """Within, vLLM's FP4 oracles consider our experts before their own, whichever backend they ask for first.
 
-    Patches `oracle.nvfp4.backend_to_kernel_cls`. Why: `MoEBackend` is a closed literal and the oracle has no hook, but
+    Patches `backend_to_kernel_cls` of each. Why: `MoEBackend` is a closed literal and the oracle has no hook, but
     its generic checks (device, activation, parallelism) should apply to us too. Delete when vLLM can register NVFP4
-    experts by name. Lazy, because vLLM's own classes import libraries that a CPU build lacks. Yields a list that is not
-    empty once the oracle has asked.
+    experts by name. Lazy, because vLLM's own classes import libraries that a CPU build lacks. Yields a list of what
+    the weights were when an oracle asked.
     """
-    original, asked = oracle.backend_to_kernel_cls, []
+    originals, asked = {weights: asking.backend_to_kernel_cls for weights, asking in ORACLES.items()}, []
 
-    def ours_first(backend):
-        asked.append(backend)
+    def ours_first(weights, backend):
+        asked.append(weights)
         yield Nvfp4MoeExperts
-        yield from original(backend)
+        yield from originals[weights](backend)
 
-    oracle.backend_to_kernel_cls = ours_first
+    for weights, asking in ORACLES.items():
+        asking.backend_to_kernel_cls = partial(ours_first, weights)
     try:
         yield asked
     finally:
-        oracle.backend_to_kernel_cls = original
+        for weights, asking in ORACLES.items():
+            asking.backend_to_kernel_cls = originals[weights]
 
 
 def choose(build: Callable[[], FusedMoEMethodBase]) -> FusedMoEMethodBase:
@@ -196,17 +210,30 @@ def choose(build: Callable[[], FusedMoEMethodBase]) -> FusedMoEMethodBase:
             method = build()
         except Exception as error:
             failure = f"with our experts on offer: {type(error).__name__}: {error}"
+    asked = asked or ask_ourselves(method)
     if type(method) in SPECIALISED and method.experts_cls is Nvfp4MoeExperts:
         specialise(method)
-        log.experts_active()
+        method.build_alone = build
+        log.experts_active(method.weights)
         return method
     refusal = failure or Nvfp4MoeExperts.last_refusal
     if asked and not refusal:
         refusal = f"{type(method).__name__} is a quantisation method that this plugin does not know"
         method = None
     if asked:
-        log.experts_refused(refusal)
+        log.experts_refused(refusal, asked[0])
     return method or build()
+
+
+def ask_ourselves(method: FusedMoEMethodBase) -> list[str]:
+    """Choose our experts for a method that asks no oracle, if they support its layer; returns what its weights are."""
+    if type(method) not in UNASKED:
+        return []
+    weights, key = UNASKED[type(method)]
+    ours = Nvfp4MoeExperts
+    if ours.is_supported_config(ours, method.moe, key, None, ours.activation_format())[0]:
+        method.experts_cls = ours
+    return [weights]
 
 
 def specialise(method) -> None:

@@ -298,6 +298,13 @@ fn format(source: &mut Source) {
     call_with_out(&mut out, || unsafe {
         nvfp4_moe_dequantize(packed.pointer(), scales.pointer(), scale, rows, cols, floats)
     });
+    let e8m0 = Tensor::bytes_or_null(source, dense.map(|n| n / 32));
+    let mut cast = Tensor::bytes_or_null(source, dense.map(|n| n / 16));
+    let factor = Tensor::floats(source, Some(1));
+    let (block_scale, global_scale) = (cast.pointer(), factor.pointer());
+    call_with_out(&mut cast, || unsafe {
+        nvfp4_moe_cast_mxfp4(packed.pointer(), e8m0.pointer(), rows, cols, block_scale, global_scale)
+    });
     let (a, b, c) = (source.size(), source.size(), source.size());
     nvfp4_moe_sf_size(a, b);
     nvfp4_moe_sf_offset(a, b, c);

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MXFP4 experts, as in DeepSeek-V4 by its authors: loaded as vLLM loads them, then cast to NVFP4 without loss.
+
+What a cast cannot hold is found only when the weights are there. Such a layer goes back to vLLM as vLLM alone would
+have it, and the log says so.
+"""
+
+import torch
+import vllm.model_executor.layers.fused_moe.oracle.mxfp4 as oracle
+from vllm.config import get_current_vllm_config_or_none
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
+    compressed_tensors_moe_w4a4_mxfp4,
+)
+from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4MoEMethod
+from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Static
+
+from nvfp4_moe import cast_mxfp4
+from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
+
+from . import log, moe
+
+CompressedTensorsMethod = compressed_tensors_moe_w4a4_mxfp4.CompressedTensorsW4A4Mxfp4MoEMethod
+
+HALVES = {"w13": 2, "w2": 1}
+"""Matrices in a parameter, each of which gets its own factor."""
+
+
+def mxfp4_method(base: type, codes: str) -> type:
+    """What methods for MXFP4 do alike; `codes` ends the name of the parameters that hold e2m1 codes."""
+
+    class LibraryMxfp4Method(moe.library_method(base)):
+        weights = "MXFP4"
+
+        def maybe_roundup_sizes(self, hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config):
+            """None of the tiles of vLLM's own kernels; `experts.py` has refused what a block of 32 does not divide."""
+            return FusedMoEMethodBase.maybe_roundup_sizes(
+                self, hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config
+            )
+
+        def check_loaded(self, layer):
+            """Dummy weights are as they were marked: zeros, which can be served."""
+            config = get_current_vllm_config_or_none()
+            if config is None or config.load_config.load_format != "dummy":
+                super().check_loaded(layer)
+
+        def is_dummy(self, layer, missing):
+            """Any byte may be a scale's."""
+            return False
+
+        def process_weights_after_loading(self, layer):
+            """Cast, and go on as with NVFP4; or give the layer back."""
+            self.check_loaded(layer)
+            try:
+                scales = {gemm: cast(layer, gemm, codes) for gemm in HALVES}
+            except ValueError as refusal:
+                give_back(self, layer, f"{layer.layer_name}: {refusal}")
+                return
+            for gemm, (block_scale, global_scale) in scales.items():
+                held = {"weight": getattr(layer, f"{gemm}_{codes}").data, "weight_scale": block_scale}
+                delattr(layer, f"{gemm}_{codes}")
+                delattr(layer, f"{gemm}_weight_scale")
+                for name, data in (held | {"weight_scale_2": global_scale}).items():
+                    layer.register_parameter(f"{gemm}_{name}", torch.nn.Parameter(data, requires_grad=False))
+            self.make_kernel(layer)
+
+    return LibraryMxfp4Method
+
+
+class Mxfp4MoE(mxfp4_method(Mxfp4MoEMethod, "weight")):
+    """DeepSeek-V4 as its authors publish it."""
+
+
+class CompressedTensorsMxfp4MoE(mxfp4_method(CompressedTensorsMethod, "weight_packed")):
+    """compressed-tensors' mxfp4-pack-quantized."""
+
+
+def cast(layer: torch.nn.Module, gemm: str, codes: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block scales [E, rows, columns / 16] and global scales, [E, 2] of w13 and [E] of w2; the codes stay."""
+    halves = HALVES[gemm]
+    tensors = (getattr(layer, f"{gemm}_{name}").data.as_subclass(torch.Tensor) for name in (codes, "weight_scale"))
+    try:
+        block_scale, global_scale = cast_mxfp4(*(tensor.unflatten(1, (halves, -1)) for tensor in tensors))
+    except ValueError as refusal:
+        raise ValueError(f"{gemm}_weight_{refusal}") from None
+    return block_scale.flatten(1, 2), global_scale if halves > 1 else global_scale[:, 0]
+
+
+def give_back(method: FusedMoEMethodBase, layer: torch.nn.Module, reason: str) -> None:
+    """Make the method what vLLM alone makes of the layer, and let it take the weights as they were loaded."""
+    alone = method.build_alone()
+    sizes = layer.w13_weight_scale.shape[2] * MX_BLOCK_SIZE, layer.w13_weight_scale.shape[1] // HALVES["w13"]
+    wanted = alone.maybe_roundup_sizes(*sizes, method.moe.in_dtype, method.moe.moe_parallel_config)
+    if tuple(wanted) != sizes:
+        raise ValueError(
+            f"{reason} vLLM's own kernel wants hidden and intermediate size {list(wanted)} instead of {list(sizes)}, "
+            "and the weights are loaded by now. Set NVFP4_MOE_DISABLE=1."
+        )
+    method.__class__ = type(alone)
+    vars(method).update(vars(alone))
+    log.experts_refused(reason, "MXFP4")
+    method.process_weights_after_loading(layer)
+
+
+def install() -> None:
+    """Offer our experts to vLLM's oracle for MXFP4, as `moe.py` does to that for NVFP4."""
+    moe.ORACLES["MXFP4"] = oracle
+    moe.UNASKED[CompressedTensorsMethod] = "MXFP4", kMxfp4Static
+    moe.SPECIALISED |= {Mxfp4MoEMethod: Mxfp4MoE, CompressedTensorsMethod: CompressedTensorsMxfp4MoE}
