@@ -52,6 +52,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -59,6 +60,7 @@ extern "C" {
 #define NVFP4_MOE_VERSION_MAJOR 0
 #define NVFP4_MOE_VERSION_MINOR 1
 #define NVFP4_MOE_VERSION_PATCH 0
+
 struct CUstream_st;
 
 /* ---- Status --------------------------------------------------------------------------------------------- */
@@ -76,6 +78,7 @@ struct CUstream_st;
 
 /* Version of the loaded library: major * 10000 + minor * 100 + patch. */
 uint32_t nvfp4_moe_version(void);
+
 /* Copy the calling thread's last error, NUL-terminated and cut to `size` at a UTF-8 character, into host `buf`, which
  * may be NULL. Returns the full length without the NUL; 0 if this thread never failed. Successes do not clear it. */
 size_t nvfp4_moe_last_error(char *buf, size_t size);
@@ -124,6 +127,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 /* Limit this library's CPU worker threads, to 1 .. 1024; 0 = one for each core (the default). Results never depend
  * on it. Takes effect at the next call that computes; where the system gives no thread, that is its caller's. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
+
 /* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
  * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
@@ -197,11 +201,13 @@ typedef struct nvfp4_moe_layer_args {
  * Memory that the driver does not free then is freed with a later allocation or free, and last_error says so. */
 int32_t nvfp4_moe_layer_create(const nvfp4_moe_layer_desc *desc, nvfp4_moe_layer **out);
 void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
+
 /* Bytes of device storage that prepare fills with the kernels' own weight layout.
  * 0 (the CPU): the weights are used in place and must outlive the layer. Otherwise: the storage must outlive
  * the layer, and the checkpoint's tensors may be freed once `stream` has passed prepare. It is num_local_experts slices
  * of equal size, one an expert: a slice may be moved to another place, or to another rank's equal layer, by a copy. */
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
+
 /* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. A refusal
  * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is
  * NOT_PREPARED until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA
@@ -210,6 +216,7 @@ int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out
  * begin after it. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
+
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
  * a call and need not be cleared. Calls without a workspace take the library's. The CPU keeps as many as calls ran at
@@ -218,19 +225,23 @@ int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_we
  * theirs. Graphs captured on one stream share its workspace, and may not run at once. A caller's workspace serves one
  * call at a time: two at once may spoil each other's numbers. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
+
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
  * f32 sums in order of k, on CUDA of results that were rounded to bf16; rows of tokens with no expert here become 0. A
  * NaN row stays in its row. */
 int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                 struct CUstream_st *stream);
+
 /* Forward in mode BF16 that also remembers the largest finite |input| of GEMM1 and of GEMM2 over all calls. UNSUPPORTED
  * in mode FP8, which takes no input scales. */
 int32_t nvfp4_moe_layer_calibrate(nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                   struct CUstream_st *stream);
+
 /* Turn what calibrate saw into input scales, max(amax / (6 * 448), 2^-110), and forget it. Host pointers. Fails with
  * NOT_PREPARED when calibrate saw no routed row. The scales are returned, not applied: save or reduce them
  * over ranks, then set them. Synchronises on CUDA. */
 int32_t nvfp4_moe_layer_calibrated_scales(nvfp4_moe_layer *layer, float *w13_input_scale, float *w2_input_scale);
+
 /* Use these input scales instead of the checkpoint's, until the next prepare. Each is finite and at least 2^-110. On
  * CUDA waits for no stream, and may happen during a capture: what begins on the device after it returned takes them,
  * graphs captured before included; what was enqueued earlier may take either. */
@@ -275,15 +286,18 @@ typedef struct nvfp4_moe_linear_args {
 /* Each as the layer's. */
 int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc *desc, nvfp4_moe_linear **out);
 void nvfp4_moe_linear_destroy(nvfp4_moe_linear *linear);
+
 /* As nvfp4_moe_layer_storage_size, and only prepare may write it: on CUDA forward may read it while the kernel before
  * it on the stream still runs. */
 int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear *linear, uint64_t *out);
 int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linear_weights *weights, void *storage,
                                  uint64_t storage_size, struct CUstream_st *stream);
 int32_t nvfp4_moe_linear_workspace_size(const nvfp4_moe_linear *linear, int32_t max_tokens, uint64_t *out);
+
 /* out = x * weight^T + bias, f32 sums, rounded once to bf16; x as the mode has it. */
 int32_t nvfp4_moe_linear_forward(const nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
                                  struct CUstream_st *stream);
+
 /* Each as the layer's, for the one input. */
 int32_t nvfp4_moe_linear_calibrate(nvfp4_moe_linear *linear, const nvfp4_moe_linear_args *args,
                                    struct CUstream_st *stream);
@@ -328,6 +342,7 @@ typedef struct nvfp4_moe_quantize_args {
  *   scale = e4m3(amax * ((1 / g) / 6)), saturating at 448;  code = e2m1(x * ((1 / g) / scale)), ties to even;
  * every operation rounded once to f32. A block that holds a NaN gets scale NaN. Counted in the CPU's status. */
 int32_t nvfp4_moe_quantize(const nvfp4_moe_quantize_args *args);
+
 /* Decode rows of linear-order NVFP4 to f32 [num_rows, num_cols]: e2m1 * block_scale, exact, then * global_scale. */
 int32_t nvfp4_moe_dequantize(const uint8_t *packed, const uint8_t *block_scale, float global_scale, int64_t num_rows,
                              int64_t num_cols, float *out);
@@ -342,79 +357,15 @@ int32_t nvfp4_moe_cast_mxfp4(const uint8_t *packed, const uint8_t *e8m0_scale, i
 /* Bytes of a swizzled block-scale buffer: rows padded to 128, columns (of scales) to 4. This and the next function
  * give UINT64_MAX for what no memory holds: past 2^40 rows or 2^20 columns. */
 uint64_t nvfp4_moe_sf_size(uint64_t num_rows, uint64_t num_sf_cols);
+
 /* Where scale (row, sf_col) lies in it: tile * 512 + row % 32 * 16 + row % 128 / 32 * 4 + sf_col % 4, tiles along K
  * first. Source: PTX ISA, tcgen05, scale-factor layout for scale_vec::4X. */
 uint64_t nvfp4_moe_sf_offset(uint64_t row, uint64_t sf_col, uint64_t num_sf_cols);
 
-/* ---- Checkpoints (host memory) -------------------------------------------------------------------------- */
-
-typedef struct nvfp4_moe_checkpoint nvfp4_moe_checkpoint;
-/* Naming and scale convention of the files. */
-#define NVFP4_MOE_FORMAT_MODELOPT 1           /* weight, weight_scale, weight_scale_2, input_scale */
-#define NVFP4_MOE_FORMAT_COMPRESSED_TENSORS 2 /* weight_packed, weight_global_scale (inverse), ... */
-#define NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED 3  /* quant_method fp8 with moe_quant_algo NVFP4 */
-#define NVFP4_MOE_FORMAT_MXFP4 4              /* any naming of MXFP4; read_layer casts it as nvfp4_moe_cast_mxfp4 does */
-
-typedef struct nvfp4_moe_checkpoint_layer_info {
-  uint32_t struct_size;
-  int32_t format; /* NVFP4_MOE_FORMAT_* */
-  int32_t hidden_size;
-  int32_t intermediate_size;
-  int32_t num_experts;
-  int32_t top_k;              /* from config.json; 0 if it does not say */
-  float swiglu_limit;         /* from config.json; 0 if none */
-  float routed_scaling_factor; /* from config.json; 0 if none. The engine folds it into topk_weights. */
-  int32_t lossless_cast;      /* 1: every block scale is a power of two, equal for neighbouring blocks (MXFP4 cast) */
-  int32_t reserved;           /* 0 */
-  float w13_input_scale;      /* maximum over all experts, decoding; 0 if the checkpoint has none */
-  float w2_input_scale;
-  float swiglu_alpha;         /* from config.json, as in nvfp4_moe_layer_desc; 1 for SiLU */
-  float swiglu_beta;
-  int32_t any_activation;     /* in: 1 = the caller brings the activation: one that this library lacks is no refusal, and
-                                 the three swiglu fields are 0 */
-  int32_t reserved_2;         /* 0 */
-  int32_t activation;         /* NVFP4_MOE_ACTIVATION_*; of one that is no refusal: SWIGLU, or RELU2 without a gate */
-  int32_t has_bias;           /* 1: there are biases */
-} nvfp4_moe_checkpoint_layer_info;
-
-/* Where read_layer puts the tensors of experts [first_expert, first_expert + num_experts): host buffers of the
- * caller, shaped as in nvfp4_moe_layer_weights. */
-typedef struct nvfp4_moe_checkpoint_buffers {
-  uint32_t struct_size;
-  int32_t first_expert;
-  int32_t num_experts;
-  int32_t reserved; /* 0 */
-  uint8_t *w13;
-  uint8_t *w13_block_scale;
-  float *w13_global_scale;
-  uint8_t *w2;
-  uint8_t *w2_block_scale;
-  float *w2_global_scale;
-  void *w13_bias; /* bf16, of a matrix without bias 0; both NULL where has_bias is 0 */
-  void *w2_bias;
-} nvfp4_moe_checkpoint_buffers;
-
-/* Open a directory of safetensors files (sharded or not) with its config.json. Reads no tensor's data. */
-int32_t nvfp4_moe_checkpoint_open(const char *directory, nvfp4_moe_checkpoint **out);
-/* The same for tensors whose names begin with `prefix`: one tower of a model that has layers of one number in several. */
-int32_t nvfp4_moe_checkpoint_open_prefix(const char *directory, const char *prefix, nvfp4_moe_checkpoint **out);
-void nvfp4_moe_checkpoint_destroy(nvfp4_moe_checkpoint *checkpoint);
-/* Describe MoE layer `layer` (its index in the model). Checks names, shapes, dtypes and every scale of the layer.
- * UNSUPPORTED, with the key of config.json, if its experts' activation is none that nvfp4_moe_layer_desc can ask for. */
-int32_t nvfp4_moe_checkpoint_layer_info_read(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
-                                             nvfp4_moe_checkpoint_layer_info *out);
-/* Copy a range of experts out of the files. Global scales are written in decode direction. Everything is checked before
- * the first byte is written; only where a file cannot be read to its end, or changes meanwhile, are the buffers left
- * partly written. */
-int32_t nvfp4_moe_checkpoint_read_layer(const nvfp4_moe_checkpoint *checkpoint, int32_t layer,
-                                        const nvfp4_moe_checkpoint_buffers *buffers);
-/* The report of `nvfp4-moe inspect`: as_json 0 a table, 1 JSON, 2 JSON out of headers and single scales, without reading
- * every block scale. Host buf as in nvfp4_moe_last_error; the full length without the NUL goes to host *full_length.
- * Returns a status. */
-int32_t nvfp4_moe_checkpoint_inspect(const nvfp4_moe_checkpoint *checkpoint, int32_t as_json, char *buf, size_t size,
-                                     size_t *full_length);
-
 #ifdef __cplusplus
 }
 #endif
+
+#include "nvfp4_moe_checkpoint.h"
+
 #endif /* NVFP4_MOE_H */

@@ -66,9 +66,10 @@ mod tests {
 
     #[test]
     fn the_list_is_the_headers() {
-        let header = include_str!("../../include/nvfp4_moe.h");
-        let declared: BTreeSet<&str> = header
-            .lines()
+        let headers = [include_str!("../../include/nvfp4_moe.h"), include_str!("../../include/nvfp4_moe_checkpoint.h")];
+        let declared: BTreeSet<&str> = headers
+            .into_iter()
+            .flat_map(str::lines)
             .filter(|line| {
                 ["int32_t ", "uint32_t ", "uint64_t ", "size_t ", "void "].iter().any(|t| line.starts_with(t))
             })

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C ABI as data: every constant, struct layout and prototype of include/nvfp4_moe.h, read with libclang."""
+"""The C ABI as data: every constant, struct layout and prototype of include/*.h, read with libclang."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from clang.cindex import Cursor, CursorKind, Index, TranslationUnit
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADER = ROOT / "include/nvfp4_moe.h"
+HEADER = ROOT / "include/nvfp4_moe.h"  # which includes its parts
 GOLDEN = ROOT / "tests/golden/abi.json"
 
 
@@ -40,7 +40,7 @@ def read_header() -> dict:
         raise ValueError(f"{HEADER.name} does not parse: {errors}")
     constants, structs, functions = {}, {}, {}
     for cursor in unit.cursor.get_children():
-        if cursor.location.file is None or cursor.location.file.name != str(HEADER):
+        if cursor.location.file is None or Path(cursor.location.file.name).parent != HEADER.parent:
             continue
         tokens = [token.spelling for token in cursor.get_tokens()]
         if cursor.kind == CursorKind.MACRO_DEFINITION and len(tokens) == 2 and "_VERSION_" not in tokens[0]:

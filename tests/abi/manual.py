@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is every statement of include/nvfp4_moe.h held by a test? The answer is the table statements.md, checked here."""
+"""Is every statement of the C headers held by a test? The answer is the table statements.md, checked here."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "include/nvfp4_moe.h"
+PART = ROOT / "include/nvfp4_moe_checkpoint.h"
 TABLE = Path(__file__).with_name("statements.md")
 # A comment, and the code before it on its line: `int32_t top_k;` gives the comment its subject.
 COMMENT = re.compile(r"^(?P<code>[^\n]*?)/\*(?P<text>.*?)\*/", re.MULTILINE | re.DOTALL)
@@ -16,7 +17,7 @@ NO_TEST = {"caller", "definition", "heading"}  # statements.md says what they me
 def statements_of_header() -> str:
     """All comments as one text; one behind a field or a macro begins with its name."""
     texts = []
-    for comment in COMMENT.finditer(HEADER.read_text()):
+    for comment in COMMENT.finditer(HEADER.read_text() + PART.read_text()):
         subject = SUBJECT.search(comment["code"])
         lines = [re.sub(r"^\s*\*", "", line) for line in comment["text"].split("\n")]
         name = next((f"{group}:" for group in subject.groups() if group), "") if subject else ""

@@ -70,6 +70,7 @@ def header_alone() -> str:
     for header, language, standard in [
         ("nvfp4_moe.h", "c", "c11"),
         ("nvfp4_moe.h", "c++", "c++17"),
+        ("nvfp4_moe_checkpoint.h", "c", "c11"),
         ("nvfp4_moe.hpp", "c++", "c++17"),
         ("nvfp4_moe.hpp", "c++", "c++20"),
     ]:

@@ -25,7 +25,7 @@ fn builder(header: &str, files: &str) -> bindgen::Builder {
 
 fn abi_builder() -> bindgen::Builder {
     let handles = "nvfp4_moe_(layer|linear|checkpoint)";
-    builder(ABI_HEADER, r".*nvfp4_moe\.h").blocklist_type("CUstream_st").opaque_type(handles)
+    builder(ABI_HEADER, r".*include/nvfp4_moe(_checkpoint)?\.h").blocklist_type("CUstream_st").opaque_type(handles)
 }
 
 /// PyPI's libclang and Debian's libclang1 come without stddef.h: lend them the C compiler's.

@@ -70,7 +70,7 @@ VARIABLES: dict[str, Callable[[], Any]] = {
 }
 
 
-OF_THE_BUILD = ("NVFP4_MOE_CUDA_HOME",)
+OF_THE_BUILD = tuple(f"NVFP4_MOE_{name}" for name in ("CUDA_HOME", "CPU_ONLY", "PYTHON_CUDA", "TORCH_CUDA"))
 """Read where the package is built, not by the plugin."""
 
 
