@@ -2,9 +2,10 @@
 """MXFP4 layers of real vLLM, filled by its own loader: cast and served, or given back as vLLM alone would have them."""
 
 import pytest
-import test_checkpoint_faults as faults
+import tiny_layers
 import torch
-from test_checkpoint_faults import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K, _engine, not_active  # noqa: F401
+from test_checkpoint_faults import _engine, not_active  # noqa: F401
+from tiny_layers import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4Config, Mxfp4MoEMethod
 
@@ -43,9 +44,9 @@ def weights():
 
 @pytest.fixture
 def make(monkeypatch):
-    monkeypatch.setitem(faults.FORMATS, "mxfp4", (Mxfp4Experts, {}))
-    monkeypatch.setitem(faults.FORMATS, "compressed mxfp4", (CompressedExperts, {}))
-    return lambda format="mxfp4", **changes: faults.make_experts(format, **changes)
+    monkeypatch.setitem(tiny_layers.FORMATS, "mxfp4", (Mxfp4Experts, {}))
+    monkeypatch.setitem(tiny_layers.FORMATS, "compressed mxfp4", (CompressedExperts, {}))
+    return lambda format="mxfp4", **changes: tiny_layers.make_experts(format, **changes)
 
 
 @pytest.fixture
