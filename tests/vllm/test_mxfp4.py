@@ -5,6 +5,7 @@ import pytest
 import tiny_layers
 import torch
 from test_checkpoint_faults import _engine, not_active  # noqa: F401
+from test_reload_layers import addresses, loaded, reload
 from tiny_layers import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4Config, Mxfp4MoEMethod
@@ -111,6 +112,24 @@ def test_what_never_came_is_missing_by_name(layer, weights):
     load(layer, weights, skip=lambda expert, shard: (expert, shard) == (2, "w3"))
     with pytest.raises(ValueError, match=rf"{NAME}: w13_weight of expert 2; w13_weight_scale of expert 2 is missing"):
         layer.quant_method.process_weights_after_loading(layer)
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "compressed mxfp4"])
+def test_experts_loaded_again_compute_with_the_new_weights_where_the_old_were(make, weights, format):
+    layer = loaded(make(format), load, weights=weights)
+    before = addresses(layer)
+    new = mxfp4.random_weights(EXPERTS, HIDDEN, INTER, torch.Generator().manual_seed(1), span=3)
+    reload(layer, load, weights=new)
+    assert addresses(layer) == before
+    assert torch.equal(run(layer)[-1], run(loaded(make(format), load, weights=new))[-1])
+
+
+def test_weights_loaded_again_that_no_cast_holds_are_refused(layer, weights):
+    """Graphs hold our layer: it cannot go back to vLLM any more."""
+    loaded(layer, load, weights=weights)
+    weights.w2_scale[1, 5, 0] -= 60
+    with pytest.raises(ValueError, match=rf"{NAME}: w2_weight_scale\[1, 0\] is 2\^-.*loaded again"):
+        reload(layer, load, weights=weights)
 
 
 class VllmsOwn(Mxfp4MoEMethod):

@@ -54,6 +54,11 @@ def mxfp4_method(base: type, codes: str) -> type:
             try:
                 scales = {gemm: cast(layer, gemm, codes) for gemm in HALVES}
             except ValueError as refusal:
+                if self.moe_kernel is not None:
+                    raise ValueError(
+                        f"{layer.layer_name}: {refusal} These weights were loaded again, and graphs hold the layer as "
+                        "it was. Start vLLM anew with them."
+                    ) from None
                 give_back(self, layer, f"{layer.layer_name}: {refusal}")
                 return
             for gemm, (block_scale, global_scale) in scales.items():
