@@ -26,7 +26,7 @@ CASES = {
     "modelopt-fp8-attention": ([0], None),
     "modelopt-without-layer-1": ([0], (1, "its experts hold weight BF16")),
     "modelopt-bf16-experts": ([], (0, "its experts hold weight BF16")),
-    "modelopt-ernie": ([1], (0, "NVFP4 MoE layers, 1 to 1")),
+    "modelopt-ernie": ([1], (0, "1 FP4 MoE layers, 1 to 1")),
     "modelopt-hunyuan": ([0], None),
     "modelopt-llama4-stacked": ([], (0, "output features first")),
     "compressed-tensors-nvfp4": ([0], None),

@@ -28,6 +28,7 @@ def command(*words: object, stdin: str = "", **environment: str) -> str:
         env={**os.environ, **environment},
         input=stdin,
         text=True,
+        errors="replace",  # readelf shows checksums as they are
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
