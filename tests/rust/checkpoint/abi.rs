@@ -72,6 +72,7 @@ fn a_layer_is_described_and_copied() {
         w2: w2.as_mut_ptr(),
         w2_block_scale: w2_block_scale.as_mut_ptr(),
         w2_global_scale: w2_global_scale.as_mut_ptr(),
+        ..Default::default()
     };
     // SAFETY: the buffers are as long as two experts need.
     assert_eq!(unsafe { nvfp4_moe_checkpoint_read_layer(handle.0, 0, &buffers) }, 0, "{}", last_error());

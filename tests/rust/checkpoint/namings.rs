@@ -182,7 +182,8 @@ fn copied(layer: &Layer<'_>, first: usize, count: usize) -> Copied {
 
 /// Rows of so many bytes of a stack's gate and up in turn, for each expert.
 fn in_turn(tensor: &mut Tensor, experts: usize, row: usize) {
-    for expert in tensor.data.chunks_mut(tensor.data.len() / experts) {
+    let len = tensor.data.len() / experts;
+    for expert in tensor.data.chunks_mut(len) {
         let (gate, up) = expert.split_at(expert.len() / 2);
         let rows = gate.chunks(row).zip(up.chunks(row)).flat_map(|(gate, up)| [gate, up].concat()).collect::<Vec<u8>>();
         expert.copy_from_slice(&rows);
