@@ -153,9 +153,10 @@ fn a_struct_from_before_other_activations_and_biases_is_refused_such_a_layer() {
             made.tensors.insert(name, Tensor { dtype: Dtype::BF16, shape: vec![64], data: vec![0; 128] });
         }
     };
-    let checks: [(&dyn Fn(&mut Made), u32, i32, &str); 2] = [
-        (&relu2, NVFP4_MOE_ACTIVATION_RELU2, 0, "the layer's activation is relu2, no gate, which takes 72 bytes"),
-        (&biased, NVFP4_MOE_ACTIVATION_SWIGLU, 1, "is silu, and its experts have biases, which takes 72 bytes"),
+    type Change = fn(&mut Made);
+    let checks: [(Change, u32, i32, &str); 2] = [
+        (relu2, NVFP4_MOE_ACTIVATION_RELU2, 0, "the layer's activation is relu2, no gate, which takes 72 bytes"),
+        (biased, NVFP4_MOE_ACTIVATION_SWIGLU, 1, "is silu, and its experts have biases, which takes 72 bytes"),
     ];
     for (change, activation, has_bias, text) in checks {
         let handle = open(&Spec::default(), change);
