@@ -21,7 +21,7 @@ class Handle:
         self.weights = None
         """What is read in place; None where the handle has repacked them."""
 
-    def make_once(self, name: str, make: Callable, **options):
+    def make_once(self, name: str, make: Callable, /, **options):
         """make(**options), or what it made before, if the options are still the same."""
         if self.made is None:
             self.made, self.options = make(**options), options
