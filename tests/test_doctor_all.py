@@ -21,7 +21,7 @@ from nvfp4_moe.doctor.expert_reference import FileExperts, hypotheses, worst_row
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Path:
     """Healthy, with weights, tokenizer and ends."""
-    monkeypatch.setattr(canonical, "vllm_contract", lambda: None)
+    monkeypatch.setattr(canonical, "vllm_contract", lambda _: None)
     doctor_tokenizers.deepseek(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 257}')
     return doctor_models.write(tmp_path, *doctor_models.healthy())

@@ -32,7 +32,7 @@ def models(tmp_path, monkeypatch):
     chat = doctor_tokenizers.deepseek(tmp_path / "chat", eos_token=bos)
     (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": 256, "temperature": 1.0, "top_p": 1.0}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(canonical, "vllm_contract", lambda: None)
+    monkeypatch.setattr(canonical, "vllm_contract", lambda _: None)
 
 
 @pytest.mark.parametrize(("command", "text"), AGAIN, ids=[command.split()[2] for command, _ in AGAIN])
