@@ -71,7 +71,7 @@ def test_the_contract_that_is_read_is_what_vllms_encoder_does():
 
 def test_a_healthy_model_has_no_finding(asked, asked_of_another_flavour):
     for reports in (asked["healthy"], asked_of_another_flavour["healthy"]):
-        assert [report["findings"] for report in reports.values()] == [[], []]
+        assert [report["findings"] for report in reports.values()] == [[], [], []]
         facts = dict(reports["layers"]["facts"])
         for layer in range(DEEPSEEK_LAYERS):
             assert "cosine 0.9999" in facts[f"layer {layer} rms/amax"]
