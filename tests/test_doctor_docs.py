@@ -17,6 +17,7 @@ from nvfp4_moe.doctor import canonical
 
 PAGE = (Path(__file__).parents[1] / "docs/garbage.md").read_text()
 SHOWN = re.findall(r"^```\n\$ (nvfp4-moe doctor .*)\n((?:.*\n)*?)```", PAGE, re.MULTILINE)
+COMMANDS = ("checkpoint", "prompt", "stop", "serve", "layers", "norm", "attention")
 AGAIN = [
     (command, text) for command, text in SHOWN if shlex.split(command)[2] in ("checkpoint", "prompt", "stop", "serve")
 ]

@@ -33,7 +33,9 @@ def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
         for row in prompt:
             name = row["name"].partition(".layers.")[2] or row["name"].partition("layers.")[2]
             if row["layer"] == layer and "[" not in name and name.count(".") <= 1:
-                parts.append(f"{name.partition('.')[2] or 'out'} {row['rms']:.3g}/{max(-row['min'], row['max']):.3g}")
+                finite = row["nan"] + row["inf"] < row["numel"]
+                sizes = f"{row['rms']:.3g}/{max(-row['min'], row['max']):.3g}" if finite else "not finite"
+                parts.append(f"{name.partition('.')[2] or 'out'} {sizes}")
         if layer in agreement:
             parts.append(f"cosine {agreement[layer]['cosine']:.6f}, error {agreement[layer]['error']:.1e}")
         report.fact(f"layer {layer} rms/amax", ", ".join(parts))
