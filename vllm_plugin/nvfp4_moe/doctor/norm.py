@@ -10,6 +10,7 @@ from .norms import TOLERANCE
 HEAD_TOLERANCE = 0.05
 ALIKE = 0.999
 SAME_SIZE = 0.05
+TIED = 0.05  # standard deviations of the logits, between the best and the other run's best
 
 
 def run(arguments) -> int:
@@ -57,15 +58,17 @@ def judge(report: Report, found: dict[str, Any]) -> None:
 
 
 def size(report: Report, found: dict[str, Any]) -> None:
-    """Equal argmax, a cosine near 1 and logits of one size: nothing depends on how large the residual is.
+    """Equal argmax (or one that was tied), a cosine near 1 and logits of one size: nothing depends on how large the residual is.
 
     A head without a norm before it is linear: then only the logits' size tells, and temperature and penalties suffer.
     """
     one, other = found["argmax"]
     ratio = found["sizes"][1] / max(found["sizes"][0], 1e-30)
-    innocent = one == other and found["cosine"] > ALIKE and abs(ratio - 1) < SAME_SIZE
+    same = found["behind"] < TIED
+    innocent = same and found["cosine"] > ALIKE and abs(ratio - 1) < SAME_SIZE
     scaled = "X/100" if found["factor"] < 1 else "100 X"
-    text = f"argmax {one} and {other}, cosine {found['cosine']:.6f}, size {ratio:.3g} to 1"
+    tied = f" ({found['behind']:.3f} deviations apart)" if one != other else ""
+    text = f"argmax {one} and {other}{tied}, cosine {found['cosine']:.6f}, size {ratio:.3g} to 1"
     report.fact("residual", f"rms {found['residual_rms']:.3g} before {found['final']}")
     report.fact(f"logits of X and {scaled}", text + (": the residual's size is innocent" if innocent else ""))
     if not innocent:

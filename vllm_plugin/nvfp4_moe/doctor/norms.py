@@ -95,6 +95,7 @@ class NormWatch:
         return {
             "factor": factor,
             "argmax": [int(one.argmax()), int(other.argmax())],
+            "behind": float((one.max() - one[other.argmax()]) / one.std().clamp(min=1e-30)),
             "cosine": float(torch.nn.functional.cosine_similarity(one, other, dim=0)),
             "sizes": [float(one.norm()), float(other.norm())],
             "residual_rms": rms,
