@@ -58,7 +58,7 @@ def judge(report: Report, found: dict[str, Any]) -> None:
 
 
 def size(report: Report, found: dict[str, Any]) -> None:
-    """Equal argmax (or one that was tied), a cosine near 1 and logits of one size: nothing depends on how large the residual is.
+    """Equal argmax (or tied), a cosine near 1, logits of one size: nothing depends on how large the residual is.
 
     A head without a norm before it is linear: then only the logits' size tells, and temperature and penalties suffer.
     """
