@@ -27,7 +27,7 @@ class NormWatch:
             if type(module).__name__ == "LogitsProcessor":
                 self._handles.append(module.register_forward_pre_hook(self._head, with_kwargs=True))
             weight = getattr(module, "weight", None)
-            if "RMSNorm" not in type(module).__name__ or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
+            if not is_plain(module) or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
                 continue
             if layer_of(name) < 0 and "mtp" not in name:
                 self.final = name
@@ -100,6 +100,12 @@ class NormWatch:
             "sizes": [float(one.norm()), float(other.norm())],
             "residual_rms": rms,
         }
+
+
+def is_plain(module: torch.nn.Module) -> bool:
+    """An RMS norm over the whole row; a gated one, or one over a part, has another definition."""
+    kind = type(module).__name__
+    return "RMSNorm" in kind and "Gated" not in kind and getattr(module, "variance_size_override", None) is None
 
 
 def definition(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:
