@@ -27,7 +27,9 @@ class Engine:
         if method == "boundaries":
             return [[], []]
         if method == "experts":
-            return [{"rank": rank, "mode": "bf16", "layers": [], "counters": dict(COUNTERS)} for rank in (0, 1)]
+            return [
+                {"rank": rank, "mode": "bf16", "layers": [], "blocks": 0, "counters": dict(COUNTERS)} for rank in (0, 1)
+            ]
         if method == "kept":
             return [{"layers.0.attn": 1, "layers.0.shared": 2}, {"layers.0.attn": 1, "layers.0.shared": 3}]
         if method == "save":
@@ -128,3 +130,11 @@ def test_healthy_ranges_have_no_finding_and_an_off_by_one_is_named():
     attention.judge_range(report, [{"layer": 3, "change": change}], {3: rule}, key)
     assert [found.name for found in report.faults] == ["sees-too-much"]
     assert "layer 3: position 228 moves with token 100, 128 before it" in report.faults[0].seen
+
+
+@pytest.mark.parametrize(("saturated", "is_fault"), [(2, False), (500, True)])
+def test_a_few_saturated_blocks_are_a_note(saturated, is_fault):
+    report = Report("layers", "model")
+    rank = {"rank": 0, "blocks": 100_000, "counters": COUNTERS | {"saturated_blocks": saturated}}
+    layers_verdict.counters(report, [rank])
+    assert [(found.name, found.is_fault) for found in report.findings] == [("saturation", is_fault)]

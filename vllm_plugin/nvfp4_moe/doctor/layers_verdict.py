@@ -4,6 +4,7 @@
 from . import picture
 from .finding import Report, counted, some
 
+SATURATED = 0.001  # part of all blocks
 GROWTH = 1000  # times from one layer to the next
 KINDS = (
     (("gate", "router"), "the router"),
@@ -132,10 +133,14 @@ def counters(report: Report, experts: list[dict]) -> None:
         seen = rank["counters"]
         report.fact("counters", f"rank {rank['rank']}: " + ", ".join(f"{name} {value}" for name, value in seen.items()))
         if seen["saturated_blocks"]:
-            report.fault(
+            share = seen["saturated_blocks"] / max(rank["blocks"], 1)
+            (report.fault if share > SATURATED else report.note)(
                 "saturation",
-                f"{seen['saturated_blocks']} activation blocks saturated in one forward; 0 is healthy",
-                "input scales are too small: what is larger is cut.",
+                f"{seen['saturated_blocks']} activation blocks saturated in one forward, {share:.2%} of the experts' "
+                f"{rank['blocks']}; calibrated scales leave less than {SATURATED:.1%}",
+                "input scales are too small: what is larger is cut."
+                if share > SATURATED
+                else "a few outliers are cut.",
                 "Use NVFP4_MOE_MODE=bf16, or calibrate (NVFP4_MOE_SCALES=calibrated). Ask doctor checkpoint which.",
             )
         if seen["out_of_range_ids"]:

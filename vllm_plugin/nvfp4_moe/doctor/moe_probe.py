@@ -35,6 +35,12 @@ class Call:
         """bf16 [T, H]"""
         return self.arguments["hidden_states"]
 
+    def blocks(self) -> int:
+        """Blocks of 16 that enter both GEMMs, where activations have four bits."""
+        tokens, hidden = self.x.shape
+        slots = self.arguments["topk_ids"].numel()
+        return (tokens * hidden + slots * self.experts.moe_config.intermediate_size_per_partition) // 16
+
     def again(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The served layer itself, whatever was done to it, on other inputs; f64 on the host."""
         device = self.x.device

@@ -59,7 +59,8 @@ class Probe:
                 except RuntimeError as error:  # the reader's: the file breaks a rule
                     found = {"name": call.experts.layer_name, "verdict": "unread", "why": str(error).splitlines()[0]}
                     layers.append(found)
-        return {"rank": rank[0], "mode": mode, "counters": counters, "layers": layers}
+        blocks = sum(call.blocks() for call in calls.values())
+        return {"rank": rank[0], "mode": mode, "counters": counters, "blocks": blocks, "layers": layers}
 
     def nvfp4_moe_doctor_kept(self) -> dict[str, int]:
         """A checksum of every kept output, in order of time: a part of a sum differs from rank to rank."""
