@@ -8,6 +8,7 @@ import torch
 
 from nvfp4_moe.doctor import attention, layers, layers_verdict
 from nvfp4_moe.doctor.attention import LENGTH, Rule, rule_of
+from nvfp4_moe.doctor.expert_reference import row_cosines
 from nvfp4_moe.doctor.finding import Report
 from nvfp4_moe.doctor.hooks import FIELDS, Recorder, reduce
 
@@ -73,10 +74,25 @@ def test_the_first_infinity_of_attention_is_not_the_experts():
 
 def test_what_differs_from_a_saved_run_is_named_first():
     report = Report("layers", "model")
-    compared = [["layers.0.attn", 0.9999, 0.01], ["layers.0.ffn", 0.42, 0.9], ["layers.1.attn", math.nan, 1.0]]
+    compared = [["layers.0.attn", 0.9999, 0.99], ["layers.0.ffn", 0.42, 0.1], ["layers.1.attn", -1.0, -1.0]]
     layers_verdict.against(report, compared, "file", 0.99)
-    assert "layers.0.ffn is the first of 3 outputs whose cosine is below 0.99: 0.4200" in report.faults[0].seen
+    assert "layers.0.ffn is the first of 3 outputs whose median token has a cosine below 0.99: 0.4200" in (
+        report.faults[0].seen
+    )
     assert "the 1 before agree to 0.9999" in report.faults[0].seen
+
+
+def test_a_few_tokens_that_differ_are_a_note():
+    report = Report("layers", "model")
+    layers_verdict.against(report, [["layers.0.ffn", 0.9999, 0.3], ["layers.1.ffn", 0.9998, 0.2]], "file", 0.99)
+    assert [(found.name, found.is_fault) for found in report.findings] == [("tokens-differ-from-saved", False)]
+
+
+def test_rows_are_compared_each_by_itself():
+    values = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    other = torch.tensor([[2.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    assert row_cosines(values, other).tolist() == [1.0, 1.0, 0.0]
+    assert row_cosines(values, values * torch.nan).isnan().all()
 
 
 def test_reductions_name_the_first_of_each_and_pass_over_the_rest():
