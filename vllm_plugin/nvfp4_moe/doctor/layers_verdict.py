@@ -181,8 +181,9 @@ def against(report: Report, compared: list[list], file: str, threshold: float) -
         if strayed:
             report.note(
                 "tokens-differ-from-saved",
-                f"{len(strayed)} of {len(compared)} outputs have tokens with a cosine below {threshold}, "
-                f"first in {strayed[0][0]} ({strayed[0][2]:.4f}); the median token agrees to {min(each[1] for each in compared):.4f}",
+                f"{len(strayed)} of {len(compared)} outputs have tokens with a cosine below {threshold}, first in "
+                f"{strayed[0][0]} ({strayed[0][2]:.4f}); the median token agrees to "
+                f"{min(each[1] for each in compared):.4f}",
                 "rounding chose another of two experts that were tied, and later layers see it.",
                 "Nothing to do if the two runs add in another order (other ranks, another batch).",
             )
