@@ -161,7 +161,7 @@ fn silu(x: f32, alpha: f32) -> f32 {
 /// `x * (1 + tanh(z)) / 2` with `z = sqrt(2 / pi) * (x + 0.044715 * x^3)`, as `x * sigmoid(2 z)`: the same, and exact to
 /// the last bits where tanh is near -1.
 fn gelu_tanh(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_2;
     x / (1.0 + (-TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * (x * x * x))).exp())
 }
 

@@ -14,14 +14,15 @@ import doctor_models
 import doctor_tokenizers
 from nvfp4_moe import Checkpoint
 from nvfp4_moe.doctor import all as everything
-from nvfp4_moe.doctor import canonical, picture
+from nvfp4_moe.doctor import canonical, norm, picture
 from nvfp4_moe.doctor.expert_reference import FileExperts, hypotheses, worst_row
+from nvfp4_moe.doctor.finding import Report
 
 
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Path:
     """Healthy, with weights, tokenizer and ends."""
-    monkeypatch.setattr(canonical, "vllm_contract", lambda: None)
+    monkeypatch.setattr(canonical, "vllm_contract", lambda _: None)
     doctor_tokenizers.deepseek(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 257}')
     return doctor_models.write(tmp_path, *doctor_models.healthy())
@@ -69,6 +70,40 @@ def test_the_picture_is_an_image_of_every_layer(tmp_path):
     assert [len(line.getAttribute("points").split()) for line in lines] == [3, 2]
     first, second, _ = (point.split(",") for point in lines[0].getAttribute("points").split())
     assert float(first[1]) > float(second[1])  # what is larger is higher
+
+
+HEALTHY_HEAD = {
+    "final": "model.norm",
+    "errors": {"model.norm": 0.002},
+    "ran": True,
+    "head_differs": 0.0,
+    "factor": 0.01,
+    "argmax": [7, 7],
+    "behind": 0.0,
+    "cosine": 0.99999,
+    "sizes": [10.0, 10.0],
+    "residual_rms": 9.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "findings"),
+    [
+        ({}, []),
+        ({"argmax": [7, 8], "behind": 0.01}, []),  # rounding chose between two that are tied
+        ({"argmax": [7, 8], "behind": 2.0}, ["residual-size-matters"]),
+        ({"sizes": [10.0, 0.1]}, ["residual-size-matters"]),  # a linear head, without a norm
+        ({"errors": {"model.norm": 9.3}}, ["norm-misapplied"]),
+        ({"errors": {"model.norm": math.nan}}, ["norm-misapplied"]),
+        ({"ran": False}, ["final-norm-missing"]),
+        ({"final": None}, ["final-norm-missing"]),
+        ({"head_differs": 0.7}, ["final-norm-bypassed"]),
+    ],
+)
+def test_what_the_norms_numbers_mean(changes, findings):
+    report = Report("norm", "model")
+    norm.judge(report, HEALTHY_HEAD | changes)
+    assert [found.name for found in report.findings] == findings
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from nvfp4_moe.doctor import canonical
 
 PAGE = (Path(__file__).parents[1] / "docs/garbage.md").read_text()
 SHOWN = re.findall(r"^```\n\$ (nvfp4-moe doctor .*)\n((?:.*\n)*?)```", PAGE, re.MULTILINE)
+COMMANDS = ("checkpoint", "prompt", "stop", "serve", "layers", "norm", "attention")
 AGAIN = [
     (command, text) for command, text in SHOWN if shlex.split(command)[2] in ("checkpoint", "prompt", "stop", "serve")
 ]
@@ -32,7 +33,7 @@ def models(tmp_path, monkeypatch):
     chat = doctor_tokenizers.deepseek(tmp_path / "chat", eos_token=bos)
     (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": 256, "temperature": 1.0, "top_p": 1.0}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(canonical, "vllm_contract", lambda: None)
+    monkeypatch.setattr(canonical, "vllm_contract", lambda _: None)
 
 
 @pytest.mark.parametrize(("command", "text"), AGAIN, ids=[command.split()[2] for command, _ in AGAIN])

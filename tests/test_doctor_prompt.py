@@ -80,7 +80,7 @@ def test_what_is_not_written_here_is_refused(messages):
 @pytest.fixture(autouse=True)
 def no_vllm(monkeypatch):
     """The environment's vLLM may have another contract, which is a note."""
-    monkeypatch.setattr(canonical, "vllm_contract", lambda: None)
+    monkeypatch.setattr(canonical, "vllm_contract", lambda _: None)
 
 
 def ask(directory: Path, **given):
@@ -209,7 +209,7 @@ def test_the_contract_is_read_and_not_run(tmp_path, contract):
 
 
 def test_another_contract_in_the_vllm_that_is_installed(deepseek, monkeypatch):
-    monkeypatch.setattr(canonical, "vllm_contract", lambda: ("vLLM", "preview"))
+    monkeypatch.setattr(canonical, "vllm_contract", lambda _: "preview")
     status, report = ask(deepseek)
     assert status == 0
     assert [found.name for found in report.findings] == ["other-contract-in-vllm"]

@@ -7,10 +7,10 @@
 
 namespace nvfp4 {
 
-// GEMM1 ends in SwiGLU alone, or in any activation with a gate: so much code beside a loop changes how ptxas compiles
-// the loop, and SwiGLU's became slower by the instructions it had (shifts where multiplications were, on the busier
-// pipe).
-enum class Epilogue { kGemm1, kGemm1Any, kGemm2, kLinear };
+// GEMM1 ends in SwiGLU alone, or in any activation with a gate; GEMM2 in nothing, or in biases and, of experts without
+// a gate, GEMM1's activation. So much code beside a loop changes how ptxas compiles the loop, and the common kernels
+// became slower by the instructions they had (shifts where multiplications were, on the busier pipe).
+enum class Epilogue { kGemm1, kGemm1Any, kGemm2, kGemm2Any, kLinear };
 
 __host__ __device__ constexpr bool is_gemm1(Epilogue epilogue) {
   return epilogue == Epilogue::kGemm1 || epilogue == Epilogue::kGemm1Any;

@@ -50,7 +50,7 @@ class Output {
     } else if (lane < 2) {
       const auto* alphas = reinterpret_cast<const uint8_t*>(p.alphas) + tile.expert * p.expert_stride;
       alpha_ = reinterpret_cast<const float*>(alphas)[is_gemm1(kEpilogue) ? lane : 0];
-      if (kEpilogue != Epilogue::kGemm1 && p.bias && lane < C::kGroupTiles) {
+      if (may_have_bias() && p.bias && lane < C::kGroupTiles) {
         const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane;
         const int first = is_gemm1(kEpilogue) ? first_feature(m_tile) : first_row(m_tile);
         if (first < p.features) ptx::prefetch(biases() + first);
@@ -73,7 +73,7 @@ class Output {
     if (p_.row_scale) scale_rows(acc, shared);
     if constexpr (is_gemm1(kEpilogue)) {
       activate_and_store(m_tile, acc);
-    } else if constexpr (kEpilogue == Epilogue::kGemm2) {
+    } else if constexpr (kEpilogue != Epilogue::kLinear) {
       finish_and_store(m_tile, acc);
     } else {
       store_linear(m_tile * kTileRows + warp() * 16 + Pair::first_of_four(), group_tile, acc);
@@ -81,6 +81,9 @@ class Output {
   }
 
  private:
+  __device__ static constexpr bool may_have_bias() {
+    return kEpilogue == Epilogue::kGemm1Any || kEpilogue == Epilogue::kGemm2Any;
+  }
   __device__ static int warp() { return threadIdx.x % 128 / 32; }
   __device__ static int first_row(int m_tile) { return m_tile * kTileRows + warp() * 16; }
   __device__ static int first_feature(int m_tile) { return m_tile * (kTileRows / 2) + warp() * 8; }
@@ -149,14 +152,15 @@ class Output {
     });
   }
 
-  // GEMM2's results; or h, of experts without a gate, whose weight rows are plain as well.
+  // GEMM2's results; or, by kGemm2Any, h of experts without a gate, whose weight rows are plain as well.
   template <int kValues>
   __device__ void finish_and_store(int m_tile, const float (&acc)[kValues]) const {
     const float alpha = __shfl_sync(~0u, alpha_, 0);
-    const int own = first_row(m_tile) + threadIdx.x % 32 / 4, feature = first_row(m_tile) + Pair::first_of_four();
-    if (p_.activation.kind == ACTIVATION_NONE && !p_.bias) {
+    const int feature = first_row(m_tile) + Pair::first_of_four();
+    if constexpr (kEpilogue == Epilogue::kGemm2) {
       store_y(feature, acc, [&](float sum, float) { return sum * alpha; }, 0.0f, 0.0f);
     } else {
+      const int own = first_row(m_tile) + threadIdx.x % 32 / 4;
       const auto finish = [&](float sum, float bias) {
         return activate_plain(p_.activation.kind, fmaf(sum, alpha, bias));
       };

@@ -49,6 +49,8 @@ __device__ void gemm(const GemmParams& p) {
   NVFP4_GEMM(gemm1_any_fp8_sm90, n, 1, kGemm1Any) \
   NVFP4_GEMM(gemm2_sm90, n, 2, kGemm2)            \
   NVFP4_GEMM(gemm2_fp8_sm90, n, 1, kGemm2)        \
+  NVFP4_GEMM(gemm2_any_sm90, n, 2, kGemm2Any)     \
+  NVFP4_GEMM(gemm2_any_fp8_sm90, n, 1, kGemm2Any) \
   NVFP4_GEMM(linear_sm90, n, 2, kLinear)
 
 GEMM_SM90_ROW_TILES(NVFP4_GEMMS)

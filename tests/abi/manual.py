@@ -48,7 +48,8 @@ static uint16_t x[4096], out[4096];
 static int32_t ids[1];
 
 int main(void) {
-  nvfp4_moe_layer_weights weights = {sizeof weights, 0, w13, w13_scale, w13_global, w2, w2_scale, w2_global, 0, 0};
+  nvfp4_moe_layer_weights weights = {sizeof weights, 0, w13,       w13_scale, w13_global, w2,
+                                     w2_scale,       w2_global, 0, 0,         NULL,       NULL};
   nvfp4_moe_layer_args args = {.struct_size = sizeof args, .num_tokens = 1, .x = x, .topk_ids = ids, .out = out};
   uint64_t storage_bytes = 1, workspace_bytes = 0;
   int32_t max_tokens = 1;

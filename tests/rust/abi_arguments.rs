@@ -77,7 +77,7 @@ fn rows_that_no_memory_holds_are_refused() {
         x: without_provenance(1 << 12),
         x_row_stride: 1 << 40,
         out: without_provenance_mut(1 << 20),
-        out_row_stride: 1 << 40,
+        out_row_stride: 1 << 39,
         ..Default::default()
     };
     let mut linear = null_mut();

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The doctor beside vLLM: `doctor env` says what vLLM then does, `doctor layers` and `doctor norm` find what is ill."""
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 import tiny_deepseek_v4
 from plants import PLANTS
+
+from nvfp4_moe.doctor import canonical, contracts
 
 DEEPSEEK_LAYERS = len(tiny_deepseek_v4.COMPRESS_RATIOS)
 
@@ -54,9 +57,21 @@ def asked_of_another_flavour(ask_doctor, deepseek_v4):
     return ask_doctor(deepseek_v4["compressed-tensors"], "no plant")
 
 
+def test_the_contract_that_is_read_is_what_vllms_encoder_does():
+    """The file that the doctor searches, run here: high is another prompt in each contract."""
+    file = canonical.vllm_encoder("official")
+    spec = importlib.util.spec_from_file_location("encoder", file)
+    encoder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(encoder)
+    messages = [{"role": "user", "content": "Hello"}]
+    for effort in ("high", "max"):
+        said = encoder.encode_messages(messages, "thinking", reasoning_effort=effort)
+        assert said == contracts.encode(messages, canonical.vllm_contract("official"), effort)
+
+
 def test_a_healthy_model_has_no_finding(asked, asked_of_another_flavour):
     for reports in (asked["healthy"], asked_of_another_flavour["healthy"]):
-        assert [report["findings"] for report in reports.values()] == [[], []]
+        assert [report["findings"] for report in reports.values()] == [[], [], []]
         facts = dict(reports["layers"]["facts"])
         for layer in range(DEEPSEEK_LAYERS):
             assert "cosine 0.9999" in facts[f"layer {layer} rms/amax"]

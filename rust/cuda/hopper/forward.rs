@@ -14,13 +14,13 @@ use crate::cuda::storage::Matrix;
 use crate::error::Result;
 
 /// The kernels of GEMM1: SwiGLU's; those of any other activation of gate and up, or with biases; or, without a gate, those
-/// of GEMM2, whose rows are plain as well.
+/// of GEMM2 with an end of any kind, whose rows are plain as well.
 fn gemm1_kind(config: &LayerConfig) -> GemmKind {
     let is_plain = config.activation.projections() == 1;
     let is_swiglu = config.activation.kind == ActivationKind::Swiglu && !config.has_bias;
     match (config.mode == Mode::Fp8, is_plain, is_swiglu) {
-        (false, true, _) => GemmKind::Gemm2,
-        (true, true, _) => GemmKind::Gemm2Fp8,
+        (false, true, _) => GemmKind::Gemm2Any,
+        (true, true, _) => GemmKind::Gemm2AnyFp8,
         (false, _, true) => GemmKind::Gemm1,
         (true, _, true) => GemmKind::Gemm1Fp8,
         (false, _, false) => GemmKind::Gemm1Any,
@@ -134,9 +134,11 @@ unsafe fn quantize_h_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
 pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
     let (plan, config, base) = (call.plan, call.config, call.base);
     // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
-    let (kind, stride) = match config.mode {
-        Mode::Fp8 => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
-        Mode::Bf16 | Mode::Nvfp4 => (GemmKind::Gemm2, plan.h_stride),
+    let (kind, stride) = match (config.mode, config.has_bias) {
+        (Mode::Fp8, false) => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
+        (Mode::Fp8, true) => (GemmKind::Gemm2AnyFp8, 2 * plan.h_stride),
+        (Mode::Bf16 | Mode::Nvfp4, false) => (GemmKind::Gemm2, plan.h_stride),
+        (Mode::Bf16 | Mode::Nvfp4, true) => (GemmKind::Gemm2Any, plan.h_stride),
     };
     let quantised = config.mode != Mode::Bf16;
     let matrix = &call.layer.slice.w2;

@@ -15,10 +15,14 @@ pub enum GemmKind {
     Gemm1Any,
     /// The same, of e4m3 rows.
     Gemm1AnyFp8,
-    /// bf16 for combine; or h, of experts without a gate.
+    /// bf16 for combine.
     Gemm2,
     /// The same, of e4m3 rows.
     Gemm2Fp8,
+    /// With biases; or h, of experts without a gate.
+    Gemm2Any,
+    /// The same, of e4m3 rows.
+    Gemm2AnyFp8,
     /// bf16 with bias.
     Linear,
 }
@@ -43,6 +47,8 @@ macro_rules! kernels_of_sizes {
             $(Row { name: concat!("gemm1_any_fp8_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("gemm2_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("gemm2_fp8_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm2_any_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm2_any_fp8_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("linear_sm90_n", $rows), ..GEMM },)*
             Row { name: "quantize_rows_fp8", module: "hopper/quantize_fp8", ..ROW_WISE },
             Row { name: "part_scales", module: "hopper/scales_fp8", start: AfterPrevious, ..ROW_WISE },
@@ -59,7 +65,7 @@ macro_rules! kernels_of_sizes {
 kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144);
 
 /// The first row that is not a GEMM's.
-const OTHERS: usize = 7 * GEMM_ROWS.len();
+const OTHERS: usize = 9 * GEMM_ROWS.len();
 
 /// Rows of bf16 to e4m3.
 pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
@@ -90,6 +96,8 @@ mod tests {
             assert_eq!(gemm(GemmKind::Gemm1AnyFp8, rows).row().name, format!("gemm1_any_fp8_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Gemm2, rows).row().name, format!("gemm2_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Gemm2Fp8, rows).row().name, format!("gemm2_fp8_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm2Any, rows).row().name, format!("gemm2_any_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm2AnyFp8, rows).row().name, format!("gemm2_any_fp8_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Linear, rows).row().name, format!("linear_sm90_n{rows}"));
         }
     }

@@ -72,8 +72,7 @@ fn a_layer_is_described_and_copied() {
         w2: w2.as_mut_ptr(),
         w2_block_scale: w2_block_scale.as_mut_ptr(),
         w2_global_scale: w2_global_scale.as_mut_ptr(),
-        w13_bias: std::ptr::null_mut(),
-        w2_bias: std::ptr::null_mut(),
+        ..Default::default()
     };
     // SAFETY: the buffers are as long as two experts need.
     assert_eq!(unsafe { nvfp4_moe_checkpoint_read_layer(handle.0, 0, &buffers) }, 0, "{}", last_error());
@@ -154,10 +153,10 @@ fn a_struct_from_before_other_activations_and_biases_is_refused_such_a_layer() {
             made.tensors.insert(name, Tensor { dtype: Dtype::BF16, shape: vec![64], data: vec![0; 128] });
         }
     };
-    type Check<'a> = (&'a dyn Fn(&mut Made), u32, i32, &'a str);
-    let checks: [Check<'_>; 2] = [
-        (&relu2, NVFP4_MOE_ACTIVATION_RELU2, 0, "the layer's activation is relu2, no gate, which takes 72 bytes"),
-        (&biased, NVFP4_MOE_ACTIVATION_SWIGLU, 1, "is silu, and its experts have biases, which takes 72 bytes"),
+    type Change = fn(&mut Made);
+    let checks: [(Change, u32, i32, &str); 2] = [
+        (relu2, NVFP4_MOE_ACTIVATION_RELU2, 0, "the layer's activation is relu2, no gate, which takes 72 bytes"),
+        (biased, NVFP4_MOE_ACTIVATION_SWIGLU, 1, "is silu, and its experts have biases, which takes 72 bytes"),
     ];
     for (change, activation, has_bias, text) in checks {
         let handle = open(&Spec::default(), change);

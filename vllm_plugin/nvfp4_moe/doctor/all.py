@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
-from . import checkpoint, layers, norm, prompt, serve, stop
+from . import attention, checkpoint, layers, norm, prompt, serve, stop
 from .finding import FOUND, HEALTHY, Report, WrongUse
 
 NOTHING_GIVEN = {"messages": None, "user": None, "ids": None, "text": None, "trust": False, "output_ids": None}
@@ -54,8 +54,14 @@ def steps(arguments) -> Iterator[Callable[[], Report]]:
         layers.examine(report, engine, picture=arguments.picture)
         return report
 
+    def watched_attention() -> Report:
+        report = Report("attention", arguments.model)
+        attention.examine(report, engine)
+        return report
+
     yield watched_norms
     yield watched_layers
+    yield watched_attention
 
 
 def asked(name: str, model: str, ask: Callable[[], Report]) -> Report:

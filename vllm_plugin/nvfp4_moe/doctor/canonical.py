@@ -104,16 +104,20 @@ def contract_of(directory: Directory) -> str | None:
     return found or ("v41" if directory.config.get("model_type") == "deepseek_v41" else None)
 
 
-def vllm_contract() -> tuple[str, str] | None:
-    """(where, contract) of the vLLM that is installed here; it has one for all checkpoints. Nothing is imported."""
+def vllm_encoder(contract: str) -> Path | None:
+    """The encoder of a contract's family in the vLLM that is installed here; nothing is imported."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return None
-    folder = Path(spec.submodule_search_locations[0]) / "tokenizers"
-    found = contracts.contract_of(
-        path.read_text(errors="replace") for path in sorted(folder.glob("*deepseek_v4*encoding*.py"))
-    )
-    return (f"vLLM in {folder.parents[1].name}", found) if found else None
+    name = "deepseek_v41_encoding.py" if contract == "v41" else "deepseek_v4_encoding.py"
+    file = Path(spec.submodule_search_locations[0]) / "tokenizers" / name
+    return file if file.is_file() else None
+
+
+def vllm_contract(contract: str) -> str | None:
+    """What vLLM has for that family: one contract for all its checkpoints."""
+    file = vllm_encoder(contract)
+    return contracts.contract_of([file.read_text(errors="replace")]) if file else None
 
 
 def by_contract(contract: str, messages: list[dict]) -> list[Variant]:

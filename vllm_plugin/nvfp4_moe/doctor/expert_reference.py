@@ -148,3 +148,10 @@ def cosine(out: torch.Tensor, reference: torch.Tensor) -> float:
     a, b = out.double().flatten(), reference.double().flatten()
     norms = a.norm() * b.norm()
     return float(a @ b / norms) if norms else float(a.norm() == b.norm())
+
+
+def row_cosines(out: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """f64 [rows]: of each row of the last dimension; 1 where both are 0, NaN where one is."""
+    a, b = (each.double().reshape(-1, each.shape[-1]) for each in (out, reference))
+    norms = a.norm(dim=1) * b.norm(dim=1)
+    return torch.where((a == b).all(1), 1.0, (a * b).sum(1) / norms)

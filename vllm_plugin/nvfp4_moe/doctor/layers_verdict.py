@@ -4,6 +4,7 @@
 from . import picture
 from .finding import Report, counted, some
 
+SATURATED = 0.001  # part of all blocks
 GROWTH = 1000  # times from one layer to the next
 KINDS = (
     (("gate", "router"), "the router"),
@@ -33,7 +34,9 @@ def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
         for row in prompt:
             name = row["name"].partition(".layers.")[2] or row["name"].partition("layers.")[2]
             if row["layer"] == layer and "[" not in name and name.count(".") <= 1:
-                parts.append(f"{name.partition('.')[2] or 'out'} {row['rms']:.3g}/{max(-row['min'], row['max']):.3g}")
+                finite = row["nan"] + row["inf"] < row["numel"]
+                sizes = f"{row['rms']:.3g}/{max(-row['min'], row['max']):.3g}" if finite else "not finite"
+                parts.append(f"{name.partition('.')[2] or 'out'} {sizes}")
         if layer in agreement:
             parts.append(f"cosine {agreement[layer]['cosine']:.6f}, error {agreement[layer]['error']:.1e}")
         report.fact(f"layer {layer} rms/amax", ", ".join(parts))
@@ -130,10 +133,14 @@ def counters(report: Report, experts: list[dict]) -> None:
         seen = rank["counters"]
         report.fact("counters", f"rank {rank['rank']}: " + ", ".join(f"{name} {value}" for name, value in seen.items()))
         if seen["saturated_blocks"]:
-            report.fault(
+            share = seen["saturated_blocks"] / max(rank["blocks"], 1)
+            (report.fault if share > SATURATED else report.note)(
                 "saturation",
-                f"{seen['saturated_blocks']} activation blocks saturated in one forward; 0 is healthy",
-                "input scales are too small: what is larger is cut.",
+                f"{seen['saturated_blocks']} activation blocks saturated in one forward, {share:.2%} of the experts' "
+                f"{rank['blocks']}; calibrated scales leave less than {SATURATED:.1%}",
+                "input scales are too small: what is larger is cut."
+                if share > SATURATED
+                else "a few outliers are cut.",
                 "Use NVFP4_MOE_MODE=bf16, or calibrate (NVFP4_MOE_SCALES=calibrated). Ask doctor checkpoint which.",
             )
         if seen["out_of_range_ids"]:
@@ -170,13 +177,23 @@ def against(report: Report, compared: list[list], file: str, threshold: float) -
             "Save again.",
         )
     if not below:
+        strayed = [each for each in compared if each[2] < threshold]
+        if strayed:
+            report.note(
+                "tokens-differ-from-saved",
+                f"{len(strayed)} of {len(compared)} outputs have tokens with a cosine below {threshold}, first in "
+                f"{strayed[0][0]} ({strayed[0][2]:.4f}); the median token agrees to "
+                f"{min(each[1] for each in compared):.4f}",
+                "rounding chose another of two experts that were tied, and later layers see it.",
+                "Nothing to do if the two runs add in another order (other ranks, another batch).",
+            )
         return
-    at, (name, cosine, error) = below[0]
+    at, (name, cosine, _) = below[0]
     least = min((each[1] for each in compared[:at]), default=1.0)
     report.fault(
         "differs-from-saved",
-        f"{name} is the first of {len(compared)} outputs whose cosine is below {threshold}: {cosine:.4f}, error "
-        f"{error:.2g}; the {at} before agree to {least:.4f}",
+        f"{name} is the first of {len(compared)} outputs whose median token has a cosine below {threshold}: "
+        f"{cosine:.4f}; the {at} before agree to {least:.4f}",
         f"the fault is in {kind(name)} there, or in what enters it.",
         ADVICE,
     )

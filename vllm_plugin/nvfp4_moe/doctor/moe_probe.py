@@ -35,6 +35,12 @@ class Call:
         """bf16 [T, H]"""
         return self.arguments["hidden_states"]
 
+    def blocks(self) -> int:
+        """Blocks of 16 that enter both GEMMs, where activations have four bits."""
+        tokens, hidden = self.x.shape
+        slots = self.arguments["topk_ids"].numel()
+        return (tokens * hidden + slots * self.experts.moe_config.intermediate_size_per_partition) // 16
+
     def again(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The served layer itself, whatever was done to it, on other inputs; f64 on the host."""
         device = self.x.device
@@ -93,7 +99,7 @@ def examine(checkpoint, call: Call, mode: str, num_tokens: int, rank: tuple[int,
     experts = FileExperts(checkpoint, found["layer"], rows_of(call, checkpoint, found["layer"], rank))
     tolerance = TOLERANCE.get(mode, TOLERANCE["bf16"])
     trials = {"as served": (x, out)}
-    if experts.swiglu.limit > 0:
+    if experts.swiglu.limit > 0 and mode != "nvfp4":  # four bits saturate on what no calibration saw
         large = experts.amplified(x, local)
         trials["amplified, so that the clamp acts"] = (large, call.again(large, ids, weights))
     for trial, (rows, got) in trials.items():
@@ -121,7 +127,8 @@ def inputs(call: Call, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, tor
     """The first tokens, on the host."""
     x = call.x[:num_tokens].cpu()
     weights = call.arguments["topk_weights"]
-    weights = torch.ones(call.arguments["topk_ids"].shape) if weights is None else weights
+    if weights is None or call.arguments["apply_router_weight_on_input"]:
+        weights = torch.ones(call.arguments["topk_ids"].shape)
     return x, call.arguments["topk_ids"][: len(x)].long().cpu(), weights[: len(x)].float().cpu()
 
 

@@ -9,6 +9,8 @@ from .norms import TOLERANCE
 
 HEAD_TOLERANCE = 0.05
 ALIKE = 0.999
+SAME_SIZE = 0.05
+TIED = 0.05  # standard deviations of the logits, between the best and the other run's best
 
 
 def run(arguments) -> int:
@@ -56,16 +58,23 @@ def judge(report: Report, found: dict[str, Any]) -> None:
 
 
 def size(report: Report, found: dict[str, Any]) -> None:
-    """Equal argmax and a cosine near 1: nothing depends on how large the residual is."""
-    one, hundredth = found["argmax"]
-    innocent = one == hundredth and found["cosine"] > ALIKE
-    text = f"argmax {one} and {hundredth}, cosine {found['cosine']:.6f}"
+    """Equal argmax (or tied), a cosine near 1, logits of one size: nothing depends on how large the residual is.
+
+    A head without a norm before it is linear: then only the logits' size tells, and temperature and penalties suffer.
+    """
+    one, other = found["argmax"]
+    ratio = found["sizes"][1] / max(found["sizes"][0], 1e-30)
+    same = found["behind"] < TIED
+    innocent = same and found["cosine"] > ALIKE and abs(ratio - 1) < SAME_SIZE
+    scaled = "X/100" if found["factor"] < 1 else "100 X"
+    tied = f" ({found['behind']:.3f} deviations apart)" if one != other else ""
+    text = f"argmax {one} and {other}{tied}, cosine {found['cosine']:.6f}, size {ratio:.3g} to 1"
     report.fact("residual", f"rms {found['residual_rms']:.3g} before {found['final']}")
-    report.fact("logits of X and X/100", text + (": the residual's size is innocent" if innocent else ""))
+    report.fact(f"logits of X and {scaled}", text + (": the residual's size is innocent" if innocent else ""))
     if not innocent:
         report.fault(
             "residual-size-matters",
-            f"logits of the last residual X and of X/100 have {text}; {ALIKE} is healthy",
+            f"logits of the last residual X and of {scaled} have {text}; healthy: equal, above {ALIKE}, 1 to 1",
             "the final norm is missing, or its eps is of the residual's size.",
             "Look at the final norm; a residual that small comes from a wrong scale before it.",
         )

@@ -8,6 +8,7 @@ import torch
 from .hooks import layer_of
 
 TOLERANCE = 0.03  # bf16 rounds to 0.004; a norm that is skipped, or has another weight, is off by more
+SMALL = 3.0  # a residual whose hundredth is near the root of eps
 
 
 class NormWatch:
@@ -26,7 +27,7 @@ class NormWatch:
             if type(module).__name__ == "LogitsProcessor":
                 self._handles.append(module.register_forward_pre_hook(self._head, with_kwargs=True))
             weight = getattr(module, "weight", None)
-            if "RMSNorm" not in type(module).__name__ or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
+            if not is_plain(module) or not isinstance(weight, torch.Tensor) or weight.dim() != 1:
                 continue
             if layer_of(name) < 0 and "mtp" not in name:
                 self.final = name
@@ -81,19 +82,30 @@ class NormWatch:
 
     @torch.inference_mode()
     def _scaled(self, residual: torch.Tensor, norm: torch.nn.Module) -> dict[str, Any]:
-        """Logits of the residual and of a hundredth of it through the same norm and head."""
+        """Logits of the residual and of a hundredth of it through the same norm and head; of the hundredfold, where a
+        hundredth would be of eps's size."""
+        rms = float(residual.square().mean().sqrt())
+        factor = 0.01 if rms > SMALL else 100.0
         dtype = norm.weight.dtype if norm.weight.dtype != torch.float32 else torch.bfloat16
-        rows = [norm((residual / factor).to(dtype)) for factor in (1, 100)]
+        rows = [norm((residual * times).to(dtype)) for times in (1.0, factor)]
         logits = [self.model.compute_logits(row[0] if isinstance(row, tuple) else row) for row in rows]
         if any(each is None for each in logits):  # a rank that has no head
             return {}
-        one, hundredth = (each.float().flatten() for each in logits)
-        cosine = torch.nn.functional.cosine_similarity(one, hundredth, dim=0)
+        one, other = (each.float().flatten() for each in logits)
         return {
-            "argmax": [int(one.argmax()), int(hundredth.argmax())],
-            "cosine": float(cosine),
-            "residual_rms": float(residual.square().mean().sqrt()),
+            "factor": factor,
+            "argmax": [int(one.argmax()), int(other.argmax())],
+            "behind": float((one.max() - one[other.argmax()]) / one.std().clamp(min=1e-30)),
+            "cosine": float(torch.nn.functional.cosine_similarity(one, other, dim=0)),
+            "sizes": [float(one.norm()), float(other.norm())],
+            "residual_rms": rms,
         }
+
+
+def is_plain(module: torch.nn.Module) -> bool:
+    """An RMS norm over the whole row; a gated one, or one over a part, has another definition."""
+    kind = type(module).__name__
+    return "RMSNorm" in kind and "Gated" not in kind and getattr(module, "variance_size_override", None) is None
 
 
 def definition(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:

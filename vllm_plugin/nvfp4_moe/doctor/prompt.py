@@ -253,13 +253,13 @@ def agreement(report: Report, template: str, tokenizer: Tokenizer, contract_name
 
 def engine(report: Report, contract: str) -> None:
     """vLLM has one contract for all checkpoints; it may be another one's."""
-    found = canonical.vllm_contract()
-    if found and found[1] != contract:
-        efforts = {name: contracts.EFFORTS[name].get("high", "")[:34] or "nothing" for name in (contract, found[1])}
+    found = canonical.vllm_contract(contract)
+    if found and found != contract:
+        efforts = {name: contracts.EFFORTS[name].get("high", "")[:34] or "nothing" for name in (contract, found)}
         report.note(
             "other-contract-in-vllm",
             f"effort high puts {efforts[contract]!r} first by this checkpoint ({contract}); the vLLM that is installed "
-            f"here ({found[1]}) puts {efforts[found[1]]!r}",
+            f"here ({found}) puts {efforts[found]!r}",
             "the model is asked for another effort than the one that is meant.",
             "Ask for the effort whose prefix is meant, or serve with the vLLM of this checkpoint's time.",
         )

@@ -59,7 +59,8 @@ class Probe:
                 except RuntimeError as error:  # the reader's: the file breaks a rule
                     found = {"name": call.experts.layer_name, "verdict": "unread", "why": str(error).splitlines()[0]}
                     layers.append(found)
-        return {"rank": rank[0], "mode": mode, "counters": counters, "layers": layers}
+        blocks = sum(call.blocks() for call in calls.values())
+        return {"rank": rank[0], "mode": mode, "counters": counters, "blocks": blocks, "layers": layers}
 
     def nvfp4_moe_doctor_kept(self) -> dict[str, int]:
         """A checksum of every kept output, in order of time: a part of a sum differs from rank to rank."""
@@ -75,14 +76,15 @@ class Probe:
             save_file({name: self.nvfp4_moe_doctor[0].kept[name].contiguous() for name in names}, file)
 
     def nvfp4_moe_doctor_compare(self, file: str, names: list[str]) -> list[list]:
-        """[name, cosine, relative error] of these against a saved run; of what both have in one shape."""
+        """[name, median cosine of the rows, least one] of these against a saved run; of what both have in one shape."""
         from safetensors.torch import load_file
 
-        from .expert_reference import cosine, relative
+        from .expert_reference import row_cosines
 
         saved, kept = load_file(file), self.nvfp4_moe_doctor[0].kept
         both = [name for name in names if name in saved and kept[name].shape == saved[name].shape]
-        return [[name, cosine(kept[name], saved[name]), relative(kept[name], saved[name])] for name in both]
+        rows = {name: row_cosines(kept[name], saved[name]).nan_to_num(-1.0) for name in both}
+        return [[name, float(cosines.median()), float(cosines.min())] for name, cosines in rows.items()]
 
     def nvfp4_moe_doctor_attention_install(self) -> None:
         """Watch attention modules until they are let go."""
