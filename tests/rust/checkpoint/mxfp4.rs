@@ -82,6 +82,20 @@ fn every_naming_is_cast_by_the_law() {
 }
 
 #[test]
+fn experts_without_a_gate_keep_ups_factor() {
+    let mut made = MODELOPT.made();
+    made.tensors.retain(|name, _| !name.contains(".gate_proj."));
+    made.config["mlp_hidden_act"] = "relu2".into();
+    let checkpoint = open(&made).unwrap();
+    let layer = checkpoint.layer(0).unwrap();
+    let mut copied = Copied::poisoned(&layer, 1);
+    layer.read(1, copied.buffers()).unwrap();
+    let (w13, w13_block_scale, up) = MODELOPT.cast(&made, 1, UP);
+    assert_eq!((copied.w13, copied.w13_block_scale, copied.w13_global_scale), (w13, w13_block_scale, vec![up]));
+    assert_eq!(copied.w2_global_scale, [MODELOPT.cast(&made, 1, DOWN).2]);
+}
+
+#[test]
 fn the_report_names_it_and_asks_for_no_input_scales() {
     let checkpoint = open(&DEEPSEEK.made()).unwrap();
     let report = checkpoint.inspect(None, |_| {});
