@@ -37,7 +37,7 @@ write_basic_package_version_file("${CMAKE_BINARY_DIR}/nvfp4_moe-config-version.c
   VERSION "${cargo_version}" COMPATIBILITY SameMajorVersion)
 
 set(for_c COMPONENT library EXCLUDE_FROM_ALL)
-install(FILES include/nvfp4_moe.h include/nvfp4_moe.hpp DESTINATION include ${for_c})
+install(FILES include/nvfp4_moe.h include/nvfp4_moe_checkpoint.h include/nvfp4_moe.hpp DESTINATION include ${for_c})
 install(FILES "${RUST_LIBRARY}" DESTINATION lib ${for_c})
 install(PROGRAMS "${RUST_SHARED_LIBRARY}" DESTINATION lib RENAME "${shared_library}" ${for_c})
 install(FILES "${CMAKE_BINARY_DIR}/nvfp4_moe.pc" DESTINATION lib/pkgconfig ${for_c})

@@ -103,7 +103,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 
 /* Where mode NVFP4 takes the global scale of the activations from. */
 #define NVFP4_MOE_SCALE_STATIC 0  /* the checkpoint's input_scale, or one set by nvfp4_moe_*_set_input_scale(s) */
-#define NVFP4_MOE_SCALE_DYNAMIC 1 /* per row, from its own amax: amax / (6 * 448) */
+#define NVFP4_MOE_SCALE_DYNAMIC 1 /* per row, from its own amax: max(amax / (6 * 448), 2^-110) */
 
 #define NVFP4_MOE_DTYPE_I32 0
 #define NVFP4_MOE_DTYPE_I64 1
@@ -190,9 +190,9 @@ typedef struct nvfp4_moe_layer_args {
   const float *topk_weights;       /* f32 [T, k], applied once, in combine; NULL = 1 (already applied) */
   int64_t topk_weights_row_stride; /* 0 = k */
   const int32_t *expert_map;       /* i32 [E] global -> local id, -1 = not here; NULL = first_local_expert */
-  void *out;                       /* bf16 [T, H], all written; may not overlap x, but be other columns of x's rows */
+  void *out;                       /* bf16 [T, H], all written; overlaps nothing, but may be other columns of x's rows */
   int64_t out_row_stride;          /* 0 = H; what lies between rows is not written */
-  void *workspace;                 /* 256-byte aligned scratch, or NULL: the library's */
+  void *workspace;                 /* 256-byte aligned scratch that overlaps nothing, or NULL: the library's */
   uint64_t workspace_size;         /* bytes, >= workspace_size(T); ignored when workspace is NULL */
 } nvfp4_moe_layer_args;
 
@@ -220,10 +220,10 @@ int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_we
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after
  * a call and need not be cleared. Calls without a workspace take the library's. The CPU keeps as many as calls ran at
- * once. On CUDA each stream has one, which grows to twice its size or more, even during a capture. What it outgrew is
- * freed, unless a capture has used it: kept is less than its own size. Of streams without captures the last 16 keep
- * theirs. Graphs captured on one stream share its workspace, and may not run at once. A caller's workspace serves one
- * call at a time: two at once may spoil each other's numbers. */
+ * once. On CUDA each stream has one, and captures on it have another. It grows to twice its size or more, even during a
+ * capture. What it outgrew is freed, unless a capture has used it: kept is less than its own size. Of streams without
+ * captures the last 16 keep theirs. Graphs captured on one stream share a workspace, and may not run at once. A
+ * caller's workspace serves one call at a time: two at once may spoil each other's numbers. */
 int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max_tokens, uint64_t *out);
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;

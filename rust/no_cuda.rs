@@ -13,6 +13,11 @@ fn refused<T>(ordinal: i32) -> Result<T> {
     )))
 }
 
+/// Nothing to refuse: no process uses CUDA.
+pub fn check_process() -> Result<()> {
+    Ok(())
+}
+
 /// Refuses.
 pub fn layer(ordinal: i32, _choice: KernelChoice, _config: &LayerConfig) -> Result<Box<dyn LayerBackend>> {
     refused(ordinal)

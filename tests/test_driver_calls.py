@@ -75,8 +75,9 @@ def test_a_forked_child_is_refused_by_name(run):
     status, lines = run(HOPPER)
     assert status == 0, lines[-1]
     assert forwards(lines)["child"] == []
-    [refusal] = {line for line in lines if line.startswith("7 7 7: ")}  # NVFP4_MOE_CUDA, three times, of every layer
-    assert "CUDA works only in the process that first used it" in refusal
+    refusals = [line for line in lines if line.startswith("7 7 7: ")]  # NVFP4_MOE_CUDA, three times, of every layer
+    assert len(refusals) > 1
+    assert all("CUDA works only in the process that first used it" in refusal for refusal in refusals)
 
 
 def test_few_tokens_take_few_launches(run):

@@ -67,6 +67,45 @@ pub(crate) fn no_overlap(num_rows: usize, x: Rows, out: Rows) -> Result<()> {
     Err(Error::argument("out", format!("{out:p}"), rule, "Pass a buffer of its own."))
 }
 
+/// Bytes that a call reads or writes, by the name of their field.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    name: &'static str,
+    first: usize,
+    bytes: usize,
+}
+
+impl Span {
+    /// Of that many bytes; none where the pointer is NULL.
+    pub fn new<T>(name: &'static str, pointer: *const T, bytes: usize) -> Self {
+        Span { name, first: pointer.addr(), bytes: if pointer.is_null() { 0 } else { bytes } }
+    }
+
+    /// Of rows of values of that many bytes.
+    pub fn of_rows<T>(name: &'static str, pointer: *const T, size: usize, rows: [usize; 3]) -> Self {
+        let [num_rows, stride, width] = rows;
+        let values = num_rows.saturating_sub(1).saturating_mul(stride).saturating_add(width);
+        Span::new(name, pointer, values.saturating_mul(size))
+    }
+
+    fn ends_before(self, other: Span) -> bool {
+        self.first.saturating_add(self.bytes) <= other.first
+    }
+}
+
+/// `written` is written while others are still read, or written by other threads.
+pub(crate) fn apart(written: Span, others: &[Span]) -> Result<()> {
+    let meets = |other: &&Span| {
+        written.bytes > 0 && other.bytes > 0 && !written.ends_before(**other) && !other.ends_before(written)
+    };
+    let Some(other) = others.iter().find(meets) else { return Ok(()) };
+    let rule = format!(
+        "its {} bytes must not overlap the {} bytes of {} at {:#x}",
+        written.bytes, other.bytes, other.name, other.first
+    );
+    Err(Error::argument(written.name, format!("{:#x}", written.first), rule, "Pass a buffer of its own."))
+}
+
 /// Are these columns side by side of rows of one buffer? Then what lies between the rows of one may be the other's.
 fn columns_of_one_buffer(x: Rows, out: Rows) -> bool {
     // From the start of a row of x to the next start of a row of out.

@@ -3,8 +3,8 @@
 
 use super::header::*;
 use super::{
-    Opaque, Rows, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
-    not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
+    Opaque, Rows, Span, aligned, aligned_or_null, apart, create, destroy, device_of, exclusive, exports, guard,
+    mode_of, no_overlap, not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
 };
 use crate::activation::{Activation, ActivationKind};
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
@@ -141,7 +141,27 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
     let x = Rows { first: checked.x, stride: checked.x_row_stride, width: hidden };
     let out = Rows { first: checked.out, stride: checked.out_row_stride, width: hidden };
     no_overlap(num_tokens, x, out)?;
+    check_spans(config, a, &checked)?;
     Ok(Some(checked))
+}
+
+/// What is written lies apart from all else that the call reads; x and out were looked at by their rows.
+fn check_spans(config: &LayerConfig, a: &nvfp4_moe_layer_args, args: &LayerArgs) -> Result<()> {
+    let (tokens, hidden, top_k) = (args.num_tokens, config.hidden_size, config.top_k);
+    let id_size = if matches!(args.topk_ids, TopkIds::I32(_)) { 4 } else { 8 };
+    let weights = [tokens, args.topk_weights_row_stride, top_k];
+    let x = Span::of_rows("x", args.x, 2, [tokens, args.x_row_stride, hidden]);
+    let out = Span::of_rows("out", args.out, 2, [tokens, args.out_row_stride, hidden]);
+    let routing = [
+        Span::of_rows("topk_ids", a.topk_ids, id_size, [tokens, args.topk_ids_row_stride, top_k]),
+        Span::of_rows("topk_weights", args.topk_weights, 4, weights),
+        Span::new("expert_map", args.expert_map, 4 * config.num_experts),
+    ];
+    apart(out, &routing)?;
+    let Workspace { pointer, size } = args.workspace;
+    let workspace = Span::new("workspace", pointer, usize::try_from(size).unwrap_or(usize::MAX));
+    apart(workspace, &[x, out])?;
+    apart(workspace, &routing)
 }
 
 fn ids_are_i64(dtype: i32) -> Result<bool> {

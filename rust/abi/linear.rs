@@ -3,8 +3,9 @@
 
 use super::header::*;
 use super::{
-    Opaque, Rows, aligned, aligned_or_null, create, destroy, device_of, exclusive, exports, guard, mode_of, no_overlap,
-    not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of, vec_for,
+    Opaque, Rows, Span, aligned, aligned_or_null, apart, create, destroy, device_of, exclusive, exports, guard,
+    mode_of, no_overlap, not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
+    vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
 use crate::config::{Device, LinearConfig};
@@ -90,6 +91,10 @@ fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<Linea
     let x = Rows { first: checked.x, stride: checked.x_row_stride, width: config.in_features };
     let out = Rows { first: checked.out, stride: checked.out_row_stride, width: config.out_features };
     no_overlap(num_tokens, x, out)?;
+    let Workspace { pointer, size } = checked.workspace;
+    let rows = |name, rows: Rows| Span::of_rows(name, rows.first, 2, [num_tokens, rows.stride, rows.width]);
+    let workspace = Span::new("workspace", pointer, usize::try_from(size).unwrap_or(usize::MAX));
+    apart(workspace, &[rows("x", x), rows("out", out)])?;
     Ok(Some(checked))
 }
 

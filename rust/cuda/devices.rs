@@ -53,7 +53,7 @@ pub fn with_family(ordinal: i32, choice: KernelChoice) -> Result<(Arc<Device>, &
 }
 
 fn open(ordinal: i32) -> Result<Device> {
-    let unsupported = |reason: &str| Error::Unsupported(format!("device_ordinal is {ordinal} (CUDA); {reason}."));
+    let unsupported = |reason: &str| Error::Unsupported(format!("device_kind is CUDA (device {ordinal}); {reason}."));
     if IMAGES.is_empty() {
         return Err(unsupported("this build has no CUDA kernels, because nvcc was not found. Build with CUDA 13"));
     }

@@ -156,7 +156,8 @@ static void a_workspace_grows_by_doubling_and_what_a_capture_used_is_kept(int32_
   cuda_case_make(&c, kind, NVFP4_MOE_MODE_BF16);
   CHECK_OK(prepare(&c, ADDRESS(7)));
   for (int captured = 0; captured <= 1; ++captured) {
-    ++*generation; /* a stream without a workspace yet */
+    ++*generation; /* a stream without a workspace yet, whose captures have none either */
+    stream = ADDRESS(captured ? 700 + kind : 99);
     const uint64_t before = *bytes_held, pieces_before = *pieces;
     *largest = 0;
     *capturing = captured;
@@ -172,6 +173,7 @@ static void a_workspace_grows_by_doubling_and_what_a_capture_used_is_kept(int32_
     CHECK(moved < 16 && *largest <= 2 * workspace_size(&c, 1024));
     *capturing = 0;
   }
+  stream = ADDRESS(99);
   CHECK(*broken_captures == 0);
   nvfp4_moe_layer_destroy(c.layer);
 }
@@ -190,14 +192,15 @@ static void streams_never_share_a_workspace_and_many_are_bounded(int32_t kind) {
   const uint64_t a = workspace_on(&c, 201), b = workspace_on(&c, 202);
   CHECK(a != b && workspace_on(&c, 201) == a && workspace_on(&c, 202) == b);
   *capturing = 1;
-  CHECK(workspace_on(&c, 201) == a);
+  const uint64_t graphs = workspace_on(&c, 201); /* not that of the stream's eager calls */
+  CHECK(graphs != a && graphs != b && workspace_on(&c, 201) == graphs);
   *capturing = 0;
+  CHECK(workspace_on(&c, 201) == a);
   const uint64_t before = *pieces;
-  for (int n = 300; n < 400; ++n) CHECK(workspace_on(&c, n) != a);
+  for (int n = 300; n < 400; ++n) CHECK(workspace_on(&c, n) != graphs);
   CHECK(*pieces <= before + 16);
-  CHECK(workspace_on(&c, 201) == a); /* a graph reads it */
-  ++*generation;                     /* the same handles, other streams */
-  CHECK(workspace_on(&c, 201) != a);
+  ++*generation; /* the same handles, other streams: graphs of the earlier ones may still run */
+  CHECK(workspace_on(&c, 201) != graphs);
   for (int n = 0; n < 100; ++n, ++*generation) workspace_on(&c, 201);
   CHECK(*pieces <= before + 16);
   nvfp4_moe_layer_destroy(c.layer);

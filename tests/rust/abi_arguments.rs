@@ -91,6 +91,63 @@ fn rows_that_no_memory_holds_are_refused() {
     }
 }
 
+/// Harmless or refused: no result may depend on what overlaps what.
+#[test]
+fn what_is_written_lies_apart_from_what_is_read() {
+    let desc = nvfp4_moe_layer_desc {
+        struct_size: size_of::<nvfp4_moe_layer_desc>() as u32,
+        hidden_size: 16,
+        intermediate_size: 16,
+        num_experts: 4,
+        num_local_experts: 4,
+        top_k: 1,
+        ..Default::default()
+    };
+    // Two tokens: 64 bytes of x and of out, 8 of ids and of weights, 16 of the map; a workspace of 4096.
+    let at = |offset: usize| without_provenance_mut::<std::ffi::c_void>((1 << 20) + offset);
+    let args = nvfp4_moe_layer_args {
+        struct_size: size_of::<nvfp4_moe_layer_args>() as u32,
+        num_tokens: 2,
+        x: at(0),
+        topk_ids: at(64),
+        topk_weights: at(72).cast(),
+        expert_map: at(80).cast(),
+        num_experts_mapped: 4,
+        out: at(96),
+        workspace: at(256),
+        workspace_size: 4096,
+        ..Default::default()
+    };
+    type Move = fn(&mut nvfp4_moe_layer_args, *mut std::ffi::c_void);
+    let moves: [(Move, usize, &str); 9] = [
+        (|_, _| (), 0, "0 prepared weights"),
+        (|a, to| a.out = to, 4, "out is 0x100004; its 64 bytes must not overlap the 64 bytes of x"),
+        (|a, to| a.out = to, 64, "the 8 bytes of topk_ids"),
+        (|a, to| a.out = to, 76, "the 8 bytes of topk_weights"),
+        (|a, to| a.out = to, 92, "the 16 bytes of expert_map"),
+        (
+            |a, to| a.x = to,
+            4288,
+            "workspace is 0x100100; its 4096 bytes must not overlap the 64 bytes of x at 0x1010c0",
+        ),
+        (|a, to| a.out = to, 256, "the 64 bytes of out"),
+        (|a, to| a.topk_ids = to, 4348, "the 8 bytes of topk_ids"),
+        (|a, to| a.x = to, 4352, "0 prepared weights"),
+    ];
+    let mut layer = null_mut();
+    // SAFETY: complete structs; a layer without weights reads nothing.
+    unsafe {
+        assert_eq!(nvfp4_moe_layer_create(&desc, &mut layer), 0, "{}", last_error());
+        for (change, to, text) in moves {
+            let mut args = args;
+            change(&mut args, at(to));
+            assert_ne!(nvfp4_moe_layer_forward(layer, &args, null_mut()), 0);
+            assert!(last_error().contains(text), "{text}: {}", last_error());
+        }
+        nvfp4_moe_layer_destroy(layer);
+    }
+}
+
 /// Coordinates that overflow 64 bits: once a panic, which cannot leave a C function, so it ended the process.
 #[test]
 fn scale_layouts_that_no_memory_holds_are_answered() {
