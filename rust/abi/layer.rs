@@ -148,6 +148,9 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
 /// What is written lies apart from all else that the call reads; x and out were looked at by their rows.
 fn check_spans(config: &LayerConfig, a: &nvfp4_moe_layer_args, args: &LayerArgs) -> Result<()> {
     let (tokens, hidden, top_k) = (args.num_tokens, config.hidden_size, config.top_k);
+    if tokens > i32::MAX as usize / top_k {
+        return Ok(()); // refused by that number, which no memory has either
+    }
     let id_size = if matches!(args.topk_ids, TopkIds::I32(_)) { 4 } else { 8 };
     let weights = [tokens, args.topk_weights_row_stride, top_k];
     let x = Span::of_rows("x", args.x, 2, [tokens, args.x_row_stride, hidden]);
