@@ -63,6 +63,7 @@ mod tests {
             status_read(3, stream).err(),
             status_reset(3, stream).err(),
         ];
+        assert_eq!(check_process(), Ok(()));
         for refusal in refusals {
             let text = refusal.expect("a refusal").to_string();
             assert!(text.starts_with("CUDA device is 3; this library was built without the feature `cuda`"), "{text}");
