@@ -75,6 +75,12 @@ def moe_layers(model) -> list[tuple[torch.nn.Module, object]]:
     return found
 
 
+def make_again(layer, experts) -> None:
+    """A layer of the library's for what vLLM's has now. Under one handle, as in an engine, a change would be refused."""
+    experts.handle = type(experts.handle)()
+    experts.process_weights_after_loading(layer)
+
+
 def prepared(change: Callable, layers: slice = slice(2, 3)) -> Callable[[torch.nn.Module], Undo]:
     """Change the loaded parameters of some layers, and hand them to the library once more: the loader is bypassed."""
 
@@ -84,13 +90,13 @@ def prepared(change: Callable, layers: slice = slice(2, 3)) -> Callable[[torch.n
         for layer, experts in chosen:
             saved.append({name: p.data.clone() for name, p in layer.named_parameters(recurse=False)})
             change(layer, experts)
-            experts.process_weights_after_loading(layer)
+            make_again(layer, experts)
 
         def undo() -> None:
             for (layer, experts), before in zip(chosen, saved):
                 for name, values in before.items():
                     getattr(layer, name).data.copy_(values)
-                experts.process_weights_after_loading(layer)
+                make_again(layer, experts)
 
         return undo
 
@@ -130,12 +136,12 @@ def without_clamp(model) -> Undo:
     chosen = moe_layers(model)[2:3]
     for layer, experts in chosen:
         object.__setattr__(experts.moe_config, "swiglu_limit", 0.0)
-        experts.process_weights_after_loading(layer)
+        make_again(layer, experts)
 
     def undo() -> None:
         for layer, experts in chosen:
             object.__setattr__(experts.moe_config, "swiglu_limit", 10.0)
-            experts.process_weights_after_loading(layer)
+            make_again(layer, experts)
 
     return undo
 
