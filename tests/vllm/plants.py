@@ -76,7 +76,7 @@ def moe_layers(model) -> list[tuple[torch.nn.Module, object]]:
 
 
 def make_again(layer, experts) -> None:
-    """A layer of the library's for what vLLM's has now. Under one handle, as in an engine, a change would be refused."""
+    """A layer of the library's for what vLLM's has now. Under one handle, as in an engine, changes would be refused."""
     experts.handle = type(experts.handle)()
     experts.process_weights_after_loading(layer)
 
