@@ -2,7 +2,9 @@
 //! Checks that exports share: integers and pointers as they cross from C.
 
 use super::header::*;
+use crate::call::Workspace;
 use crate::config::{Device, KernelChoice, Mode, ScalePolicy};
+use crate::cuda;
 use crate::error::{Error, Result};
 
 pub(crate) fn null_error(name: &str) -> Error {
@@ -41,12 +43,6 @@ pub(crate) fn aligned_or_null<T>(name: &str, pointer: *const T, size: usize) -> 
     Err(Error::argument(name, format!("{pointer:p}"), rule, "Pass an aligned tensor."))
 }
 
-/// Bytes from the first to the last of some rows of bf16; the most there is where strides of a caller's ask for more.
-pub(crate) fn bf16_bytes(num_rows: usize, row_stride: usize, width: usize) -> usize {
-    let values = num_rows.saturating_sub(1).saturating_mul(row_stride).saturating_add(width);
-    values.saturating_mul(2)
-}
-
 /// Rows of bf16: the address of the first, values from one to the next, values of each.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rows {
@@ -55,16 +51,19 @@ pub(crate) struct Rows {
     pub width: usize,
 }
 
+impl Rows {
+    /// From the first to the last of so many.
+    pub fn span(self, name: &'static str, num_rows: usize) -> Span {
+        Span::of_rows(name, self.first, size_of::<u16>(), [num_rows, self.stride, self.width])
+    }
+}
+
 /// `out` is written while `x` is still read; both have `num_rows` rows.
 pub(crate) fn no_overlap(num_rows: usize, x: Rows, out: Rows) -> Result<()> {
-    let [x_bytes, out_bytes] = [x, out].map(|rows| bf16_bytes(num_rows, rows.stride, rows.width));
-    let ends_before = |a: Rows, bytes: usize, b: Rows| a.first.addr().saturating_add(bytes) <= b.first.addr();
-    if ends_before(x, x_bytes, out) || ends_before(out, out_bytes, x) || columns_of_one_buffer(x, out) {
+    if columns_of_one_buffer(x, out) {
         return Ok(());
     }
-    let (x, out) = (x.first, out.first);
-    let rule = format!("its {out_bytes} bytes must not overlap the {x_bytes} bytes of x at {x:p}");
-    Err(Error::argument("out", format!("{out:p}"), rule, "Pass a buffer of its own."))
+    apart(out.span("out", num_rows), &[x.span("x", num_rows)])
 }
 
 /// Bytes that a call reads or writes, by the name of their field.
@@ -81,7 +80,12 @@ impl Span {
         Span { name, first: pointer.addr(), bytes: if pointer.is_null() { 0 } else { bytes } }
     }
 
-    /// Of rows of values of that many bytes.
+    /// All of a caller's scratch; none where the library's own is taken.
+    pub fn of_workspace(workspace: Workspace) -> Self {
+        Span::new("workspace", workspace.pointer, usize::try_from(workspace.size).unwrap_or(usize::MAX))
+    }
+
+    /// Of rows of values of that many bytes; the most there is where strides of a caller's ask for more.
     pub fn of_rows<T>(name: &'static str, pointer: *const T, size: usize, rows: [usize; 3]) -> Self {
         let [num_rows, stride, width] = rows;
         let values = num_rows.saturating_sub(1).saturating_mul(stride).saturating_add(width);
@@ -112,6 +116,11 @@ fn columns_of_one_buffer(x: Rows, out: Rows) -> bool {
     let bytes = out.first.addr().wrapping_sub(x.first.addr()) as isize;
     let apart = (bytes as i128).rem_euclid(2 * x.stride.max(1) as i128) as usize;
     x.stride == out.stride && apart >= 2 * x.width && apart + 2 * out.width <= 2 * x.stride
+}
+
+/// May a handle on this device be used in this process?
+pub(crate) fn process_of(device: Device) -> Result<()> {
+    if device == Device::Cpu { Ok(()) } else { cuda::check_process() }
 }
 
 /// A field that has no meaning yet, so that it can get one.
@@ -201,9 +210,11 @@ mod tests {
     /// Once an overflow: strides that no memory has, of as many rows as fit an i32.
     #[test]
     fn rows_that_no_memory_holds_overlap_whatever_lies_behind_them() {
-        assert_eq!(bf16_bytes(3, 100, 16), 2 * (200 + 16));
+        let bytes =
+            |num_rows, stride, width| Rows { first: std::ptr::dangling(), stride, width }.span("x", num_rows).bytes;
+        assert_eq!(bytes(3, 100, 16), 2 * (200 + 16));
         let rows = i32::MAX as usize;
-        assert_eq!(bf16_bytes(rows, MAX_STRIDE, 16), usize::MAX);
+        assert_eq!(bytes(rows, MAX_STRIDE, 16), usize::MAX);
         let far_apart = |first| Rows { first: std::ptr::without_provenance(first), stride: MAX_STRIDE, width: 16 };
         let one = |first| Rows { first: std::ptr::without_provenance(first), stride: 0, width: 1 };
         assert!(no_overlap(rows, far_apart(1 << 12), one(1 << 20)).is_err());

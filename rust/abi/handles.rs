@@ -17,6 +17,11 @@ pub(crate) trait Opaque {
     fn check_process(_: &Self::Inside) -> Result<()> {
         Ok(())
     }
+
+    /// Give back what can fail to be given back, before it is dropped.
+    fn close(_: &mut Self::Inside) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a handle's mark becomes when it is destroyed.
@@ -76,9 +81,8 @@ pub(crate) unsafe fn destroy<H: Opaque>(handle: *mut H) -> Result<()> {
     // SAFETY: create's Box::into_raw made it, which the mark confirms.
     unsafe {
         H::check_process(&(*live(handle)?).inside)?;
-        drop(Box::from_raw(retire(handle)?));
+        H::close(&mut Box::from_raw(retire(handle)?).inside)
     }
-    Ok(())
 }
 
 /// Mark a live handle as destroyed.

@@ -4,12 +4,11 @@
 use super::header::*;
 use super::{
     Opaque, Rows, Span, aligned, aligned_or_null, apart, create, destroy, device_of, exclusive, exports, guard,
-    mode_of, no_overlap, not_null_mut, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
+    mode_of, no_overlap, not_null_mut, policy_of, process_of, read_struct, shared, size_of_field, stride, tile_rows_of,
 };
 use crate::activation::{Activation, ActivationKind};
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
-use crate::config::{Device, LayerConfig};
-use crate::cuda;
+use crate::config::LayerConfig;
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::shape::RowOrder;
@@ -30,7 +29,11 @@ impl Opaque for nvfp4_moe_layer {
     const MARK: u64 = u64::from_le_bytes(*b"moelayer");
 
     fn check_process(layer: &Self::Inside) -> Result<()> {
-        if layer.config().device == Device::Cpu { Ok(()) } else { cuda::check_process() }
+        process_of(layer.config().device)
+    }
+
+    fn close(layer: &mut Self::Inside) -> Result<()> {
+        layer.close()
     }
 }
 
@@ -141,28 +144,25 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
     let x = Rows { first: checked.x, stride: checked.x_row_stride, width: hidden };
     let out = Rows { first: checked.out, stride: checked.out_row_stride, width: hidden };
     no_overlap(num_tokens, x, out)?;
-    check_spans(config, a, &checked)?;
+    check_spans(config, a, &checked, [x.span("x", num_tokens), out.span("out", num_tokens)])?;
     Ok(Some(checked))
 }
 
 /// What is written lies apart from all else that the call reads; x and out were looked at by their rows.
-fn check_spans(config: &LayerConfig, a: &nvfp4_moe_layer_args, args: &LayerArgs) -> Result<()> {
-    let (tokens, hidden, top_k) = (args.num_tokens, config.hidden_size, config.top_k);
+fn check_spans(config: &LayerConfig, a: &nvfp4_moe_layer_args, args: &LayerArgs, [x, out]: [Span; 2]) -> Result<()> {
+    let (tokens, top_k) = (args.num_tokens, config.top_k);
     if tokens > i32::MAX as usize / top_k {
         return Ok(()); // refused by that number, which no memory has either
     }
     let id_size = if matches!(args.topk_ids, TopkIds::I32(_)) { 4 } else { 8 };
     let weights = [tokens, args.topk_weights_row_stride, top_k];
-    let x = Span::of_rows("x", args.x, 2, [tokens, args.x_row_stride, hidden]);
-    let out = Span::of_rows("out", args.out, 2, [tokens, args.out_row_stride, hidden]);
     let routing = [
         Span::of_rows("topk_ids", a.topk_ids, id_size, [tokens, args.topk_ids_row_stride, top_k]),
         Span::of_rows("topk_weights", args.topk_weights, 4, weights),
         Span::new("expert_map", args.expert_map, 4 * config.num_experts),
     ];
     apart(out, &routing)?;
-    let Workspace { pointer, size } = args.workspace;
-    let workspace = Span::new("workspace", pointer, usize::try_from(size).unwrap_or(usize::MAX));
+    let workspace = Span::of_workspace(args.workspace);
     apart(workspace, &[x, out])?;
     apart(workspace, &routing)
 }
@@ -265,8 +265,5 @@ exports! {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvfp4_moe_layer_destroy(layer: *mut nvfp4_moe_layer) {
     // SAFETY: NULL or alive, and not used again.
-    guard(|| unsafe {
-        let closed = if layer.is_null() { Ok(()) } else { exclusive(layer)?.close() };
-        destroy(layer).and(closed)
-    });
+    guard(|| unsafe { destroy(layer) });
 }

@@ -4,12 +4,11 @@
 use super::header::*;
 use super::{
     Opaque, Rows, Span, aligned, aligned_or_null, apart, create, destroy, device_of, exclusive, exports, guard,
-    mode_of, no_overlap, not_null_mut, null_error, policy_of, read_struct, shared, size_of_field, stride, tile_rows_of,
-    vec_for,
+    mode_of, no_overlap, not_null_mut, null_error, policy_of, process_of, read_struct, shared, size_of_field, stride,
+    tile_rows_of, vec_for,
 };
 use crate::call::{LinearArgs, LinearWeights, Storage, Tensor, Workspace};
-use crate::config::{Device, LinearConfig};
-use crate::cuda;
+use crate::config::LinearConfig;
 use crate::error::{Error, Result};
 use crate::format::BLOCK_SIZE;
 use crate::linear::Linear;
@@ -20,7 +19,11 @@ impl Opaque for nvfp4_moe_linear {
     const MARK: u64 = u64::from_le_bytes(*b"fp4linea");
 
     fn check_process(linear: &Self::Inside) -> Result<()> {
-        if linear.config().device == Device::Cpu { Ok(()) } else { cuda::check_process() }
+        process_of(linear.config().device)
+    }
+
+    fn close(linear: &mut Self::Inside) -> Result<()> {
+        linear.close()
     }
 }
 
@@ -91,10 +94,7 @@ fn args(config: &LinearConfig, a: &nvfp4_moe_linear_args) -> Result<Option<Linea
     let x = Rows { first: checked.x, stride: checked.x_row_stride, width: config.in_features };
     let out = Rows { first: checked.out, stride: checked.out_row_stride, width: config.out_features };
     no_overlap(num_tokens, x, out)?;
-    let Workspace { pointer, size } = checked.workspace;
-    let rows = |name, rows: Rows| Span::of_rows(name, rows.first, 2, [num_tokens, rows.stride, rows.width]);
-    let workspace = Span::new("workspace", pointer, usize::try_from(size).unwrap_or(usize::MAX));
-    apart(workspace, &[rows("x", x), rows("out", out)])?;
+    apart(Span::of_workspace(checked.workspace), &[x.span("x", num_tokens), out.span("out", num_tokens)])?;
     Ok(Some(checked))
 }
 
@@ -171,8 +171,5 @@ exports! {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvfp4_moe_linear_destroy(linear: *mut nvfp4_moe_linear) {
     // SAFETY: NULL or alive, and not used again.
-    guard(|| unsafe {
-        let closed = if linear.is_null() { Ok(()) } else { exclusive(linear)?.close() };
-        destroy(linear).and(closed)
-    });
+    guard(|| unsafe { destroy(linear) });
 }

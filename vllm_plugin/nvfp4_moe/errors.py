@@ -76,7 +76,6 @@ _NAMES = (
     (re.compile(r"\bnvfp4_moe_(layer|linear|checkpoint)_(\w+)"), lambda m: f"{m[1].capitalize()}.{m[2]}"),
     (re.compile(r"\bone of NVFP4_MOE_(\w+)_\*"), lambda m: "one that the documentation names"),
     (re.compile(r"\bnvfp4_moe_(device_status_\w+|quantize|dequantize)"), lambda m: m[1]),
-    (re.compile(r"\bNVFP4_MOE_(CUDA_HOME|\w+_FILE|MODE|SCALES)\b"), lambda m: m[0]),
 )
 
 
