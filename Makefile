@@ -25,7 +25,7 @@ RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kern
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-bench gpu-serve gpu-reload clean
+        gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -36,7 +36,8 @@ help:
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make gpu-test gpu-bench gpu-serve gpu-reload    on a machine with a GPU; GPU_PY=a Python with torch, pytest, vLLM"
+	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload    on a machine with a GPU; GPU_PY=a Python with"
+	@echo "                torch, pytest, vLLM"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -263,6 +264,14 @@ ifdef HAS_BUNDLE
 	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
 else
 	$(GPU_PY) tests/gpu/serve.py $(GPU_SERVE)
+endif
+
+# DeepSeek-V4 at full size, with random weights, on the GPUs that there are; a record as above. GPU_FULL has its options.
+gpu-serve-full: $(OP)
+ifdef HAS_BUNDLE
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve_full.py $(GPU_FULL)'
+else
+	$(GPU_PY) tests/gpu/serve_full.py $(GPU_FULL)
 endif
 
 # A served model's weights loaded again under captured graphs, and sleep; needs the bundle. Under four minutes.

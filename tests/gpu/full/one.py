@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of a whole model: start vLLM, measure, write JSON.
+
+    python -m full.one MODEL --out FILE [--backend ours|marlin] [--layout tp2|pp2|one] [--sequences 1,8,64,256] ...
+
+Times are medians of --rounds. A step's time is what a token more costs: generations of LONG tokens less generations of
+one, so that prompts and the tokenizer cancel out. Time to first token is that of a prompt alone, through the engine.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import time
+from pathlib import Path
+
+LAYOUTS = {
+    "one": {"tensor_parallel_size": 1},
+    "tp2": {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+    "pp2": {"pipeline_parallel_size": 2},
+}
+BACKENDS = {"ours": "auto", "marlin": "marlin"}
+LONG = 33
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_DEEP_GEMM_WARMUP": "skip",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+
+
+def options(arguments) -> dict:
+    """Of vllm.LLM."""
+    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": arguments.sequences}
+    return {
+        "model": arguments.model,
+        "load_format": "full_random",
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "kv_cache_dtype": "fp8",
+        "max_model_len": max(arguments.prompts) + 2 * LONG,
+        "max_num_seqs": max(arguments.sequences),
+        "max_num_batched_tokens": 8192,
+        "gpu_memory_utilization": arguments.memory,
+        "seed": 0,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "moe_backend": BACKENDS[arguments.backend],
+        "worker_extension_cls": "full.worker.Watch",
+        "compilation_config": graphs,
+        **LAYOUTS[arguments.layout],
+    }
+
+
+class Server:
+    """The engine, asked for greedy tokens."""
+
+    def __init__(self, arguments):
+        from vllm import LLM
+
+        start = time.perf_counter()
+        self.llm = LLM(**options(arguments))
+        self.start_s = time.perf_counter() - start
+        self.random = random.Random(20261130)
+
+    def prompts(self, count: int, length: int) -> list[dict]:
+        """Random ids, never the same twice."""
+        return [{"prompt_token_ids": [self.random.randrange(2, 129000) for _ in range(length)]} for _ in range(count)]
+
+    def seconds(self, prompts: list[dict], tokens: int) -> float:
+        """Of one generation."""
+        from vllm import SamplingParams
+
+        greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        self.llm.generate(prompts, greedy, use_tqdm=False)
+        return time.perf_counter() - start
+
+    def first_token_ms(self, length: int, rounds: int) -> list[float]:
+        """Of a prompt of this length alone; one more round warms up."""
+        return [self.seconds(self.prompts(1, length), 1) * 1e3 for _ in range(rounds + 1)][1:]
+
+    def step_ms(self, sequences: int, rounds: int) -> list[float]:
+        """Of one decoding step of so many sequences."""
+        found = []
+        for _ in range(rounds + 1):
+            prompts = self.prompts(sequences, 16)
+            found.append((self.seconds(prompts, LONG) - self.seconds(prompts, 1)) / (LONG - 1) * 1e3)
+        return found[1:]
+
+    def profile(self, sequences: int) -> dict:
+        """Microseconds of a step, by part, as the first rank's kernels have it."""
+        prompts = self.prompts(sequences, 16)
+        parts = []
+        for tokens in (LONG, 1):
+            self.llm.collective_rpc("full_profile_start")
+            self.seconds(prompts, tokens)
+            parts.append(self.llm.collective_rpc("full_profile_stop")[0])
+        return {
+            kind: {name: (us - parts[1][kind].get(name, 0)) / (LONG - 1) for name, us in parts[0][kind].items()}
+            for kind in ("parts", "kernels")
+        }
+
+
+def measure(arguments) -> dict:
+    """Start, then every number."""
+    import torch
+
+    from vllm import __version__
+
+    server = Server(arguments)
+    cache = server.llm.llm_engine.vllm_config.cache_config
+    report = {
+        "device": torch.cuda.get_device_name(),
+        "vllm": __version__,
+        "backend": arguments.backend,
+        "mode": os.environ.get("NVFP4_MOE_MODE", "") if arguments.backend == "ours" else "",
+        "layout": arguments.layout,
+        "start_s": server.start_s,
+        "kv_blocks": cache.num_gpu_blocks,
+    }
+    report["step_ms"] = {n: server.step_ms(n, arguments.rounds) for n in arguments.sequences}
+    report["first_token_ms"] = {n: server.first_token_ms(n, arguments.rounds) for n in arguments.prompts}
+    report["memory"] = server.llm.collective_rpc("full_memory")
+    report["profile"] = {n: server.profile(n) for n in arguments.profile}
+    return report
+
+
+def numbers(text: str) -> list[int]:
+    """`1,8,64`."""
+    return [int(word) for word in text.split(",") if word]
+
+
+def main() -> None:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backend", choices=BACKENDS, default="ours")
+    parser.add_argument("--layout", choices=LAYOUTS, default="tp2")
+    parser.add_argument("--sequences", type=numbers, default=[1, 8, 64, 256])
+    parser.add_argument("--prompts", type=numbers, default=[128, 512, 2048, 8000])
+    parser.add_argument("--profile", type=numbers, default=[], help="numbers of sequences whose step is taken apart")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=0.9)
+    arguments = parser.parse_args()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    report = measure(arguments)
+    report["medians"] = {
+        kind: {n: statistics.median(values) for n, values in report[kind].items()}
+        for kind in ("step_ms", "first_token_ms")
+    }
+    arguments.out.write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
