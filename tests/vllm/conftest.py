@@ -4,8 +4,10 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -54,6 +56,27 @@ def _serve(model: Path, arguments: tuple[str, ...], environment: tuple[tuple[str
 def serve():
     """serve(model, *arguments of serve.py, VARIABLE=value): tokens and what served them; one process per question."""
     return lambda model, *arguments, **environment: _serve(model, arguments, tuple(sorted(environment.items())))
+
+
+@pytest.fixture(scope="session")
+def serve_shared():
+    """serve_shared(model, *`--only` of each rank): attention under data parallel, experts under expert parallel."""
+
+    def rank(model: Path, number: int, ranks: tuple[str, ...], port: int) -> dict:
+        own = {"VLLM_DP_RANK": str(number), "VLLM_DP_RANK_LOCAL": str(number), "VLLM_DP_SIZE": str(len(ranks))}
+        all_ranks = {"VLLM_DP_MASTER_IP": "127.0.0.1", "VLLM_DP_MASTER_PORT": str(port)}
+        options = ("--only", ranks[number], "--options", '{"enable_expert_parallel": true}')
+        engine = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+        return run_python(HERE / "serve.py", str(model), *options, marker="SERVED ", **own, **all_ranks, **engine)
+
+    def serve_shared(model: Path, *ranks: str) -> list[dict]:
+        with socket.socket() as one, ThreadPoolExecutor(len(ranks)) as pool:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+            one.close()
+            return list(pool.map(lambda number: rank(model, number, ranks, port), range(len(ranks))))
+
+    return serve_shared
 
 
 @pytest.fixture(scope="session")

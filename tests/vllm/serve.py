@@ -143,6 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--reload", help="then load this model's weights, the first's, and these again")
     parser.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    parser.add_argument("--only", default="0:", help="FIRST:END of the prompts, for a rank of several that share them")
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -170,9 +171,11 @@ def main() -> None:
         outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], greedy, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    one_rank = "tensor_parallel_size" not in arguments.options
+    first, end = (int(number) if number else None for number in arguments.only.split(":"))
+    prompts = PROMPTS[first:end]
+    one_rank = "parallel" not in arguments.options
     logits = watch_logits(model_of(llm)) if one_rank else None
-    result = {"vllm": __version__, "prompts": PROMPTS, "tokens": generate(PROMPTS)}
+    result = {"vllm": __version__, "prompts": prompts, "tokens": generate(prompts)}
     if one_rank:
         result["logits"] = logits.hexdigest()
     if arguments.alone:

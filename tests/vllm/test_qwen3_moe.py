@@ -44,6 +44,26 @@ def test_concurrent_requests_give_the_tokens_they_give_alone(served):
     assert served["modelopt"]["alone"] == served["modelopt"]["tokens"]
 
 
+def check_same(served: dict, judge, model, label: str, tokens: list[list[int]]) -> None:
+    """The rule of agreement.py between the only rank and several."""
+    agreement.check_same(label, judge(model, served), served["tokens"], tokens)
+
+
+def test_two_stages_give_the_tokens_of_one(serve, served, judge, qwen3_moe):
+    """Each holds half of the layers, and says so."""
+    stages = serve(qwen3_moe["modelopt"], "--options", '{"pipeline_parallel_size": 2}')
+    assert stages["output"].count("ACTIVE for NVFP4 MoE") == 2
+    check_same(served["modelopt"], judge, qwen3_moe["float32"], "Qwen3-MoE, two stages", stages["tokens"])
+
+
+def test_ranks_that_exchange_tokens_give_those_of_one(serve_shared, served, judge, qwen3_moe):
+    """Attention under data parallel, experts under expert parallel; one rank has less to do, and idles in the end."""
+    ranks = serve_shared(qwen3_moe["modelopt"], "0:3", "3:4")
+    assert all("ACTIVE for NVFP4 MoE" in rank["output"] for rank in ranks)
+    tokens = [row for rank in ranks for row in rank["tokens"]]
+    check_same(served["modelopt"], judge, qwen3_moe["float32"], "Qwen3-MoE, exchanged tokens", tokens)
+
+
 def test_without_the_moe_tokens_change(serve, served, qwen3_moe):
     zeroed = serve(qwen3_moe["modelopt"], NVFP4_MOE_TEST_ZERO_MOE="1")
     pairs = zip(zeroed["tokens"], served["modelopt"]["tokens"], strict=True)

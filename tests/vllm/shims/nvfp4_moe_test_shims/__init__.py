@@ -11,7 +11,7 @@ import os
 import sys
 from collections import defaultdict
 
-from . import deepseek_v4, linears
+from . import collectives, deepseek_v4, linears
 
 ZERO_MOE = "NVFP4_MOE_TEST_ZERO_MOE"
 
@@ -28,6 +28,7 @@ def register() -> None:
     sys.meta_path.insert(0, PatchOnImport())
     torch_topk_softmax()
     plain_workspaces()
+    collectives.install()
     linears.unquantised()
     linears.fp8_blocks()
     with contextlib.suppress(ImportError):  # vLLM 0.26 has no such router
