@@ -11,12 +11,14 @@ the spread of every round of every run; under $OUT too, with the logs. Ends with
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -53,6 +55,22 @@ def plugins(folder: Path) -> Path:
     return folder
 
 
+def ended(command: list[str], environment: dict[str, str], log: Path, limit_s: float) -> str | None:
+    """Run it into the log; why it failed, if it did. Its ranks are processes of their own, and hold a GPU's memory."""
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(limit_s)
+            return f"exit status {status}" if status else None
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit_s:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def run(name: str, arguments, turn: int, deadline: float) -> dict | None:
     """One process: its report, or None after the end of its log was shown."""
     options, environment = RUNS[name]
@@ -69,13 +87,7 @@ def run(name: str, arguments, turn: int, deadline: float) -> dict | None:
         print(f"  {stem}: not run, the time is over", flush=True)
         return None
     start = time.monotonic()
-    with log.open("w") as stream:
-        try:
-            done = subprocess.run(command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT,
-                                  timeout=limit_s)  # fmt: skip
-            reason = f"exit status {done.returncode}" if done.returncode else None
-        except subprocess.TimeoutExpired:
-            reason = f"stopped after {limit_s:.0f} s"
+    reason = ended(command, os.environ | environment, log, limit_s)
     text = log.read_text(errors="replace")
     if reason or not report.exists():
         tail = "\n".join(text.splitlines()[-TAIL_LINES:])
@@ -147,6 +159,7 @@ def main() -> int:
     parser.add_argument("--profile", default="1,8,64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.9)
+    parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--run-s", type=float, default=240, help="seconds that one run may take")
     parser.add_argument("--total-s", type=float, default=570, help="seconds for all runs")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve-full")
@@ -159,6 +172,7 @@ def main() -> int:
     model.write(arguments.work / "model", arguments.size, arguments.layers)
     path = [str(ROOT / "vllm_plugin"), str(HERE), str(plugins(arguments.work / "plugins"))]
     os.environ["PYTHONPATH"] = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
+    os.environ["FULL_PLUGINS"] = arguments.plugins
     order = arguments.runs if arguments.once else arguments.runs + arguments.runs[::-1]
     reports: dict[str, list[dict]] = {}
     failed = []
