@@ -209,5 +209,5 @@ def drawn(report: Report, rows: list[dict], experts: list[dict], file: str) -> N
     errors = {
         found["layer"]: found.get("wrong_error", found["error"]) for found in experts[0]["layers"] if "error" in found
     }
-    picture.draw(file, report.subject, {what: line for what, line in series.items() if line}, errors)
-    report.fact("picture", file)
+    written = picture.draw(file, report.subject, {what: line for what, line in series.items() if line}, errors)
+    report.fact("picture", written if written == file else f"{written}, because a PNG needs matplotlib")
