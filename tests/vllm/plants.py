@@ -40,14 +40,16 @@ def patched(path: str, wrap: Callable) -> Callable[[torch.nn.Module], Undo]:
     return put
 
 
-def rewritten(path: str, old: str, new: str) -> Callable[[torch.nn.Module], Undo]:
-    """Replace a piece of the source of a function, which must be there once."""
+def rewritten(path: str, *pieces: str) -> Callable[[torch.nn.Module], Undo]:
+    """Replace pieces of the source of a function, each of which must be there once: old, new, old, new, ..."""
 
     def wrap(original):
         source = textwrap.dedent(inspect.getsource(original))
-        assert source.count(old) == 1, (path, source.count(old))
+        for old, new in zip(pieces[::2], pieces[1::2], strict=True):
+            assert source.count(old) == 1, (path, source.count(old))
+            source = source.replace(old, new)
         namespace = dict(original.__globals__)
-        exec(source.replace(old, new), namespace)
+        exec(source, namespace)
         return namespace[original.__name__]
 
     return patched(path, wrap)
@@ -254,6 +256,7 @@ NAN = functools.partial(LAYERS, finding="first-not-finite")
 
 HF = "transformers.models.deepseek_v4.modeling_deepseek_v4:DeepseekV4"
 SHIM = "nvfp4_moe_test_shims.deepseek_v4:RecomputedAttention.attend"
+EAGER = "transformers.models.deepseek_v4.modeling_deepseek_v4:eager_attention_forward"
 BLOCKS = "(position_ids + 1) // self.compress_rate"
 ATTENTION = functools.partial(Plant, command="attention")
 
@@ -313,6 +316,47 @@ PLANTS = [
         finding="position-matters",
         words="has another position",
         put=rewritten(HF + "Attention.forward", "cos, -sin", "cos[:, :1].expand_as(cos), -sin[:, :1].expand_as(sin)"),
+    ),
+    ATTENTION(
+        "sink ignored",
+        finding="sink-ignored",
+        words="layer 0, head 0",
+        put=rewritten(EAGER, "module.sinks.", "(module.sinks - torch.inf)."),
+    ),
+    ATTENTION(
+        "every head has the first one's sink",
+        finding="sink-ignored",
+        words="layer 0, head 1",
+        put=rewritten(EAGER, "module.sinks.", "module.sinks[:1].expand_as(module.sinks)."),
+    ),
+    ATTENTION(
+        "sink added twice",
+        finding="sink-misapplied",
+        words="it is added 2 times",
+        put=rewritten(
+            EAGER,
+            "probs = F.softmax(combined_logits,",
+            "probs = F.softmax(torch.cat([combined_logits, combined_logits[..., -1:]], dim=-1),",
+            "scores = probs[..., :-1]",
+            "scores = probs[..., :-2]",
+        ),
+    ),
+    ATTENTION(
+        "sink scaled as logits are",
+        finding="sink-misapplied",
+        words="in the wrong place",
+        put=rewritten(EAGER, "module.sinks.", "(module.sinks * scaling)."),
+    ),
+    ATTENTION(
+        "a padding head leaks",
+        finding="padding-head-leaks",
+        words="layer 0: garbage in 4 padding heads",
+        put=rewritten(
+            SHIM,
+            "return out[0, first - begin :]",
+            "out = out + torch.sigmoid(-self.layer.attn_sink[-1]) * x[..., : out.shape[-1]]\n"
+            "    return out[0, first - begin :]",
+        ),
     ),
     ATTENTION(
         "a KV entry of another request",

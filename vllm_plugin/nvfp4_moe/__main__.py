@@ -92,7 +92,9 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     layers.add_argument("--save", metavar="FILE", help="outputs of all boundaries, for --against elsewhere")
     layers.add_argument("--against", metavar="FILE", help="compare with a saved run")
     layers.add_argument("--threshold", type=float, default=0.99, help="least cosine with it")
-    layers.add_argument("--picture", metavar="FILE", help="sizes and errors over layers, as .svg; as .png with matplotlib")
+    layers.add_argument(
+        "--picture", metavar="FILE", help="sizes and errors over layers, as .svg; as .png with matplotlib"
+    )
     norm = question(command, "norm", "are norms there and applied, in real vLLM")
     norm.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     attention = question(command, "attention", "does attention see what the config says, in real vLLM")

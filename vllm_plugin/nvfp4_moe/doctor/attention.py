@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import attention_sinks
 from .directory import Directory
 from .engine import Engine
 from .finding import Report, progress
@@ -60,7 +61,8 @@ def run(arguments) -> int:
 
 def examine(report: Report, engine: Engine) -> None:
     """On an engine that is there already."""
-    config = Directory(engine.model).config if Path(engine.model).is_dir() else {}
+    directory = Directory(engine.model) if Path(engine.model).is_dir() else None
+    config = directory.config if directory else {}
     prompt = [(37 * number) % 230 + 20 for number in range(LENGTH)]
     whole = list(range(LENGTH))
     engine.workers("attention_install")
@@ -83,6 +85,7 @@ def examine(report: Report, engine: Engine) -> None:
         shifted = [whole[0]] * FILLER + whole
         later = ask(engine, prompt[:FILLER] + prompt, [shifted], [0] * FILLER + whole)
         judge_shift(report, later, layers)
+        attention_sinks.examine(report, engine, directory)
     finally:
         engine.workers("attention_remove")
 
@@ -92,7 +95,7 @@ def ask(
 ) -> list[dict[str, Any]]:
     """One request under a plan; the first rank's changes by layer, in order."""
     engine.workers("attention_start", json.dumps(plan))
-    engine.ask(prompt)
+    engine.ask(prompt, forward + 1)
     return sorted(engine.workers("attention_changes", forward, against)[0], key=lambda found: found["layer"])
 
 
