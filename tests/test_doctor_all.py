@@ -143,7 +143,7 @@ def test_every_hypothesis_is_another_one_where_the_clamp_acts(model, routed):
     x, ids, weights = routed
     tensors, config = doctor_models.healthy()
     tensors["layers.2.ffn.experts.0.w3.weight_scale_2"] = torch.tensor(0.02)
-    doctor_models.write(model, tensors, config | {"routed_scaling_factor": 1.5})
+    doctor_models.write(model, tensors, config | {"routed_scaling_factor": 1.5, "swiglu_limit": 1.0})
     reference = FileExperts(Checkpoint(str(model)), 2)
     large = reference.amplified(x, ids)
     outputs = {"healthy": reference.forward(large, ids, weights)} | hypotheses(reference, large, ids, weights)

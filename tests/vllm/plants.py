@@ -105,15 +105,15 @@ def prepared(change: Callable, layers: slice = slice(2, 3)) -> Callable[[torch.n
     return put
 
 
-def one_row(name: str, expert: int, byte: int) -> Callable[[torch.nn.Module], Undo]:
-    """Write a row of a tensor that the library reads where it lies, as it does on the CPU: past all checks."""
+def one_byte(name: str, expert: int, byte: int) -> Callable[[torch.nn.Module], Undo]:
+    """Write one of a tensor that the library reads where it lies, as it does on the CPU: past all checks."""
 
     def put(model) -> Undo:
         layer, _ = moe_layers(model)[2]
-        row = getattr(layer, name).data.view(torch.uint8)[expert, 5]
-        before = row.clone()
-        row.fill_(byte)
-        return lambda: row.copy_(before)
+        place = getattr(layer, name).data.view(torch.uint8)[expert, 5, 3:4]
+        before = place.clone()
+        place.fill_(byte)
+        return lambda: place.copy_(before)
 
     return put
 
@@ -200,7 +200,7 @@ def nan_of_expert_17(columns: slice) -> Callable:
     return wrap
 
 
-def clamp_after_silu(apply):
+def clamp_after_product(apply):
     """A torch implementation with the order that is wrong, over the library's dequantised weights."""
 
     def apply_wrongly(self, **arguments):
@@ -226,6 +226,16 @@ def decoded(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     from reference import nvfp4
 
     return nvfp4.decode_blocks(codes.view(torch.uint8), scales.view(torch.uint8))
+
+
+def steps_activation(model) -> Undo:
+    """The library's layer for another family, which clamps silu(gate) instead of gate."""
+    from nvfp4_moe.plugin import experts as plugin
+
+    plugin.ACTIVATIONS["SILU"] = "swiglu_step"
+    undo = prepared(lambda *_: None)(model)
+    plugin.ACTIVATIONS["SILU"] = "swiglu"  # `undo` makes the layer again
+    return undo
 
 
 def with_layers(plant: Callable) -> Callable[[torch.nn.Module], Undo]:
@@ -271,12 +281,26 @@ PLANTS = [
         words="17 alone produces it, in its down",
         put=patched(APPLY, nan_of_expert_17(slice(9, 10))),
     ),
-    WRONG("NaN in block scales of one expert", words="expert 17", put=one_row("w13_weight_scale", 17, 0x7F)),
+    LAYERS(
+        "NaN in one block scale of one expert",
+        finding="weights-in-memory",
+        words="layer 2: 1 of 8192 values of expert 17's w13_block_scale are not finite",
+        put=one_byte("w13_weight_scale", 17, 0x7F),
+    ),
     WRONG("gate and up swapped", words="gate and up are swapped", put=prepared(swap_gate_and_up)),
     WRONG("up has the gate's global scale", words="up has gate's global scale", put=prepared(gates_scale_for_both)),
-    WRONG("one expert's output doubled", words="expert 17", put=prepared(one_expert_doubled)),
+    WRONG(
+        "one expert's output doubled",
+        words="values of its w2_global_scale are not the file's",
+        put=prepared(one_expert_doubled),
+    ),
     WRONG("clamp missing", words="the clamp is missing", put=without_clamp),
-    WRONG("clamp after silu", words="the clamp comes after silu", put=with_layers(patched(APPLY, clamp_after_silu))),
+    WRONG("clamp after silu", words="the clamp of gate comes after silu", put=steps_activation),
+    WRONG(
+        "clamp after the product",
+        words="the clamp comes after silu and the product",
+        put=with_layers(patched(APPLY, clamp_after_product)),
+    ),
     WRONG("routed weights twice", words="routed weights are applied twice", put=patched(APPLY, weights_twice)),
     WRONG("expert map off by one", words="the expert map is off by one", put=patched(APPLY, next_expert)),
     LAYERS(

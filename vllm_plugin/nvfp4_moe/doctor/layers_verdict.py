@@ -25,6 +25,7 @@ def kind(name: str) -> str:
 def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
     """A line for each layer: sizes of what leaves its attention, its MoE and itself."""
     agreement = {found["layer"]: found for found in experts[0]["layers"] if "cosine" in found}
+    uncompared = {found["layer"]: found["why"] for found in experts[0]["layers"] if found["verdict"] == "not compared"}
     report.fact("mode of the experts", f"{experts[0]['mode']}, {counted(len(experts), 'rank')}")
     prompt = [row for row in rows if row["step"] == 0]
     for layer in sorted({row["layer"] for row in prompt}):
@@ -39,6 +40,8 @@ def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
                 parts.append(f"{name.partition('.')[2] or 'out'} {sizes}")
         if layer in agreement:
             parts.append(f"cosine {agreement[layer]['cosine']:.6f}, error {agreement[layer]['error']:.1e}")
+        if layer in uncompared:
+            parts.append(f"experts not compared: {uncompared[layer]}")
         report.fact(f"layer {layer} rms/amax", ", ".join(parts))
 
 
@@ -90,6 +93,14 @@ def moe(report: Report, experts: list[dict]) -> None:
                 means = f"{found['name']} cannot be compared."
                 report.fault("unread-experts", found["why"], means, "Ask doctor checkpoint.")
                 break
+        damaged = next((found for found in rank["layers"] if found["verdict"] == "memory"), None)
+        if damaged:
+            report.fault(
+                "weights-in-memory",
+                f"layer {damaged['layer']}{of_rank}: {damaged['why']}; 0 are right, and loading refuses others",
+                "weights were damaged behind the loader: kernels make a wrong number of such a scale, and no NaN.",
+                "Look for what writes into parameters: a reload, an update in training, a merge.",
+            )
         routers(report, rank["layers"], of_rank)
         wrong = [found for found in rank["layers"] if found["verdict"] == "wrong"]
         if not wrong:
@@ -97,6 +108,7 @@ def moe(report: Report, experts: list[dict]) -> None:
         first = wrong[0]
         cause = first["cause"]
         names = [f"expert {number} ({error:.2g})" for number, error in (first["experts"] or {}).items()]
+        memory = "".join(f" In memory {text}." for text in list(first.get("memory", {}).values())[:1])
         report.fault(
             "experts-wrong",
             f"layer {first['layer']}'s MoE output{of_rank} ({first['trial']}) has cosine {first['wrong_cosine']:.4f} "
@@ -104,7 +116,7 @@ def moe(report: Report, experts: list[dict]) -> None:
             f"{len(wrong)} of {len(rank['layers'])} layers are wrong, {len(healthy)} agree",
             f"{cause}: with that the reference agrees to {first['cause_error']:.2g}."
             if cause
-            else f"{some(names)} alone give it."
+            else f"{some(names)} alone give it.{memory}"
             if names
             else "each expert alone is right: combining or mapping is wrong.",
             ADVICE,
