@@ -72,6 +72,16 @@ def test_the_first_infinity_of_attention_is_not_the_experts():
     assert "experts" not in found.means
 
 
+def test_a_nan_that_a_sum_passes_to_all_ranks_is_the_guilty_ones():
+    rows = [row("embed", -1), row("layers.1.ffn.experts", 1, nan=10.0)]
+    ill = {"layer": 1, "verdict": "not finite", "experts": {32: "down"}, "files": {32: None}}
+    report = Report("layers", "model")
+    layers_verdict.first_not_finite(report, [rows, rows], [{"layers": []}, {"layers": [ill]}])
+    (found,) = report.faults
+    assert found.seen.startswith("first NaN on rank 1 in the prompt at layer 1 in the MoE output")
+    assert "expert 32 alone produces it, in its down" in found.means
+
+
 def test_what_differs_from_a_saved_run_is_named_first():
     report = Report("layers", "model")
     compared = [["layers.0.attn", 0.9999, 0.99], ["layers.0.ffn", 0.42, 0.1], ["layers.1.attn", -1.0, -1.0]]

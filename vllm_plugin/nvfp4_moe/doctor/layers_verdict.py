@@ -46,33 +46,40 @@ def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
 
 
 def first_not_finite(report: Report, tables: list[list[dict]], experts: list[dict]) -> None:
-    """The first boundary that has a NaN or an infinity, by rank."""
+    """The first boundary that has a NaN or an infinity, on the rank that makes it: sums over ranks pass it to all."""
+    first = []
     for rank, rows in enumerate(tables):
         at = next((at for at, row in enumerate(rows) if row["nan"] or row["inf"]), None)
-        if at is None:
-            continue
-        row, before = rows[at], rows[at - 1] if at else None
-        what = "NaN" if row["nan"] else "infinity"
-        index = int(row["first_nan" if row["nan"] else "first_inf"])
-        of_rank = f" on rank {rank}" if len(tables) > 1 else ""
-        step = "the prompt" if row["step"] == 0 else "decoding"
-        where = f"layer {row['layer']} in {kind(row['name'])}" if row["layer"] >= 0 else row["name"]
-        routers = [r for r in rows[:at] if r["layer"] == row["layer"] and kind(r["name"]) == "the router"]
-        finite = (
-            "router still finite" if routers else f"{before['name']} before it is finite" if before else "first of all"
-        )
-        bisected = next((f for f in experts[rank]["layers"] if f["verdict"] == "not finite"), None)
-        same = bisected is not None and bisected["layer"] == row["layer"]
-        report.fault(
-            "first-not-finite",
-            f"first {what}{of_rank} in {step} at {where} ({row['name']}, element {index}, "
-            f"{int(row['nan'] + row['inf'])} of {int(row['numel'])}); {finite}, {at} boundaries before are",
-            f"a numerical fault of layer {row['layer']}'s experts, not of routing{alone(bisected)}"
-            if same
-            else f"what computes {row['name']} makes it of finite inputs, or its weights are not finite.",
-            "Download the files again." if same and any(bisected["files"].values()) else ADVICE,
-        )
+        if at is not None:
+            first.append((at, bisected(experts[rank], rows[at]["layer"]) is None, rank))
+    if not first:
         return
+    at, _, rank = min(first)
+    rows = tables[rank]
+    row, before = rows[at], rows[at - 1] if at else None
+    what = "NaN" if row["nan"] else "infinity"
+    index = int(row["first_nan" if row["nan"] else "first_inf"])
+    of_rank = f" on rank {rank}" if len(tables) > 1 else ""
+    step = "the prompt" if row["step"] == 0 else "decoding"
+    where = f"layer {row['layer']} in {kind(row['name'])}" if row["layer"] >= 0 else row["name"]
+    routers = [r for r in rows[:at] if r["layer"] == row["layer"] and kind(r["name"]) == "the router"]
+    finite = "router still finite" if routers else f"{before['name']} before it is finite" if before else "first of all"
+    ill = bisected(experts[rank], row["layer"])
+    report.fault(
+        "first-not-finite",
+        f"first {what}{of_rank} in {step} at {where} ({row['name']}, element {index}, "
+        f"{int(row['nan'] + row['inf'])} of {int(row['numel'])}); {finite}, {at} boundaries before are",
+        f"a numerical fault of layer {row['layer']}'s experts, not of routing{alone(ill)}"
+        if ill
+        else f"what computes {row['name']} makes it of finite inputs, or its weights are not finite.",
+        "Download the files again." if ill and any(ill["files"].values()) else ADVICE,
+    )
+
+
+def bisected(rank: dict, layer: int) -> dict | None:
+    """What asking this rank's experts one by one found, if that is its first layer that is not finite."""
+    found = next((found for found in rank["layers"] if found["verdict"] == "not finite"), None)
+    return found if found is not None and found["layer"] == layer else None
 
 
 def alone(found: dict) -> str:
