@@ -22,6 +22,8 @@ def ask(engine, command: str) -> dict:
         layers.examine(report, engine, PROMPT, num_tokens=24)
     elif command == "attention":
         attention.examine(report, engine)
+    elif command == "sinks":
+        attention.examine(report, engine, skip=("range", "decode", "shift"))
     else:
         engine.watch(PROMPT)
         norm.judge(report, engine.workers("norms")[0])
@@ -29,7 +31,7 @@ def ask(engine, command: str) -> dict:
 
 
 def timed(engine) -> tuple[float, float]:
-    """Seconds of a plain request, and of a watched one; the better of two."""
+    """Seconds of a plain request, and of a watched one; the best of several, taken in turns."""
     from nvfp4_moe.doctor.engine import PROMPT
 
     def seconds(ask) -> float:
@@ -37,7 +39,8 @@ def timed(engine) -> tuple[float, float]:
         ask(PROMPT)
         return time.perf_counter() - start
 
-    plain, watched = (min(seconds(ask) for _ in range(2)) for ask in (engine.ask, engine.watch))
+    pairs = [(seconds(engine.ask), seconds(engine.watch)) for _ in range(5)]
+    plain, watched = map(min, zip(*pairs, strict=True))
     return plain, watched
 
 

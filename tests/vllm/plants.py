@@ -20,7 +20,7 @@ Undo = Callable[[], None]
 
 class Plant(NamedTuple):
     name: str
-    command: str  # "layers" or "norm"
+    command: str  # "layers", "norm" or "attention"; "sinks" is the last's part about sinks alone
     finding: str | None  # None: the doctor must find nothing
     words: str  # in the finding, or in a fact
     put: Callable[[torch.nn.Module], Undo]
@@ -269,6 +269,7 @@ SHIM = "nvfp4_moe_test_shims.deepseek_v4:RecomputedAttention.attend"
 EAGER = "transformers.models.deepseek_v4.modeling_deepseek_v4:eager_attention_forward"
 BLOCKS = "(position_ids + 1) // self.compress_rate"
 ATTENTION = functools.partial(Plant, command="attention")
+SINKS = functools.partial(Plant, command="sinks")
 
 PLANTS = [
     NAN(
@@ -341,19 +342,19 @@ PLANTS = [
         words="has another position",
         put=rewritten(HF + "Attention.forward", "cos, -sin", "cos[:, :1].expand_as(cos), -sin[:, :1].expand_as(sin)"),
     ),
-    ATTENTION(
+    SINKS(
         "sink ignored",
         finding="sink-ignored",
         words="layer 0, head 0",
         put=rewritten(EAGER, "module.sinks.", "(module.sinks - torch.inf)."),
     ),
-    ATTENTION(
+    SINKS(
         "every head has the first one's sink",
         finding="sink-ignored",
         words="layer 0, head 1",
         put=rewritten(EAGER, "module.sinks.", "module.sinks[:1].expand_as(module.sinks)."),
     ),
-    ATTENTION(
+    SINKS(
         "sink added twice",
         finding="sink-misapplied",
         words="it is added 2 times",
@@ -365,13 +366,13 @@ PLANTS = [
             "scores = probs[..., :-2]",
         ),
     ),
-    ATTENTION(
+    SINKS(
         "sink scaled as logits are",
         finding="sink-misapplied",
         words="in the wrong place",
         put=rewritten(EAGER, "module.sinks.", "(module.sinks * scaling)."),
     ),
-    ATTENTION(
+    SINKS(
         "a padding head leaks",
         finding="padding-head-leaks",
         words="layer 0: garbage in 4 padding heads",

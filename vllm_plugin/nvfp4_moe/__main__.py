@@ -104,6 +104,7 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     norm.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     attention = question(command, "attention", "does attention see what the config says, in real vLLM")
     attention.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    attention.add_argument("--skip", action="append", metavar="NAME", help="leave an experiment out; may be repeated")
     gpu = command.add_parser("gpu", help="first run on a new card, on a layer that is made here")
     gpu.add_argument("--device", choices=("cpu", "cuda", "cuda-portable"), help="default: the GPU")
     gpu.add_argument("--out", metavar="FILE", help="the report, to send back")
