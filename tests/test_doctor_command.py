@@ -19,13 +19,7 @@ GOOD = f"vllm serve model {FLAGS}"
 
 @pytest.fixture(autouse=True)
 def model(tmp_path, monkeypatch):
-    """DeepSeek-V4's vocabulary and contract, and an end that config.json does not name."""
-    tensors, config = doctor_models.healthy()
-    config |= {"vocab_size": 129280, "num_attention_heads": 8, "eos_token_id": 0}
-    path = doctor_models.write(tmp_path / "model", tensors, config)
-    (path / "generation_config.json").write_text('{"eos_token_id": 1}')
-    (path / "encoding").mkdir()
-    (path / "encoding" / "encoding_dsv4.py").write_text("REASONING_EFFORT_PROMPTS = {}")
+    path = doctor_models.flash(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(canonical, "vllm_contract", lambda _: "official")
     return path

@@ -35,7 +35,7 @@ def examine(report: Report, engine: Engine, directory: Directory | None) -> None
     if not layers:
         report.fact("attention sinks", "none")
         return
-    heads, padding = len(layers[0]["values"]), layers[0]["padding"]
+    heads, padding = min(len(layer["values"]) for layer in layers), layers[0]["padding"]
     report.fact("attention sinks", f"{len(layers)} layers, {heads} heads and {padding} of padding on a rank")
     if directory is not None:
         of_files(report, ranks, directory)
