@@ -12,7 +12,10 @@ import time
 from serve import ENVIRONMENT
 
 
-def ask(engine, command: str) -> dict:
+SKIPPED = {"attention": ("sinks",), "sinks": ("range", "decode", "shift")}  # of doctor attention, with a plant
+
+
+def ask(engine, command: str, skip: tuple[str, ...] = ()) -> dict:
     from nvfp4_moe.doctor import attention, layers, norm
     from nvfp4_moe.doctor.engine import PROMPT
     from nvfp4_moe.doctor.finding import Report
@@ -20,10 +23,8 @@ def ask(engine, command: str) -> dict:
     report = Report(command, engine.model)
     if command == "layers":
         layers.examine(report, engine, PROMPT, num_tokens=24)
-    elif command == "attention":
-        attention.examine(report, engine)
-    elif command == "sinks":
-        attention.examine(report, engine, skip=("range", "decode", "shift"))
+    elif command in ("attention", "sinks"):
+        attention.examine(report, engine, skip)
     else:
         engine.watch(PROMPT)
         norm.judge(report, engine.workers("norms")[0])
@@ -62,7 +63,7 @@ def main() -> None:
             continue
         undo = plant.put(module)
         try:
-            said["planted"][plant.name] = ask(engine, plant.command)
+            said["planted"][plant.name] = ask(engine, plant.command, SKIPPED.get(plant.command, ()))
         finally:
             undo()
     said["mended"] = engine.ask(PROMPT) == before
