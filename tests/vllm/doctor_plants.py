@@ -11,7 +11,6 @@ import time
 
 from serve import ENVIRONMENT
 
-
 SKIPPED = {"attention": ("sinks",), "sinks": ("range", "decode", "shift")}  # of doctor attention, with a plant
 
 
