@@ -86,6 +86,26 @@ def test_a_small_model_with_a_tokenizer_of_its_own_needs_no_flags(model):
     assert found(f"vllm serve model {FLAGS[FLAGS.index('--comp') :]}") == []
 
 
+STRANGE = [
+    {"model_type": ["deepseek_v4"]},
+    {"vocab_size": "129280"},
+    {"num_attention_heads": {"a": 1}},
+    {"eos_token_id": [[0]], "text_config": []},
+]
+
+
+@pytest.mark.parametrize("config", STRANGE)
+def test_a_strange_config_is_no_crash(model, config):
+    before = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(before | config))
+    assert not {name for name, _ in found(GOOD)} - {"ends-dropped", "weights-not-read"}
+
+
+def test_a_config_that_is_no_json_is_a_finding(model):
+    (model / "config.json").write_text("[" * 100_000)
+    assert found(GOOD) == [("unreadable-file", True)]
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "rm -rf model", "vllm bench model", "vllm serve", "vllm serve elsewhere", f"{GOOD} -tp two", f"{GOOD} -cc ["],
