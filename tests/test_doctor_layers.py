@@ -128,6 +128,7 @@ def test_a_recorder_leaves_the_model_as_it_was():
 CONFIGS = [
     ({"compress_ratios": [0, 4, 128], "sliding_window": 128}, [Rule(128, 0), Rule(128, 4), Rule(128, 128)]),
     ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}, [Rule(None, 0), Rule(64, 0)]),
+    ({"model_type": "gpt_oss", "sliding_window": 64}, [Rule(64, 0), Rule(None, 0), Rule(64, 0)]),
     ({"sliding_window": 4096, "use_sliding_window": False}, [Rule(None, 0)]),
     ({}, [Rule(None, 0)]),
 ]

@@ -49,6 +49,8 @@ def rule_of(config: dict[str, Any], layer: int) -> Rule:
         return Rule(window, int(ratios[layer]))
     if isinstance(types, list) and layer < len(types):
         return Rule(window if "sliding" in str(types[layer]) else None, 0)
+    if types is None and config.get("model_type") == "gpt_oss":  # says so in code, if not in its config
+        return Rule(window if layer % 2 == 0 else None, 0)
     return Rule(window, 0)
 
 
