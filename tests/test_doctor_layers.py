@@ -2,15 +2,17 @@
 """What `doctor layers` and `doctor attention` make of numbers; tests/vllm has real ones."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nvfp4_moe.doctor import attention, layers, layers_verdict
+from nvfp4_moe.doctor import attention, layers, layers_verdict, moe_probe
 from nvfp4_moe.doctor.attention import LENGTH, Rule, rule_of
 from nvfp4_moe.doctor.expert_reference import row_cosines
 from nvfp4_moe.doctor.finding import Report
 from nvfp4_moe.doctor.hooks import FIELDS, Recorder, reduce
+from nvfp4_moe.errors import UnsupportedError
 
 
 class Engine:
@@ -96,6 +98,34 @@ def test_a_few_tokens_that_differ_are_a_note():
     report = Report("layers", "model")
     layers_verdict.against(report, [["layers.0.ffn", 0.9999, 0.3], ["layers.1.ffn", 0.9998, 0.2]], "file", 0.99)
     assert [(found.name, found.is_fault) for found in report.findings] == [("tokens-differ-from-saved", False)]
+
+
+class Files:
+    """A checkpoint whose experts have biases, or that cannot be read at all."""
+
+    def __init__(self, refusal: str | None):
+        self.refusal = refusal
+
+    def layer_info(self, _layer, any_activation):
+        if self.refusal:
+            raise UnsupportedError(self.refusal)
+        return SimpleNamespace(activation="gelu_tanh", has_bias=True)
+
+
+@pytest.mark.parametrize("refusal", [None, "layer 0 is stored in a way of its own"])
+def test_experts_without_a_reference_are_no_fault(refusal):
+    experts = SimpleNamespace(layer_name="model.layers.0.mlp.experts", handle=SimpleNamespace(weights=None))
+    arguments = {"hidden_states": torch.ones(2, 4).bfloat16(), "topk_ids": torch.zeros(2, 1), "expert_map": None}
+    arguments |= {"topk_weights": torch.ones(2, 1), "apply_router_weight_on_input": False, "global_num_experts": 1}
+    call = moe_probe.Call(experts, arguments, torch.ones(2, 4))
+    found = moe_probe.examine(Files(refusal), call, "bf16", 2, (0, 1))
+    assert (found["verdict"], found["why"]) == ("not compared", refusal or "activation gelu_tanh and biases")
+    report = Report("layers", "model")
+    ranks = [{"rank": 0, "mode": "bf16", "layers": [found]}]
+    layers_verdict.table(report, [row("layers.0.mlp", 0)], ranks)
+    layers_verdict.moe(report, ranks)
+    assert report.findings == []
+    assert f"experts not compared: {found['why']}" in dict(report.facts)["layer 0 rms/amax"]
 
 
 def test_rows_are_compared_each_by_itself():

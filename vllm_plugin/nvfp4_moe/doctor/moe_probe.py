@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from nvfp4_moe.errors import UnsupportedError
+
 from .expert_reference import FileExperts, cosine, hypotheses, worst_row
 from .hooks import layer_of
 
@@ -120,7 +122,10 @@ def examine(checkpoint, call: Call, mode: str, num_tokens: int, rank: tuple[int,
     damage = spoilt(call)
     if damage:
         return found | {"verdict": "memory", "why": damage}
-    info = checkpoint.layer_info(found["layer"], any_activation=True)
+    try:
+        info = checkpoint.layer_info(found["layer"], any_activation=True)
+    except UnsupportedError as error:  # the engine's loader reads namings that the library's reader does not
+        return found | {"verdict": "not compared", "why": str(error).splitlines()[0]}
     if info.activation != "swiglu" or info.has_bias:
         biases = " and biases" if info.has_bias else ""
         return found | {"verdict": "not compared", "why": f"activation {info.activation}{biases}"}
