@@ -15,7 +15,7 @@ from .hooks import layer_of
 
 # Relative error that any token's row may have in a healthy layer: bf16 rounds, eight and four bits round more.
 TOLERANCE = {"bf16": 0.02, "fp8": 0.2, "nvfp4": 0.5}
-LOW_LIMIT = 1.0  # silu(1) is 0.73; at 10 a clamp before silu and one behind it are the same in bf16
+LOW_LIMIT = 1.0  # silu(1) is 0.73; at 10 a clamp before silu and one behind it differ by less than bf16 keeps
 CLOSE = 3.0  # a hypothesis explains an output if it is so many times nearer than the healthy reference
 
 
