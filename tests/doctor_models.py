@@ -73,6 +73,16 @@ def write_indexed(directory: Path, tensors: dict, config: dict) -> Path:
     return directory
 
 
+def flash(directory: Path) -> Path:
+    """DeepSeek-V4's vocabulary and contract, and an end that generation_config.json alone names."""
+    tensors, config = healthy()
+    write(directory, tensors, config | {"vocab_size": 129280, "num_attention_heads": 8, "eos_token_id": 0})
+    (directory / "generation_config.json").write_text('{"eos_token_id": 1}')
+    (directory / "encoding").mkdir()
+    (directory / "encoding" / "encoding_dsv4.py").write_text("REASONING_EFFORT_PROMPTS = {}")
+    return directory
+
+
 EXPERT = "layers.2.ffn.experts.1.w1"
 
 

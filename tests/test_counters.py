@@ -49,15 +49,16 @@ def ask(url, *options):
 def test_a_worker_with_nan_is_a_finding_that_says_where_to_look(server):
     status, text = ask(server.url)
     assert status == 1
-    assert "worker 1  cuda:1    saturated_blocks 0  nonfinite_values 7" in text
-    assert "nonfinite_values: NaN or infinity reached the experts or a linear" in text
+    assert "worker 1  cuda:1: saturated_blocks 0, nonfinite_values 7" in text
+    assert "nonfinite_values: 7 on worker 1; 0 is healthy\n  means  NaN or infinity reached the experts" in text
     assert server.methods == ["nvfp4_moe_counters"]
 
 
 def test_clean_workers_are_healthy_and_can_be_reset(server):
     server.workers = [CLEAN]
     status, text = ask(server.url, "--json", "--reset")
-    assert (status, json.loads(text)) == (0, {"workers": [CLEAN], "healthy": True})
+    report = json.loads(text)
+    assert (status, report["workers"], report["healthy"], report["findings"]) == (0, [CLEAN], True, [])
     assert server.methods == ["nvfp4_moe_counters", "nvfp4_moe_reset_counters"]
 
 
@@ -65,7 +66,7 @@ def test_clean_workers_are_healthy_and_can_be_reset(server):
 def test_no_answer_says_how_to_serve(url):
     status, text = ask(url)
     assert status == 1
-    assert text.startswith(f"{url}: ")
+    assert text.startswith(f"doctor counters  {url}\n")
     assert "VLLM_SERVER_DEV_MODE=1" in text
 
 

@@ -3,6 +3,7 @@
 
 import json
 import math
+import sys
 import xml.dom.minidom
 from argparse import Namespace
 from pathlib import Path
@@ -61,10 +62,24 @@ def test_what_cannot_be_asked_is_a_note(model, capsys):
     assert [found["name"] for found in reports[1]["findings"]] == ["not-asked"]
 
 
+SIZES = {"<the MoE output>": {0: 0.1, 1: 20.0, 2: math.nan}}
+
+
+def test_without_matplotlib_a_png_is_an_svg(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert picture.draw(str(tmp_path / "p.png"), "a", SIZES, {0: 1e-3}) == str(tmp_path / "p.svg")
+    assert [file.name for file in tmp_path.iterdir()] == ["p.svg"]
+
+
+def test_with_matplotlib_it_is_a_png(tmp_path):
+    pytest.importorskip("matplotlib")
+    file = picture.draw(str(tmp_path / "p.png"), "a & b", SIZES, {0: 1e-3, 1: 0.5})
+    assert Path(file).read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_picture_is_an_image_of_every_layer(tmp_path):
     file = tmp_path / "p.svg"
-    sizes = {"<the MoE output>": {0: 0.1, 1: 20.0, 2: math.nan}}
-    picture.draw(str(file), "a & b", sizes, {0: 1e-3, 1: 0.5})
+    assert picture.draw(str(file), "a & b", SIZES, {0: 1e-3, 1: 0.5}) == str(file)
     image = xml.dom.minidom.parse(str(file))
     lines = image.getElementsByTagName("polyline")
     assert [len(line.getAttribute("points").split()) for line in lines] == [3, 2]
@@ -128,7 +143,7 @@ def test_every_hypothesis_is_another_one_where_the_clamp_acts(model, routed):
     x, ids, weights = routed
     tensors, config = doctor_models.healthy()
     tensors["layers.2.ffn.experts.0.w3.weight_scale_2"] = torch.tensor(0.02)
-    doctor_models.write(model, tensors, config | {"routed_scaling_factor": 1.5})
+    doctor_models.write(model, tensors, config | {"routed_scaling_factor": 1.5, "swiglu_limit": 1.0})
     reference = FileExperts(Checkpoint(str(model)), 2)
     large = reference.amplified(x, ids)
     outputs = {"healthy": reference.forward(large, ids, weights)} | hypotheses(reference, large, ids, weights)

@@ -2,15 +2,17 @@
 """What `doctor layers` and `doctor attention` make of numbers; tests/vllm has real ones."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from nvfp4_moe.doctor import attention, layers, layers_verdict
+from nvfp4_moe.doctor import attention, layers, layers_verdict, moe_probe
 from nvfp4_moe.doctor.attention import LENGTH, Rule, rule_of
 from nvfp4_moe.doctor.expert_reference import row_cosines
 from nvfp4_moe.doctor.finding import Report
 from nvfp4_moe.doctor.hooks import FIELDS, Recorder, reduce
+from nvfp4_moe.errors import UnsupportedError
 
 
 class Engine:
@@ -72,6 +74,16 @@ def test_the_first_infinity_of_attention_is_not_the_experts():
     assert "experts" not in found.means
 
 
+def test_a_nan_that_a_sum_passes_to_all_ranks_is_the_guilty_ones():
+    rows = [row("embed", -1), row("layers.1.ffn.experts", 1, nan=10.0)]
+    ill = {"layer": 1, "verdict": "not finite", "experts": {32: "down"}, "files": {32: None}}
+    report = Report("layers", "model")
+    layers_verdict.first_not_finite(report, [rows, rows], [{"layers": []}, {"layers": [ill]}])
+    (found,) = report.faults
+    assert found.seen.startswith("first NaN on rank 1 in the prompt at layer 1 in the MoE output")
+    assert "expert 32 alone produces it, in its down" in found.means
+
+
 def test_what_differs_from_a_saved_run_is_named_first():
     report = Report("layers", "model")
     compared = [["layers.0.attn", 0.9999, 0.99], ["layers.0.ffn", 0.42, 0.1], ["layers.1.attn", -1.0, -1.0]]
@@ -86,6 +98,34 @@ def test_a_few_tokens_that_differ_are_a_note():
     report = Report("layers", "model")
     layers_verdict.against(report, [["layers.0.ffn", 0.9999, 0.3], ["layers.1.ffn", 0.9998, 0.2]], "file", 0.99)
     assert [(found.name, found.is_fault) for found in report.findings] == [("tokens-differ-from-saved", False)]
+
+
+class Files:
+    """A checkpoint whose experts have biases, or that cannot be read at all."""
+
+    def __init__(self, refusal: str | None):
+        self.refusal = refusal
+
+    def layer_info(self, _layer, any_activation):
+        if self.refusal:
+            raise UnsupportedError(self.refusal)
+        return SimpleNamespace(activation="gelu_tanh", has_bias=True)
+
+
+@pytest.mark.parametrize("refusal", [None, "layer 0 is stored in a way of its own"])
+def test_experts_without_a_reference_are_no_fault(refusal):
+    experts = SimpleNamespace(layer_name="model.layers.0.mlp.experts", handle=SimpleNamespace(weights=None))
+    arguments = {"hidden_states": torch.ones(2, 4).bfloat16(), "topk_ids": torch.zeros(2, 1), "expert_map": None}
+    arguments |= {"topk_weights": torch.ones(2, 1), "apply_router_weight_on_input": False, "global_num_experts": 1}
+    call = moe_probe.Call(experts, arguments, torch.ones(2, 4))
+    found = moe_probe.examine(Files(refusal), call, "bf16", 2, (0, 1))
+    assert (found["verdict"], found["why"]) == ("not compared", refusal or "activation gelu_tanh and biases")
+    report = Report("layers", "model")
+    ranks = [{"rank": 0, "mode": "bf16", "layers": [found]}]
+    layers_verdict.table(report, [row("layers.0.mlp", 0)], ranks)
+    layers_verdict.moe(report, ranks)
+    assert report.findings == []
+    assert f"experts not compared: {found['why']}" in dict(report.facts)["layer 0 rms/amax"]
 
 
 def test_rows_are_compared_each_by_itself():
@@ -118,6 +158,7 @@ def test_a_recorder_leaves_the_model_as_it_was():
 CONFIGS = [
     ({"compress_ratios": [0, 4, 128], "sliding_window": 128}, [Rule(128, 0), Rule(128, 4), Rule(128, 128)]),
     ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}, [Rule(None, 0), Rule(64, 0)]),
+    ({"model_type": "gpt_oss", "sliding_window": 64}, [Rule(64, 0), Rule(None, 0), Rule(64, 0)]),
     ({"sliding_window": 4096, "use_sliding_window": False}, [Rule(None, 0)]),
     ({}, [Rule(None, 0)]),
 ]

@@ -94,8 +94,10 @@ def judge(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ask_doctor():
-    """ask_doctor(model, *arguments of doctor_plants.py): its reports; one process."""
-    return lambda model, *arguments: run_python(HERE / "doctor_plants.py", str(model), *arguments, marker="DOCTOR ")
+    """ask_doctor(model, *arguments of the script): its reports; one process."""
+    return lambda model, *arguments, script="doctor_plants.py": run_python(
+        HERE / script, str(model), *arguments, marker="DOCTOR "
+    )
 
 
 def make_models(script: str, root: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ Undo = Callable[[], None]
 
 class Plant(NamedTuple):
     name: str
-    command: str  # "layers" or "norm"
+    command: str  # "layers", "norm" or "attention"; "sinks" is the last's part about sinks alone
     finding: str | None  # None: the doctor must find nothing
     words: str  # in the finding, or in a fact
     put: Callable[[torch.nn.Module], Undo]
@@ -40,14 +40,16 @@ def patched(path: str, wrap: Callable) -> Callable[[torch.nn.Module], Undo]:
     return put
 
 
-def rewritten(path: str, old: str, new: str) -> Callable[[torch.nn.Module], Undo]:
-    """Replace a piece of the source of a function, which must be there once."""
+def rewritten(path: str, *pieces: str) -> Callable[[torch.nn.Module], Undo]:
+    """Replace pieces of the source of a function, each of which must be there once: old, new, old, new, ..."""
 
     def wrap(original):
         source = textwrap.dedent(inspect.getsource(original))
-        assert source.count(old) == 1, (path, source.count(old))
+        for old, new in zip(pieces[::2], pieces[1::2], strict=True):
+            assert source.count(old) == 1, (path, source.count(old))
+            source = source.replace(old, new)
         namespace = dict(original.__globals__)
-        exec(source.replace(old, new), namespace)
+        exec(source, namespace)
         return namespace[original.__name__]
 
     return patched(path, wrap)
@@ -103,15 +105,15 @@ def prepared(change: Callable, layers: slice = slice(2, 3)) -> Callable[[torch.n
     return put
 
 
-def one_row(name: str, expert: int, byte: int) -> Callable[[torch.nn.Module], Undo]:
-    """Write a row of a tensor that the library reads where it lies, as it does on the CPU: past all checks."""
+def one_byte(name: str, expert: int, byte: int) -> Callable[[torch.nn.Module], Undo]:
+    """Write one of a tensor that the library reads where it lies, as it does on the CPU: past all checks."""
 
     def put(model) -> Undo:
         layer, _ = moe_layers(model)[2]
-        row = getattr(layer, name).data.view(torch.uint8)[expert, 5]
-        before = row.clone()
-        row.fill_(byte)
-        return lambda: row.copy_(before)
+        place = getattr(layer, name).data.view(torch.uint8)[expert, 5, 3:4]
+        before = place.clone()
+        place.fill_(byte)
+        return lambda: place.copy_(before)
 
     return put
 
@@ -198,7 +200,7 @@ def nan_of_expert_17(columns: slice) -> Callable:
     return wrap
 
 
-def clamp_after_silu(apply):
+def clamp_after_product(apply):
     """A torch implementation with the order that is wrong, over the library's dequantised weights."""
 
     def apply_wrongly(self, **arguments):
@@ -224,6 +226,16 @@ def decoded(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     from reference import nvfp4
 
     return nvfp4.decode_blocks(codes.view(torch.uint8), scales.view(torch.uint8))
+
+
+def steps_activation(model) -> Undo:
+    """The library's layer for another family, which clamps silu(gate) instead of gate."""
+    from nvfp4_moe.plugin import experts as plugin
+
+    plugin.ACTIVATIONS["SILU"] = "swiglu_step"
+    undo = prepared(lambda *_: None)(model)
+    plugin.ACTIVATIONS["SILU"] = "swiglu"  # `undo` makes the layer again
+    return undo
 
 
 def with_layers(plant: Callable) -> Callable[[torch.nn.Module], Undo]:
@@ -254,8 +266,10 @@ NAN = functools.partial(LAYERS, finding="first-not-finite")
 
 HF = "transformers.models.deepseek_v4.modeling_deepseek_v4:DeepseekV4"
 SHIM = "nvfp4_moe_test_shims.deepseek_v4:RecomputedAttention.attend"
+EAGER = "transformers.models.deepseek_v4.modeling_deepseek_v4:eager_attention_forward"
 BLOCKS = "(position_ids + 1) // self.compress_rate"
 ATTENTION = functools.partial(Plant, command="attention")
+SINKS = functools.partial(Plant, command="sinks")
 
 PLANTS = [
     NAN(
@@ -268,12 +282,26 @@ PLANTS = [
         words="17 alone produces it, in its down",
         put=patched(APPLY, nan_of_expert_17(slice(9, 10))),
     ),
-    WRONG("NaN in block scales of one expert", words="expert 17", put=one_row("w13_weight_scale", 17, 0x7F)),
+    LAYERS(
+        "NaN in one block scale of one expert",
+        finding="weights-in-memory",
+        words="layer 2: 1 of 8192 values of expert 17's w13_block_scale are not finite",
+        put=one_byte("w13_weight_scale", 17, 0x7F),
+    ),
     WRONG("gate and up swapped", words="gate and up are swapped", put=prepared(swap_gate_and_up)),
     WRONG("up has the gate's global scale", words="up has gate's global scale", put=prepared(gates_scale_for_both)),
-    WRONG("one expert's output doubled", words="expert 17", put=prepared(one_expert_doubled)),
+    WRONG(
+        "one expert's output doubled",
+        words="values of its w2_global_scale are not the file's",
+        put=prepared(one_expert_doubled),
+    ),
     WRONG("clamp missing", words="the clamp is missing", put=without_clamp),
-    WRONG("clamp after silu", words="the clamp comes after silu", put=with_layers(patched(APPLY, clamp_after_silu))),
+    WRONG("clamp after silu", words="the clamp of gate comes after silu", put=steps_activation),
+    WRONG(
+        "clamp after the product",
+        words="the clamp comes after silu and the product",
+        put=with_layers(patched(APPLY, clamp_after_product)),
+    ),
     WRONG("routed weights twice", words="routed weights are applied twice", put=patched(APPLY, weights_twice)),
     WRONG("expert map off by one", words="the expert map is off by one", put=patched(APPLY, next_expert)),
     LAYERS(
@@ -313,6 +341,47 @@ PLANTS = [
         finding="position-matters",
         words="has another position",
         put=rewritten(HF + "Attention.forward", "cos, -sin", "cos[:, :1].expand_as(cos), -sin[:, :1].expand_as(sin)"),
+    ),
+    SINKS(
+        "sink ignored",
+        finding="sink-ignored",
+        words="layer 0, head 0",
+        put=rewritten(EAGER, "module.sinks.", "(module.sinks - torch.inf)."),
+    ),
+    SINKS(
+        "every head has the first one's sink",
+        finding="sink-ignored",
+        words="layer 0, head 1",
+        put=rewritten(EAGER, "module.sinks.", "module.sinks[:1].expand_as(module.sinks)."),
+    ),
+    SINKS(
+        "sink added twice",
+        finding="sink-misapplied",
+        words="it is added 2 times",
+        put=rewritten(
+            EAGER,
+            "probs = F.softmax(combined_logits,",
+            "probs = F.softmax(torch.cat([combined_logits, combined_logits[..., -1:]], dim=-1),",
+            "scores = probs[..., :-1]",
+            "scores = probs[..., :-2]",
+        ),
+    ),
+    SINKS(
+        "sink scaled as logits are",
+        finding="sink-misapplied",
+        words="in the wrong place",
+        put=rewritten(EAGER, "module.sinks.", "(module.sinks * scaling)."),
+    ),
+    SINKS(
+        "a padding head leaks",
+        finding="padding-head-leaks",
+        words="layer 0: garbage in 4 padding heads",
+        put=rewritten(
+            SHIM,
+            "return out[0, first - begin :]",
+            "out = out + torch.sigmoid(-self.layer.attn_sink[-1]) * x[..., : out.shape[-1]]\n"
+            "    return out[0, first - begin :]",
+        ),
     ),
     ATTENTION(
         "a KV entry of another request",

@@ -79,6 +79,11 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     prompt.add_argument("--trust", action="store_true", help="also RUN the encoder in encoding/ of the checkpoint")
     stop = question(command, "stop", "where answers end, and whether a bad one went past its end")
     stop.add_argument("--output-ids", metavar="FILE", help="token ids of a bad answer")
+    serving = command.add_parser("command", help="is a `vllm serve ...` right for its model; nothing is run")
+    serving.add_argument("--model-dir", metavar="DIR", help="of the model, where the command names one on a hub")
+    serving.add_argument("--json", action="store_true", help="JSON instead of text")
+    serving.add_argument("words", nargs=argparse.REMAINDER, metavar="-- [NAME=VALUE] vllm serve MODEL ...")
+    serving.set_defaults(run=run_doctor)
     serve = command.add_parser("serve", help="experiments on a running server of any engine")
     serve.add_argument("url", metavar="URL", help="as http://localhost:8000; OPENAI_API_KEY is sent if it is set")
     serve.add_argument("--model-dir", metavar="DIR", help="of the served model, for its canonical prompt")
@@ -92,11 +97,14 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     layers.add_argument("--save", metavar="FILE", help="outputs of all boundaries, for --against elsewhere")
     layers.add_argument("--against", metavar="FILE", help="compare with a saved run")
     layers.add_argument("--threshold", type=float, default=0.99, help="least cosine with it")
-    layers.add_argument("--picture", metavar="FILE", help="sizes and errors over layers, as SVG")
+    layers.add_argument(
+        "--picture", metavar="FILE", help="sizes and errors over layers, as .svg; as .png with matplotlib"
+    )
     norm = question(command, "norm", "are norms there and applied, in real vLLM")
     norm.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
     attention = question(command, "attention", "does attention see what the config says, in real vLLM")
     attention.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
+    attention.add_argument("--skip", action="append", metavar="NAME", help="leave an experiment out; may be repeated")
     gpu = command.add_parser("gpu", help="first run on a new card, on a layer that is made here")
     gpu.add_argument("--device", choices=("cpu", "cuda", "cuda-portable"), help="default: the GPU")
     gpu.add_argument("--out", metavar="FILE", help="the report, to send back")
@@ -107,7 +115,9 @@ def add_doctor(doctor: argparse.ArgumentParser) -> None:
     everything.add_argument("--keep-going", action="store_true", help="do not stop at the first fault")
     everything.add_argument("--offline", action="store_true", help="do not load the model")
     everything.add_argument("--options", default="{}", help="JSON: more arguments of vllm.LLM")
-    everything.add_argument("--picture", metavar="FILE", help="sizes and errors over layers, as SVG")
+    everything.add_argument(
+        "--picture", metavar="FILE", help="sizes and errors over layers, as .svg; as .png with matplotlib"
+    )
 
 
 def question(

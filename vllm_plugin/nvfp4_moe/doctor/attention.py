@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import attention_sinks
 from .directory import Directory
 from .engine import Engine
-from .finding import Report, progress
+from .finding import Report, WrongUse, progress
 
 LENGTH, FILLER = 320, 128  # more than two blocks of 128; a filler is a whole number of all blocks
 EXCHANGED = (5, 100, 130, 150, 190, 255)
@@ -48,19 +49,29 @@ def rule_of(config: dict[str, Any], layer: int) -> Rule:
         return Rule(window, int(ratios[layer]))
     if isinstance(types, list) and layer < len(types):
         return Rule(window if "sliding" in str(types[layer]) else None, 0)
+    if types is None and config.get("model_type") == "gpt_oss":  # says so in code, if not in its config
+        return Rule(window if layer % 2 == 0 else None, 0)
     return Rule(window, 0)
+
+
+EXPERIMENTS = ("range", "decode", "shift", "sinks")
 
 
 def run(arguments) -> int:
     """Print what was found; 1 if a layer's attention breaks a rule."""
     report = Report("attention", arguments.model)
-    examine(report, Engine(arguments.model, arguments.options))
+    skip = tuple(arguments.skip or ())
+    unknown = [name for name in skip if name not in EXPERIMENTS]
+    if unknown:
+        raise WrongUse(f"--skip {unknown[0]} is no experiment; there are {', '.join(EXPERIMENTS)}.")
+    examine(report, Engine(arguments.model, arguments.options), skip)
     return report.finish(arguments.json)
 
 
-def examine(report: Report, engine: Engine) -> None:
-    """On an engine that is there already."""
-    config = Directory(engine.model).config if Path(engine.model).is_dir() else {}
+def examine(report: Report, engine: Engine, skip: tuple[str, ...] = ()) -> None:
+    """On an engine that is there already, every experiment that is not left out."""
+    directory = Directory(engine.model) if Path(engine.model).is_dir() else None
+    config = directory.config if directory else {}
     prompt = [(37 * number) % 230 + 20 for number in range(LENGTH)]
     whole = list(range(LENGTH))
     engine.workers("attention_install")
@@ -72,17 +83,22 @@ def examine(report: Report, engine: Engine) -> None:
             of = [layer for layer, each in layers.items() if each.text() == rule]
             report.fact(f"{len(of)} layers see", rule)
         repeatable(report, control)
-        for key in EXCHANGED:
+        for key in EXCHANGED if "range" not in skip else ():
             progress(f"token {key} of {LENGTH} exchanged in every layer")
             rows = [*whole[:key], (key + 7) % LENGTH, *whole[key + 1 :]]
             judge_range(report, ask(engine, prompt, [rows], whole), layers, key)
-        progress("the last token decoded behind a prefill of the others")
-        decoded = ask(engine, prompt[:-1], [whole[:-1], [LENGTH - 1]], [LENGTH - 1], forward=1)
-        judge_same(report, decoded, "decode-differs", "decoded and prefilled", "the cache holds something else: DECODE")
-        progress("positions shifted")
-        shifted = [whole[0]] * FILLER + whole
-        later = ask(engine, prompt[:FILLER] + prompt, [shifted], [0] * FILLER + whole)
-        judge_shift(report, later, layers)
+        if "decode" not in skip:
+            progress("the last token decoded behind a prefill of the others")
+            decoded = ask(engine, prompt[:-1], [whole[:-1], [LENGTH - 1]], [LENGTH - 1], forward=1)
+            means = "the cache holds something else: DECODE"
+            judge_same(report, decoded, "decode-differs", "decoded and prefilled", means)
+        if "shift" not in skip:
+            progress("positions shifted")
+            shifted = [whole[0]] * FILLER + whole
+            later = ask(engine, prompt[:FILLER] + prompt, [shifted], [0] * FILLER + whole)
+            judge_shift(report, later, layers)
+        if "sinks" not in skip:
+            attention_sinks.examine(report, engine, directory)
     finally:
         engine.workers("attention_remove")
 
@@ -92,7 +108,7 @@ def ask(
 ) -> list[dict[str, Any]]:
     """One request under a plan; the first rank's changes by layer, in order."""
     engine.workers("attention_start", json.dumps(plan))
-    engine.ask(prompt)
+    engine.ask(prompt, forward + 1)
     return sorted(engine.workers("attention_changes", forward, against)[0], key=lambda found: found["layer"])
 
 

@@ -5,6 +5,7 @@ The first forward records what enters and leaves each attention. In later ones t
 recorded rows, in an order that a plan gives; so a layer's answer depends on its own attention and on nothing else.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ import torch
 from .hooks import LAYER, layer_of, tensors
 
 NAMES = ("attn", "self_attn", "attention")
+ZERO = -1  # in a plan: a row of zeros
+
+
+def attentions(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The attention of each layer."""
+    for name, module in model.named_modules():
+        found = LAYER.search(name)
+        if found and name[found.end() :] in NAMES:
+            yield name, module
 
 
 class AttentionWatch:
@@ -22,17 +32,17 @@ class AttentionWatch:
         self.before: dict[str, torch.Tensor] = {}  # outputs of the recorded forward
         self.after: dict[str, list[torch.Tensor]] = {}
         self.plan: list[list[int] | None] = []
+        self.times = 1.0
+        self.kept: dict[str, dict[str, torch.Tensor]] = {}
         self._forward = -1
         self._handles = [model.register_forward_pre_hook(self._begin)]
-        for name, module in model.named_modules():
-            found = LAYER.search(name)
-            if found and name[found.end() :] in NAMES:
-                self._handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave(name)))
+        for name, module in attentions(model):
+            self._handles.append(module.register_forward_pre_hook(self._enter(name), with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave(name)))
 
-    def start(self, plan: list[list[int] | None]) -> None:
-        """For the next forwards."""
-        self.plan, self._forward, self.after = plan, -1, {}
+    def start(self, plan: list[list[int] | None], times: float = 1.0) -> None:
+        """For the next forwards; recorded rows enter `times` as large."""
+        self.plan, self.times, self._forward, self.after = plan, times, -1, {}
 
     def _begin(self, *_) -> None:
         self._forward += 1
@@ -52,7 +62,9 @@ class AttentionWatch:
                     if rows is None:
                         self.recorded[name] = value.detach().clone()
                     elif len(rows) == len(value):
-                        holder[key] = self.recorded[name][torch.tensor(rows, device=value.device)]
+                        at = torch.tensor(rows, device=value.device)
+                        chosen = self.recorded[name][at.clamp(min=0)] * self.times
+                        holder[key] = chosen.masked_fill((at == ZERO)[:, None], 0)
                     break
             return tuple(inputs), keywords
 
@@ -87,3 +99,21 @@ class AttentionWatch:
             change = (outputs[forward] - wanted).norm(dim=1) / norms
             found.append({"name": name, "layer": layer_of(name), "change": change.tolist()})
         return found
+
+    def keep(self, label: str) -> None:
+        """The last row that each layer gave in the forward before."""
+        self.kept[label] = {name: outputs[0][-1].double() for name, outputs in self.after.items()}
+
+    def parts(self, labels: list[str], whole: str, none: str) -> list[dict[str, Any]]:
+        """By layer: how much of `whole` each kept row is, counted from `none`; and the sizes of these two.
+
+        A row that is p * whole + (1 - p) * none has the part p.
+        """
+        found = []
+        for name, base in self.kept[none].items():
+            line = self.kept[whole][name] - base
+            square = (line @ line).clamp(min=1e-300)
+            parts = [float((self.kept[label][name] - base) @ line / square) for label in labels]
+            sizes = [float(line.norm()), float(base.norm())]
+            found.append({"layer": layer_of(name), "parts": parts, "sizes": sizes})
+        return sorted(found, key=lambda each: each["layer"])

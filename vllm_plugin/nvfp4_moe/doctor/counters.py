@@ -5,34 +5,45 @@ import json
 import urllib.error
 import urllib.request
 
-HEALTHY = {"saturated_blocks": 0, "nonfinite_values": 0, "out_of_range_ids": 0, "first_bad_token": -1}
+from .finding import Report, some
+
+COUNTERS = ("saturated_blocks", "nonfinite_values", "out_of_range_ids", "first_bad_token")
 MEANINGS = {
-    "saturated_blocks": "input scales are too small: use mode bf16, or calibrate",
-    "nonfinite_values": "NaN or infinity reached the experts or a linear: look before them (norms, attention)",
-    "out_of_range_ids": "the router or the expert map names experts that there are not",
+    "saturated_blocks": ("input scales are too small.", "Use NVFP4_MOE_MODE=bf16, or calibrate."),
+    "nonfinite_values": (
+        "NaN or infinity reached the experts or a linear.",
+        "Look before them (norms, attention): doctor layers names the first.",
+    ),
+    "out_of_range_ids": ("the router or the expert map names experts that there are not.", "Look at the router."),
 }
 HOW = "Serve with VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls nvfp4_moe.plugin.worker.Counters."
 
 
 def run(arguments) -> int:
     """Print them; 0 if every counter is 0, 1 if one is not or the server does not answer."""
+    return examine(arguments.url, arguments.reset).finish(arguments.json)
+
+
+def examine(url: str, reset: bool = False) -> Report:
+    """Of a server's workers."""
+    report = Report("counters", url)
     try:
-        workers = call(arguments.url, "nvfp4_moe_counters")
-        if arguments.reset:
-            call(arguments.url, "nvfp4_moe_reset_counters")
+        workers = call(url, "nvfp4_moe_counters")
+        if reset:
+            call(url, "nvfp4_moe_reset_counters")
     except (OSError, ValueError, KeyError) as error:
-        print(f"{arguments.url}: {error}. {HOW}")
-        return 1
-    bad = {name for worker in workers for name in HEALTHY if worker[name] != HEALTHY[name]}
-    if arguments.json:
-        print(json.dumps({"workers": workers, "healthy": not bad}))
-    else:
-        for rank, worker in enumerate(workers):
-            print(f"worker {rank}  {worker['device']:8}  " + "  ".join(f"{name} {worker[name]}" for name in HEALTHY))
-        for name, meaning in MEANINGS.items():
-            if name in bad:
-                print(f"{name}: {meaning}")
-    return 1 if bad else 0
+        report.fault("no-answer", f"{error}; a server answers /collective_rpc", "there is nothing to read.", HOW)
+        return report
+    report.numbers["workers"] = workers
+    for rank, worker in enumerate(workers):
+        report.fact(
+            f"worker {rank}", f"{worker['device']}: " + ", ".join(f"{name} {worker[name]}" for name in COUNTERS)
+        )
+    for name, (means, do) in MEANINGS.items():
+        bad = [f"{worker[name]} on worker {rank}" for rank, worker in enumerate(workers) if worker[name]]
+        if bad:
+            report.fault(name.replace("_", "-"), f"{name}: {some(bad)}; 0 is healthy", means, do)
+    return report
 
 
 def call(url: str, method: str) -> list:

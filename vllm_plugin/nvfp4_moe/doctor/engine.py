@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from .finding import WrongUse, progress
@@ -33,6 +34,7 @@ class Engine:
         except ValueError as error:
             raise WrongUse(f"--options is no JSON object ({error}); it takes arguments of vllm.LLM.") from None
         defaults = {
+            "worker_extension_cls": "nvfp4_moe.doctor.worker.Probe",
             "dtype": "bfloat16",
             "enforce_eager": True,  # a captured graph runs no hooks
             "max_model_len": 512,
@@ -46,16 +48,16 @@ class Engine:
         with stdout_to_stderr():
             self.llm = LLM(
                 model=model,
-                worker_extension_cls="nvfp4_moe.doctor.worker.Probe",
                 disable_log_stats=True,
                 **defaults | given,
             )
-        self.sampling = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        self.sampling = partial(SamplingParams, temperature=0, ignore_eos=True)
 
-    def ask(self, prompt: list[int]) -> list[int]:
-        """The prompt and one token more."""
+    def ask(self, prompt: list[int], num_forwards: int = 2) -> list[int]:
+        """The prompt in one forward, and one token in each that follows."""
+        sampling = self.sampling(max_tokens=num_forwards)
         with stdout_to_stderr():
-            outputs = self.llm.generate([{"prompt_token_ids": prompt}], self.sampling, use_tqdm=False)
+            outputs = self.llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
         return list(outputs[0].outputs[0].token_ids)
 
     def workers(self, method: str, *arguments: Any) -> list[Any]:

@@ -6,6 +6,7 @@
 Nothing of the library's kernels is used but its reader; a value is e2m1 * block_scale * global_scale.
 """
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -56,6 +57,12 @@ class FileExperts:
         self._checkpoint, self._layer, self._rows = checkpoint, layer, rows
         self.expert = lru_cache(maxsize=64)(self._read)
 
+    def at_limit(self, limit: float) -> "FileExperts":
+        """The same experts under another clamp."""
+        other = copy.copy(self)
+        other.swiglu = self.swiglu._replace(limit=limit)
+        return other
+
     def _read(self, number: int) -> Expert:
         """RuntimeError with the reader's sentence if the file's expert breaks a rule."""
         weights = self._checkpoint.read_layer(self._layer, first_expert=number, num_experts=1)
@@ -92,17 +99,25 @@ class FileExperts:
         return out
 
     def amplified(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """The same rows, so large that gates pass the limit twice; the clamp cannot hide behind small activations."""
-        largest = 1e-30
+        """The same rows, so large that a gate and an up pass the limit twice: small activations hide no clamp."""
+        gate_most = up_most = 1e-30
         for number in {number for number in ids.flatten().tolist() if number >= 0}:
             expert = self.expert(number)
             rows = x[(ids == number).any(1)].double()
-            largest = max(largest, float((rows @ expert.gate.T).amax()), float((rows @ expert.up.T).abs().amax()))
-        return (x.float() * (2 * self.swiglu.limit / largest)).to(x.dtype)
+            gate_most = max(gate_most, float((rows @ expert.gate.T).amax()))
+            up_most = max(up_most, float((rows @ expert.up.T).abs().amax()))
+        return (x.float() * (2 * self.swiglu.limit / min(gate_most, up_most))).to(x.dtype)
+
+
+def clamp_after_silu(of: FileExperts, gate: torch.Tensor, up: torch.Tensor, _: Expert) -> torch.Tensor:
+    """Step-3.5's order; off by limit / (1 + e^limit), which is 5e-5 of silu(gate) at a limit of 10."""
+    limit = of.swiglu.limit
+    gate = (gate * torch.sigmoid(of.swiglu.alpha * gate)).clamp(max=limit)
+    return gate * (up.clamp(-limit, limit) + of.swiglu.beta)
 
 
 def clamp_after_product(of: FileExperts, gate: torch.Tensor, up: torch.Tensor, _: Expert) -> torch.Tensor:
-    """The order that is wrong. To clamp silu(gate) and up differs from the right one by 5e-5 at a limit of 10."""
+    """Of what leaves the activation, instead of what enters it."""
     return (gate * torch.sigmoid(gate) * up).clamp(-of.swiglu.limit, of.swiglu.limit)
 
 
@@ -110,6 +125,7 @@ def clamp_after_product(of: FileExperts, gate: torch.Tensor, up: torch.Tensor, _
 STAGES = {
     "gate and up are swapped": lambda of, gate, up, expert: of.swiglu(up, gate),
     "the clamp is missing": lambda of, gate, up, expert: of.swiglu._replace(limit=0.0)(gate, up),
+    "the clamp of gate comes after silu": clamp_after_silu,
     "the clamp comes after silu and the product": clamp_after_product,
     "up has gate's global scale": lambda of, gate, up, expert: of.swiglu(gate, up * expert.gate_of_up),
 }

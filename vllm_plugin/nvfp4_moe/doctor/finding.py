@@ -40,6 +40,8 @@ class Report:
     subject: str
     facts: list[tuple[str, str]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    numbers: dict = field(default_factory=dict)
+    """For programs alone: more keys of the JSON."""
 
     def fact(self, name: str, text: object) -> None:
         """What is, without a judgement."""
@@ -82,6 +84,7 @@ class Report:
             "healthy": not self.faults,
             "facts": facts,
             "findings": findings,
+            **self.numbers,
         }
 
     def lines(self) -> Iterable[str]:

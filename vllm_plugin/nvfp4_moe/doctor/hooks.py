@@ -41,16 +41,24 @@ def boundaries(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def reduce(values: torch.Tensor) -> torch.Tensor:
-    """FIELDS of a floating tensor, on its device; min, max and rms are of what is finite."""
+    """FIELDS of a floating tensor, on its device; min, max and rms are of what is finite, and 0 counts where it is not.
+
+    Never waits for a GPU. On the CPU looking costs nothing, so that what is finite takes three passes instead of eight.
+    """
     flat = values.detach().flatten().float()
-    nan, inf = flat.isnan(), flat.isinf()
-    finite = ~(nan | inf)
-    least = torch.where(finite, flat, torch.inf).amin()
-    most = torch.where(finite, flat, -torch.inf).amax()
-    square = torch.where(finite, flat, 0).square().sum() / finite.sum().clamp(min=1)
-    first = [flags.to(torch.uint8).argmax() for flags in (nan, inf)]
-    numbers = [torch.tensor(flat.numel(), device=flat.device), nan.sum(), inf.sum(), *first, least, most, square.sqrt()]
-    return torch.stack([number.double() for number in numbers])
+    norm = torch.linalg.vector_norm(flat)
+    if flat.device.type == "cpu" and norm.isfinite():
+        nan = inf = first_nan = first_inf = torch.zeros(())
+        finite = flat
+    else:
+        is_nan, is_inf = flat.isnan(), flat.isinf()
+        nan, inf = is_nan.sum(), is_inf.sum()
+        first_nan, first_inf = (flags.view(torch.uint8).argmax() for flags in (is_nan, is_inf))
+        finite = flat.nan_to_num(0.0, 0.0, 0.0)
+        norm = torch.linalg.vector_norm(finite)
+    numel = torch.full((), flat.numel(), device=flat.device)
+    rms = norm / (numel - nan - inf).clamp(min=1).sqrt()
+    return torch.stack([n.double() for n in (numel, nan, inf, first_nan, first_inf, *finite.aminmax(), rms)])
 
 
 def tensors(output: Any) -> Iterator[torch.Tensor]:

@@ -25,6 +25,7 @@ def kind(name: str) -> str:
 def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
     """A line for each layer: sizes of what leaves its attention, its MoE and itself."""
     agreement = {found["layer"]: found for found in experts[0]["layers"] if "cosine" in found}
+    uncompared = {found["layer"]: found["why"] for found in experts[0]["layers"] if found["verdict"] == "not compared"}
     report.fact("mode of the experts", f"{experts[0]['mode']}, {counted(len(experts), 'rank')}")
     prompt = [row for row in rows if row["step"] == 0]
     for layer in sorted({row["layer"] for row in prompt}):
@@ -39,37 +40,46 @@ def table(report: Report, rows: list[dict], experts: list[dict]) -> None:
                 parts.append(f"{name.partition('.')[2] or 'out'} {sizes}")
         if layer in agreement:
             parts.append(f"cosine {agreement[layer]['cosine']:.6f}, error {agreement[layer]['error']:.1e}")
+        if layer in uncompared:
+            parts.append(f"experts not compared: {uncompared[layer]}")
         report.fact(f"layer {layer} rms/amax", ", ".join(parts))
 
 
 def first_not_finite(report: Report, tables: list[list[dict]], experts: list[dict]) -> None:
-    """The first boundary that has a NaN or an infinity, by rank."""
+    """The first boundary that has a NaN or an infinity, on the rank that makes it: sums over ranks pass it to all."""
+    first = []
     for rank, rows in enumerate(tables):
         at = next((at for at, row in enumerate(rows) if row["nan"] or row["inf"]), None)
-        if at is None:
-            continue
-        row, before = rows[at], rows[at - 1] if at else None
-        what = "NaN" if row["nan"] else "infinity"
-        index = int(row["first_nan" if row["nan"] else "first_inf"])
-        of_rank = f" on rank {rank}" if len(tables) > 1 else ""
-        step = "the prompt" if row["step"] == 0 else "decoding"
-        where = f"layer {row['layer']} in {kind(row['name'])}" if row["layer"] >= 0 else row["name"]
-        routers = [r for r in rows[:at] if r["layer"] == row["layer"] and kind(r["name"]) == "the router"]
-        finite = (
-            "router still finite" if routers else f"{before['name']} before it is finite" if before else "first of all"
-        )
-        bisected = next((f for f in experts[rank]["layers"] if f["verdict"] == "not finite"), None)
-        same = bisected is not None and bisected["layer"] == row["layer"]
-        report.fault(
-            "first-not-finite",
-            f"first {what}{of_rank} in {step} at {where} ({row['name']}, element {index}, "
-            f"{int(row['nan'] + row['inf'])} of {int(row['numel'])}); {finite}, {at} boundaries before are",
-            f"a numerical fault of layer {row['layer']}'s experts, not of routing{alone(bisected)}"
-            if same
-            else f"what computes {row['name']} makes it of finite inputs, or its weights are not finite.",
-            "Download the files again." if same and any(bisected["files"].values()) else ADVICE,
-        )
+        if at is not None:
+            first.append((at, bisected(experts[rank], rows[at]["layer"]) is None, rank))
+    if not first:
         return
+    at, _, rank = min(first)
+    rows = tables[rank]
+    row, before = rows[at], rows[at - 1] if at else None
+    what = "NaN" if row["nan"] else "infinity"
+    index = int(row["first_nan" if row["nan"] else "first_inf"])
+    of_rank = f" on rank {rank}" if len(tables) > 1 else ""
+    step = "the prompt" if row["step"] == 0 else "decoding"
+    where = f"layer {row['layer']} in {kind(row['name'])}" if row["layer"] >= 0 else row["name"]
+    routers = [r for r in rows[:at] if r["layer"] == row["layer"] and kind(r["name"]) == "the router"]
+    finite = "router still finite" if routers else f"{before['name']} before it is finite" if before else "first of all"
+    ill = bisected(experts[rank], row["layer"])
+    report.fault(
+        "first-not-finite",
+        f"first {what}{of_rank} in {step} at {where} ({row['name']}, element {index}, "
+        f"{int(row['nan'] + row['inf'])} of {int(row['numel'])}); {finite}, {at} boundaries before are",
+        f"a numerical fault of layer {row['layer']}'s experts, not of routing{alone(ill)}"
+        if ill
+        else f"what computes {row['name']} makes it of finite inputs, or its weights are not finite.",
+        "Download the files again." if ill and any(ill["files"].values()) else ADVICE,
+    )
+
+
+def bisected(rank: dict, layer: int) -> dict | None:
+    """What asking this rank's experts one by one found, if that is its first layer that is not finite."""
+    found = next((found for found in rank["layers"] if found["verdict"] == "not finite"), None)
+    return found if found is not None and found["layer"] == layer else None
 
 
 def alone(found: dict) -> str:
@@ -90,6 +100,14 @@ def moe(report: Report, experts: list[dict]) -> None:
                 means = f"{found['name']} cannot be compared."
                 report.fault("unread-experts", found["why"], means, "Ask doctor checkpoint.")
                 break
+        damaged = next((found for found in rank["layers"] if found["verdict"] == "memory"), None)
+        if damaged:
+            report.fault(
+                "weights-in-memory",
+                f"layer {damaged['layer']}{of_rank}: {damaged['why']}; 0 are right, and loading refuses others",
+                "weights were damaged behind the loader: kernels make a wrong number of such a scale, and no NaN.",
+                "Look for what writes into parameters: a reload, an update in training, a merge.",
+            )
         routers(report, rank["layers"], of_rank)
         wrong = [found for found in rank["layers"] if found["verdict"] == "wrong"]
         if not wrong:
@@ -97,6 +115,7 @@ def moe(report: Report, experts: list[dict]) -> None:
         first = wrong[0]
         cause = first["cause"]
         names = [f"expert {number} ({error:.2g})" for number, error in (first["experts"] or {}).items()]
+        memory = "".join(f" In memory {text}." for text in list(first.get("memory", {}).values())[:1])
         report.fault(
             "experts-wrong",
             f"layer {first['layer']}'s MoE output{of_rank} ({first['trial']}) has cosine {first['wrong_cosine']:.4f} "
@@ -104,7 +123,7 @@ def moe(report: Report, experts: list[dict]) -> None:
             f"{len(wrong)} of {len(rank['layers'])} layers are wrong, {len(healthy)} agree",
             f"{cause}: with that the reference agrees to {first['cause_error']:.2g}."
             if cause
-            else f"{some(names)} alone give it."
+            else f"{some(names)} alone give it.{memory}"
             if names
             else "each expert alone is right: combining or mapping is wrong.",
             ADVICE,
@@ -209,5 +228,5 @@ def drawn(report: Report, rows: list[dict], experts: list[dict], file: str) -> N
     errors = {
         found["layer"]: found.get("wrong_error", found["error"]) for found in experts[0]["layers"] if "error" in found
     }
-    picture.draw(file, report.subject, {what: line for what, line in series.items() if line}, errors)
-    report.fact("picture", file)
+    written = picture.draw(file, report.subject, {what: line for what, line in series.items() if line}, errors)
+    report.fact("picture", written if written == file else f"{written}, because a PNG needs matplotlib")

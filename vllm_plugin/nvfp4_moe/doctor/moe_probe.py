@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our MoE layers of a served model: their calls are caught, and asked again with inputs that decide."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from nvfp4_moe.errors import UnsupportedError
 
 from .expert_reference import FileExperts, cosine, hypotheses, worst_row
 from .hooks import layer_of
 
 # Relative error that any token's row may have in a healthy layer: bf16 rounds, eight and four bits round more.
 TOLERANCE = {"bf16": 0.02, "fp8": 0.2, "nvfp4": 0.5}
+LOW_LIMIT = 1.0  # silu(1) is 0.73; at 10 a clamp before silu and one behind it differ by less than bf16 keeps
 CLOSE = 3.0  # a hypothesis explains an output if it is so many times nearer than the healthy reference
 
 
@@ -56,6 +61,24 @@ class Call:
         self.experts.apply(**self.arguments | changed)
         return output.double().cpu()
 
+    @contextlib.contextmanager
+    def limited(self, limit: float) -> Iterator[None]:
+        """For a while the served layer has another clamp, over the weights that it reads where they lie."""
+        served, handle = self.experts.layer, self.experts.handle
+        self.experts.layer = type(served)(**handle.options | {"swiglu_limit": limit})
+        try:
+            self.experts.layer.prepare(handle.weights)
+            yield
+        finally:
+            self.experts.layer.close()
+            self.experts.layer = served
+
+    @property
+    def in_place(self) -> Any:
+        """LayerWeights that the layer reads where they lie, in the order of files; None where they were repacked."""
+        weights = self.experts.handle.weights
+        return None if weights is None or weights.interleaved or weights.up_first else weights
+
 
 class MoeWatch:
     """Catches the first call of each of our layers."""
@@ -96,13 +119,19 @@ def examine(checkpoint, call: Call, mode: str, num_tokens: int, rank: tuple[int,
         return found | {"verdict": "input", "tokens": [int((~x.isfinite()).any(1).nonzero()[0])]}
     if not out.isfinite().all():
         return found | not_finite(checkpoint, call, x, ids, out)
+    damage = spoilt(call)
+    if damage:
+        return found | {"verdict": "memory", "why": damage}
+    try:
+        info = checkpoint.layer_info(found["layer"], any_activation=True)
+    except UnsupportedError as error:  # the engine's loader reads namings that the library's reader does not
+        return found | {"verdict": "not compared", "why": str(error).splitlines()[0]}
+    if info.activation != "swiglu" or info.has_bias:
+        biases = " and biases" if info.has_bias else ""
+        return found | {"verdict": "not compared", "why": f"activation {info.activation}{biases}"}
     experts = FileExperts(checkpoint, found["layer"], rows_of(call, checkpoint, found["layer"], rank))
     tolerance = TOLERANCE.get(mode, TOLERANCE["bf16"])
-    trials = {"as served": (x, out)}
-    if experts.swiglu.limit > 0 and mode != "nvfp4":  # four bits saturate on what no calibration saw
-        large = experts.amplified(x, local)
-        trials["amplified, so that the clamp acts"] = (large, call.again(large, ids, weights))
-    for trial, (rows, got) in trials.items():
+    for trial, experts, rows, got in trials(call, experts, mode, (x, out), ids, weights):  # noqa: B020
         reference = experts.forward(rows, local, weights)
         error = worst_row(got, reference)
         found.setdefault("cosine", cosine(got, reference))
@@ -118,9 +147,98 @@ def examine(checkpoint, call: Call, mode: str, num_tokens: int, rank: tuple[int,
                 "wrong_cosine": cosine(got, reference),
                 "cause": best if explained else None,
                 "cause_error": causes[best],
-                "experts": None if explained else guilty(experts, call, rows, local, tolerance),
+                **(
+                    {"experts": None}
+                    if explained
+                    else blame(checkpoint, call, guilty(experts, call, rows, local, tolerance))
+                ),
             }
     return found | {"verdict": "healthy"}
+
+
+Trial = tuple[str, FileExperts, torch.Tensor, torch.Tensor]
+
+
+def trials(
+    call: Call,
+    experts: FileExperts,
+    mode: str,
+    served: tuple[torch.Tensor, torch.Tensor],
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> Iterator[Trial]:
+    """(what it is, the reference, rows that enter, what the layer made of them); `served` are rows and output."""
+    x, local = served[0], here(call, ids)
+    yield "as served", experts, *served
+    if experts.swiglu.limit <= 0 or mode == "nvfp4":  # four bits saturate on what no calibration saw
+        return
+    large = experts.amplified(x, local)
+    yield "amplified, so that the clamp acts", experts, large, call.again(large, ids, weights)
+    if call.in_place is not None:
+        low = experts.at_limit(LOW_LIMIT)
+        large = low.amplified(x, local)
+        with call.limited(LOW_LIMIT):
+            got = call.again(large, ids, weights)
+        yield f"with a clamp at {LOW_LIMIT:.0f}, where its place shows", low, large, got
+
+
+def spoilt(call: Call) -> str | None:
+    """`1 of 8192 values of expert 17's w13_block_scale is not finite`, where weights are read as they lie.
+
+    Looked for by itself: loading refuses such scales, so that kernels make a wrong number of one and no NaN.
+    """
+    for name in ("w13_block_scale", "w13_global_scale", "w2_block_scale", "w2_global_scale"):
+        values = getattr(call.in_place, name, None)
+        if values is None:
+            continue
+        values = values.as_subclass(torch.Tensor)
+        is_e4m3 = values.dtype != torch.float32
+        bad = (values.view(torch.uint8) & 0x7F == 0x7F) if is_e4m3 else ~values.isfinite()
+        bad = bad.flatten(1) if bad.dim() > 1 else bad[:, None]
+        ill = bad.any(1).nonzero().flatten().tolist()
+        if ill:
+            count = int(bad[ill[0]].sum())
+            return f"{count} of {bad.shape[1]} values of expert {global_number(call, ill[0])}'s {name} are not finite"
+    return None
+
+
+def global_number(call: Call, local: int) -> int:
+    """Of an expert, by its place on this rank."""
+    expert_map = call.arguments["expert_map"]
+    return local if expert_map is None else int((expert_map == local).nonzero()[0])
+
+
+def blame(checkpoint, call: Call, wrong: dict[int, float] | None) -> dict[str, Any]:
+    """Experts that are wrong alone, and what of theirs in memory is not the file's."""
+    memory = {number: difference(checkpoint, call, number) for number in wrong or {}}
+    return {"experts": wrong, "memory": {number: text for number, text in memory.items() if text}}
+
+
+def difference(checkpoint, call: Call, number: int) -> str | None:
+    """`16 of 8192 values of its w13_block_scale are not the file's`; None if they agree."""
+    held, expert_map = call.in_place, call.arguments["expert_map"]
+    if held is None:
+        return None
+    file = checkpoint.read_layer(layer_of(call.experts.layer_name), first_expert=number, num_experts=1)
+    at = number if expert_map is None else int(expert_map[number])
+    for name in ("w13", "w13_block_scale", "w13_global_scale", "w2", "w2_block_scale", "w2_global_scale"):
+        mine, its = (plain(getattr(weights, name)[row]) for weights, row in ((held, at), (file, 0)))
+        if mine.shape != its.shape:  # a tensor-parallel rank's part
+            continue
+        wrong = ~torch.isclose(mine, its, rtol=1e-5, atol=0.0)
+        if wrong.any():
+            return f"{int(wrong.sum())} of {wrong.numel()} values of its {name} are not the file's"
+    return None
+
+
+def plain(values: torch.Tensor) -> torch.Tensor:
+    """f32 numbers of scales, codes as they are."""
+    values = values.as_subclass(torch.Tensor).cpu()
+    if values.dtype == torch.float32:
+        return values
+    if values.dtype == torch.float8_e4m3fn:
+        return values.float()
+    return values.view(torch.uint8).float()
 
 
 def inputs(call: Call, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

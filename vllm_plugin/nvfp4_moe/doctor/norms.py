@@ -16,7 +16,7 @@ class NormWatch:
 
     def __init__(self, model: torch.nn.Module):
         self.model = model
-        self.errors: dict[str, float] = {}  # relative error against the definition
+        self._errors: dict[str, torch.Tensor] = {}  # relative error against the definition, read once at the end
         self.final: str | None = None
         self.residual: torch.Tensor | None = None  # what entered the final norm, last row
         self.head_input: torch.Tensor | None = None
@@ -36,7 +36,7 @@ class NormWatch:
 
     def _enter(self, name: str):
         def hook(_module, inputs) -> None:
-            if name in self.errors or not inputs:
+            if name in self._errors or not inputs:
                 return
             given = [each for each in inputs[:2] if isinstance(each, torch.Tensor)]
             # A fused norm overwrites what it was given, so the sum is taken before.
@@ -46,15 +46,15 @@ class NormWatch:
 
     def _leave(self, name: str):
         def hook(module, _inputs, output) -> None:
-            if name in self.errors or name not in self._before:
+            if name in self._errors or name not in self._before:
                 return
             before = self._before.pop(name)
             output = (output[0] if isinstance(output, tuple) else output).detach().float()
             expected = definition(module, before)
             if expected is None or expected.shape != output.shape:
                 return
-            norm = expected.norm()
-            self.errors[name] = float((output - expected).norm() / norm) if norm > 0 else 0.0
+            norm = expected.norm()  # NaN where NaN came in, which is not the norm's fault
+            self._errors[name] = torch.where(norm > 0, (output - expected).norm() / norm, 0.0)
             if name == self.final:
                 self.residual, self.final_output = before.flatten(0, -2)[-1:], output.flatten(0, -2)[-1:]
 
@@ -72,7 +72,9 @@ class NormWatch:
 
     def result(self) -> dict[str, Any]:
         """Numbers alone: errors, and what the head makes of the residual and of a hundredth of it."""
-        found: dict[str, Any] = {"final": self.final, "errors": self.errors, "ran": self.final in self.errors}
+        errors = torch.stack(list(self._errors.values())).tolist() if self._errors else []
+        found: dict[str, Any] = {"final": self.final, "errors": dict(zip(self._errors, errors))}
+        found["ran"] = self.final in self._errors
         if self.head_input is not None and self.final_output is not None:
             head, norm = self.head_input, self.final_output
             found["head_differs"] = float((head - norm).norm() / norm.norm().clamp(min=1e-30))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Magnitude and agreement over layers, as an SVG that every browser shows; nothing is needed to draw it."""
+"""Magnitude and agreement over layers: an SVG, drawn without any package, or a PNG where matplotlib is installed."""
 
+import itertools
 import math
 from html import escape
 from pathlib import Path
@@ -9,20 +10,56 @@ WIDTH, HEIGHT, LEFT, TOP = 900, 260, 70, 30
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 
 
-def draw(file: str, title: str, series: dict[str, dict[int, float]], errors: dict[int, float]) -> None:
-    """Two charts: `series` (rms by layer, on a logarithmic axis), and the experts' relative error by layer."""
-    charts = [
-        chart(0, f"{title}: rms of what leaves each part", series),
-        chart(HEIGHT + 60, "relative error of the experts against float64", {"worst token": errors}),
-    ]
-    total = 2 * (HEIGHT + 60)
+Lines = dict[str, dict[int, float]]  # name -> layer -> value
+
+
+def draw(file: str, title: str, series: Lines, errors: dict[int, float]) -> str:
+    """Two charts: `series` (rms by layer, on a logarithmic axis), and the experts' relative error by layer.
+
+    Returns the name of what was written: FILE.png is FILE.svg where there is no matplotlib.
+    """
+    charts = {
+        f"{title}: rms of what leaves each part": series,
+        "relative error of the experts against float64": {"worst token": errors},
+    }
+    if not file.endswith(".png"):
+        svg(file, charts)
+        return file
+    try:
+        png(file, charts)
+    except ImportError:
+        file = file.removesuffix(".png") + ".svg"
+        svg(file, charts)
+    return file
+
+
+def png(file: str, charts: dict[str, Lines]) -> None:
+    """ImportError without matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 80, len(charts) * HEIGHT / 60), layout="constrained")
+    for axes, (heading, series) in zip(figure.subplots(len(charts), squeeze=False).flat, charts.items()):
+        axes.set(title=heading, xlabel="layer", yscale="log")
+        for colour, (name, line) in zip(itertools.cycle(COLOURS), series.items()):
+            good = {layer: value for layer, value in sorted(line.items()) if math.isfinite(value) and value > 0}
+            axes.plot(list(good), list(good.values()), color=colour, label=name, marker=".")
+            for layer in line.keys() - good.keys():
+                axes.plot(layer, 0.99, "x", color=colour, transform=axes.get_xaxis_transform())
+        axes.legend()
+    figure.savefig(file)
+
+
+def svg(file: str, charts: dict[str, Lines]) -> None:
+    """The same by hand."""
+    parts = [chart(at * (HEIGHT + 60), heading, series) for at, (heading, series) in enumerate(charts.items())]
+    total = len(charts) * (HEIGHT + 60)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH + 200}" height="{total}" font-family="sans-serif" '
     Path(file).write_text(
-        head + 'font-size="12"><rect width="100%" height="100%" fill="white"/>' + "".join(charts) + "</svg>\n"
+        head + 'font-size="12"><rect width="100%" height="100%" fill="white"/>' + "".join(parts) + "</svg>\n"
     )
 
 
-def chart(y: int, title: str, series: dict[str, dict[int, float]]) -> str:
+def chart(y: int, title: str, series: Lines) -> str:
     """Lines over layers; what is not finite or 0 is a cross on the upper edge."""
     values = [v for line in series.values() for v in line.values() if math.isfinite(v) and v > 0]
     layers = sorted({layer for line in series.values() for layer in line})

@@ -10,7 +10,7 @@ from .canonical import Variant
 from .directory import Directory
 from .finding import Report, WrongUse, some
 from .prompt_diff import diff, explain, nearest
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, report_of
 
 # What the two forms of a model are compared on, where nobody gives a conversation.
 CONVERSATIONS = [
@@ -38,10 +38,8 @@ def run(arguments) -> int:
 
 def check(arguments) -> Report:
     """Of a directory, and of a prompt if one is given."""
-    report = Report("prompt", arguments.model)
-    directory = Directory(arguments.model)
-    try:
-        tokenizer = Tokenizer(directory)
+
+    def of(report: Report, directory: Directory, tokenizer: Tokenizer) -> None:
         messages = conversation(arguments)
         given = prompt_ids(arguments, tokenizer)
         if given is not None and messages is None:
@@ -52,9 +50,8 @@ def check(arguments) -> Report:
         variants = variants_of(report, directory, tokenizer, messages or CONVERSATIONS[0], arguments.trust)
         if given is not None:
             compare(report, given, variants, tokenizer)
-    except ValueError as error:
-        report.sentence("unreadable-file", str(error))
-    return report
+
+    return report_of("prompt", arguments.model, of)
 
 
 def conversation(arguments) -> list[dict] | None:

@@ -9,7 +9,7 @@ from .directory import Directory
 from .finding import Report, counted, some
 from .loops import tail_loop
 from .prompt import FAMILY, numbers
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, report_of
 
 ANSWER, QUESTION = "Zebra crossing.", "And then?"
 # Names that models give to the end of a turn.
@@ -30,18 +30,14 @@ def run(arguments) -> int:
 
 def check(arguments) -> Report:
     """Of a directory, and of a bad answer if one is given."""
-    report = Report("stop", arguments.model)
-    directory = Directory(arguments.model)
-    try:
-        tokenizer = Tokenizer(directory)
+
+    def of(report: Report, directory: Directory, tokenizer: Tokenizer) -> None:
         sources = places(report, directory, tokenizer)
-        template = after_answer(directory, tokenizer)
-        stops = judge(report, directory, tokenizer, sources, template)
+        stops = judge(report, directory, tokenizer, sources, after_answer(directory, tokenizer))
         if arguments.output_ids is not None:
             output(report, numbers(arguments.output_ids, "--output-ids"), stops, tokenizer)
-    except ValueError as error:
-        report.sentence("unreadable-file", str(error))
-    return report
+
+    return report_of("stop", arguments.model, of)
 
 
 def places(report: Report, directory: Directory, tokenizer: Tokenizer) -> list[Source]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model directory's tokenizer, by the `tokenizers` package alone: a data file, from which no code is run."""
 
+from collections.abc import Callable
 from typing import Any
 
 from .directory import Directory
-from .finding import WrongUse
+from .finding import Report, WrongUse
 from .model import printable
 
 
@@ -69,3 +70,14 @@ class Tokenizer:
         """Does encoding put a BOS first unasked?"""
         bos = self.id_of(self.named("bos_token"))
         return bos is not None and self.encode("a", add_special_tokens=True)[:1] == [bos]
+
+
+def report_of(command: str, path: str, examine: Callable[[Report, Directory, Tokenizer], None]) -> Report:
+    """Of a model directory and its tokenizer; a file of it that cannot be read is a finding."""
+    report = Report(command, path)
+    directory = Directory(path)
+    try:
+        examine(report, directory, Tokenizer(directory))
+    except ValueError as error:
+        report.sentence("unreadable-file", str(error))
+    return report

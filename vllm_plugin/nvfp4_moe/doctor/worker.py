@@ -89,18 +89,45 @@ class Probe:
     def nvfp4_moe_doctor_attention_install(self) -> None:
         """Watch attention modules until they are let go."""
         from .attention_probe import AttentionWatch
+        from .sink_probe import Sinks
 
-        self.nvfp4_moe_doctor_watch = AttentionWatch(self.model_runner.get_model())
+        model = self.model_runner.get_model()
+        self.nvfp4_moe_doctor_watch, self.nvfp4_moe_doctor_sinks = AttentionWatch(model), Sinks(model)
 
-    def nvfp4_moe_doctor_attention_start(self, plan: str) -> None:
+    def nvfp4_moe_doctor_attention_start(self, plan: str, times: float = 1.0) -> None:
         """For the next forwards: JSON of what AttentionWatch takes."""
-        self.nvfp4_moe_doctor_watch.start(json.loads(plan))
+        self.nvfp4_moe_doctor_watch.start(json.loads(plan), times)
 
     def nvfp4_moe_doctor_attention_changes(self, forward: int, against: list[int]) -> list[dict[str, Any]]:
         """Numbers of the last request."""
         return self.nvfp4_moe_doctor_watch.changes(forward, against)
 
+    def nvfp4_moe_doctor_attention_keep(self, label: str) -> None:
+        """The last row of each layer."""
+        self.nvfp4_moe_doctor_watch.keep(label)
+
+    def nvfp4_moe_doctor_attention_parts(self, labels: list[str], whole: str, none: str) -> list[dict[str, Any]]:
+        """Kept rows against each other."""
+        return self.nvfp4_moe_doctor_watch.parts(labels, whole, none)
+
+    def nvfp4_moe_doctor_sinks_table(self) -> list[dict[str, Any]]:
+        """This rank's, by layer."""
+        return self.nvfp4_moe_doctor_sinks.table()
+
+    def nvfp4_moe_doctor_sinks_set(self, value: float, head: int | None, others: float) -> None:
+        """Of this rank's heads."""
+        self.nvfp4_moe_doctor_sinks.set(value, head, others)
+
+    def nvfp4_moe_doctor_sinks_padding(self, value: float) -> None:
+        """Of heads that are none."""
+        self.nvfp4_moe_doctor_sinks.set_padding(value)
+
+    def nvfp4_moe_doctor_sinks_restore(self) -> None:
+        """As loaded."""
+        self.nvfp4_moe_doctor_sinks.restore()
+
     def nvfp4_moe_doctor_attention_remove(self) -> None:
         """The model is as before."""
+        self.nvfp4_moe_doctor_sinks.restore()
         self.nvfp4_moe_doctor_watch.remove()
-        del self.nvfp4_moe_doctor_watch
+        del self.nvfp4_moe_doctor_watch, self.nvfp4_moe_doctor_sinks

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+PADDING_HEADS = 4
+
 
 def patch_mhc(module) -> None:
     """Hyper-connections by vLLM's own torch versions, and the head, which has none."""
@@ -60,6 +62,8 @@ def patch_attention(module) -> None:
         object.__setattr__(self, "recomputed", RecomputedAttention(self))
 
     attention.__init__ = init
+    # As GPU kernels ask for more heads than there are: what is in the others must not matter.
+    attention.get_padded_num_q_heads = classmethod(lambda cls, num_heads: num_heads + PADDING_HEADS)
     attention._wrap_wo_a_process_weights_after_loading = lambda self: None
     attention.process_weights_after_loading = process_weights_after_loading
     attention.forward = lambda self, positions, hidden_states, _=None: self.recomputed(positions, hidden_states)
@@ -112,6 +116,7 @@ class RecomputedAttention:
             weights[prefix + "q_b_proj.weight"] = weight_of(layer.indexer.wq_b, config.q_lora_rank)
             weights[prefix + "scorer.weights_proj.weight"] = weight_of(layer.indexer.weights_proj, hidden)
         self.attention.load_state_dict({name: w.detach().float() for name, w in weights.items()}, strict=True)
+        self.attention.sinks.data = weights["sinks"].data  # where a kernel would read them, not a copy
 
     def compressor(self, prefix: str, compressor, hidden: int) -> dict[str, torch.Tensor]:
         kv, gate = weight_of(compressor.fused_wkv_wgate, hidden).chunk(2)
