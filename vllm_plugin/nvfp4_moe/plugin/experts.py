@@ -271,8 +271,6 @@ def config_refusal(moe_config) -> str | None:
         return f"--moe-backend is {moe_config.moe_backend}, which is the user's choice"
     if moe_config.in_dtype != torch.bfloat16:
         return f"dtype is {moe_config.in_dtype}; it must be torch.bfloat16. Pass --dtype bfloat16"
-    if moe_config.has_bias and moe_config.moe_parallel_config.tp_size > 1:
-        return "the experts have biases, and each tensor-parallel rank would add w2's. Pass --enable-expert-parallel"
     if moe_config.is_lora_enabled:
         return "LoRA is enabled, which needs the experts' intermediate values"
     device = current_platform.device_type
@@ -280,8 +278,9 @@ def config_refusal(moe_config) -> str | None:
 
 
 def block_refusal(moe_config) -> str | None:
-    """Why MXFP4's blocks do not divide the layer, or this rank's part of it."""
-    for name in ("hidden_dim", "intermediate_size_per_partition"):
+    """Why MXFP4's blocks do not divide the layer, or this rank's part of it; gpt-oss is dealt in whole blocks."""
+    part = "intermediate_size" if moe_config.activation.name == "SWIGLUOAI" else "intermediate_size_per_partition"
+    for name in ("hidden_dim", part):
         size = getattr(moe_config, name)
         if size % MX_BLOCK_SIZE:
             return f"{name} is {size}; it must be a multiple of {MX_BLOCK_SIZE}, the values that share a scale in MXFP4"
