@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM serves a tiny gpt-oss on the CPU with our experts: MXFP4, rows of gate and up in turn, biases, attention sinks."""
+"""vLLM serves a tiny gpt-oss on the CPU with our experts: MXFP4, rows of gate and up in turn, biases."""
 
 import agreement
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How our experts get into vLLM: its layer asks through us, one function replaced for the length of a call, two methods."""
+"""How our experts get into vLLM: its layers ask through us, its oracles are offered ours, its methods become ours."""
 
 import contextlib
 from collections.abc import Callable

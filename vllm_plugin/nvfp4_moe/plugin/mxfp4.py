@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MXFP4 experts, as in the original DeepSeek-V4 and gpt-oss: loaded as vLLM loads them, then cast to NVFP4 without loss.
+"""MXFP4 experts, as in the original DeepSeek-V4 and gpt-oss: loaded by vLLM, then cast to NVFP4 without loss.
 
 What a cast cannot hold is found only when the weights are there. Such a layer goes back to vLLM as vLLM alone would
 have it, and the log says so.
@@ -79,7 +79,7 @@ class GptOssMxfp4MoE(mxfp4_method(GptOssMxfp4MoEMethod, "weight")):
     """gpt-oss: rows of gate and up take turns, and there are biases."""
 
     def maybe_roundup_sizes(self, hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config):
-        """A rank's part is whole blocks, as vLLM's loader of gpt-oss deals them; the last may have fewer, then zeros."""
+        """A rank's part is whole blocks, as vLLM's loader of gpt-oss deals them; the last has fewer, and zeros."""
         hidden_size, intermediate = super().maybe_roundup_sizes(
             hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config
         )
@@ -90,10 +90,15 @@ class CompressedTensorsMxfp4MoE(mxfp4_method(CompressedTensorsMethod, "weight_pa
     """compressed-tensors' mxfp4-pack-quantized."""
 
 
+def projections(moe_config) -> int:
+    """Matrices in w13: gate and up, or up alone."""
+    return 2 if moe_config.is_act_and_mul else 1
+
+
 def cast(layer: torch.nn.Module, gemm: str, codes: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Block scales [E, rows, columns / 16], and a global scale for each matrix: [E, 2] or [E, 1] of w13, [E] of w2."""
-    packed, scale = (getattr(layer, f"{gemm}_{name}").data.as_subclass(torch.Tensor) for name in (codes, "weight_scale"))
-    matrices = 2 if gemm == "w13" and layer.moe_config.is_act_and_mul else 1
+    names, matrices = (codes, "weight_scale"), projections(layer.moe_config) if gemm == "w13" else 1
+    packed, scale = (getattr(layer, f"{gemm}_{name}").data.as_subclass(torch.Tensor) for name in names)
     try:
         if matrices > 1 and layer.moe_config.activation.name == "SWIGLUOAI":
             halves = [cast_mxfp4(packed[:, half::2], scale[:, half::2]) for half in range(2)]
@@ -108,7 +113,7 @@ def cast(layer: torch.nn.Module, gemm: str, codes: str) -> tuple[torch.Tensor, t
 def give_back(method: FusedMoEMethodBase, layer: torch.nn.Module, reason: str) -> None:
     """Make the method what vLLM alone makes of the layer, and let it take the weights as they were loaded."""
     alone = method.build_alone()
-    sizes = layer.w13_weight_scale.shape[2] * MX_BLOCK_SIZE, layer.w13_weight_scale.shape[1] // (2 if method.moe.is_act_and_mul else 1)
+    sizes = layer.w13_weight_scale.shape[2] * MX_BLOCK_SIZE, layer.w13_weight_scale.shape[1] // projections(method.moe)
     wanted = alone.maybe_roundup_sizes(*sizes, method.moe.in_dtype, method.moe.moe_parallel_config)
     if tuple(wanted) != sizes:
         raise ValueError(
