@@ -23,6 +23,9 @@ PARAMETERS = {
     "w2_global_scale": "w2_weight_scale_2",
 }
 """Of LayerWeights: vLLM's names."""
+INVARIANT_TILE_ROWS = 64
+"""Rows of a GEMM tile under VLLM_BATCH_INVARIANT: other sizes add along the reduction in another order."""
+
 BIASES = {"w13_bias": "w13_bias", "w2_bias": "w2_bias"}
 
 # vLLM's names of activations, and ours. Not its enum: each version has others.
@@ -31,6 +34,7 @@ ACTIVATIONS = {
     "SWIGLUOAI": "swiglu",  # rows of gate and up take turns
     "SWIGLUOAI_UNINTERLEAVE": "swiglu",
     "SWIGLUSTEP": "swiglu_step",
+    "SITU": "situ",
     "GELU_TANH": "gelu_tanh",
     "RELU2_NO_MUL": "relu2",
     "SILU_NO_MUL": "silu",
@@ -62,7 +66,9 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def is_supported_config(cls, moe_config, weight_key, activation_key, activation_format):
         """Our own rules, then vLLM's generic checks, which call the methods below. What cannot be asked is refused."""
         try:
-            refusal = config_refusal(moe_config) or (weight_key == kMxfp4Static and block_refusal(moe_config)) or None
+            is_mxfp4 = weight_key == kMxfp4Static
+            refusal = config_refusal(moe_config, "MXFP4" if is_mxfp4 else "NVFP4")
+            refusal = refusal or (block_refusal(moe_config) if is_mxfp4 else None)
             if not refusal:
                 base = mk.FusedMoEExperts.is_supported_config
                 refusal = base(cls, moe_config, weight_key, activation_key, activation_format)[1]
@@ -129,7 +135,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def _supports_batch_invariance():
-        return False  # larger batches take other row tiles on a GPU
+        return True  # on a GPU by `tile_rows`; tests/test_batch_invariance.py
 
     # ---- What vLLM's kernel asks -----------------------------------------------------------------------------------
 
@@ -170,7 +176,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def process_weights_after_loading(self, layer):
         """Take vLLM's parameters, which `moe.py` has brought to our names and scales; a reload into the same memory."""
         config = self.moe_config
-        mode, _ = support.resolved_mode(settings.mode())
+        mode, _ = support.resolved_moe_mode(layer.quant_method.weights)
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         self.layer_name = layer.layer_name
         self.layer = self.handle.make_once(
@@ -265,7 +271,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             self.calibrating = None
 
 
-def config_refusal(moe_config) -> str | None:
+def config_refusal(moe_config, weights: str = "NVFP4") -> str | None:
     """Why our experts must not serve this layer, beyond vLLM's generic checks; None if they may."""
     if moe_config.moe_backend != "auto":
         return f"--moe-backend is {moe_config.moe_backend}, which is the user's choice"
@@ -273,8 +279,11 @@ def config_refusal(moe_config) -> str | None:
         return f"dtype is {moe_config.in_dtype}; it must be torch.bfloat16. Pass --dtype bfloat16"
     if moe_config.is_lora_enabled:
         return "LoRA is enabled, which needs the experts' intermediate values"
+    mode, _ = support.resolved_moe_mode(weights)
+    if support.batch_invariant() and mode == "nvfp4" and settings.scale_policy() == "calibrated":
+        return f"VLLM_BATCH_INVARIANT is set, and {settings.SCALES} is calibrated: the first requests change later bits"
     device = current_platform.device_type
-    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config)
+    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config, mode)
 
 
 def block_refusal(moe_config) -> str | None:
@@ -287,9 +296,8 @@ def block_refusal(moe_config) -> str | None:
     return None
 
 
-def size_refusal(device: str, moe_config) -> str | None:
+def size_refusal(device: str, moe_config, mode: str) -> str | None:
     """Why the library has no kernels for a layer of this size."""
-    mode, _ = support.resolved_mode(settings.mode())
     return support.layer_refusal(device, mode=mode, **layer_options(moe_config))
 
 
@@ -303,6 +311,7 @@ def layer_options(moe_config) -> dict[str, int | str]:
         "top_k": moe_config.experts_per_token,
         "activation": ACTIVATIONS.get(moe_config.activation.name, "swiglu"),
         "has_bias": moe_config.has_bias,
+        "tile_rows": INVARIANT_TILE_ROWS if support.batch_invariant() and not current_platform.is_cpu() else 0,
     }
 
 
@@ -319,5 +328,8 @@ def activation_options(moe_config, layer) -> dict[str, float]:
             return {"swiglu_limit": limit, "swiglu_alpha": alpha, "swiglu_beta": beta}
         case "SWIGLUSTEP":
             return {"swiglu_limit": limit or 7.0}
+        case "SITU":
+            beta, linear_beta = moe_config.activation_situ_beta, moe_config.activation_situ_linear_beta
+            return {"swiglu_limit": linear_beta or 0.0, "swiglu_beta": beta or 1.0}
         case _:
             return {}

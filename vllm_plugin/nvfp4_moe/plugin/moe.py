@@ -52,7 +52,8 @@ def library_method(base: type) -> type:
             super().create_weights(layer, *args, **kwargs)
             if self.moe.has_bias and not hasattr(layer, "w13_bias"):
                 add_biases(layer, kwargs.get("weight_loader"))
-            loaded.mark(layer)
+            in_turn = self.moe.activation.name == "SWIGLUOAI"
+            loaded.mark(layer, halves=1 if in_turn or not self.moe.is_act_and_mul else 2)
 
         def check_loaded(self, layer):
             """Refuse what was never loaded. Dummy weights were not either: make them such that they can be served."""
