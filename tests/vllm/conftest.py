@@ -102,3 +102,8 @@ def qwen3_moe(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def gpt_oss(tmp_path_factory) -> dict[str, Path]:
     return make_models("tiny_gpt_oss.py", tmp_path_factory.mktemp("gpt_oss"))
+
+
+@pytest.fixture(scope="session")
+def nemotron_h(tmp_path_factory) -> dict[str, Path]:
+    return make_models("tiny_nemotron_h.py", tmp_path_factory.mktemp("nemotron_h"))

@@ -23,7 +23,7 @@ PARAMETERS = {
     "w2_global_scale": "w2_weight_scale_2",
 }
 """Of LayerWeights: vLLM's names."""
-INVARIANT_TILE_ROWS = 64
+INVARIANT_TILE_ROWS = 48
 """Rows of a GEMM tile under VLLM_BATCH_INVARIANT: other sizes add along the reduction in another order."""
 
 BIASES = {"w13_bias": "w13_bias", "w2_bias": "w2_bias"}
