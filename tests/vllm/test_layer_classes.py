@@ -4,11 +4,25 @@
 import pytest
 import torch
 from test_checkpoint_faults import _engine, not_active  # noqa: F401
-from tiny_layers import FORMATS, load_experts, make_experts, process, run_experts
+from tiny_layers import (
+    EXPERTS,
+    FORMATS,
+    HIDDEN,
+    INTER,
+    TOKENS,
+    TOP_K,
+    load_experts,
+    make_experts,
+    process,
+    run_experts,
+)
 from vllm.model_executor.layers.fused_moe import RoutedExperts
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
 from nvfp4_moe.plugin import moe
+from reference import generate
+from reference.layer import ReferenceLayer, Swiglu, relative_l2
 
 
 class TransformersRoutedExperts(RoutedExperts):
@@ -62,3 +76,41 @@ def test_experts_that_are_not_quantised_are_nobodys_business(not_active):  # noq
     assert type(layer.quant_method) is UnquantizedFusedMoEMethod
     assert "weight_loader" not in vars(layer)
     assert not not_active
+
+
+def test_gpt_oss_of_compressed_tensors_loads_and_computes():
+    """As its files have it: an expert's gate and up in one tensor, rows in turn, with one global scale; biases."""
+    gpt_oss = pytest.importorskip("vllm.model_executor.models.gpt_oss")
+    layer_class = getattr(gpt_oss, "GptOssRoutedExperts", None)
+    if layer_class is None:
+        pytest.skip("this vLLM loads gpt-oss by its model alone")
+    layer = make_experts("compressed", layer_class, activation=MoEActivation.SWIGLUOAI, has_bias=True)
+    generator = torch.Generator().manual_seed(0)
+    weights = generate.normal_weights(EXPERTS, HIDDEN, INTER, generator).with_biases(generator).with_interleaved_rows()
+    weights.w13_global_scale[:, 1] = weights.w13_global_scale[:, 0]
+    for expert in range(EXPERTS):
+        for gemm in ("w13", "w2"):
+            of = {name: getattr(weights, f"{gemm}{name}")[expert] for name in ("", "_block_scale", "_bias")}
+            tensors = {
+                "weight_packed": of[""],
+                "weight_scale": of["_block_scale"].view(torch.float8_e4m3fn),
+                "weight_global_scale": 1 / getattr(weights, f"{gemm}_global_scale").view(EXPERTS, -1)[expert, :1],
+                "input_global_scale": torch.tensor([500.0]),
+                "bias": of["_bias"],
+            }
+            for name, tensor in tensors.items():
+                parameter = getattr(layer, f"{gemm}_{name}")
+                parameter.weight_loader(
+                    parameter,
+                    tensor,
+                    f"x.{gemm}_{name}",
+                    shard_id=f"gpt_oss_{gemm}",
+                    expert_id=expert,
+                    return_success=True,
+                )
+    out = run_experts(process(layer))
+    inputs = generate.tokens(TOKENS, HIDDEN, generator := torch.Generator().manual_seed(1))
+    topk_weights = generate.random_topk_weights(TOKENS, TOP_K, generator)
+    ids = generate.random_ids(TOKENS, EXPERTS, TOP_K, generator)
+    expected = ReferenceLayer(weights, Swiglu(7.0, 1.702, 1.0)).forward(inputs, ids.long(), topk_weights).out
+    assert relative_l2(out, expected) < 5e-3

@@ -52,8 +52,7 @@ def library_method(base: type) -> type:
             super().create_weights(layer, *args, **kwargs)
             if self.moe.has_bias and not hasattr(layer, "w13_bias"):
                 add_biases(layer, kwargs.get("weight_loader"))
-            in_turn = self.moe.activation.name == "SWIGLUOAI"
-            loaded.mark(layer, halves=1 if in_turn or not self.moe.is_act_and_mul else 2)
+            loaded.mark(layer, halves=1 if in_turn(self.moe) or not self.moe.is_act_and_mul else 2)
 
         def check_loaded(self, layer):
             """Refuse what was never loaded. Dummy weights were not either: make them such that they can be served."""
@@ -121,8 +120,14 @@ class ModelOptMoE(library_method(ModelOptNvFp4FusedMoE)):
 class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
     """compressed-tensors' naming; global scales encode, and are inverted here, once."""
 
+    weight_dtype = "mxfp4"  # for gpt-oss's loader, which knows packed weights by this or by the name of vLLM's class
+
     def process_weights_after_loading(self, layer):
         """To ModelOpt's names and decoding scales; the packed weights stay where they are."""
+        if in_turn(self.moe):
+            for name in ("w13_weight_global_scale", "w13_input_global_scale"):
+                scales = getattr(layer, name).data
+                scales[:, 1:] = scales[:, :1]  # files have one for both
         self.check_loaded(layer)
         for gemm in ("w13", "w2"):
             packed = getattr(layer, f"{gemm}_weight_packed")
@@ -134,6 +139,11 @@ class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
                 decoding = torch.nn.Parameter(1.0 / plain(encoding), requires_grad=False)
                 layer.register_parameter(f"{gemm}_{name}", decoding)
         self.make_kernel(layer)
+
+
+def in_turn(moe_config) -> bool:
+    """Do rows of gate and up take turns, so that files have both in one tensor?"""
+    return moe_config.activation.name == "SWIGLUOAI"
 
 
 def add_biases(layer, weight_loader) -> None:
