@@ -4,7 +4,7 @@
 import pytest
 import tiny_layers
 import torch
-from test_checkpoint_faults import _engine, not_active  # noqa: F401
+from test_checkpoint_faults import _engine, expected, not_active  # noqa: F401
 from test_reload_layers import addresses, loaded, reload
 from tiny_layers import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K
 from vllm.config import get_current_vllm_config
@@ -13,7 +13,7 @@ from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4Config, Mxfp4MoEM
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
 from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMethod, CompressedTensorsMxfp4MoE, Mxfp4MoE
 from reference import generate, mxfp4
-from reference.layer import relative_l2
+from reference.layer import Swiglu, relative_l2
 
 
 class Mxfp4Experts(Mxfp4Config):
@@ -99,6 +99,31 @@ def test_a_layer_is_cast_and_computes_mxfp4s_own_values(make, weights, format, m
     layer.quant_method.process_weights_after_loading(layer)
     x, ids, topk_weights, out = run(layer)
     assert relative_l2(out, mxfp4.Layer(weights).forward(x, ids.long(), topk_weights).out) < 5e-3
+
+
+@pytest.mark.parametrize(("algorithm", "method"), [("", "Mxfp4MoE"), ("NVFP4", "ModelOptMoE")])
+def test_layers_of_deepseek_v41_by_its_own_config(monkeypatch, weights, algorithm, method):
+    """As DeepSeek publishes it and as ModelOpt exports it; layers, because vLLM has no model of it for the CPU."""
+    config = pytest.importorskip("vllm.models.deepseek_v41.quant_config").DeepseekV4FP8Config
+
+    def make_config():
+        made = config(is_checkpoint_fp8_serialized=True, weight_block_size=[32, 32])
+        made._resolved_moe_quant_algo, made._resolved_expert_dtype = algorithm, "fp4"
+        return made
+
+    names = tiny_layers.FORMATS["modelopt"][1]
+    monkeypatch.setitem(tiny_layers.FORMATS, "deepseek_v41", (make_config, names))
+    layer = tiny_layers.make_experts("deepseek_v41", swiglu_limit=10.0)
+    assert type(layer.quant_method).__name__ == method
+    if algorithm:
+        tiny_layers.load_experts(layer, "deepseek_v41")
+        layer.quant_method.process_weights_after_loading(layer)
+        assert relative_l2(tiny_layers.run_experts(layer), expected(Swiglu(10.0))) < 5e-3
+        return
+    load(layer, weights)
+    layer.quant_method.process_weights_after_loading(layer)
+    x, ids, topk_weights, out = run(layer)
+    assert relative_l2(out, mxfp4.Layer(weights, Swiglu(10.0)).forward(x, ids.long(), topk_weights).out) < 5e-3
 
 
 def test_dummy_weights_load_and_run(layer, monkeypatch):
