@@ -44,6 +44,13 @@ def test_concurrent_requests_give_the_tokens_they_give_alone(served):
     assert served["modelopt"]["alone"] == served["modelopt"]["tokens"]
 
 
+def test_a_model_of_transformers_own_code_is_served_as_well(serve, judge, qwen3_moe):
+    """vLLM's other implementation of every model, whose layers of experts are of a class of their own."""
+    served = serve(qwen3_moe["modelopt"], "--options", '{"model_impl": "transformers"}')
+    assert served["served_by"] == {"moe": ["Nvfp4MoeExperts"], "linear": ["Nvfp4Linear"]}
+    agreement.check("Qwen3-MoE, Transformers' code", judge(qwen3_moe["float32"], served))
+
+
 def test_without_the_moe_tokens_change(serve, served, qwen3_moe):
     zeroed = serve(qwen3_moe["modelopt"], NVFP4_MOE_TEST_ZERO_MOE="1")
     pairs = zip(zeroed["tokens"], served["modelopt"]["tokens"], strict=True)
