@@ -49,6 +49,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     def __init__(self, moe_config, quant_config, **_):
         super().__init__(moe_config, quant_config)
+        self.weights = "NVFP4"  # or MXFP4: what they were when they came
         self.handle = Handle()
         self.layer: Layer | None = None
         self.layer_name = ""
@@ -176,7 +177,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def process_weights_after_loading(self, layer):
         """Take vLLM's parameters, which `moe.py` has brought to our names and scales; a reload into the same memory."""
         config = self.moe_config
-        mode, _ = support.resolved_moe_mode(layer.quant_method.weights)
+        mode, _ = support.resolved_moe_mode(self.weights)
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         self.layer_name = layer.layer_name
         self.layer = self.handle.make_once(

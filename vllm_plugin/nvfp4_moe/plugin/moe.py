@@ -99,9 +99,11 @@ def library_method(base: type) -> type:
                 )
             if self.moe.has_bias and self.moe.moe_parallel_config.tp_rank:
                 layer.w2_bias.data.zero_()  # ranks that share an expert add their outputs: the first adds its bias
-            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+            experts = self.moe_kernel.fused_experts
+            experts.weights = self.weights
+            experts.process_weights_after_loading(layer)
             if not current_platform.is_cpu():
-                free_originals(layer, self.moe_kernel.fused_experts.layer.expert_slices)
+                free_originals(layer, experts.layer.expert_slices)
 
     return LibraryMethod
 
