@@ -282,6 +282,9 @@ def test_the_same_bits_in_every_batch(on_cpu, monkeypatch):
 def test_mxfp4_has_a_mode_of_its_own(on_cpu, monkeypatch):
     from nvfp4_moe.plugin import support
 
+    mode, reason = support.resolved_moe_mode("MXFP4")
+    assert mode == "bf16"
+    assert "NVFP4_MOE_MXFP4_MODE=fp8" in reason
     monkeypatch.setenv("NVFP4_MOE_MODE", "nvfp4")
     assert support.resolved_moe_mode("MXFP4") == ("nvfp4", "NVFP4_MOE_MODE asks for it")
     monkeypatch.setenv("NVFP4_MOE_MXFP4_MODE", "fp8")
