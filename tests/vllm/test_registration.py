@@ -22,7 +22,7 @@ from vllm.model_executor.kernels import linear
 from vllm.platforms import PlatformEnum
 names = [k.__name__ for k in linear._POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CUDA, [])]
 print("FOUND", names.index("Nvfp4MoeLinearKernel") if "Nvfp4MoeLinearKernel" in names else None,
-      names.count("Nvfp4MoeLinearKernel"), RoutedExperts._get_quant_method.__module__ == "nvfp4_moe.plugin.moe",
+      names.count("Nvfp4MoeLinearKernel"), hasattr(RoutedExperts._get_quant_method, "__wrapped__"),
       "NVFP4_MOE_MODE" in vllm.envs.environment_variables)
 """
 
