@@ -263,6 +263,18 @@ def test_vllms_activations_by_name(on_cpu, name):
     Layer(**options).close()  # the library has what was named
 
 
+def test_gpt_oss_is_dealt_in_whole_blocks(on_cpu):
+    """A rank's 40 values of MXFP4 are two blocks, the second not full; NVFP4's ranks cannot share a block."""
+    from nvfp4_moe.plugin.experts import block_refusal, config_refusal
+
+    part = moe_config(
+        activation=SimpleNamespace(name="SWIGLUOAI"), intermediate_size_per_partition=40, intermediate_size=96
+    )
+    assert config_refusal(part, "MXFP4") is None
+    assert block_refusal(part) is None
+    assert "intermediate_size is 40" in config_refusal(part, "NVFP4")
+
+
 def test_the_same_bits_in_every_batch(on_cpu, monkeypatch):
     """One size of row tiles on a GPU, none on the CPU; calibration, after which bits change, is refused."""
     from nvfp4_moe.plugin import experts, support

@@ -195,7 +195,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             **{field: getattr(layer, name).data for field, name in names.items()},
             w13_input_scale=w13_input_scale,
             w2_input_scale=w2_input_scale,
-            interleaved=config.activation.name == "SWIGLUOAI",
+            interleaved=in_turn(config),
         )
         read = self.handle.prepare(self.layer_name, weights)
         for field, name in names.items():
@@ -284,12 +284,12 @@ def config_refusal(moe_config, weights: str = "NVFP4") -> str | None:
     if support.batch_invariant() and mode == "nvfp4" and settings.scale_policy() == "calibrated":
         return f"VLLM_BATCH_INVARIANT is set, and {settings.SCALES} is calibrated: the first requests change later bits"
     device = current_platform.device_type
-    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config, mode)
+    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config, weights, mode)
 
 
 def block_refusal(moe_config) -> str | None:
     """Why MXFP4's blocks do not divide the layer, or this rank's part of it; gpt-oss is dealt in whole blocks."""
-    part = "intermediate_size" if moe_config.activation.name == "SWIGLUOAI" else "intermediate_size_per_partition"
+    part = "intermediate_size" if in_turn(moe_config) else "intermediate_size_per_partition"
     for name in ("hidden_dim", part):
         size = getattr(moe_config, name)
         if size % MX_BLOCK_SIZE:
@@ -297,9 +297,22 @@ def block_refusal(moe_config) -> str | None:
     return None
 
 
-def size_refusal(device: str, moe_config, mode: str) -> str | None:
+def size_refusal(device: str, moe_config, weights: str, mode: str) -> str | None:
     """Why the library has no kernels for a layer of this size."""
-    return support.layer_refusal(device, mode=mode, **layer_options(moe_config))
+    options = layer_options(moe_config)
+    if weights == "MXFP4" and in_turn(moe_config):
+        options["intermediate_size"] = whole_blocks(options["intermediate_size"])
+    return support.layer_refusal(device, mode=mode, **options)
+
+
+def in_turn(moe_config) -> bool:
+    """Do rows of gate and up take turns, so that files have both in one tensor?"""
+    return moe_config.activation.name == "SWIGLUOAI"
+
+
+def whole_blocks(size: int) -> int:
+    """Of MXFP4, as many as hold so many values."""
+    return -(-size // MX_BLOCK_SIZE) * MX_BLOCK_SIZE
 
 
 def layer_options(moe_config) -> dict[str, int | str]:

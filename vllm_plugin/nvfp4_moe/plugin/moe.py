@@ -18,7 +18,7 @@ from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
 from . import dummy, loaded, log
-from .experts import Nvfp4MoeExperts
+from .experts import Nvfp4MoeExperts, in_turn
 
 CompressedTensorsMethod = compressed_tensors_moe_w4a4_nvfp4.CompressedTensorsW4A4Nvfp4MoEMethod
 
@@ -141,11 +141,6 @@ class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
                 decoding = torch.nn.Parameter(1.0 / plain(encoding), requires_grad=False)
                 layer.register_parameter(f"{gemm}_{name}", decoding)
         self.make_kernel(layer)
-
-
-def in_turn(moe_config) -> bool:
-    """Do rows of gate and up take turns, so that files have both in one tensor?"""
-    return moe_config.activation.name == "SWIGLUOAI"
 
 
 def add_biases(layer, weight_loader) -> None:

@@ -19,6 +19,7 @@ from nvfp4_moe import cast_mxfp4
 from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
 
 from . import log, moe
+from .experts import in_turn, whole_blocks
 
 CompressedTensorsMethod = compressed_tensors_moe_w4a4_mxfp4.CompressedTensorsW4A4Mxfp4MoEMethod
 
@@ -83,7 +84,7 @@ class GptOssMxfp4MoE(mxfp4_method(GptOssMxfp4MoEMethod, "weight")):
         hidden_size, intermediate = super().maybe_roundup_sizes(
             hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config
         )
-        return hidden_size, -(-intermediate // MX_BLOCK_SIZE) * MX_BLOCK_SIZE
+        return hidden_size, whole_blocks(intermediate)
 
 
 class CompressedTensorsMxfp4MoE(mxfp4_method(CompressedTensorsMethod, "weight_packed")):
@@ -100,7 +101,7 @@ def cast(layer: torch.nn.Module, gemm: str, codes: str) -> tuple[torch.Tensor, t
     names, matrices = (codes, "weight_scale"), projections(layer.moe_config) if gemm == "w13" else 1
     packed, scale = (getattr(layer, f"{gemm}_{name}").data.as_subclass(torch.Tensor) for name in names)
     try:
-        if matrices > 1 and layer.moe_config.activation.name == "SWIGLUOAI":
+        if matrices > 1 and in_turn(layer.moe_config):
             halves = [cast_mxfp4(packed[:, half::2], scale[:, half::2]) for half in range(2)]
             block_scale, global_scale = (torch.stack(parts, at) for parts, at in zip(zip(*halves), (2, 1)))
         else:
