@@ -45,10 +45,15 @@ def test_concurrent_requests_give_the_tokens_they_give_alone(served):
 
 
 def test_a_model_of_transformers_own_code_is_served_as_well(serve, judge, qwen3_moe):
-    """vLLM's other implementation of every model, whose layers of experts are of a class of their own."""
+    """vLLM's other implementation of every model, whose layers of experts are of a class of their own.
+
+    Its code rounds in more places than vLLM's, as cosines and sines of positions to bf16. That the layer's bits are the
+    same is in test_layer_classes.py.
+    """
     served = serve(qwen3_moe["modelopt"], "--options", '{"model_impl": "transformers"}')
     assert served["served_by"] == {"moe": ["Nvfp4MoeExperts"], "linear": ["Nvfp4Linear"]}
-    agreement.check("Qwen3-MoE, Transformers' code", judge(qwen3_moe["float32"], served))
+    judged = judge(qwen3_moe["float32"], served)
+    agreement.check_lossy("Qwen3-MoE, Transformers' code", judged, most=agreement.MOST)
 
 
 def test_without_the_moe_tokens_change(serve, served, qwen3_moe):
