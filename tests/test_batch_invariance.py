@@ -7,6 +7,7 @@ import torch
 import matrix
 import runner
 from reference import generate
+from reference.layer import Relu2, Swiglu
 
 E, K, H, INTER = 8, 3, 2624, 1088  # 41 and 17 slabs of 64 columns: the last stage of every pipeline is not full
 SIZES = (1, 2, 7, 8, 9, 33, 200, 1023, 1024, 1025, 1100)  # of batches; routing changes its kernels past 1024
@@ -18,10 +19,10 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.int16)
 
 
-def problem(mode: str, hidden: int, inter: int):
+def problem(mode: str, hidden: int, inter: int, gated: bool = True):
     """Weights, and the tokens of the largest batch: x, ids, weights."""
     generator = torch.Generator().manual_seed(5)
-    weights = generate.random_code_weights(E, hidden, inter, generator, lossless=mode == "fp8")
+    weights = generate.random_code_weights(E, hidden, inter, generator, lossless=mode == "fp8", gated=gated)
     tokens = max(SIZES)
     ids = generate.random_ids(tokens, E, K, generator)
     inputs = generate.tokens(tokens, hidden, generator), ids, generate.random_topk_weights(tokens, K, generator)
@@ -63,6 +64,15 @@ class TestCuda:
             if rows in SUMMED_IN_ONE_RUN:
                 outs.append(out)
         assert all(torch.equal(bits(out), bits(outs[0])) for out in outs)
+
+    @pytest.mark.parametrize("mode", matrix.MODES)
+    @pytest.mark.parametrize("activation", [Swiglu(7.0, 1.702, 1.0), Relu2()], ids=["swigluoai", "relu2"])
+    def test_experts_with_biases_and_without_a_gate(self, mode, activation):
+        """Kernels of their own, in the size that the plugin asks for."""
+        weights, inputs = problem(mode, H, INTER, activation.gated)
+        weights = weights.with_biases(torch.Generator().manual_seed(6))
+        options = dict(num_experts=E, top_k=K, mode=mode, swiglu=activation, device="cuda")
+        check(runner.make_layer(weights, tile_rows=48, **options), inputs)
 
     def test_sizes_that_the_library_chooses_by_itself_are_not_enough(self):
         """Few rows are summed by several warpgroups, each a part of the reduction. If not, the setting is idle."""
