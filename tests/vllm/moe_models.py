@@ -36,7 +36,7 @@ class Call:
 @dataclass
 class Class:
     names: set[str] = field(default_factory=set)
-    """What its body and its bases name."""
+    """What its body and its bases name, also an architecture by its name in the registry."""
     calls: list[ast.Call] = field(default_factory=list)
 
 
@@ -72,10 +72,13 @@ def module(name: str) -> Module | None:
             for alias in node.names:
                 made.imports[alias.asname or alias.name] = origin, alias.name
     for node in made.tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            named = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-            calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and name_of(n.func) in FACTORIES]
-            made.classes[node.name] = Class({n.id for n in named}, calls)
+        names = [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else []
+        if isinstance(node, ast.Assign):  # a table of layers by a letter of the config
+            names = [name_of(target) for target in node.targets]
+        named = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        named |= {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and n.value in registered()}
+        calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and name_of(n.func) in FACTORIES]
+        made.classes |= {name: Class(named, calls) for name in names}
     return made
 
 
@@ -103,6 +106,7 @@ def calls_of(module_name: str, name: str) -> frozenset[Call]:
         found |= {call(holder, at[1], node) for node in of.calls}
         wanted += [(at[0], named) for named in of.names if named in holder.classes]
         wanted += [holder.imports[named] for named in of.names if named in holder.imports]
+        wanted += [registered()[named] for named in of.names if named in registered()]
     return frozenset(found)
 
 
@@ -188,13 +192,29 @@ def defaults(holder: Module, name: str) -> list[object]:
     return found
 
 
-def models() -> dict[str, frozenset[Call]]:
-    """Architectures of vLLM's registry that reach a layer of experts."""
+@cache
+def registered() -> dict[str, tuple[str, str]]:
+    """vLLM's registry: (module, class) of each architecture."""
     from vllm.model_executor.models import registry
 
-    found = {}
-    for architecture, (where, name) in registry._VLLM_MODELS.items():
-        full = where if where.startswith("vllm.") else f"{PACKAGE}.{where}"
-        if reached := calls_of(full, name):
-            found[architecture] = reached
+    full = lambda where: where if where.startswith("vllm.") else f"{PACKAGE}.{where}"  # noqa: E731
+    return {architecture: (full(where), name) for architecture, (where, name) in registry._VLLM_MODELS.items()}
+
+
+def models() -> dict[str, frozenset[Call]]:
+    """Architectures of vLLM's registry that reach a layer of experts."""
+    reached = {architecture: calls_of(*where) for architecture, where in registered().items()}
+    return {architecture: calls for architecture, calls in reached.items() if calls}
+
+
+def files_with_experts() -> set[str]:
+    """Every file of a model that calls vLLM's factory."""
+    found = set()
+    for folder in ("model_executor/models", "models"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            if not set(path.parts) & NOT_OURS and any(f"{factory}(" in text for factory in FACTORIES):
+                calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+                if any(name_of(node.func) in FACTORIES for node in calls):
+                    found.add(str(path.relative_to(ROOT)))
     return found
