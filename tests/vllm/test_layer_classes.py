@@ -114,3 +114,19 @@ def test_gpt_oss_of_compressed_tensors_loads_and_computes():
     ids = generate.random_ids(TOKENS, EXPERTS, TOP_K, generator)
     expected = ReferenceLayer(weights, Swiglu(7.0, 1.702, 1.0)).forward(inputs, ids.long(), topk_weights).out
     assert relative_l2(out, expected) < 5e-3
+
+
+@pytest.mark.parametrize(("scales", "is_ours"), [("static", True), ("calibrated", False)])
+def test_the_same_bits_in_every_batch_are_ours_to_serve(monkeypatch, not_active, scales, is_ours):  # noqa: F811
+    """vLLM asks its experts for that; calibration is refused by name, because the bits change once."""
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    monkeypatch.setenv("NVFP4_MOE_MODE", "nvfp4")
+    monkeypatch.setenv("NVFP4_MOE_SCALES", scales)
+    if is_ours:
+        assert type(make_experts("modelopt").quant_method) in moe.SPECIALISED.values()
+        assert not not_active
+        return
+    with pytest.raises((NotImplementedError, ValueError)):  # vLLM alone, which has no kernel here
+        make_experts("modelopt")
+    (line,) = not_active
+    assert line.startswith("VLLM_BATCH_INVARIANT is set, and NVFP4_MOE_SCALES is calibrated")

@@ -216,7 +216,7 @@ def choose(build: Callable[[], FusedMoEMethodBase], refusal: str | None = None) 
     again without the offer. So is what fails with it: vLLM alone may have a way, and if not, the error is its own.
     `refusal` says beforehand why the layer is not ours.
     """
-    method = failure = None
+    method = failure = Nvfp4MoeExperts.last_refusal = None
     with offered_to_oracle(offered=not refusal) as asked:
         try:
             method = build()
@@ -232,7 +232,7 @@ def choose(build: Callable[[], FusedMoEMethodBase], refusal: str | None = None) 
         method.build_alone = build
         log.experts_active(method.weights)
         return method
-    refusal = failure or Nvfp4MoeExperts.last_refusal
+    refusal = Nvfp4MoeExperts.last_refusal or failure
     if asked and not refusal:
         refusal = f"{type(method).__name__} is a quantisation method that this plugin does not know"
         method = None
