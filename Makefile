@@ -126,7 +126,8 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # What is asked of every vLLM: who reaches our hooks, which flags there are, what loads, and again, what is left alone.
-VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py checkpoint_faults.py mxfp4.py reload_layers.py left_alone.py)
+VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py checkpoint_faults.py layer_classes.py mxfp4.py \
+  reload_layers.py left_alone.py)
 VLLM_PACKAGES := $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.
 VLLM_INSTALL := $(PIP_INSTALL) --no-compile --no-deps -r
@@ -170,9 +171,10 @@ test-vllm-0.32: $(VLLM32)/.installed $(VLLM33)/.installed wheel
 	  timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests tests/vllm/test_registration.py \
 	  tests/vllm/test_selection.py tests/vllm/test_doctor.py tests/vllm/test_deepseek_v4.py tests/vllm/test_server.py \
 	  $(VLLM_SEAMS)
-	@$(STEP) "[test 6/6] vLLM 0.33: DeepSeek-V4, selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
+	@$(STEP) "[test 6/6] vLLM 0.33: DeepSeek-V4, gpt-oss, Nemotron-H, its table of models, selection" env $(VLLM_PYTEST) VLLM_OVERLAY=$(CURDIR)/$(VLLM33) \
 	  PYTHONPATH=$(CURDIR)/$(VLLM33) timeout 1500 $(VLLM32)/bin/python -m pytest -q -o pythonpath=tests \
-	  tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py $(VLLM_SEAMS)
+	  tests/vllm/test_selection.py tests/vllm/test_deepseek_v4.py tests/vllm/test_gpt_oss.py \
+	  tests/vllm/test_nemotron_h.py tests/vllm/test_models_table.py $(VLLM_SEAMS)
 	$(call discard,$(VLLM33) $(VLLM32))
 
 # ---- Reference against runner, on real checkpoints -------------------------------------------------------------------
@@ -240,7 +242,7 @@ $(OP):
 gpu-test: $(OP)
 	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
 	  tests/test_gpu.py tests/test_gpu_experts.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_fp8.py \
-	  tests/test_linear.py tests/test_gpu_life.py tests/test_mxfp4.py
+	  tests/test_linear.py tests/test_gpu_life.py tests/test_mxfp4.py tests/test_batch_invariance.py
 	$(GPU_PY) tests/cudagraph_test.py
 	$(GPU_LAYERTEST) --device cuda --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape pro

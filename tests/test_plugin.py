@@ -193,7 +193,8 @@ def moe_config(**changes):
     config = dict(
         moe_backend="auto", in_dtype=torch.bfloat16, has_bias=False, is_lora_enabled=False, hidden_dim=H,
         intermediate_size_per_partition=INTER, num_experts=E, num_local_experts=E, experts_per_token=2,
-        activation=SimpleNamespace(name="SILU"), swiglu_limit=None, moe_parallel_config=SimpleNamespace(tp_size=1),
+        activation=SimpleNamespace(name="SILU"), swiglu_limit=None,
+        activation_situ_beta=4.0, activation_situ_linear_beta=25.0, moe_parallel_config=SimpleNamespace(tp_size=1),
     )  # fmt: skip
     return SimpleNamespace(**config | changes)
 
@@ -201,7 +202,6 @@ def moe_config(**changes):
 REFUSALS = {
     "backend": (dict(moe_backend="marlin"), "--moe-backend is marlin"),
     "dtype": (dict(in_dtype=torch.float16), "dtype is torch.float16; it must be torch.bfloat16"),
-    "bias": (dict(has_bias=True, moe_parallel_config=SimpleNamespace(tp_size=2)), "biases, and each tensor-parallel"),
     "lora": (dict(is_lora_enabled=True), "LoRA"),
     "hidden": (dict(hidden_dim=72), "hidden_size is 72; "),
     "intermediate": (dict(intermediate_size_per_partition=24), "intermediate_size is 24; "),
@@ -218,6 +218,7 @@ def on_cpu(monkeypatch):
         monkeypatch.setattr(module.current_platform, "device_type", "cpu", raising=False)
     monkeypatch.setattr(support, "load_refusal", lambda: None)
     monkeypatch.setattr(support, "has_fp4_tensor_cores", lambda: False)
+    monkeypatch.setattr(support, "batch_invariant", lambda: False)
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -235,6 +236,7 @@ ACTIVATIONS = {
     "SWIGLUOAI": ("swiglu", 7.0, 1.702, 1.0),
     "SWIGLUOAI_UNINTERLEAVE": ("swiglu", 0.0, 1.5, 0.5),
     "SWIGLUSTEP": ("swiglu_step", 7.0, 1.0, 0.0),
+    "SITU": ("situ", 25.0, 1.0, 4.0),
     "GELU_TANH": ("gelu_tanh", 0.0, 1.0, 0.0),
     "RELU2_NO_MUL": ("relu2", 0.0, 1.0, 0.0),
     "SILU_NO_MUL": ("silu", 0.0, 1.0, 0.0),
@@ -259,6 +261,47 @@ def test_vllms_activations_by_name(on_cpu, name):
     )
     assert given == ACTIVATIONS[name]
     Layer(**options).close()  # the library has what was named
+
+
+def test_gpt_oss_is_dealt_in_whole_blocks(on_cpu):
+    """A rank's 40 values of MXFP4 are two blocks, the second not full; NVFP4's ranks cannot share a block."""
+    from nvfp4_moe.plugin.experts import block_refusal, config_refusal
+
+    part = moe_config(
+        activation=SimpleNamespace(name="SWIGLUOAI"), intermediate_size_per_partition=40, intermediate_size=96
+    )
+    assert config_refusal(part, "MXFP4") is None
+    assert block_refusal(part) is None
+    assert "intermediate_size is 40" in config_refusal(part, "NVFP4")
+
+
+def test_the_same_bits_in_every_batch(on_cpu, monkeypatch):
+    """One size of row tiles on a GPU, none on the CPU; calibration, after which bits change, is refused."""
+    from nvfp4_moe.plugin import experts, support
+
+    monkeypatch.setattr(support, "batch_invariant", lambda: True)
+    assert experts.Nvfp4MoeExperts._supports_batch_invariance()
+    for is_cpu, rows in ((True, 0), (False, experts.INVARIANT_TILE_ROWS)):
+        monkeypatch.setattr(experts.current_platform, "is_cpu", lambda is_cpu=is_cpu: is_cpu, raising=False)
+        assert experts.layer_options(moe_config())["tile_rows"] == rows
+    monkeypatch.setattr(experts.current_platform, "is_cpu", lambda: True, raising=False)
+    assert experts.config_refusal(moe_config()) is None
+    monkeypatch.setenv("NVFP4_MOE_MODE", "nvfp4")
+    monkeypatch.setenv("NVFP4_MOE_SCALES", "calibrated")
+    assert "VLLM_BATCH_INVARIANT is set, and NVFP4_MOE_SCALES is calibrated" in experts.config_refusal(moe_config())
+
+
+def test_mxfp4_has_a_mode_of_its_own(on_cpu, monkeypatch):
+    from nvfp4_moe.plugin import support
+
+    mode, reason = support.resolved_moe_mode("MXFP4")
+    assert mode == "bf16"
+    assert "NVFP4_MOE_MXFP4_MODE=fp8" in reason
+    monkeypatch.setenv("NVFP4_MOE_MODE", "nvfp4")
+    assert support.resolved_moe_mode("MXFP4") == ("nvfp4", "NVFP4_MOE_MODE asks for it")
+    monkeypatch.setenv("NVFP4_MOE_MXFP4_MODE", "fp8")
+    assert support.resolved_moe_mode("MXFP4") == ("fp8", "NVFP4_MOE_MXFP4_MODE asks for it")
+    assert support.resolved_moe_mode("NVFP4") == ("nvfp4", "NVFP4_MOE_MODE asks for it")
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy", "ipc_cache"])

@@ -122,3 +122,13 @@ def deepseek_v4(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def qwen3_moe(tmp_path_factory) -> dict[str, Path]:
     return make_models("qwen3_moe.py", tmp_path_factory.mktemp("qwen3_moe"))
+
+
+@pytest.fixture(scope="session")
+def gpt_oss(tmp_path_factory) -> dict[str, Path]:
+    return make_models("tiny_gpt_oss.py", tmp_path_factory.mktemp("gpt_oss"))
+
+
+@pytest.fixture(scope="session")
+def nemotron_h(tmp_path_factory) -> dict[str, Path]:
+    return make_models("tiny_nemotron_h.py", tmp_path_factory.mktemp("nemotron_h"))

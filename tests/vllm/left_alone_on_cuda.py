@@ -12,8 +12,8 @@ import logging
 import select_on_cuda as on_cuda
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.kernels import linear as vllm_linear
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4Config
 from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 
@@ -40,7 +40,7 @@ def quark() -> QuarkConfig:
 
 def experts(quantization, **changes) -> dict:
     """Which experts a layer gets."""
-    layer = object.__new__(op_registry_oot["RoutedExperts"])
+    layer = object.__new__(RoutedExperts)
     torch.nn.Module.__init__(layer)
     layer.moe_config = on_cuda.moe_config(swiglu_limit=None, **changes)
     on_cuda.logged.clear()

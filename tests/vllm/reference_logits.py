@@ -23,14 +23,15 @@ class RoutingGaps:
     def __init__(self, model):
         self.gaps: torch.Tensor | None = None
         for module in model.modules():
-            if type(module).__name__.endswith("TopKRouter"):  # hash routers choose by the token alone
+            if type(module).__name__.lower().endswith("topkrouter"):  # hash routers choose by the token alone
                 module.register_forward_hook(self.observe)
 
     def observe(self, router, inputs, outputs) -> None:
         scores = outputs[0].float()
         bias = getattr(router, "e_score_correction_bias", None)
-        if bias is not None:  # DeepSeek-V4
-            scores = torch.nn.functional.softplus(scores).sqrt() + bias
+        if bias is not None:
+            is_sigmoid = type(router).__name__.startswith("NemotronH")  # else DeepSeek-V4's
+            scores = (scores.sigmoid() if is_sigmoid else torch.nn.functional.softplus(scores).sqrt()) + bias
         best = scores.topk(router.top_k + 1).values
         gaps = (best[:, -2] - best[:, -1]) / scores.std(-1)
         self.gaps = gaps if self.gaps is None else torch.minimum(self.gaps, gaps)

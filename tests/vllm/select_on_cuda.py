@@ -51,8 +51,8 @@ for name in dir(vllm._custom_ops):
 
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
 from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.kernels import linear as vllm_linear
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import (
     FusedMoEConfig,
@@ -113,7 +113,7 @@ def layer(algorithm="NVFP4", **changes) -> dict:
     what the log says."""
     quantization = DeepseekV4FP8Config(is_checkpoint_fp8_serialized=True, weight_block_size=[128, 128])
     quantization._resolved_moe_quant_algo, quantization._resolved_expert_dtype = algorithm, "fp4"
-    experts_layer = object.__new__(op_registry_oot["RoutedExperts"])
+    experts_layer = object.__new__(RoutedExperts)
     torch.nn.Module.__init__(experts_layer)
     experts_layer.moe_config = moe_config(**changes)
     logged.clear()

@@ -22,6 +22,7 @@ from tiny_layers import (
     run_experts,
 )
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEParallelConfig
 
 from nvfp4_moe.plugin import input_scales, log
 from reference import generate
@@ -100,6 +101,24 @@ def test_biases_are_parameters_that_must_be_loaded(monkeypatch, format):
         process(layer)
     layer.w2_bias.data.copy_(biases["w2_bias"])
     assert relative_l2(run_experts(process(layer)), expected(Swiglu(), **biases)) < 5e-3
+
+
+def test_ranks_that_share_experts_add_w2s_bias_once(monkeypatch):
+    """vLLM's loader gives it to every rank, and the ranks' outputs are added."""
+    monkeypatch.setenv("NVFP4_MOE_MODE", "bf16")
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"w13_bias": 2 * INTER, "w2_bias": HIDDEN}
+    biases = {name: torch.randn(EXPERTS, rows, generator=generator).bfloat16() for name, rows in shapes.items()}
+    out = 0
+    for rank in range(2):
+        alone = FusedMoEParallelConfig.make_no_parallel()
+        layer = make_experts("modelopt", has_bias=True, moe_parallel_config=replace(alone, tp_size=2, tp_rank=rank))
+        load_experts(layer, "modelopt")
+        halves = biases["w13_bias"].unflatten(1, (2, 2, -1))  # gate and up, ranks
+        layer.w13_bias.data.copy_(halves[:, :, rank].flatten(1))
+        layer.w2_bias.data.copy_(biases["w2_bias"])
+        out = out + run_experts(process(layer)).double()
+    assert relative_l2(out, expected(Swiglu(), **biases)) < 5e-3
 
 
 @pytest.mark.parametrize("what", ["weight", "block", "global"])

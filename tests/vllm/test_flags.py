@@ -13,9 +13,9 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from nvfp4_moe.plugin import moe
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
 from nvfp4_moe.plugin.linear import Nvfp4MoeLinearKernel
-from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMxfp4MoE, Mxfp4MoE
+from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMxfp4MoE, GptOssMxfp4MoE, Mxfp4MoE
 
-MXFP4 = (Mxfp4MoE, CompressedTensorsMxfp4MoE)
+MXFP4 = (Mxfp4MoE, GptOssMxfp4MoE, CompressedTensorsMxfp4MoE)
 
 # Read vLLM's quant config, which is empty for us: the library quantises.
 ACCESSORS = """
@@ -70,7 +70,7 @@ def answers(cls: type, stop: type) -> set[str]:
         *(((FusedMoEMethodBase, QuantizeMethodBase), of, of.__mro__[3], METHOD) for of in MXFP4),
         ((NvFp4LinearKernel,), Nvfp4MoeLinearKernel, NvFp4LinearKernel, {}),
     ],
-    ids=["experts", "ModelOpt", "compressed-tensors", "MXFP4", "compressed MXFP4", "linear kernel"],
+    ids=["experts", "ModelOpt", "compressed-tensors", "MXFP4", "gpt-oss", "compressed MXFP4", "linear kernel"],
 )
 def test_every_flag_is_answered(bases, ours, stop, inherited):
     asked = questions(*bases)

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """MXFP4 layers of real vLLM, filled by its own loader: cast and served, or given back as vLLM alone would have them."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_layers
 import torch
-from test_checkpoint_faults import _engine, not_active  # noqa: F401
+from test_checkpoint_faults import _engine, expected, not_active  # noqa: F401
 from test_reload_layers import addresses, loaded, reload
 from tiny_layers import EXPERTS, HIDDEN, INTER, NAME, TOKENS, TOP_K
 from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.quantization.mxfp4 import Mxfp4Config, Mxfp4MoEMethod
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.quantization.mxfp4 import GptOssMxfp4Config, Mxfp4Config, Mxfp4MoEMethod
 
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
-from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMethod, CompressedTensorsMxfp4MoE, Mxfp4MoE
+from nvfp4_moe.plugin.mxfp4 import CompressedTensorsMethod, CompressedTensorsMxfp4MoE, GptOssMxfp4MoE, Mxfp4MoE
 from reference import generate, mxfp4
-from reference.layer import relative_l2
+from reference.layer import Swiglu, relative_l2
 
 
 class Mxfp4Experts(Mxfp4Config):
@@ -99,6 +102,54 @@ def test_a_layer_is_cast_and_computes_mxfp4s_own_values(make, weights, format, m
     layer.quant_method.process_weights_after_loading(layer)
     x, ids, topk_weights, out = run(layer)
     assert relative_l2(out, mxfp4.Layer(weights).forward(x, ids.long(), topk_weights).out) < 5e-3
+
+
+@pytest.mark.parametrize(("algorithm", "method"), [("", "Mxfp4MoE"), ("NVFP4", "ModelOptMoE")])
+def test_layers_of_deepseek_v41_by_its_own_config(monkeypatch, weights, algorithm, method):
+    """As DeepSeek publishes it and as ModelOpt exports it; layers, because vLLM has no model of it for the CPU."""
+    config = pytest.importorskip("vllm.models.deepseek_v41.quant_config").DeepseekV4FP8Config
+
+    def make_config():
+        made = config(is_checkpoint_fp8_serialized=True, weight_block_size=[32, 32])
+        made._resolved_moe_quant_algo, made._resolved_expert_dtype = algorithm, "fp4"
+        return made
+
+    names = tiny_layers.FORMATS["modelopt"][1]
+    monkeypatch.setitem(tiny_layers.FORMATS, "deepseek_v41", (make_config, names))
+    layer = tiny_layers.make_experts("deepseek_v41", swiglu_limit=10.0)
+    assert type(layer.quant_method).__name__ == method
+    if algorithm:
+        tiny_layers.load_experts(layer, "deepseek_v41")
+        layer.quant_method.process_weights_after_loading(layer)
+        assert relative_l2(tiny_layers.run_experts(layer), expected(Swiglu(10.0))) < 5e-3
+        return
+    load(layer, weights)
+    layer.quant_method.process_weights_after_loading(layer)
+    x, ids, topk_weights, out = run(layer)
+    assert relative_l2(out, mxfp4.Layer(weights, Swiglu(10.0)).forward(x, ids.long(), topk_weights).out) < 5e-3
+
+
+def test_a_layer_of_gpt_oss_loaded_as_a_whole(monkeypatch, weights):
+    """As its model in vLLM brings it: all experts in one tensor, rows of gate and up in turn."""
+    monkeypatch.setitem(tiny_layers.FORMATS, "gpt-oss", (GptOssMxfp4Config, {}))
+    no_wish = SimpleNamespace(quantization_config=None)  # of the user's, about activations
+    monkeypatch.setitem(vars(get_current_vllm_config()), "model_config", no_wish)
+    layer = tiny_layers.make_experts("gpt-oss", activation=MoEActivation.SWIGLUOAI, has_bias=True)
+    assert type(layer.quant_method) is GptOssMxfp4MoE
+    tensors = {name: torch.stack(getattr(weights, name).chunk(2, 1), 2).flatten(1, 2) for name in ("w13", "w13_scale")}
+    tensors |= {"w2": weights.w2, "w2_scale": weights.w2_scale}
+    tensors = {
+        name.replace("scale", "weight_scale") if "_" in name else f"{name}_weight": t for name, t in tensors.items()
+    }
+    tensors["w13_bias"] = torch.zeros(EXPERTS, 2 * INTER, dtype=torch.bfloat16)
+    tensors["w2_bias"] = torch.zeros(EXPERTS, HIDDEN, dtype=torch.bfloat16)
+    for name, tensor in tensors.items():
+        parameter = getattr(layer, name)
+        parameter.weight_loader(parameter, tensor, weight_name=name, shard_id=None, expert_id=None)
+    layer.quant_method.process_weights_after_loading(layer)
+    x, ids, topk_weights, out = run(layer)
+    oai = Swiglu(7.0, 1.702, 1.0)
+    assert relative_l2(out, mxfp4.Layer(weights, oai).forward(x, ids.long(), topk_weights).out) < 5e-3
 
 
 def test_dummy_weights_load_and_run(layer, monkeypatch):

@@ -64,6 +64,18 @@ def test_ranks_that_exchange_tokens_give_those_of_one(serve_shared, served, judg
     check_same(served["modelopt"], judge, qwen3_moe["float32"], "Qwen3-MoE, exchanged tokens", tokens)
 
 
+def test_a_model_of_transformers_own_code_is_served_as_well(serve, judge, qwen3_moe):
+    """vLLM's other implementation of every model, whose layers of experts are of a class of their own.
+
+    Its code rounds in more places than vLLM's, as cosines and sines of positions to bf16. That the layer's bits are the
+    same is in test_layer_classes.py.
+    """
+    served = serve(qwen3_moe["modelopt"], "--options", '{"model_impl": "transformers"}')
+    assert served["served_by"] == {"moe": ["Nvfp4MoeExperts"], "linear": ["Nvfp4Linear"]}
+    judged = judge(qwen3_moe["float32"], served)
+    agreement.check_lossy("Qwen3-MoE, Transformers' code", judged, most=agreement.MOST)
+
+
 def test_without_the_moe_tokens_change(serve, served, qwen3_moe):
     zeroed = serve(qwen3_moe["modelopt"], NVFP4_MOE_TEST_ZERO_MOE="1")
     pairs = zip(zeroed["tokens"], served["modelopt"]["tokens"], strict=True)

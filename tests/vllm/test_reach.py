@@ -9,8 +9,6 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 SERVED, LEFT = "ours, where its layer is supported", "left to vLLM"
 
 # Methods that ask the NVFP4 MoE oracle while our experts are on offer, and what derives from them.
@@ -24,7 +22,7 @@ MOE_METHODS = {
 # The same for MXFP4.
 MXFP4_METHODS = {
     "Mxfp4MoEMethod": SERVED,  # DeepSeek-V4 as its authors publish it
-    "GptOssMxfp4MoEMethod": LEFT,  # rows of gate and up in turn, biases
+    "GptOssMxfp4MoEMethod": SERVED,
     "CompressedTensorsW4A4Mxfp4MoEMethod": SERVED,  # asks only for two backends, which are explicit; else we ask for it
     "CompressedTensorsW4A8Mxfp4MoEMethod": LEFT,  # its activations are e4m3 by the file
     "DeepseekV4HeterogeneousMxfp4MoEMethod": LEFT,  # of a layer that is left: shared experts among the routed
@@ -34,16 +32,16 @@ MXFP4_METHODS = {
     "Mxfp4OnlineMoEMethod": LEFT,  # quantises at load, for its own kernel
     "QuarkOCP_MX_MoEMethod": LEFT,
 }
-# Layers: only the class of this very name is replaced, and what derives from it keeps its own _get_quant_method.
+# Layers. What is left is named in the log, with the reason.
 ROUTED_EXPERTS = {
     "RoutedExperts": SERVED,
     "DbrxExperts": LEFT,
     "DeepseekV4HeterogeneousSharedRoutedExperts": LEFT,
-    "GptOssRoutedExperts": LEFT,
-    "MuseSparkConsolidatedRoutedExperts": LEFT,
+    "GptOssRoutedExperts": SERVED,
+    "MuseSparkConsolidatedRoutedExperts": LEFT,  # a base of the next
     "MuseSparkRoutedExperts": LEFT,
     "SubstitutedRoutedExperts": LEFT,
-    "TransformersRoutedExperts": LEFT,
+    "TransformersRoutedExperts": SERVED,
 }
 # What asks for an NVFP4 linear kernel.
 LINEAR_METHODS = {
@@ -116,15 +114,14 @@ def test_every_method_that_asks_for_a_linear_kernel_is_known():
     assert callers("select_linear_kernel") <= {"ModelOptLinearMethod", "select_linear_kernel"}
 
 
-@pytest.mark.parametrize("name", [name for name, fate in ROUTED_EXPERTS.items() if fate == LEFT])
-def test_only_the_registered_name_is_replaced(name):
-    from vllm.model_executor.custom_op import op_registry_oot
+def test_layers_are_served_or_have_a_reason():
+    from nvfp4_moe.plugin import moe
 
-    from nvfp4_moe import plugin
-
-    plugin.register()
-    assert "RoutedExperts" in op_registry_oot
-    assert name not in op_registry_oot
+    assert set(moe.LAYERS) == {name for name, fate in ROUTED_EXPERTS.items() if fate == SERVED}
+    for name, fate in ROUTED_EXPERTS.items():
+        refusal = moe.class_refusal(type(name, (), {}))
+        assert (refusal is None) == (fate == SERVED)
+        assert refusal is None or refusal.startswith(f"{name} is another class of experts")
 
 
 def test_the_plugin_serves_what_this_list_says():

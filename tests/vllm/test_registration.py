@@ -17,12 +17,12 @@ assert not {"torch", "vllm"} & set(sys.modules), "importing the plugin imported 
 nvfp4_moe.plugin.register()
 nvfp4_moe.plugin.register()
 import vllm.envs
-from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.kernels import linear
 from vllm.platforms import PlatformEnum
 names = [k.__name__ for k in linear._POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CUDA, [])]
 print("FOUND", names.index("Nvfp4MoeLinearKernel") if "Nvfp4MoeLinearKernel" in names else None,
-      names.count("Nvfp4MoeLinearKernel"), "RoutedExperts" in op_registry_oot,
+      names.count("Nvfp4MoeLinearKernel"), hasattr(RoutedExperts._get_quant_method, "__wrapped__"),
       "NVFP4_MOE_MODE" in vllm.envs.environment_variables)
 """
 

@@ -9,7 +9,7 @@ import torch
 import vllm.model_executor.model_loader.weight_utils as weight_utils
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from vllm.model_executor.custom_op import op_registry_oot
+from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType
 from vllm.model_executor.layers.fused_moe.expert_map_manager import ExpertMapManager
@@ -55,8 +55,8 @@ def engine():
         yield
 
 
-def make_experts(format: str, **changes):
-    """vLLM's layer of routed experts, ours where the plugin has replaced it."""
+def make_experts(format: str, layer_class: type = RoutedExperts, **changes):
+    """vLLM's layer of routed experts."""
     config = FusedMoEConfig(**{
         "num_experts": EXPERTS, "experts_per_token": TOP_K, "hidden_dim": HIDDEN, "intermediate_size": INTER,
         "num_local_experts": EXPERTS, "num_logical_experts": EXPERTS, "activation": MoEActivation.SILU, "device": "cpu",
@@ -70,11 +70,11 @@ def make_experts(format: str, **changes):
     )  # fmt: skip
     known = inspect.signature(ExpertMapManager.__init__).parameters
     manager = ExpertMapManager(**{name: value for name, value in arguments.items() if name in known})
-    return op_registry_oot["RoutedExperts"](
+    return layer_class(
         layer_name=NAME,
         params_dtype=torch.bfloat16,
         moe_config=config,
-        quant_config=FORMATS[format][0](),
+        quant_config=FORMATS[format][0]() if format else None,
         expert_map_manager=manager,
     )
 

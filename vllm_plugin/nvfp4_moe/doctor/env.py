@@ -167,6 +167,8 @@ def backend_of(module: model_files.Module, dtype: str, refusals: list[str], argu
 def activations(module: model_files.Module) -> str:
     """How activations enter, in words."""
     mode = settings.mode()
+    if module.format == "mxfp4" and settings.mxfp4_mode() != "default":
+        mode = settings.mxfp4_mode()
     if mode == "default":
         return "activations bf16 without FP4 tensor cores, nvfp4 with them"
     if mode == "fp8" and module.kind == "moe":

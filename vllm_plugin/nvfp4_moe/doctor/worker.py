@@ -44,16 +44,16 @@ class Probe:
         from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
         from nvfp4_moe import Checkpoint, read_device_status
-        from nvfp4_moe.plugin import settings, support
+        from nvfp4_moe.plugin import support
 
         counters = read_device_status(self.device)._asdict()  # before the probes add theirs
         rank = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
-        mode, _ = support.resolved_mode(settings.mode())
         calls = self.nvfp4_moe_doctor[2].calls
         layers = []
         if calls:
             checkpoint = Checkpoint(model)
             for call in calls.values():
+                mode, _ = support.resolved_moe_mode(call.experts.weights)
                 try:
                     layers.append(moe_probe.examine(checkpoint, call, mode, num_tokens, rank))
                 except RuntimeError as error:  # the reader's: the file breaks a rule

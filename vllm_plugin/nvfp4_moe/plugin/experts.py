@@ -23,6 +23,9 @@ PARAMETERS = {
     "w2_global_scale": "w2_weight_scale_2",
 }
 """Of LayerWeights: vLLM's names."""
+INVARIANT_TILE_ROWS = 48
+"""Rows of a GEMM tile under VLLM_BATCH_INVARIANT: other sizes add along the reduction in another order."""
+
 BIASES = {"w13_bias": "w13_bias", "w2_bias": "w2_bias"}
 
 # vLLM's names of activations, and ours. Not its enum: each version has others.
@@ -31,6 +34,7 @@ ACTIVATIONS = {
     "SWIGLUOAI": "swiglu",  # rows of gate and up take turns
     "SWIGLUOAI_UNINTERLEAVE": "swiglu",
     "SWIGLUSTEP": "swiglu_step",
+    "SITU": "situ",
     "GELU_TANH": "gelu_tanh",
     "RELU2_NO_MUL": "relu2",
     "SILU_NO_MUL": "silu",
@@ -45,6 +49,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     def __init__(self, moe_config, quant_config, **_):
         super().__init__(moe_config, quant_config)
+        self.weights = "NVFP4"  # or MXFP4: what they were when they came
         self.handle = Handle()
         self.layer: Layer | None = None
         self.layer_name = ""
@@ -62,7 +67,9 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def is_supported_config(cls, moe_config, weight_key, activation_key, activation_format):
         """Our own rules, then vLLM's generic checks, which call the methods below. What cannot be asked is refused."""
         try:
-            refusal = config_refusal(moe_config) or (weight_key == kMxfp4Static and block_refusal(moe_config)) or None
+            is_mxfp4 = weight_key == kMxfp4Static
+            refusal = config_refusal(moe_config, "MXFP4" if is_mxfp4 else "NVFP4")
+            refusal = refusal or (block_refusal(moe_config) if is_mxfp4 else None)
             if not refusal:
                 base = mk.FusedMoEExperts.is_supported_config
                 refusal = base(cls, moe_config, weight_key, activation_key, activation_format)[1]
@@ -129,7 +136,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def _supports_batch_invariance():
-        return False  # larger batches take other row tiles on a GPU
+        return True  # on a GPU by `tile_rows`; tests/test_batch_invariance.py
 
     # ---- What vLLM's kernel asks -----------------------------------------------------------------------------------
 
@@ -170,7 +177,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
     def process_weights_after_loading(self, layer):
         """Take vLLM's parameters, which `moe.py` has brought to our names and scales; a reload into the same memory."""
         config = self.moe_config
-        mode, _ = support.resolved_mode(settings.mode())
+        mode, _ = support.resolved_moe_mode(self.weights)
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
         self.layer_name = layer.layer_name
         self.layer = self.handle.make_once(
@@ -188,7 +195,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             **{field: getattr(layer, name).data for field, name in names.items()},
             w13_input_scale=w13_input_scale,
             w2_input_scale=w2_input_scale,
-            interleaved=config.activation.name == "SWIGLUOAI",
+            interleaved=in_turn(config),
         )
         read = self.handle.prepare(self.layer_name, weights)
         for field, name in names.items():
@@ -265,33 +272,47 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             self.calibrating = None
 
 
-def config_refusal(moe_config) -> str | None:
+def config_refusal(moe_config, weights: str = "NVFP4") -> str | None:
     """Why our experts must not serve this layer, beyond vLLM's generic checks; None if they may."""
     if moe_config.moe_backend != "auto":
         return f"--moe-backend is {moe_config.moe_backend}, which is the user's choice"
     if moe_config.in_dtype != torch.bfloat16:
         return f"dtype is {moe_config.in_dtype}; it must be torch.bfloat16. Pass --dtype bfloat16"
-    if moe_config.has_bias and moe_config.moe_parallel_config.tp_size > 1:
-        return "the experts have biases, and each tensor-parallel rank would add w2's. Pass --enable-expert-parallel"
     if moe_config.is_lora_enabled:
         return "LoRA is enabled, which needs the experts' intermediate values"
+    mode, _ = support.resolved_moe_mode(weights)
+    if support.batch_invariant() and mode == "nvfp4" and settings.scale_policy() == "calibrated":
+        return f"VLLM_BATCH_INVARIANT is set, and {settings.SCALES} is calibrated: the first requests change later bits"
     device = current_platform.device_type
-    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config)
+    return support.load_refusal() or support.device_refusal(device) or size_refusal(device, moe_config, weights, mode)
 
 
 def block_refusal(moe_config) -> str | None:
-    """Why MXFP4's blocks do not divide the layer, or this rank's part of it."""
-    for name in ("hidden_dim", "intermediate_size_per_partition"):
+    """Why MXFP4's blocks do not divide the layer, or this rank's part of it; gpt-oss is dealt in whole blocks."""
+    part = "intermediate_size" if in_turn(moe_config) else "intermediate_size_per_partition"
+    for name in ("hidden_dim", part):
         size = getattr(moe_config, name)
         if size % MX_BLOCK_SIZE:
             return f"{name} is {size}; it must be a multiple of {MX_BLOCK_SIZE}, the values that share a scale in MXFP4"
     return None
 
 
-def size_refusal(device: str, moe_config) -> str | None:
+def size_refusal(device: str, moe_config, weights: str, mode: str) -> str | None:
     """Why the library has no kernels for a layer of this size."""
-    mode, _ = support.resolved_mode(settings.mode())
-    return support.layer_refusal(device, mode=mode, **layer_options(moe_config))
+    options = layer_options(moe_config)
+    if weights == "MXFP4" and in_turn(moe_config):
+        options["intermediate_size"] = whole_blocks(options["intermediate_size"])
+    return support.layer_refusal(device, mode=mode, **options)
+
+
+def in_turn(moe_config) -> bool:
+    """Do rows of gate and up take turns, so that files have both in one tensor?"""
+    return moe_config.activation.name == "SWIGLUOAI"
+
+
+def whole_blocks(size: int) -> int:
+    """Of MXFP4, as many as hold so many values."""
+    return -(-size // MX_BLOCK_SIZE) * MX_BLOCK_SIZE
 
 
 def layer_options(moe_config) -> dict[str, int | str]:
@@ -304,6 +325,7 @@ def layer_options(moe_config) -> dict[str, int | str]:
         "top_k": moe_config.experts_per_token,
         "activation": ACTIVATIONS.get(moe_config.activation.name, "swiglu"),
         "has_bias": moe_config.has_bias,
+        "tile_rows": INVARIANT_TILE_ROWS if support.batch_invariant() and not current_platform.is_cpu() else 0,
     }
 
 
@@ -320,5 +342,8 @@ def activation_options(moe_config, layer) -> dict[str, float]:
             return {"swiglu_limit": limit, "swiglu_alpha": alpha, "swiglu_beta": beta}
         case "SWIGLUSTEP":
             return {"swiglu_limit": limit or 7.0}
+        case "SITU":
+            beta, linear_beta = moe_config.activation_situ_beta, moe_config.activation_situ_linear_beta
+            return {"swiglu_limit": linear_beta or 0.0, "swiglu_beta": beta or 1.0}
         case _:
             return {}

@@ -35,7 +35,7 @@ class Mark:
     parts: Sequence[int] | None
     """Rows of a linear's parts; None for experts, which are stacked."""
     halves: int = 1
-    """Shards of an expert: gate and up, or down."""
+    """Shards of an expert: gate and up; or one, where a file brings both in turn, or only one matrix."""
     marked: Callable[[], torch.Tensor | None] = lambda: None
     """The parameter that was marked, weakly."""
 
@@ -46,8 +46,12 @@ class Mark:
     def write(self, parameter: torch.nn.Parameter) -> None:
         """Set it as it is before anything is loaded; an input scale that stays so is left out."""
         data = parameter.data.as_subclass(torch.Tensor)
-        if self.kind in (WEIGHT_SCALES, INPUT_SCALES, BIASES):
+        if self.kind in (WEIGHT_SCALES, INPUT_SCALES):
             data.fill_(torch.nan)
+        elif self.kind is BIASES:
+            data.zero_()
+            for shard in data.chunk(self.halves, dim=1):
+                shard[:, :1].fill_(torch.nan)
         else:
             data.view(torch.uint8).zero_()
             for shard in self.shards(data.view(torch.uint8)):
@@ -75,12 +79,12 @@ class Mark:
         return [unit for unit in marked.nonzero().flatten().tolist() if not shard[unit, 1:].any()]
 
 
-def mark(layer: torch.nn.Module, parts: Sequence[int] | None = None) -> None:
-    """Mark all parameters of a new layer of experts, or of a linear with these rows in its parts."""
+def mark(layer: torch.nn.Module, parts: Sequence[int] | None = None, halves: int = 2) -> None:
+    """Mark all parameters of a new layer of experts with so many shards in w13, or of a linear with these parts."""
     for name, parameter in layer.named_parameters(recurse=False):
         kind = next((kind for kind in (CODES, BLOCK_SCALES, WEIGHT_SCALES, INPUT_SCALES, BIASES) if name in kind), None)
         if kind:
-            parameter.nvfp4_moe_mark = Mark(kind, parts, halves=2 if name.startswith("w13") else 1)
+            parameter.nvfp4_moe_mark = Mark(kind, parts, halves if name.startswith("w13") else 1)
             mark_anew(parameter)
 
 

@@ -17,10 +17,10 @@ logger = init_logger("vllm.nvfp4_moe")
 @cache
 def experts_active(weights: str = "NVFP4") -> None:
     """The MoE is ours; `weights` is what the checkpoint has."""
-    mode, reason = support.resolved_mode(settings.mode())
+    mode, reason = support.resolved_moe_mode(weights)
     scale = f", input scales {settings.scale_policy()}" if mode == "nvfp4" else ""
     logger.info(
-        "nvfp4_moe %s is ACTIVE for %s MoE on %s (%s): mode %s%s, because %s. Off: %s=1 or --moe-backend.",
+        "nvfp4_moe %s is ACTIVE for %s MoE on %s (%s): mode %s%s, because %s.%s Off: %s=1 or --moe-backend.",
         nvfp4_moe.__version__,
         weights,
         current_platform.device_type,
@@ -28,6 +28,7 @@ def experts_active(weights: str = "NVFP4") -> None:
         mode,
         scale,
         reason,
+        " VLLM_BATCH_INVARIANT: one size of row tiles for all batches." if support.batch_invariant() else "",
         settings.DISABLE,
     )
 

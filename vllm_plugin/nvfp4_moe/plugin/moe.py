@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How our experts get into vLLM: one out-of-tree class, one function replaced for the length of a call, two methods."""
+"""How our experts get into vLLM: its layers ask through us, its oracles are offered ours, its methods become ours."""
 
 import contextlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
 from . import dummy, loaded, log
-from .experts import Nvfp4MoeExperts
+from .experts import Nvfp4MoeExperts, in_turn
 
 CompressedTensorsMethod = compressed_tensors_moe_w4a4_nvfp4.CompressedTensorsW4A4Nvfp4MoEMethod
 
@@ -50,9 +50,9 @@ def library_method(base: type) -> type:
         def create_weights(self, layer, *args, **kwargs):
             """vLLM's parameters, marked as not loaded yet; padding is zero, which adds nothing."""
             super().create_weights(layer, *args, **kwargs)
-            if self.moe.has_bias:
+            if self.moe.has_bias and not hasattr(layer, "w13_bias"):
                 add_biases(layer, kwargs.get("weight_loader"))
-            loaded.mark(layer)
+            loaded.mark(layer, halves=1 if in_turn(self.moe) or not self.moe.is_act_and_mul else 2)
 
         def check_loaded(self, layer):
             """Refuse what was never loaded. Dummy weights were not either: make them such that they can be served."""
@@ -97,9 +97,13 @@ def library_method(base: type) -> type:
                     backend=oracle.NvFp4MoeBackend.VLLM_CUTLASS,  # the plain kind: no arguments of its own
                     routing_tables=layer._expert_routing_tables(),
                 )
-            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+            if self.moe.has_bias and self.moe.moe_parallel_config.tp_rank:
+                layer.w2_bias.data.zero_()  # ranks that share an expert add their outputs: the first adds its bias
+            experts = self.moe_kernel.fused_experts
+            experts.weights = self.weights
+            experts.process_weights_after_loading(layer)
             if not current_platform.is_cpu():
-                free_originals(layer, self.moe_kernel.fused_experts.layer.expert_slices)
+                free_originals(layer, experts.layer.expert_slices)
 
     return LibraryMethod
 
@@ -118,8 +122,14 @@ class ModelOptMoE(library_method(ModelOptNvFp4FusedMoE)):
 class CompressedTensorsMoE(library_method(CompressedTensorsMethod)):
     """compressed-tensors' naming; global scales encode, and are inverted here, once."""
 
+    weight_dtype = "mxfp4"  # for gpt-oss's loader, which knows packed weights by this or by the name of vLLM's class
+
     def process_weights_after_loading(self, layer):
         """To ModelOpt's names and decoding scales; the packed weights stay where they are."""
+        if in_turn(self.moe):
+            for name in ("w13_weight_global_scale", "w13_input_global_scale"):
+                scales = getattr(layer, name).data
+                scales[:, 1:] = scales[:, :1]  # files have one for both
         self.check_loaded(layer)
         for gemm in ("w13", "w2"):
             packed = getattr(layer, f"{gemm}_weight_packed")
@@ -173,19 +183,20 @@ def free_originals(layer, expert_slices: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def offered_to_oracle():
+def offered_to_oracle(offered: bool = True):
     """Within, vLLM's FP4 oracles consider our experts before their own, whichever backend they ask for first.
 
     Patches `backend_to_kernel_cls` of each. Why: `MoEBackend` is a closed literal and the oracle has no hook, but
     its generic checks (device, activation, parallelism) should apply to us too. Delete when vLLM can register NVFP4
     experts by name. Lazy, because vLLM's own classes import libraries that a CPU build lacks. Yields a list of what
-    the weights were when an oracle asked.
+    the weights were when an oracle asked. If not `offered`, it only listens.
     """
     originals, asked = {weights: asking.backend_to_kernel_cls for weights, asking in ORACLES.items()}, []
 
     def ours_first(weights, backend):
         asked.append(weights)
-        yield Nvfp4MoeExperts
+        if offered:
+            yield Nvfp4MoeExperts
         yield from originals[weights](backend)
 
     for weights, asking in ORACLES.items():
@@ -197,26 +208,31 @@ def offered_to_oracle():
             asking.backend_to_kernel_cls = originals[weights]
 
 
-def choose(build: Callable[[], FusedMoEMethodBase]) -> FusedMoEMethodBase:
+def choose(build: Callable[[], FusedMoEMethodBase], refusal: str | None = None) -> FusedMoEMethodBase:
     """What vLLM's `build` makes of a layer: ours if it chose us and we know its kind, else just what it makes alone.
 
     The oracle is shared by methods that this plugin has never seen: Quark's, vLLM's online quantisation, subclasses in
     a model. Their parameters have other names and other rules, so what took our experts without being known is built
     again without the offer. So is what fails with it: vLLM alone may have a way, and if not, the error is its own.
+    `refusal` says beforehand why the layer is not ours.
     """
-    method = failure = None
-    with offered_to_oracle() as asked:
+    method = failure = Nvfp4MoeExperts.last_refusal = None
+    with offered_to_oracle(offered=not refusal) as asked:
         try:
             method = build()
         except Exception as error:
             failure = f"with our experts on offer: {type(error).__name__}: {error}"
+    if refusal:
+        if asked or type(method) in UNASKED:
+            log.experts_refused(refusal, asked[0] if asked else UNASKED[type(method)][0])
+        return method or build()
     asked = asked or ask_ourselves(method)
     if type(method) in SPECIALISED and method.experts_cls is Nvfp4MoeExperts:
         specialise(method)
         method.build_alone = build
         log.experts_active(method.weights)
         return method
-    refusal = failure or Nvfp4MoeExperts.last_refusal
+    refusal = Nvfp4MoeExperts.last_refusal or failure
     if asked and not refusal:
         refusal = f"{type(method).__name__} is a quantisation method that this plugin does not know"
         method = None
@@ -246,15 +262,58 @@ def specialise(method) -> None:
     method.use_global_sf = True  # load every expert's input scale, also those of other ranks
 
 
+LAYERS = ("RoutedExperts", "GptOssRoutedExperts", "TransformersRoutedExperts")
+"""vLLM's layers of experts that we serve: they differ in how files are loaded, not in what is computed."""
+
+NOT_OURS = {
+    "DbrxExperts": "its loader takes no scales of FP4 weights",
+    "SubstitutedRoutedExperts": "vLLM puts constants in the place of unquantised experts only",
+    "MuseSparkRoutedExperts": "it needs each expert's output by itself, to normalise it before it is weighted",
+    "DeepseekV4HeterogeneousSharedRoutedExperts": "shared experts of another format lie among the routed ones",
+}
+"""Layers that stay vLLM's, and why; a class that is in neither table stays vLLM's as well."""
+
+
+def class_refusal(layer: type) -> str | None:
+    """Why a layer of this class is not ours, whatever its weights are; None if it may be."""
+    name = layer.__name__
+    reason = NOT_OURS.get(name, "this plugin does not know what it does to experts")
+    return None if name in LAYERS else f"{name} is another class of experts than vLLM's RoutedExperts; {reason}"
+
+
 def install() -> None:
-    """Register the out-of-tree `RoutedExperts`, vLLM's official way to replace a layer class."""
+    """Let every layer of experts ask through us for its method.
 
-    @RoutedExperts.register_oot(name="RoutedExperts")
-    class Nvfp4RoutedExperts(RoutedExperts):
-        @wraps(RoutedExperts.weight_loader)
-        def weight_loader(self, param, *args, **kwargs):
-            loaded.mark_anew(param)
-            return super().weight_loader(param, *args, **kwargs)
+    Patches `RoutedExperts._get_quant_method`. Why: vLLM's own way to replace a layer goes by the name of its class, so
+    that it never reaches a model's subclass. Patches `RoutedExperts.__init__` to name layers that chose their method
+    elsewhere. Delete both when FP4 experts can be registered by name.
+    """
+    get_quant_method, init = RoutedExperts._get_quant_method, RoutedExperts.__init__
 
-        def _get_quant_method(self, prefix, quant_config, moe_config):
-            return choose(lambda: super(Nvfp4RoutedExperts, self)._get_quant_method(prefix, quant_config, moe_config))
+    @wraps(get_quant_method)
+    def ask_through_us(self, prefix, quant_config, moe_config):
+        vars(self)["nvfp4_moe_asked"] = True
+        method = choose(lambda: get_quant_method(self, prefix, quant_config, moe_config), class_refusal(type(self)))
+        if type(method) in SPECIALISED.values():
+            # Of this layer alone. Parameters get it when they are made, and the layer calls it by itself.
+            vars(self)["weight_loader"] = loaded.marking(self.weight_loader)
+        return method
+
+    @wraps(init)
+    def name_what_asked_nobody(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        weights = fp4_weights(self)
+        if weights and "nvfp4_moe_asked" not in vars(self):
+            log.experts_refused(class_refusal(type(self)), weights)
+
+    RoutedExperts._get_quant_method, RoutedExperts.__init__ = ask_through_us, name_what_asked_nobody
+
+
+def fp4_weights(layer: torch.nn.Module) -> str | None:
+    """NVFP4 or MXFP4, by a layer's parameters; None if they are neither."""
+    parameters = dict(layer.named_parameters(recurse=False))
+    codes, scale = (parameters.get(name) for name in ("w13_weight", "w13_weight_scale"))
+    codes = parameters.get("w13_weight_packed", codes)
+    if codes is None or scale is None or codes.dtype != torch.uint8:
+        return None
+    return {torch.float8_e4m3fn: "NVFP4", torch.uint8: "MXFP4"}.get(scale.dtype)

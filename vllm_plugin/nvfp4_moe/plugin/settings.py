@@ -9,6 +9,7 @@ from typing import Any
 
 DISABLE = "NVFP4_MOE_DISABLE"
 MODE = "NVFP4_MOE_MODE"
+MXFP4_MODE = "NVFP4_MOE_MXFP4_MODE"
 SCALES = "NVFP4_MOE_SCALES"
 SCALES_FILE = "NVFP4_MOE_SCALES_FILE"
 CALIBRATION_TOKENS = "NVFP4_MOE_CALIBRATION_TOKENS"
@@ -30,6 +31,11 @@ def mode() -> str:
     fp8 is for MoE layers whose block scales are powers of two; others are refused at load. Linears are bf16 then.
     """
     return _one_of(MODE, MODES)
+
+
+def mxfp4_mode() -> str:
+    """The same for MoE layers whose weights came as MXFP4, which every mode takes; "default" is what mode() says."""
+    return _one_of(MXFP4_MODE, MODES)
 
 
 def scale_policy() -> str:
@@ -63,6 +69,7 @@ def wants_bf16(layer_name: str) -> bool:
 VARIABLES: dict[str, Callable[[], Any]] = {
     DISABLE: disabled_reason,
     MODE: mode,
+    MXFP4_MODE: mxfp4_mode,
     SCALES: scale_policy,
     SCALES_FILE: scales_file,
     CALIBRATION_TOKENS: calibration_tokens,

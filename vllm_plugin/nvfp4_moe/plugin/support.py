@@ -5,6 +5,8 @@ import re
 import sys
 from functools import cache
 
+from . import settings
+
 # Both ends were tried; what lies between is checked by the same seams. Raise the end after running tests/vllm on it.
 OLDEST = (0, 26)
 NEWEST = (0, 33)
@@ -87,11 +89,29 @@ def resolved_mode(mode: str) -> tuple[str, str]:
     return "bf16", "the device has no FP4 tensor cores, so exact weights cost nothing and input scales are not needed"
 
 
+def resolved_moe_mode(weights: str) -> tuple[str, str]:
+    """The same for MoE layers, by what their weights were when they came: NVFP4 or MXFP4."""
+    own = settings.mxfp4_mode() if weights == "MXFP4" else "default"
+    if own != "default":
+        return own, f"{settings.MXFP4_MODE} asks for it"
+    mode, reason = resolved_mode(settings.mode())
+    if weights == "MXFP4" and settings.mode() == "default" and mode == "bf16":  # docs/measurements.md
+        reason += f" ({settings.MXFP4_MODE}=fp8: faster at many tokens on a GPU, activations rounded to 8 bits)"
+    return mode, reason
+
+
 def resolved_linear_mode(mode: str) -> tuple[str, str]:
     """The same for linears, which have no mode fp8."""
     if mode == "fp8":
         return "bf16", "NVFP4_MOE_MODE is fp8, which is for MoE layers, and bf16 is exact for any weights"
     return resolved_mode(mode)
+
+
+def batch_invariant() -> bool:
+    """Does the user want the same bits for a token, whatever else is in the batch (VLLM_BATCH_INVARIANT)?"""
+    import vllm.envs
+
+    return bool(vllm.envs.VLLM_BATCH_INVARIANT)
 
 
 def _text(version: tuple[int, int]) -> str:

@@ -29,6 +29,7 @@ def register() -> None:
     torch_topk_softmax()
     plain_workspaces()
     collectives.install()
+    experts_without_a_gate()
     linears.unquantised()
     linears.fp8_blocks()
     with contextlib.suppress(ImportError):  # vLLM 0.26 has no such router
@@ -78,6 +79,22 @@ def plain_workspaces() -> None:
 
     if workspace._manager is None:
         workspace._manager = PlainWorkspaces()
+
+
+def experts_without_a_gate() -> None:
+    """vLLM refuses them on a CPU before it asks who could compute them, with the last line of its check."""
+    from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+
+    check = FusedMoEConfig.__post_init__
+
+    def checked(self):
+        try:
+            check(self)
+        except NotImplementedError as refusal:
+            if "is_act_and_mul=False" not in str(refusal):
+                raise
+
+    FusedMoEConfig.__post_init__ = checked
 
 
 def sparse_attention_schedule(module) -> None:
