@@ -268,6 +268,8 @@ pub struct PrepareAlphaParams {
     pub stored_exponent: i32,
     pub w13_scales: *const MatrixScales,
     pub w2_scales: *const MatrixScales,
+    pub rounded: i32,
+    pub reserved: i32,
 }
 impl Default for PrepareAlphaParams {
     fn default() -> Self {
@@ -407,6 +409,8 @@ pub struct PrepareParams {
     pub scales: *const MatrixScales,
     pub num_slabs: i32,
     pub row_order: i32,
+    pub rounded: i32,
+    pub reserved: i32,
 }
 impl Default for PrepareParams {
     fn default() -> Self {
@@ -483,4 +487,22 @@ impl Default for PrepareSwizzledParams {
             s.assume_init()
         }
     }
+}
+pub const ROUNDING_BINADES: u32 = 18;
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RoundingSums {
+    pub squares: [u64; 18usize],
+    pub errors: [u64; 18usize],
+    pub worst_block: u64,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RoundingParams {
+    pub codes: *const u8,
+    pub block_scale: *const u8,
+    pub matrices: *const MatrixScales,
+    pub sums: *mut RoundingSums,
+    pub matrix_blocks: i64,
+    pub row_blocks: i64,
 }
