@@ -57,6 +57,7 @@ impl Case {
             block_scales: &self.block_scales,
             rows: self.rows,
             row_step: 1,
+            rounded: None,
             reduction: self.reduction,
             x: &x,
         };

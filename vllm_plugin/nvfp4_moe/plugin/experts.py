@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from nvfp4_moe import Layer, LayerWeights
 from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
 
-from . import scales, settings, support
+from . import log, scales, settings, support
 from .input_scales import settle_and_warn
 from .lifetime import Handle
 
@@ -180,6 +180,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             **activation_options(config, layer),
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
+            fp8_max_error=settings.fp8_max_error(),
             device=layer.w13_weight.device,
         )
         w13_input_scale, w2_input_scale = self._input_scales(layer, mode, policy)
@@ -191,6 +192,8 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             interleaved=config.activation.name == "SWIGLUOAI",
         )
         read = self.handle.prepare(self.layer_name, weights)
+        if settings.fp8_max_error():
+            log.weights_rounded(self.layer_name, self.layer.weight_error())
         for field, name in names.items():
             getattr(layer, name).data = getattr(read, field)
 
