@@ -8,6 +8,10 @@ nvfp4  the operands are equal bit for bit, so the same bound holds. One exceptio
        such undecided values together can move the output; it is added to the bound.
 
 fp8    as nvfp4, with e4m3 codes. An h that is a row's largest takes the row's scale with it, which slack covers too.
+       Weights that are rounded (fp8_max_error) are the oracle's, bit for bit, so that the same bound holds. To the layer
+       with its weights as they are the output may lose three times the stated error more, which is that of one matrix:
+       gate, up and down are three, and their errors add up at most.
+
        Against mode bf16 the layer may lose 6 % (relative L2): a normal operand loses 2.6 %, and there are two.
 
        Hopper's e4m3 tensor cores keep fewer bits of a sum than f32 (DeepSeek-V3's report found about 14). A sum that is
@@ -30,6 +34,7 @@ COSINE = 0.99998  # in mode bf16
 COSINE_ACTIVATIONS = 0.98  # either mode against exact activations, over all tokens
 BAR_UNQUANTIZED = 0.98  # printed
 REL_L2_FP8 = 6e-2  # mode fp8 against mode bf16
+ROUNDED_WEIGHTS = 3.0  # times the stated error, of rounded weights against those that they were made of
 COSINE_LOSS = 1e-4  # to the unquantised layer, below what the oracle reaches
 
 
