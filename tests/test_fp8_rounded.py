@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mode fp8 with fp8_max_error: any weights, rounded to e4m3 by the law of reference/rounding.py, measured and bounded."""
+"""Mode fp8 with fp8_max_error: any weights, rounded to e4m3 as reference/rounding.py says, measured and bounded."""
 
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ def test_layer_matches_float64_on_rounded_weights(case, device):
     exact = ReferenceLayer(weights, case.swiglu).forward(x, local, topk_weights, "fp8")
     assert relative_l2(out, rounded.out) <= gates.bound(rounded, "fp8", device)
     stated = layer.weight_error().rel_l2
-    assert 0 < stated < 0.03
+    assert 0 < stated <= 2 / 42, "no product loses more than 6 * 1.75 does, which is 10.5 of which 10 is left"
     if case.swiglu.limit == 0 or exact.clamped < 0.5:  # where the clamp leaves the signs of up, one near 0 turns
         assert relative_l2(out, exact.out) <= gates.ROUNDED_WEIGHTS * stated + gates.bound(exact, "fp8", device)
 
@@ -152,7 +152,9 @@ def test_both_devices_report_the_same_bits(generator):
 def test_more_than_is_allowed_is_refused_and_leaves_the_weights(generator, device):
     weights = generate.random_code_weights(E, H, INTER, generator)
     cost = make(weights, device).weight_error()
-    message = rf"relative L2 error of w.*\[{cost.expert}\].* in e4m3 is 0\.0\d+; it must be at most fp8_max_error, which is"
+    message = (
+        rf"relative L2 error of w.*\[{cost.expert}\].* in e4m3 is 0\.0\d+; it must be at most fp8_max_error, which is"
+    )
     with pytest.raises(RuntimeError, match=message + r" 0\.001\. Use mode bf16, .* or allow more\."):
         make(weights, device, fp8_max_error=0.001)
     make(weights, device, fp8_max_error=cost.rel_l2 * 1.0001)

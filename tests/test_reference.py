@@ -95,7 +95,9 @@ def test_rounding_is_golden(case):
         torch.tensor(list(bytes.fromhex("".join(case[name]))), dtype=torch.uint8) for name in ("packed", "block_scale")
     )
     matrix = packed.view(-1, cols // 2), block_scale.view(-1, cols // 16)
-    assert torch.equal(rounding.rounded_values(*matrix).flatten().view(torch.int32), f32(case["weights"]).view(torch.int32))
+    assert torch.equal(
+        rounding.rounded_values(*matrix).flatten().view(torch.int32), f32(case["weights"]).view(torch.int32)
+    )
     error = rounding.error(*matrix)
     rel_l2, block_rel_l2, index = case["error"]
     assert (error.rel_l2, error.block_rel_l2) == pytest.approx((float(rel_l2), float(block_rel_l2)), rel=1e-12)

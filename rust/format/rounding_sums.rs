@@ -140,7 +140,8 @@ impl WeightError {
         if self.rel_l2 <= most {
             return Ok(self);
         }
-        let name = format!("relative L2 error of {} in e4m3", self.matrix.part.name(self.matrix.expert));
+        let matrix = self.matrix.part.name(self.matrix.expert).replace("_block_scale", "");
+        let name = format!("relative L2 error of {matrix} in e4m3");
         let rule = format!("it must be at most fp8_max_error, which is {most}");
         let remedy = "Use mode bf16, which is exact for any weights, or allow more.";
         Err(Error::argument(name, self.rel_l2, rule, remedy))

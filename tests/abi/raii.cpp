@@ -190,7 +190,7 @@ static void rounded_weights_say_what_it_cost() {
 
   c.desc.fp8_max_error = error.rel_l2 / 2;
   nvfp4_moe::Layer strict(c.desc);
-  check_throws(NVFP4_MOE_INVALID_ARGUMENT, "relative L2 error of w13_block_scale[1] (up) in e4m3 is 0.0",
+  check_throws(NVFP4_MOE_INVALID_ARGUMENT, "relative L2 error of w13[1] (up) in e4m3 is 0.0",
                [&] { strict.prepare(c.weights); });
   layer_case_free(&c);
 }

@@ -55,7 +55,9 @@ def lines() -> list[str]:
     def codes(blocks: int) -> list[int]:
         return [rng.getrandbits(4) for _ in range(blocks * BLOCK_SIZE)]
 
-    found = ["# rounding: packed u8 [rows, cols/2], block_scale u8 [rows, cols/16] of one matrix; its weights f32 as e4m3"]
+    found = [
+        "# rounding: packed u8 [rows, cols/2], block_scale u8 [rows, cols/16] of one matrix; its weights f32 as e4m3"
+    ]
     found += ["# holds them, relative L2 error of the matrix and of its worst block, and that block's index."]
     every = [code for _ in range(8) for code in range(16)]
     for scale in (0x01, 0x03, 0x07, 0x30, 0x7E):

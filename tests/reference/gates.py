@@ -8,9 +8,9 @@ nvfp4  the operands are equal bit for bit, so the same bound holds. One exceptio
        such undecided values together can move the output; it is added to the bound.
 
 fp8    as nvfp4, with e4m3 codes. An h that is a row's largest takes the row's scale with it, which slack covers too.
-       Weights that are rounded (fp8_max_error) are the oracle's, bit for bit, so that the same bound holds. To the layer
-       with its weights as they are the output may lose three times the stated error more, which is that of one matrix:
-       gate, up and down are three, and their errors add up at most.
+       Weights that are rounded (fp8_max_error) are the oracle's, bit for bit, so that the same bound holds. To the
+       layer with its weights as they are the output may lose three times the stated error more, which is that of one
+       matrix: gate, up and down are three, and their errors add up at most.
 
        Against mode bf16 the layer may lose 6 % (relative L2): a normal operand loses 2.6 %, and there are two.
 

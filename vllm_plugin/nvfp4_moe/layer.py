@@ -10,7 +10,6 @@ from .handle import Handle, refuse_gradients
 from .ops import OPS
 from .weights import LayerWeights
 
-
 MATRICES = ("gate", "up", "down")  # by NVFP4_MOE_MATRIX_*
 
 

@@ -62,7 +62,9 @@ def fp8_max_error() -> float:
     if not 0 <= error <= 1:
         raise ValueError(f"{FP8_MAX_ERROR} is {value!r}; it must be a number, 0 to 1. Unset it to round no weights.")
     if error > 0 and mode() != "fp8":
-        raise ValueError(f"{FP8_MAX_ERROR} is {value!r}; {MODE} must be fp8 then, and is {mode()!r}. Unset one of them.")
+        raise ValueError(
+            f"{FP8_MAX_ERROR} is {value!r}; {MODE} must be fp8 then, and is {mode()!r}. Unset one of them."
+        )
     return error
 
 
