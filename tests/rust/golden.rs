@@ -9,8 +9,9 @@ mod golden_files;
 use golden_files::{bits, cases, lines, number};
 use nvfp4_moe::activation::{Activation, ActivationKind};
 use nvfp4_moe::format::{
-    BlockReport, MatrixOf, Part, QuantScale, RoundedMatrix, Rounding, RoundingSums, WeightError, cast_mxfp4, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode,
-    quantize_row, quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
+    BlockReport, MatrixOf, Part, QuantScale, RoundedMatrix, Rounding, RoundingSums, WeightError, cast_mxfp4,
+    dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row, quantize_row_fp8,
+    sf_offset_128x4, sf_size_128x4,
 };
 use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
 
