@@ -9,7 +9,7 @@
 #define GEMM_SM90_ROW_TILES(of) of(8) of(16) of(24) of(32) of(48) of(64) of(80) of(96) of(112) of(128) of(144)
 
 /* The same of weights that are rounded to e4m3: fewer, because every size is four kernels. */
-#define GEMM_SM90_ROUNDED_ROW_TILES(of) of(8) of(24) of(48) of(80) of(112) of(144)
+#define GEMM_SM90_ROUNDED_ROW_TILES(of) of(8) of(16) of(24) of(48) of(64) of(80) of(112) of(144)
 
 /* Launch shape of every GEMM of Hopper: one CTA a multiprocessor, all of its shared memory. Those whose CTA has four
  * weight tiles have fewer threads, with more registers. */

@@ -79,7 +79,7 @@ macro_rules! kernels_of_sizes {
         ];
     };
 }
-kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144; 8 24 48 80 112 144);
+kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144; 8 16 24 48 64 80 112 144);
 
 /// The first row of a GEMM of rounded weights, and the first that is not a GEMM's.
 const ROUNDED: usize = 9 * GEMM_ROWS.len();
