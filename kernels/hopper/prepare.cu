@@ -20,11 +20,12 @@ struct Staged {
 // A block scale as tiles hold it, and the codes where rounding changes them. `row` is the checkpoint's.
 __device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3, uint2& codes) {
   if (!p.scales) return static_cast<uint8_t>(e5m3_scale(e4m3 & 0x7F));
+  if (e4m3 == 0) return 0;  // of padding, too, which is no row of any projection
   const int projections = p.row_order == ROWS_PLAIN ? 1 : 2;
   const uint32_t largest = p.scales[projections * expert + projection_of_row(p.row_order, row, p.source.rows)].largest;
   if (!p.rounded) return static_cast<uint8_t>(fp8_scale(e4m3, largest));
   const int floor = rounded_floor(largest);
-  if (e4m3 == 0 || e4m3_exponent(e4m3) >= floor) return static_cast<uint8_t>(rounded_scale(e4m3, floor));
+  if (e4m3_exponent(e4m3) >= floor) return static_cast<uint8_t>(rounded_scale(e4m3, floor));
   const uint32_t table = codes_at_floor(e4m3, floor);
   codes = make_uint2(look_up_codes(codes.x, table), look_up_codes(codes.y, table));
   return 0;
