@@ -6,7 +6,7 @@
     layertest.py --checkpoint DIR --layer 3         a layer of a real checkpoint
     layertest.py --shape pro --tokens 1,8 --mode nvfp4 --experts 16 --ep-rank 1 --ep-size 4
     layertest.py --shape flash --mode bf16,fp8      weights with power-of-two block scales, which mode fp8 needs
-    layertest.py --mode fp8 --fp8-max-error 0.03    ordinary weights, which mode fp8 rounds to e4m3
+    layertest.py --mode fp8 --fp8-max-error 0.04    ordinary weights, which mode fp8 rounds to e4m3
     layertest.py --activation relu2 --bias          another kind of expert: relu2 has no gate
 
 Columns: `rel-L2` and `cosine` against float64 on the dequantised weights (in modes nvfp4 and fp8 on the quantised

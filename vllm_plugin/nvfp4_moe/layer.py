@@ -71,7 +71,7 @@ class Layer(Handle):
                       `prepare` refuses weights whose block scales are not powers of two within a factor of 2^11 in
                       each expert's gate, up and down matrix; not on "cuda-portable")
         fp8_max_error of mode fp8: any weights are taken, and rounded to e4m3, where that costs no matrix more (relative
-                      L2 error, up to 1; 0.03 lets most NVFP4 weights pass); 0: refused as above
+                      L2 error, up to 1; 0.04 lets pass what exporters made of normal weights); 0: refused as above
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
         activation    "swiglu", "swiglu_step", "situ", "gelu_tanh"; without a gate "relu2", "silu". Formulas, and what
                       limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
