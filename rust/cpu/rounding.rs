@@ -82,10 +82,11 @@ pub unsafe fn measure(config: &LayerConfig, weights: &LayerWeights) -> Result<Ve
     let parts = parts_of(weights.row_order);
     let mut all = vec_for("experts", config.num_local_experts * parts.len())?;
     all.extend((0..config.num_local_experts).flat_map(|expert| parts.iter().map(move |part| (expert, *part))));
-    // SAFETY: the caller's promise is the same.
-    threads::run(|| {
-        threads::try_map(all, |(expert, part)| Ok(unsafe { Matrix::of(config, weights, expert, part) }.measure()))
-    })?
+    let measured = |(expert, part)| {
+        // SAFETY: the caller's promise is the same.
+        Ok(unsafe { Matrix::of(config, weights, expert, part) }.measure())
+    };
+    threads::run(|| threads::try_map(all, measured))?
 }
 
 /// How the matrices of each expert are rounded.

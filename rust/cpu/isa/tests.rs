@@ -213,7 +213,8 @@ fn quantised_activations_are_exact() {
     let mut random = Random(13);
     for isa in available() {
         let codes: Vec<u8> = (0..4 * 128).map(|_| random.next() as u8).collect();
-        let case = Case { codes, block_scales: vec![0x38; 8 * 128 / BLOCK_SIZE], rows: 8, reduction: 128 };
+        let case =
+            Case { codes, block_scales: vec![0x38; 8 * 128 / BLOCK_SIZE], rows: 8, reduction: 128, rounding: None };
         let x: Vec<f32> = (0..128).map(|_| e2m1_decode(random.next() as u8 & 15) * 26.0).collect();
         let out = case.run(isa, std::slice::from_ref(&x));
         for row in 0..8 {
