@@ -186,6 +186,7 @@ LAYERTEST := $(PY) tests/layertest.py
 
 layertest: build $(MODELOPT_CHECKPOINT)/.made $(DEEPSEEK_CHECKPOINT)/.made $(ORIGINAL_CHECKPOINT)/.made
 	$(LAYERTEST) --checkpoint $(MODELOPT_CHECKPOINT) --layer 1
+	$(LAYERTEST) --checkpoint $(MODELOPT_CHECKPOINT) --layer 1 --mode bf16,fp8 --fp8-max-error 0.04
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0
 	$(LAYERTEST) --checkpoint $(DEEPSEEK_CHECKPOINT) --layer 0 --ep-rank 1 --ep-size 4 --tokens 8,64
 	$(LAYERTEST) --checkpoint $(ORIGINAL_CHECKPOINT) --layer 0 --mode bf16,fp8
@@ -242,11 +243,13 @@ $(OP):
 gpu-test: $(OP)
 	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
 	  tests/test_gpu.py tests/test_gpu_experts.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_fp8.py \
-	  tests/test_linear.py tests/test_gpu_life.py tests/test_mxfp4.py tests/test_batch_invariance.py
+	  tests/test_fp8_rounded.py tests/test_linear.py tests/test_gpu_life.py tests/test_mxfp4.py \
+	  tests/test_batch_invariance.py
 	$(GPU_PY) tests/cudagraph_test.py
 	$(GPU_LAYERTEST) --device cuda --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape pro
 	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,fp8
+	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,fp8 --fp8-max-error 0.04
 	$(GPU_LAYERTEST) --device cuda-portable --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,nvfp4,fp8 --activation relu2
 	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,nvfp4,fp8 --interleaved --bias

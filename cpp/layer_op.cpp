@@ -75,7 +75,8 @@ uint64_t storage_size(const Layer& layer) {
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias) {
+                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias,
+                     double fp8_max_error) {
   nvfp4_moe_layer_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);
@@ -94,6 +95,7 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
   desc.tile_rows = to_int32("tile_rows", tile_rows);
   desc.activation = activation_from_name(activation);
   desc.has_bias = has_bias;
+  desc.fp8_max_error = static_cast<float>(fp8_max_error);
 
   nvfp4_moe_layer* handle = nullptr;
   check_status(nvfp4_moe_layer_create(&desc, &handle));
@@ -136,6 +138,17 @@ std::optional<Tensor> layer_storage(int64_t layer_id) {
 
 int64_t layer_storage_size(int64_t layer_id) {
   return layers().with_shared(layer_id, [](const Layer& layer) { return static_cast<int64_t>(storage_size(layer)); });
+}
+
+std::tuple<double, int64_t, int64_t, double, int64_t, int64_t, int64_t, int64_t> layer_weight_error(int64_t layer_id) {
+  using Result = std::tuple<double, int64_t, int64_t, double, int64_t, int64_t, int64_t, int64_t>;
+  return layers().with_shared(layer_id, [](const Layer& layer) -> Result {
+    nvfp4_moe_weight_error error{};
+    error.struct_size = sizeof error;
+    check_status(nvfp4_moe_layer_weight_error(layer.handle.get(), &error));
+    return {error.rel_l2,       error.expert,       error.matrix,    error.block_rel_l2,
+            error.block_expert, error.block_matrix, error.block_row, error.block};
+  });
 }
 
 int64_t layer_workspace_size(int64_t layer_id, int64_t max_tokens) {

@@ -13,7 +13,8 @@ namespace nvfp4_moe_op {
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias);
+                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias,
+                     double fp8_max_error);
 void layer_destroy(int64_t layer);
 
 // The layer keeps what its handle points into: the weights on the CPU, where there is no storage, the storage on CUDA.
@@ -27,6 +28,9 @@ int64_t layer_storage_size(int64_t layer);
 
 // u8 [L, bytes of an expert]: where prepare put the weights, none on the CPU and before it.
 std::optional<Tensor> layer_storage(int64_t layer);
+
+// nvfp4_moe_weight_error in order, without its size.
+std::tuple<double, int64_t, int64_t, double, int64_t, int64_t, int64_t, int64_t> layer_weight_error(int64_t layer);
 
 // Bytes of a workspace tensor for up to max_tokens tokens, room for its alignment included.
 int64_t layer_workspace_size(int64_t layer, int64_t max_tokens);

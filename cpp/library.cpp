@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def(
       "layer_create(Device device, bool portable, str mode, str scale_policy, int hidden_size, int intermediate_size, "
       "int num_experts, int num_local_experts, int first_local_expert, int top_k, float swiglu_limit, "
-      "float swiglu_alpha, float swiglu_beta, int tile_rows, str activation, bool has_bias) -> int");
+      "float swiglu_alpha, float swiglu_beta, int tile_rows, str activation, bool has_bias, float fp8_max_error) "
+      "-> int");
   m.def("layer_destroy(int layer) -> ()");
   m.def(
       "layer_prepare(Tensor w13, Tensor w13_block_scale, Tensor w13_global_scale, Tensor w2, Tensor w2_block_scale, "
@@ -25,6 +26,9 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
       "int row_order, Tensor(a!)? storage, int layer) -> ()");
   m.def("layer_storage_size(int layer) -> int");
   m.def("layer_storage(int layer) -> Tensor?");
+  m.def(
+      "layer_weight_error(int layer) -> (float rel_l2, int expert, int matrix, float block_rel_l2, int block_expert, "
+      "int block_matrix, int block_row, int block)");
   m.def("layer_workspace_size(int layer, int max_tokens) -> int");
   m.def(
       "moe_forward(Tensor x, Tensor topk_ids, Tensor? topk_weights, Tensor? expert_map, Tensor(b!)? workspace, "
@@ -91,6 +95,7 @@ STABLE_TORCH_LIBRARY_IMPL(nvfp4_moe, CompositeExplicitAutograd, m) {
   m.impl("layer_storage_size", TORCH_BOX(&layer_storage_size));
   m.impl("layer_storage", TORCH_BOX(&layer_storage));
   m.impl("layer_workspace_size", TORCH_BOX(&layer_workspace_size));
+  m.impl("layer_weight_error", TORCH_BOX(&layer_weight_error));
   m.impl("layer_calibrated_scales", TORCH_BOX(&layer_calibrated_scales));
   m.impl("layer_set_input_scales", TORCH_BOX(&layer_set_input_scales));
   m.impl("linear_create", TORCH_BOX(&linear_create));

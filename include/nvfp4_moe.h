@@ -99,7 +99,14 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  *   scale = max(amax / 448, 2^-110), or 1 for a row of zeros;  code = e4m3(x * (1 / scale)), ties to even, saturating;
  * every operation rounded once to f32; NaN stays NaN; NaN and infinities are counted. It ignores the scale policy and
  * input scales. Weights must be exact in e4m3 with a power of two taken out: prepare refuses those whose nonzero block
- * scales, in the gate, the up or the down matrix of an expert, are not all powers of two within a factor of 2^11. */
+ * scales, in the gate, the up or the down matrix of an expert, are not all powers of two within a factor of 2^11.
+ *
+ * Where fp8_max_error of nvfp4_moe_layer_desc is not 0 any weights are taken, and rounded to e4m3. The floor of such a
+ * matrix is its largest block scale's power of two / 2^10, or / 2^11 where that scale is 1 or 1.125 times it.
+ *   block scale >= floor: e2m1 * block scale has 4 significant bits, to nearest, ties to even: 1.5, 3 and 6 may change;
+ *   block scale < floor: floor * e2m1(e2m1 * block scale / floor), to nearest, ties to even.
+ * prepare refuses a layer where that moves a matrix by more than fp8_max_error of its norm (global scale left out). What
+ * is taken without rounding stays exact. */
 
 /* Where mode NVFP4 takes the global scale of the activations from. */
 #define NVFP4_MOE_SCALE_STATIC 0  /* the checkpoint's input_scale, or one set by nvfp4_moe_*_set_input_scale(s) */
@@ -156,6 +163,7 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t tile_rows;  /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
   int32_t activation; /* NVFP4_MOE_ACTIVATION_* */
   int32_t has_bias;   /* 1: weights may have biases, for which every slice of the storage has room */
+  float fp8_max_error; /* mode FP8: 0 refuses weights that are not exact; up to 1: rounds them, if that is all it costs */
 } nvfp4_moe_layer_desc;
 
 /* Checkpoint tensors, stacked over local experts, contiguous, block scales linear. Without a gate 2I is I, and 2 is 1. */
@@ -216,6 +224,27 @@ int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out
  * begin after it. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
+
+#define NVFP4_MOE_MATRIX_GATE 0
+#define NVFP4_MOE_MATRIX_UP 1 /* also where there is no gate */
+#define NVFP4_MOE_MATRIX_DOWN 2
+
+/* What rounding to e4m3 did to weights: |rounded - exact| / |exact|, L2 norms, global scales left out. */
+typedef struct nvfp4_moe_weight_error {
+  uint32_t struct_size;
+  float rel_l2;         /* of the matrix that it cost most; 0: no weight changed */
+  int32_t expert;       /* that matrix: a local expert */
+  int32_t matrix;       /* NVFP4_MOE_MATRIX_* */
+  float block_rel_l2;   /* of the block of 16 that it cost most, to 2^-20 of itself */
+  int32_t block_expert; /* where that block is */
+  int32_t block_matrix;
+  int32_t block_row;    /* in w13 or w2 of its expert, as they were given */
+  int32_t block;        /* in that row */
+} nvfp4_moe_weight_error;
+
+/* Read what prepare measured into host `out`; its struct_size must be set. Of what is equal the first is named: by expert,
+ * then in the order of w13's rows, w2 last. All 0 where fp8_max_error is. NOT_PREPARED before prepare. */
+int32_t nvfp4_moe_layer_weight_error(const nvfp4_moe_layer *layer, nvfp4_moe_weight_error *out);
 
 /* Scratch bytes that forward and calibrate need for up to max_tokens tokens, whatever the routing. Never decreases
  * with max_tokens; max_tokens * top_k must be less than 2^31, as in forward. The contents mean nothing before and after

@@ -111,6 +111,11 @@ class Layer {
                Stream stream = nullptr) {
     detail::check(nvfp4_moe_layer_prepare(get(), &weights, storage, storage_size, stream));
   }
+  nvfp4_moe_weight_error weight_error() const {
+    auto error = sized<nvfp4_moe_weight_error>();
+    detail::check(nvfp4_moe_layer_weight_error(get(), &error));
+    return error;
+  }
   uint64_t workspace_size(int32_t max_tokens) const {
     uint64_t bytes = 0;
     detail::check(nvfp4_moe_layer_workspace_size(get(), max_tokens, &bytes));

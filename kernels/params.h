@@ -193,6 +193,9 @@ typedef struct PrepareAlphaParams {
   const MatrixScales *w13_scales; /* [L, 2], in the checkpoint's order, where scales are stored relative to the
                                      largest, which the output factor then holds. Or NULL */
   const MatrixScales *w2_scales;  /* [L] */
+  int32_t rounded; /* 1: weights are rounded to e4m3, for which a largest scale of 1.25 or more times a power of two is
+                      stored with one exponent less */
+  int32_t reserved;
 } PrepareAlphaParams;
 
 /* The biases of one matrix. */

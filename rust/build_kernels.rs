@@ -13,7 +13,7 @@ const TORCH_CUDA: &str = "NVFP4_MOE_TORCH_CUDA";
 
 /// A source file under `kernels/`, without `.cu`, and the GPUs it is compiled for. The folder says which: a family's own
 /// GPUs, or every supported one.
-const MODULES: [(&str, &[&str]); 13] = [
+const MODULES: [(&str, &[&str]); 15] = [
     ("route/route", EVERY_GPU),
     ("quantize/quantize", EVERY_GPU),
     ("calibrate/amax", EVERY_GPU),
@@ -24,8 +24,10 @@ const MODULES: [(&str, &[&str]); 13] = [
     ("portable/gemm", EVERY_GPU),
     ("portable/prepare", EVERY_GPU),
     ("hopper/gemm", HOPPER),
+    ("hopper/gemm_rounded", HOPPER),
     ("hopper/prepare", HOPPER),
     ("hopper/quantize_fp8", HOPPER),
+    ("hopper/rounding", HOPPER),
     ("hopper/scales_fp8", HOPPER),
 ];
 const EVERY_GPU: &[&str] = &["80", "90", "100f", "120f"];

@@ -3,7 +3,7 @@
 //! [`crate::linear`]) and the backends ([`crate::cpu`], [`crate::cuda`]) stand on.
 
 use crate::error::{Error, Result};
-use crate::format::check_global_scale;
+use crate::format::{WeightError, check_global_scale};
 use crate::shape::RowOrder;
 use std::fmt::Debug;
 
@@ -298,6 +298,9 @@ pub trait LayerBackend: Debug + Send + Sync {
 
     /// Are there weights, and if not, why?
     fn readiness(&self) -> Readiness;
+
+    /// What rounding to e4m3 did to the weights that it has.
+    fn weight_error(&self) -> WeightError;
 
     /// Take weights, or refuse them. Forgets what calibration saw of those before; a refusal changes nothing.
     ///

@@ -32,7 +32,7 @@ pub enum Mode {
     /// Activations quantised to NVFP4.
     Nvfp4,
     /// Activations quantised to e4m3, one dynamic scale for each row; needs weights that are exact in e4m3
-    /// ([`crate::format::ScaleSpan`]). MoE layers only.
+    /// ([`crate::format::ScaleSpan`]), or rounds them ([`LayerConfig::fp8_max_error`]). MoE layers only.
     Fp8,
 }
 
@@ -63,6 +63,8 @@ pub struct LayerConfig {
     pub has_bias: bool,
     /// Rows of a tile that a benchmark asks for; none: the library chooses.
     pub tile_rows: Option<u32>,
+    /// Mode fp8: the relative L2 error that rounding to e4m3 may cost a matrix; 0: none is rounded.
+    pub fp8_max_error: f32,
 }
 
 impl LayerConfig {
@@ -81,7 +83,14 @@ impl LayerConfig {
             activation: Activation::PLAIN_SWIGLU,
             has_bias: false,
             tile_rows: None,
+            fp8_max_error: 0.0,
         }
+    }
+
+    /// Are weights rounded to e4m3 ([`crate::format::Rounding`])? A choice of the description and not of the weights, so that
+    /// a graph computes with any that are prepared later.
+    pub fn rounds_weights(&self) -> bool {
+        self.mode == Mode::Fp8 && self.fp8_max_error > 0.0
     }
 
     /// Lengths of its weights.
@@ -119,6 +128,12 @@ impl LayerConfig {
         if self.top_k == 0 || self.top_k > all {
             let rule = format!("it must be 1 to num_experts, which is {all}");
             return Err(Error::argument("top_k", self.top_k, rule, "Pass num_experts_per_tok of the model."));
+        }
+        let (error, is_fp8) = (self.fp8_max_error, self.mode == Mode::Fp8);
+        if !(0.0..=1.0).contains(&error) || (error > 0.0 && !is_fp8) {
+            let rule =
+                if is_fp8 { "it must be 0 (weights are exact) to 1" } else { "it must be 0 in modes other than fp8" };
+            return Err(Error::argument("fp8_max_error", error, rule, "Pass 0, which rounds no weights."));
         }
         Ok(())
     }

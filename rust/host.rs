@@ -34,7 +34,7 @@ use crate::call::{
 use crate::checkpoint::{self, LayerBuffers};
 use crate::config::{Device, LayerConfig, LinearConfig, Mode};
 use crate::error::{Error, Result};
-use crate::format::BLOCK_SIZE;
+use crate::format::{BLOCK_SIZE, WeightError};
 use crate::layer::Layer;
 use crate::linear::Linear;
 use crate::shape::{MoeShape, RowOrder};
@@ -186,6 +186,11 @@ impl HostLayer {
     /// What it was created as.
     pub fn config(&self) -> &LayerConfig {
         self.layer.config()
+    }
+
+    /// What rounding to e4m3 did to its weights, which takes [`LayerConfig::fp8_max_error`].
+    pub fn weight_error(&self) -> Result<WeightError> {
+        self.layer.weight_error()
     }
 
     /// `out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t])`.

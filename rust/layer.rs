@@ -6,7 +6,7 @@ use crate::config::{Device, LayerConfig, Mode, ScalePolicy};
 use crate::cpu::CpuLayer;
 use crate::cuda;
 use crate::error::{Error, Result};
-use crate::format::input_scale_from_amax;
+use crate::format::{WeightError, input_scale_from_amax};
 
 /// One MoE layer.
 #[derive(Debug)]
@@ -47,6 +47,12 @@ impl Layer {
         unsafe { self.backend.prepare(&weights, storage, stream) }?;
         self.input_scales = weights.input_scales;
         Ok(())
+    }
+
+    /// What rounding to e4m3 did to the weights, of which there must be some.
+    pub fn weight_error(&self) -> Result<WeightError> {
+        self.check_prepared()?;
+        Ok(self.backend.weight_error())
     }
 
     /// Workspace bytes for up to `max_tokens` tokens.

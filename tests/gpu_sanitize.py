@@ -19,21 +19,24 @@ from reference import generate
 from reference.layer import Relu2, Swiglu
 
 HIDDEN, INTER, EXPERTS, TOP_K = 144, 80, 8, 2
+KINDS = (("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic"))
 # One for each GEMM kernel (8, 16, 24, ... rows); 1100 tokens take the routing of several blocks.
 TOKENS = (1, 32, 60, 80, 120, 200, 250, 300, 350, 1100)
 
 
 def run_layers(device: str, generator: torch.Generator, activation: Swiglu, tokens: tuple[int, ...]) -> None:
     sizes = (EXPERTS, HIDDEN, INTER)
-    weights = generate.random_code_weights(*sizes, generator, lossless=True, gated=activation.gated)
-    weights = weights.with_input_scales(4.0, 4.0)
+    made = (generate.random_code_weights(*sizes, generator, lossless=p, gated=activation.gated) for p in (True, False))
+    lossless, ordinary = (weights.with_input_scales(4.0, 4.0) for weights in made)
     if activation != Swiglu():
-        weights = weights.with_biases(generator)
-        weights = weights.with_interleaved_rows() if activation.gated else weights
-    fp8 = [("fp8", "static")] if device == "cuda" else []
-    for mode, policy in (*fp8, ("bf16", "static"), ("nvfp4", "static"), ("nvfp4", "dynamic")):
+        lossless, ordinary = (weights.with_biases(generator) for weights in (lossless, ordinary))
+        if activation.gated:
+            lossless, ordinary = (weights.with_interleaved_rows() for weights in (lossless, ordinary))
+    fp8 = [("fp8", "static", 0.1), ("fp8", "static", 0.0)] if device == "cuda" else []
+    for mode, policy, fp8_max_error in (*fp8, *((*kind, 0.0) for kind in KINDS)):
         layer = runner.make_layer(
-            weights,
+            ordinary if fp8_max_error else lossless,
+            fp8_max_error=fp8_max_error,
             num_experts=EXPERTS,
             top_k=TOP_K,
             mode=mode,

@@ -26,6 +26,7 @@ def make_layer(
     swiglu: Swiglu = Swiglu(),
     first_local_expert: int = 0,
     tile_rows: int = 0,
+    fp8_max_error: float = 0.0,
     device: str = "cpu",
 ) -> Layer:
     """A prepared layer over the oracle's weights."""
@@ -45,6 +46,7 @@ def make_layer(
         activation=swiglu.name,
         tile_rows=tile_rows,
         has_bias=weights.w13_bias is not None or weights.w2_bias is not None,
+        fp8_max_error=fp8_max_error,
         device=device,
     )
     own = LayerWeights(

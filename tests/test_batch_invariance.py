@@ -74,6 +74,11 @@ class TestCuda:
         options = dict(num_experts=E, top_k=K, mode=mode, swiglu=activation, device="cuda")
         check(runner.make_layer(weights, tile_rows=48, **options), inputs)
 
+    def test_weights_rounded_to_e4m3(self):
+        weights, inputs = problem("bf16", H, INTER)  # block scales of any kind
+        options = dict(num_experts=E, top_k=K, mode="fp8", fp8_max_error=0.1, device="cuda")
+        check(runner.make_layer(weights, tile_rows=48, **options), inputs)
+
     def test_sizes_that_the_library_chooses_by_itself_are_not_enough(self):
         """Few rows are summed by several warpgroups, each a part of the reduction. If not, the setting is idle."""
         weights, inputs = problem("bf16", H, INTER)

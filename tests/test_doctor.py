@@ -116,6 +116,9 @@ def test_mode_fp8_is_for_experts_and_linears_are_bf16(monkeypatch):
         assert answers[name][1].startswith("activations fp8; loading refuses block scales that are no powers of two")
     for name in LINEARS:
         assert answers[name] == ("nvfp4_moe", "activations bf16, because mode fp8 is for MoE layers")
+    monkeypatch.setenv("NVFP4_MOE_FP8_MAX_ERROR", "0.04")
+    rounded = env.backend_of(next(m for m in MODULES if m.name in EXPERTS), "bfloat16", [], QUESTION)
+    assert rounded[1].startswith("activations fp8; weights rounded to e4m3, where that costs no more than 0.04")
     assert support.resolved_mode("fp8") == ("fp8", "NVFP4_MOE_MODE asks for it")
     mode, reason = support.resolved_linear_mode("fp8")
     assert (mode, "fp8, which is for MoE layers" in reason) == ("bf16", True)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from nvfp4_moe import Checkpoint
-from reference import nvfp4
+from reference import gates, nvfp4
 from reference.layer import ReferenceLayer, relative_l2
+from reference.rounding import RoundedLayer
 
 sys.path.append(str(Path(__file__).with_name("checkpoints")))
 from make_exports import EXPERTS, HIDDEN, INTER, TOP_K, probe
@@ -93,4 +94,10 @@ def test_a_layer_of_an_export_computes(export, request):
     ids = torch.stack([torch.randperm(EXPERTS, generator=generator)[:TOP_K] for _ in range(5)]).int()
     weights = torch.rand(5, TOP_K, generator=generator)
     out = checkpoint.make_layer(layer, mode="bf16")(x, ids, weights)
-    assert relative_l2(out, ReferenceLayer(checkpoint.read_layer(layer)).forward(x, ids, weights).out) < 5e-3
+    read = checkpoint.read_layer(layer)
+    assert relative_l2(out, ReferenceLayer(read).forward(x, ids, weights).out) < 5e-3
+
+    rounded = checkpoint.make_layer(layer, mode="fp8", fp8_max_error=0.04)
+    wanted = RoundedLayer(read).forward(x, ids, weights, "fp8")
+    assert relative_l2(rounded(x, ids, weights), wanted.out) < gates.bound(wanted, "fp8", "cpu")
+    assert 0 < rounded.weight_error().rel_l2 < 0.04

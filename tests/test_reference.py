@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reference import fp8, nvfp4
+from reference import fp8, nvfp4, rounding
 from reference.layer import ACTIVATIONS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,6 +86,22 @@ def test_fp8_rows_are_golden(case):
     q = fp8.quantize(f32([word + "0000" for word in case["x"]]).view(rows, cols))
     assert bytes(q.codes.flatten().tolist()) == bytes.fromhex("".join(case["codes"]))
     assert torch.equal(q.row_scale.flatten(), f32(case["row_scale"]))
+
+
+@pytest.mark.parametrize("case", golden_cases("rounding.txt"))
+def test_rounding_is_golden(case):
+    cols = int(case["cols"][0])
+    packed, block_scale = (
+        torch.tensor(list(bytes.fromhex("".join(case[name]))), dtype=torch.uint8) for name in ("packed", "block_scale")
+    )
+    matrix = packed.view(-1, cols // 2), block_scale.view(-1, cols // 16)
+    assert torch.equal(
+        rounding.rounded_values(*matrix).flatten().view(torch.int32), f32(case["weights"]).view(torch.int32)
+    )
+    error = rounding.error(*matrix)
+    rel_l2, block_rel_l2, index = case["error"]
+    assert (error.rel_l2, error.block_rel_l2) == pytest.approx((float(rel_l2), float(block_rel_l2)), rel=1e-12)
+    assert error.row * (cols // 16) + error.block == int(index)
 
 
 def test_swizzle_is_golden():

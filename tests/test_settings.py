@@ -10,6 +10,9 @@ BAD = [
     ("NVFP4_MOE_SCALES", "Static", "it must be one of static, calibrated, dynamic"),
     ("NVFP4_MOE_CALIBRATION_TOKENS", "4k", "it must be a number, 1 or more. Unset it for 4096"),
     ("NVFP4_MOE_CALIBRATION_TOKENS", "0", "it must be a number, 1 or more"),
+    ("NVFP4_MOE_FP8_MAX_ERROR", "3%", "it must be a number, 0 to 1. Unset it to round no weights"),
+    ("NVFP4_MOE_FP8_MAX_ERROR", "nan", "it must be a number, 0 to 1"),
+    ("NVFP4_MOE_FP8_MAX_ERROR", "0.03", "NVFP4_MOE_MODE must be fp8 then, and is 'default'. Unset one of them"),
 ]
 
 

@@ -60,6 +60,11 @@ __host__ __device__ constexpr int e4m3_exponent(uint32_t e4m3) {
   return e4m3 >= 8 ? static_cast<int>(e4m3 >> 3) - 7 : e4m3 >= 4 ? -7 : e4m3 >= 2 ? -8 : -9;
 }
 
+// Three bits of mantissa of a positive finite e4m3 byte, as a normal value would have them.
+__host__ __device__ constexpr uint32_t e4m3_mantissa(uint32_t e4m3) {
+  return (e4m3 >= 4 ? e4m3 << (e4m3 < 8) : e4m3 == 3 ? 4 : 0) & 7;
+}
+
 // The nearest e4m3 byte of a non-negative value, ties to even, saturating at 448; NaN gives 0x7F.
 __device__ inline uint32_t e4m3_encode(float a) {
   if (isnan(a)) return 0x7F;

@@ -32,6 +32,7 @@ struct Config {
   static constexpr int kLineSlabs = 2 / kColumnBytes;     // slabs in 128 bytes of a row
   static constexpr int kLines = kSlabs / kLineSlabs;      // of a row in a stage
   static constexpr int kSteps = kSlabSteps / kLineSlabs;  // of the tensor core in a slab
+  static constexpr bool kRounded = false;                 // weights of mode fp8 that are rounded to e4m3
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
@@ -78,6 +79,12 @@ struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8
 
 template <int kN, int kColumnBytes, Epilogue kEpilogue>
 struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {};
+
+// Of rounded weights: a kernel of its own, so that exact ones do not pay for it.
+template <int kN, Epilogue kEpilogue>
+struct RoundedConfigOf : ConfigOf<kN, 1, kEpilogue> {
+  static constexpr bool kRounded = true;
+};
 
 template <class C>
 struct SharedStorage {

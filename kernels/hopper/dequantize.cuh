@@ -33,6 +33,13 @@ struct Fp8Table {
   uint32_t low, high;
 
   __device__ explicit Fp8Table(uint32_t scale) : low(fp8_table_low(scale)), high(fp8_table_high(scale)) {}
+  // Of rounded weights.
+  __device__ static Fp8Table rounded(uint32_t stored) {
+    Fp8Table table(stored);
+    table.low += (stored & kRoundedUp) * kRoundedLow;
+    table.high += (stored & kRoundedUp) * kRoundedHigh;
+    return table;
+  }
   // Of four codes, the low half of `magnitudes`.
   __device__ uint32_t look_up(uint32_t magnitudes) const { return ptx::select_bytes(low, high, magnitudes); }
 };

@@ -42,6 +42,12 @@
 // constants plus the scale in each byte but zero's. The output factors hold the matrix's largest over 2^6. (A matrix
 // here is what has one output factor: gate, up or down of an expert.)
 //
+// Weights that are rounded to e4m3 (fp8_max_error) have any block scales, (1 + m/8) * 2^e. Their products with 0.5, 1,
+// 2 and 4 are exact, so that a stored scale is 8 * exponent + m, and the bytes of the table follow. Products with 1.5,
+// 3 and 6 have more bits: rounded to nearest, ties to even, their bytes lie 5 above those of 1, 2 and 4 where m is 1 to
+// 5, and 4 above elsewhere, as in the table of powers of two. Bit 7 of the stored scale says which. Blocks whose scale
+// would have a negative exponent get exponent 0, and codes that are rounded to it.
+//
 // Where there is a gate, its rows and up's are interleaved by 8: rows 16w .. 16w+7 of tile m are gate of features 32m +
 // 8w .., the next 8 are up of the same features. So the thread that accumulates a gate value accumulates its up value
 // too.
@@ -156,6 +162,50 @@ constexpr bool fp8_tables_are_exact() {
 static_assert(fp8_tables_are_exact(), "every product of mode fp8");
 static_assert(fp8_scale(0x38, 0x38) / 8 - 5 == FP8_LARGEST_EXPONENT, "what prepare_alphas is told");
 static_assert(fp8_scale(0x38, 0x38) == 88 && fp8_scale(1, 0x10) == 88 - 32, "1 of 1; 2^-9 of 2^-5");
+
+// Rounded weights: exponent of two of the smallest block scale that tiles hold, in a matrix with this largest one. 6
+// times the largest is 448 at most where that has a mantissa of 0 or 1; else there is a binade less.
+__host__ __device__ constexpr int rounded_floor(uint32_t largest) {
+  return e4m3_exponent(largest) - kFp8Span + (e4m3_mantissa(largest) > 1);
+}
+constexpr uint32_t kRoundedUp = 0x80;  // of a stored scale: 1.5, 3 and 6 lie 5 above 1, 2 and 4
+// What is added to a table of such a scale for each 1 of that bit: its bytes were added as if it was of the scale.
+constexpr uint32_t kRoundedLow = 0x01000000u / kRoundedUp - 0x01010100u;
+constexpr uint32_t kRoundedHigh = 0x01000100u / kRoundedUp - 0x01010101u;
+
+// What is stored of a block scale whose exponent is the floor's at least, or 0.
+__host__ __device__ constexpr uint32_t rounded_scale(uint32_t e4m3, int floor) {
+  if (e4m3 == 0) return 0;
+  const uint32_t m = e4m3_mantissa(e4m3);
+  return static_cast<uint32_t>(e4m3_exponent(e4m3) - floor) << 3 | m | (m >= 1 && m <= 5 ? kRoundedUp : 0);
+}
+
+// An e2m1 magnitude in halves.
+__host__ __device__ constexpr uint32_t halves_of_code(uint32_t code) { return 0xC8643210u >> 4 * code & 15; }
+
+// The magnitude times such a block scale, rounded, as a count of sixteenths of the scale's power of two; exact it is
+// halves_of_code(code) * (8 + m).
+__host__ __device__ constexpr uint32_t rounded_product(uint32_t code, uint32_t m) {
+  const uint32_t product = halves_of_code(code) * (8 + m);
+  uint32_t step = 1;  // of e4m3: an eighth of the power of two below
+  while (product >= 16 * step) step *= 2;
+  return (product + step / 2 - (step > 1 && (product / step) % 2 == 0)) / step * step;
+}
+static_assert(rounded_product(7, 7) == 176 && rounded_product(3, 1) == 28, "11.25 to 11; 27 of 26 and 28 to the even");
+
+constexpr bool rounded_tables_are_nearest() {
+  for (uint32_t scale = 8; scale < 8 * (kFp8Span + 1) + 2; ++scale) {
+    const uint32_t stored = rounded_scale(scale, -6), e = stored >> 3 & 15, bit = stored & kRoundedUp;
+    for (uint32_t code = 1; code < 8; ++code) {
+      const uint32_t low = fp8_table_low(stored) + bit * kRoundedLow,
+                     high = fp8_table_high(stored) + bit * kRoundedHigh;
+      const uint32_t byte = (code < 4 ? low : high) >> code % 4 * 8 & 0xFF;
+      if ((low & 0xFF) != 0 || (8 + byte % 8) << byte / 8 != rounded_product(code, scale % 8) << (e + 1)) return false;
+    }
+  }
+  return true;
+}
+static_assert(rounded_tables_are_nearest(), "every product with a block scale that is rounded");
 
 // Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts gate and up.
 __host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, int order) {

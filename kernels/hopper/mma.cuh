@@ -8,12 +8,12 @@
 
 namespace nvfp4 {
 
-// What a thread reads of a slab of its weight tile, for rows of bf16 or of e4m3.
-template <int kColumnBytes>
+// What a thread reads of a slab of its weight tile, for rows of bf16 or of e4m3; these may have rounded weights.
+template <int kColumnBytes, bool kRounded>
 struct SlabWords;
 
 template <>
-struct SlabWords<2> {
+struct SlabWords<2, false> {
   uint4 codes;
   uint2 scales;
 
@@ -38,8 +38,8 @@ struct SlabWords<2> {
   }
 };
 
-template <>
-struct SlabWords<1> {
+template <bool kRounded>
+struct SlabWords<1, kRounded> {
   uint4 codes;
   uint32_t scales;
 
@@ -49,12 +49,15 @@ struct SlabWords<1> {
   }
 
   __device__ void dequantize_all(uint32_t (*a)[4]) const {
-    const Fp8Table g(scales & 0xFF), g8(scales >> 8);
+    const Fp8Table g = table(scales & 0xFF), g8 = table(scales >> 8);
     dequantize_fp8(codes.x, g, g8, a[0][0], a[0][1]);
     dequantize_fp8(codes.y, g, g8, a[0][2], a[0][3]);
     dequantize_fp8(codes.z, g, g8, a[1][0], a[1][1]);
     dequantize_fp8(codes.w, g, g8, a[1][2], a[1][3]);
   }
+
+ private:
+  __device__ static Fp8Table table(uint32_t stored) { return kRounded ? Fp8Table::rounded(stored) : Fp8Table(stored); }
 };
 
 // Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the
@@ -135,7 +138,7 @@ class Accumulation {
   }
 
  private:
-  using Words = SlabWords<C::kColumnBytes>;
+  using Words = SlabWords<C::kColumnBytes, C::kRounded>;
   static constexpr bool kByTile = C::kGroupTiles == 2;  // else by columns
   static constexpr bool kReadsAhead = kByTile;
   static constexpr int kTurnSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;

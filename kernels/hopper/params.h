@@ -8,6 +8,9 @@
 /* Row-tile sizes that the GEMMs are compiled for: of(rows) for each. rust/cuda/tiles.rs chooses. */
 #define GEMM_SM90_ROW_TILES(of) of(8) of(16) of(24) of(32) of(48) of(64) of(80) of(96) of(112) of(128) of(144)
 
+/* The same of weights that are rounded to e4m3: fewer, because every size is four kernels. */
+#define GEMM_SM90_ROUNDED_ROW_TILES(of) of(8) of(16) of(24) of(48) of(64) of(80) of(112) of(144)
+
 /* Launch shape of every GEMM of Hopper: one CTA a multiprocessor, all of its shared memory. Those whose CTA has four
  * weight tiles have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
@@ -82,6 +85,30 @@ typedef struct PrepareParams {
   const MatrixScales *scales; /* mode fp8: [L, projections], in the checkpoint's order. NULL: for bf16 */
   int32_t num_slabs;
   int32_t row_order; /* ROWS_*; gate and up become interleaved by 8 */
+  int32_t rounded;   /* 1: mode fp8 for any weights, which are rounded to e4m3 */
+  int32_t reserved;
 } PrepareParams;
+
+/* Exponents of two of block scales: e4m3's, -9 to 8. */
+#define ROUNDING_BINADES 18
+
+/* What rounding to e4m3 does to a matrix: integers, so that no order of sums matters, in sixteenths of the power of two of
+ * a weight's block scale. */
+typedef struct RoundingSums {
+  uint64_t squares[ROUNDING_BINADES]; /* of weights without global scale, by the exponent of their block scale */
+  uint64_t errors[ROUNDING_BINADES];  /* squares of what rounding adds to them */
+  uint64_t worst_block; /* f32 bits of the largest errors / squares of a block, without the last three, << 36 |
+                           2^36 - 1 - its index in the matrix; 0 if no block has an error */
+} RoundingSums;
+
+/* Measures the rounding of every matrix of a layer's w13 or w2. */
+typedef struct RoundingParams {
+  const uint8_t *codes;         /* e2m1x2 [experts, matrices of an expert, matrix_blocks, 8] */
+  const uint8_t *block_scale;   /* e4m3 [experts, matrices of an expert, matrix_blocks] */
+  const MatrixScales *matrices; /* [experts, matrices of an expert] */
+  RoundingSums *sums;           /* the same; starts as 0 */
+  int64_t matrix_blocks;        /* of 16 weights */
+  int64_t row_blocks; /* 0: a matrix's blocks are one run. Else those of a row: rows of two matrices take turns */
+} RoundingParams;
 
 #endif

@@ -3,6 +3,7 @@
 #include "../prepare/checkpoint.cuh"
 #include "layout.cuh"
 #include "params.h"
+#include "rounding.cuh"
 
 namespace nvfp4 {
 namespace {
@@ -16,12 +17,18 @@ struct Staged {
   uint8_t scales[kTileRows][kRunBlocks + 4];
 };
 
-// A block scale as tiles hold it. `row` is the checkpoint's.
-__device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3) {
+// A block scale as tiles hold it, and the codes where rounding changes them. `row` is the checkpoint's.
+__device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3, uint2& codes) {
   if (!p.scales) return static_cast<uint8_t>(e5m3_scale(e4m3 & 0x7F));
+  if (e4m3 == 0) return 0;  // of padding, too, which is no row of any projection
   const int projections = p.row_order == ROWS_PLAIN ? 1 : 2;
-  const int matrix = projections * expert + projection_of_row(p.row_order, row, p.source.rows);
-  return static_cast<uint8_t>(fp8_scale(e4m3, p.scales[matrix].largest));
+  const uint32_t largest = p.scales[projections * expert + projection_of_row(p.row_order, row, p.source.rows)].largest;
+  if (!p.rounded) return static_cast<uint8_t>(fp8_scale(e4m3, largest));
+  const int floor = rounded_floor(largest);
+  if (e4m3_exponent(e4m3) >= floor) return static_cast<uint8_t>(rounded_scale(e4m3, floor));
+  const uint32_t table = codes_at_floor(e4m3, floor);
+  codes = make_uint2(look_up_codes(codes.x, table), look_up_codes(codes.y, table));
+  return 0;
 }
 
 // Codes whose scale is 0 become 0: bf16 tiles' scales have no 0.
@@ -42,9 +49,9 @@ __device__ void stage(const PrepareParams& p, int expert, int m, int first_block
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int at = i * kThreads + threadIdx.x;
-    staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
     const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.row_order);
-    staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i]);
+    staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i], codes[i]);
+    staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
   }
 }
 

@@ -12,7 +12,8 @@ namespace {
 // What the block scales of a matrix lack where they are stored relative to the largest.
 __device__ float stored_factor(const PrepareAlphaParams& p, const MatrixScales& scales) {
   if (scales.largest == 0) return 1.0f;
-  return exp2f(static_cast<float>(e4m3_exponent(scales.largest) - p.stored_exponent));
+  const int more = p.rounded && e4m3_mantissa(scales.largest) > 1 ? 1 : 0;
+  return exp2f(static_cast<float>(e4m3_exponent(scales.largest) - p.stored_exponent + more));
 }
 
 }  // namespace

@@ -5,11 +5,13 @@ use super::header::*;
 use super::{
     Opaque, Rows, Span, aligned, aligned_or_null, apart, create, destroy, device_of, exclusive, exports, guard,
     mode_of, no_overlap, not_null_mut, policy_of, process_of, read_struct, shared, size_of_field, stride, tile_rows_of,
+    write_struct,
 };
 use crate::activation::{Activation, ActivationKind};
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
 use crate::config::LayerConfig;
 use crate::error::{Error, Result};
+use crate::format::{Part, WeightError};
 use crate::layer::Layer;
 use crate::shape::RowOrder;
 
@@ -21,6 +23,8 @@ const _: () = {
     assert!(ActivationKind::GeluTanh as u32 == NVFP4_MOE_ACTIVATION_GELU_TANH);
     assert!(ActivationKind::Relu2 as u32 == NVFP4_MOE_ACTIVATION_RELU2);
     assert!(ActivationKind::Silu as u32 == NVFP4_MOE_ACTIVATION_SILU);
+    assert!(Part::Gate as u32 == NVFP4_MOE_MATRIX_GATE && Part::Up as u32 == NVFP4_MOE_MATRIX_UP);
+    assert!(Part::Down as u32 == NVFP4_MOE_MATRIX_DOWN);
 };
 
 impl Opaque for nvfp4_moe_layer {
@@ -52,6 +56,7 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
         activation: activation(desc)?,
         has_bias: flag("has_bias", desc.has_bias)?,
         tile_rows: tile_rows_of(device, desc.tile_rows)?,
+        fp8_max_error: desc.fp8_max_error,
     })
 }
 
@@ -114,6 +119,22 @@ fn weights(config: &LayerConfig, w: &nvfp4_moe_layer_weights) -> Result<LayerWei
         w2_bias: bias(config, "w2_bias", w.w2_bias, shape.w2_bias())?,
         input_scales: InputScales { w13: w.w13_input_scale, w2: w.w2_input_scale },
     })
+}
+
+/// With places as numbers; 0 where nothing changed.
+fn weight_error(error: WeightError) -> nvfp4_moe_weight_error {
+    let (none, whole) = (error.block_rel_l2 == 0.0, |value: usize| value as i32);
+    nvfp4_moe_weight_error {
+        struct_size: 0, // the caller's stays
+        rel_l2: error.rel_l2,
+        expert: whole(error.matrix.expert),
+        matrix: if none { 0 } else { error.matrix.part as i32 },
+        block_rel_l2: error.block_rel_l2,
+        block_expert: whole(error.block_matrix.expert),
+        block_matrix: if none { 0 } else { error.block_matrix.part as i32 },
+        block_row: whole(error.block_row),
+        block: whole(error.block),
+    }
 }
 
 fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerArgs>> {
@@ -208,6 +229,13 @@ exports! {
         let layer = exclusive(layer)?;
         let weights = weights(layer.config(), &read_struct(weights_struct)?)?;
         layer.prepare(weights, Storage { pointer: storage.cast(), size: storage_size }, stream.cast())
+    }
+
+    fn nvfp4_moe_layer_weight_error(layer: *const nvfp4_moe_layer, out: *mut nvfp4_moe_weight_error) {
+        let layer = shared(layer)?;
+        read_struct(out.cast_const())?;
+        write_struct(out, weight_error(layer.weight_error()?));
+        Ok(())
     }
 
     fn nvfp4_moe_layer_workspace_size(layer: *const nvfp4_moe_layer, max_tokens: i32, out: *mut u64) {

@@ -30,6 +30,7 @@ same_prototypes! {
     layer::nvfp4_moe_layer_destroy(_);
     layer::nvfp4_moe_layer_storage_size(_, _);
     layer::nvfp4_moe_layer_prepare(_, _, _, _, _);
+    layer::nvfp4_moe_layer_weight_error(_, _);
     layer::nvfp4_moe_layer_workspace_size(_, _, _);
     layer::nvfp4_moe_layer_forward(_, _, _);
     layer::nvfp4_moe_layer_calibrate(_, _, _);

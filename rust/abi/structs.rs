@@ -37,6 +37,7 @@ structs! {
     nvfp4_moe_layer_desc: 56;
     nvfp4_moe_layer_weights: 64;
     nvfp4_moe_layer_args: 104;
+    nvfp4_moe_weight_error: 36;
     nvfp4_moe_linear_desc: 32;
     nvfp4_moe_linear_weights: 48;
     nvfp4_moe_linear_args: 56;

@@ -35,6 +35,9 @@ pub const NVFP4_MOE_ACTIVATION_SILU: u32 = 5;
 pub const NVFP4_MOE_ROWS_GATE_FIRST: u32 = 0;
 pub const NVFP4_MOE_ROWS_UP_FIRST: u32 = 1;
 pub const NVFP4_MOE_ROWS_INTERLEAVED: u32 = 2;
+pub const NVFP4_MOE_MATRIX_GATE: u32 = 0;
+pub const NVFP4_MOE_MATRIX_UP: u32 = 1;
+pub const NVFP4_MOE_MATRIX_DOWN: u32 = 2;
 pub const NVFP4_MOE_FORMAT_MODELOPT: u32 = 1;
 pub const NVFP4_MOE_FORMAT_COMPRESSED_TENSORS: u32 = 2;
 pub const NVFP4_MOE_FORMAT_DEEPSEEK_V4_MIXED: u32 = 3;
@@ -64,10 +67,11 @@ pub struct nvfp4_moe_layer_desc {
     pub tile_rows: i32,
     pub activation: i32,
     pub has_bias: i32,
+    pub fp8_max_error: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 68usize];
+    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 72usize];
     ["Alignment of nvfp4_moe_layer_desc"][::std::mem::align_of::<nvfp4_moe_layer_desc>() - 4usize];
     ["Offset of field: nvfp4_moe_layer_desc::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, struct_size) - 0usize];
@@ -101,6 +105,8 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, activation) - 60usize];
     ["Offset of field: nvfp4_moe_layer_desc::has_bias"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, has_bias) - 64usize];
+    ["Offset of field: nvfp4_moe_layer_desc::fp8_max_error"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_desc, fp8_max_error) - 68usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -215,6 +221,41 @@ impl Default for nvfp4_moe_layer_args {
         }
     }
 }
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nvfp4_moe_weight_error {
+    pub struct_size: u32,
+    pub rel_l2: f32,
+    pub expert: i32,
+    pub matrix: i32,
+    pub block_rel_l2: f32,
+    pub block_expert: i32,
+    pub block_matrix: i32,
+    pub block_row: i32,
+    pub block: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of nvfp4_moe_weight_error"][::std::mem::size_of::<nvfp4_moe_weight_error>() - 36usize];
+    ["Alignment of nvfp4_moe_weight_error"][::std::mem::align_of::<nvfp4_moe_weight_error>() - 4usize];
+    ["Offset of field: nvfp4_moe_weight_error::struct_size"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, struct_size) - 0usize];
+    ["Offset of field: nvfp4_moe_weight_error::rel_l2"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, rel_l2) - 4usize];
+    ["Offset of field: nvfp4_moe_weight_error::expert"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, expert) - 8usize];
+    ["Offset of field: nvfp4_moe_weight_error::matrix"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, matrix) - 12usize];
+    ["Offset of field: nvfp4_moe_weight_error::block_rel_l2"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, block_rel_l2) - 16usize];
+    ["Offset of field: nvfp4_moe_weight_error::block_expert"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, block_expert) - 20usize];
+    ["Offset of field: nvfp4_moe_weight_error::block_matrix"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, block_matrix) - 24usize];
+    ["Offset of field: nvfp4_moe_weight_error::block_row"]
+        [::std::mem::offset_of!(nvfp4_moe_weight_error, block_row) - 28usize];
+    ["Offset of field: nvfp4_moe_weight_error::block"][::std::mem::offset_of!(nvfp4_moe_weight_error, block) - 32usize];
+};
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct nvfp4_moe_linear {

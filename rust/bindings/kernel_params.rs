@@ -31,6 +31,7 @@ pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
 pub const FP8_LARGEST_EXPONENT: u32 = 6;
 pub const PREPARE_RUN_SLABS: u32 = 4;
 pub const PREPARE_THREADS: u32 = 128;
+pub const ROUNDING_BINADES: u32 = 18;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
 pub const GEMM_PORTABLE_THREADS: u32 = 128;
 #[repr(C)]
@@ -268,6 +269,8 @@ pub struct PrepareAlphaParams {
     pub stored_exponent: i32,
     pub w13_scales: *const MatrixScales,
     pub w2_scales: *const MatrixScales,
+    pub rounded: i32,
+    pub reserved: i32,
 }
 impl Default for PrepareAlphaParams {
     fn default() -> Self {
@@ -407,8 +410,36 @@ pub struct PrepareParams {
     pub scales: *const MatrixScales,
     pub num_slabs: i32,
     pub row_order: i32,
+    pub rounded: i32,
+    pub reserved: i32,
 }
 impl Default for PrepareParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RoundingSums {
+    pub squares: [u64; 18usize],
+    pub errors: [u64; 18usize],
+    pub worst_block: u64,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RoundingParams {
+    pub codes: *const u8,
+    pub block_scale: *const u8,
+    pub matrices: *const MatrixScales,
+    pub sums: *mut RoundingSums,
+    pub matrix_blocks: i64,
+    pub row_blocks: i64,
+}
+impl Default for RoundingParams {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

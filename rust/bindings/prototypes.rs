@@ -34,6 +34,9 @@ unsafe extern "C" {
     ) -> i32;
 }
 unsafe extern "C" {
+    pub fn nvfp4_moe_layer_weight_error(layer: *const nvfp4_moe_layer, out: *mut nvfp4_moe_weight_error) -> i32;
+}
+unsafe extern "C" {
     pub fn nvfp4_moe_layer_workspace_size(layer: *const nvfp4_moe_layer, max_tokens: i32, out: *mut u64) -> i32;
 }
 unsafe extern "C" {

@@ -7,10 +7,12 @@ use super::operands::{MIN_TASK_VALUES, Operands, RowTransform};
 use super::output_factor::OutputFactor;
 use super::parts_of::PartsOf;
 use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
+use super::rounding::Roundings;
 use super::shared_workspace::with_workspace;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerWeights};
 use crate::config::LayerConfig;
 use crate::error::Result;
+use crate::format::Part;
 use crate::memory::filled;
 use crate::routing::{Placement, Routing, Tables, route};
 use crate::shape::RowOrder;
@@ -83,9 +85,12 @@ impl LayerCall<'_> {
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w13);
         let x_amax = x.write(tokens.len(), x_row, transform, self.observe, |token| tokens.start + token)?;
 
+        // SAFETY: host tensors, not written during the call.
+        let of_experts = || unsafe { Roundings::of(config, self.weights, row_offsets) };
+        let roundings = &config.rounds_weights().then(of_experts).transpose()?;
         let h: PartsOf<bf16> = PartsOf::new(plan.h.pointer(base));
         // SAFETY: h has a row for each routed slot.
-        unsafe { self.gemm1(&x, row_offsets, token_of_row, h) }?;
+        unsafe { self.gemm1(&x, row_offsets, token_of_row, roundings, h) }?;
 
         let h_operand = plan.h_operand.operands(isa, base);
         let transform = RowTransform::new(config.mode, config.scale_policy, self.input_scales.w2);
@@ -97,7 +102,7 @@ impl LayerCall<'_> {
 
         let y = PartsOf::new(plan.y.pointer(base));
         // SAFETY: y has a row for each routed slot.
-        unsafe { self.gemm2(&h_operand, row_offsets, y) }?;
+        unsafe { self.gemm2(&h_operand, row_offsets, roundings, y) }?;
         // SAFETY: gemm2 wrote the rows; out is valid as the header states.
         unsafe { self.combine(&tokens, slot_to_row, y) }?;
         Ok(Calibration { x_amax, h_amax })
@@ -133,6 +138,7 @@ impl LayerCall<'_> {
         x: &Operands,
         row_offsets: &[i32],
         token_of_row: impl Fn(usize) -> usize + Send + Sync,
+        roundings: &Option<Roundings>,
         h: PartsOf<bf16>,
     ) -> Result<()> {
         let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
@@ -147,6 +153,11 @@ impl LayerCall<'_> {
         let tokens = tokens_at_a_time(self.isa, hidden);
         for_each_task(row_offsets, inter, tokens, |expert, rows, features| {
             let matrix = WeightMatrix::expert(codes, scales, rows_of_expert, hidden, expert);
+            let projection = |is_up: bool| WeightMatrix {
+                place: order.rows(is_up, inter),
+                rounding: roundings.as_ref().map(|of| of.get(expert, if is_up { Part::Up } else { Part::Gate })),
+                ..matrix
+            };
             let x_rows = PerRow::new(rows.clone(), std::ptr::null(), |row| x.row(token_of_row(row)));
             let x_scales = PerRow::new(rows.clone(), 0.0, |row| x.global_scale(token_of_row(row)));
             // SAFETY: a host tensor, not written during the call.
@@ -164,7 +175,7 @@ impl LayerCall<'_> {
             };
             let mut gates = filled("gate values", rows.len() * features.len(), 0.0f32)?;
             if order != RowOrder::Plain {
-                let (matrix, finish) = (matrix.projection(order.rows(false, inter)), finish(false));
+                let (matrix, finish) = (projection(false), finish(false));
                 for_each_tile(self.isa, matrix, features.clone(), &x_rows, |first, count, out| {
                     for (i, (gates, out)) in gates.chunks_exact_mut(features.len()).zip(out).enumerate() {
                         for (j, out) in out[..count].iter().enumerate() {
@@ -173,7 +184,7 @@ impl LayerCall<'_> {
                     }
                 });
             }
-            let (matrix, finish) = (matrix.projection(order.rows(true, inter)), finish(true));
+            let (matrix, finish) = (projection(true), finish(true));
             for_each_tile(self.isa, matrix, features.clone(), &x_rows, |first, count, out| {
                 for (i, up) in out.iter().enumerate() {
                     let gate = &gates[i * features.len() + first - features.start..];
@@ -189,7 +200,13 @@ impl LayerCall<'_> {
     }
 
     /// y = h * w2^T in f32, a row for each routed slot.
-    unsafe fn gemm2(&self, h: &Operands, row_offsets: &[i32], y: PartsOf<f32>) -> Result<()> {
+    unsafe fn gemm2(
+        &self,
+        h: &Operands,
+        row_offsets: &[i32],
+        roundings: &Option<Roundings>,
+        y: PartsOf<f32>,
+    ) -> Result<()> {
         let (hidden, inter) = (self.config.hidden_size, self.config.intermediate_size);
         // SAFETY: host tensors, not written during the call.
         let (codes, scales, globals) = unsafe {
@@ -199,7 +216,8 @@ impl LayerCall<'_> {
         let biases = self.weights.w2_bias;
         let tokens = tokens_at_a_time(self.isa, inter);
         for_each_task(row_offsets, hidden, tokens, |expert, rows, features| {
-            let matrix = WeightMatrix::expert(codes, scales, hidden, inter, expert);
+            let rounding = roundings.as_ref().map(|of| of.get(expert, Part::Down));
+            let matrix = WeightMatrix { rounding, ..WeightMatrix::expert(codes, scales, hidden, inter, expert) };
             let h_rows = PerRow::new(rows.clone(), std::ptr::null(), |row| h.row(row));
             let alphas = PerRow::new(rows.clone(), OutputFactor::new(0.0, 0.0), |row| {
                 OutputFactor::new(h.global_scale(row), globals[expert])

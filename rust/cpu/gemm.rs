@@ -3,7 +3,7 @@
 
 use super::isa::{Isa, MAX_TILE_TOKENS, TILE_ROWS, Tile, TileOut};
 use crate::error::Result;
-use crate::format::BLOCK_SIZE;
+use crate::format::{BLOCK_SIZE, Rounding};
 use crate::memory::vec_for;
 use crate::threads;
 use std::ops::{Deref, Range};
@@ -19,6 +19,8 @@ pub struct WeightMatrix<'a> {
     pub reduction: usize,
     /// Rows of the whole matrix: the first of those that count, and the step from one to the next.
     pub place: (usize, usize),
+    /// How weights are rounded to e4m3, if they are.
+    pub rounding: Option<Rounding>,
 }
 
 impl<'a> WeightMatrix<'a> {
@@ -30,12 +32,8 @@ impl<'a> WeightMatrix<'a> {
             block_scales: &block_scales[index * scale_len..][..scale_len],
             reduction,
             place: (0, 1),
+            rounding: None,
         }
-    }
-
-    /// Those of its rows that are one projection's, as [`RowOrder::rows`](crate::shape::RowOrder::rows) places them.
-    pub fn projection(self, place: (usize, usize)) -> Self {
-        WeightMatrix { place, ..self }
     }
 }
 
@@ -69,6 +67,7 @@ pub fn for_each_tile(
             block_scales: &weights.block_scales[at * weights.reduction / BLOCK_SIZE..],
             rows: (rows.end - row).min(TILE_ROWS),
             row_step,
+            rounded: weights.rounding.map(Rounding::weights),
             reduction: weights.reduction,
             x,
         };

@@ -4,10 +4,13 @@
 use super::forward::LayerCall;
 use super::isa;
 use super::plan::LayerPlan;
+use super::rounding;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
 use crate::config::{LayerConfig, Mode};
 use crate::error::Result;
-use crate::format::{BLOCK_SIZE, ScaleSpan, check_block_scales, check_scale_spans, check_weight_global_scales};
+use crate::format::{
+    BLOCK_SIZE, ScaleSpan, WeightError, check_block_scales, check_scale_spans, check_weight_global_scales,
+};
 use crate::shape::RowOrder;
 
 /// A layer, with or without weights.
@@ -15,13 +18,23 @@ use crate::shape::RowOrder;
 pub struct CpuLayer {
     config: LayerConfig,
     weights: Option<LayerWeights>,
+    weight_error: WeightError,
     calibration: Calibration,
 }
 
 impl CpuLayer {
     /// A layer without weights.
     pub fn new(config: &LayerConfig) -> Self {
-        CpuLayer { config: config.clone(), weights: None, calibration: Calibration::default() }
+        CpuLayer {
+            config: config.clone(),
+            weights: None,
+            weight_error: WeightError::default(),
+            calibration: Calibration::default(),
+        }
+    }
+
+    fn isa(&self) -> &'static isa::Isa {
+        if self.config.rounds_weights() { isa::rounded() } else { isa::best() }
     }
 
     unsafe fn compute(
@@ -33,7 +46,7 @@ impl CpuLayer {
     ) -> Result<Calibration> {
         let Some(weights) = &self.weights else { return Ok(Calibration::default()) }; // the facade refused
         // SAFETY: valid host memory, as the backend's caller promises.
-        unsafe { LayerCall { config, weights, input_scales, args, isa: isa::best(), observe }.run() }
+        unsafe { LayerCall { config, weights, input_scales, args, isa: self.isa(), observe }.run() }
     }
 
     /// Mode fp8 refuses weights that are not exact in e4m3, projection by projection. On the CPU nothing needs that, but
@@ -64,6 +77,10 @@ impl LayerBackend for CpuLayer {
         Readiness::of(&self.weights)
     }
 
+    fn weight_error(&self) -> WeightError {
+        self.weight_error
+    }
+
     unsafe fn prepare(&mut self, weights: &LayerWeights, _: Storage, _: Stream) -> Result<()> {
         // SAFETY: host memory that nobody writes during the call.
         let (w13, w2, w13_global, w2_global) = unsafe {
@@ -74,16 +91,22 @@ impl LayerBackend for CpuLayer {
         check_block_scales("w2_block_scale", w2)?;
         check_weight_global_scales("w13_global_scale", w13_global)?;
         check_weight_global_scales("w2_global_scale", w2_global)?;
-        if self.config.mode == Mode::Fp8 {
+        let mut error = WeightError::default();
+        if self.config.rounds_weights() {
+            // SAFETY: the caller's promise is the same.
+            let matrices = unsafe { rounding::measure(&self.config, weights) }?;
+            error = WeightError::of(matrices).check(self.config.fp8_max_error)?;
+        } else if self.config.mode == Mode::Fp8 {
             self.check_exact_in_e4m3(w13, w2, weights.row_order)?;
         }
         self.weights = Some(*weights);
+        self.weight_error = error;
         self.calibration = Calibration::default(); // it was of other weights
         Ok(())
     }
 
     fn workspace_size(&self, max_tokens: usize) -> u64 {
-        LayerPlan::new(&self.config, isa::best(), max_tokens).workspace_size
+        LayerPlan::new(&self.config, self.isa(), max_tokens).workspace_size
     }
 
     unsafe fn forward(&self, scales: InputScales, args: &LayerArgs, _: Stream) -> Result<()> {

@@ -13,6 +13,7 @@ mod operands;
 mod output_factor;
 mod parts_of;
 mod plan;
+mod rounding;
 mod shared_workspace;
 
 pub use layer::CpuLayer;

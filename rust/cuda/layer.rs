@@ -16,6 +16,7 @@ use super::tiles::TileTable;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
 use crate::config::{KernelChoice, LayerConfig, Mode};
 use crate::error::Result;
+use crate::format::WeightError;
 use crate::shape::RowOrder;
 use std::sync::Arc;
 
@@ -43,6 +44,7 @@ pub struct CudaLayer {
     own: Computation,
     /// In calibration's, which is bf16.
     calibrating: Computation,
+    weight_error: WeightError,
 }
 
 impl CudaLayer {
@@ -64,6 +66,7 @@ impl CudaLayer {
             tiles,
             own: Computation::new(family, config, config.mode),
             calibrating: Computation::new(family, config, Mode::Bf16),
+            weight_error: WeightError::default(),
         })
     }
 
@@ -96,8 +99,9 @@ impl CudaLayer {
         LayerPlan::new(&computation.rules, &computation.config, self.tiles.rows(num_tokens), num_tokens)
     }
 
-    /// Refuse weights that cannot be computed with; nothing is written. Returns what mode fp8 asks of them.
-    unsafe fn check(&self, weights: &LayerWeights, stream: Stream) -> Result<Option<CountedScales>> {
+    /// Refuse weights that cannot be computed with; nothing is written. Returns what mode fp8 asks of them,
+    /// and what rounding does to them.
+    unsafe fn check(&self, weights: &LayerWeights, stream: Stream) -> Result<(Option<CountedScales>, WeightError)> {
         let (device, state) = (self.device(), self.layer.state.pointer());
         let matrices =
             [(weights.w13_block_scale, weights.w13_global_scale), (weights.w2_block_scale, weights.w2_global_scale)];
@@ -105,10 +109,9 @@ impl CudaLayer {
         unsafe {
             refuse_bad_scales(device, state, &matrices, stream)?;
             let counted = self.family.count_scales(device, &self.own.config, weights, stream)?;
-            if let Some(counted) = &counted {
-                counted.check(device, weights.row_order, stream)?;
-            }
-            Ok(counted)
+            let check = |counted: &CountedScales| counted.check(device, &self.own.config, weights.row_order, stream);
+            let error = counted.as_ref().map(check).transpose()?;
+            Ok((counted, error.unwrap_or_default()))
         }
     }
 
@@ -138,6 +141,8 @@ impl CudaLayer {
             stored_exponent: counted.as_ref().map_or(0, |counted| counted.stored_exponent),
             w13_scales: w13_counted,
             w2_scales: w2_counted,
+            rounded: counted.as_ref().is_some_and(CountedScales::rounded).into(),
+            ..Default::default()
         };
         let blocks = alphas.num_local_experts.unsigned_abs().div_ceil(THREADS);
         let InputScales { w13, w2 } = weights.input_scales;
@@ -151,6 +156,7 @@ impl CudaLayer {
                     expert_stride: slice.stride,
                     row_order,
                     counted,
+                    rounded: alphas.rounded != 0,
                 };
                 self.family.prepare_matrix(device, matrix, &source, storage, stream)?;
             }
@@ -195,6 +201,10 @@ impl LayerBackend for CudaLayer {
         self.layer.weights.readiness()
     }
 
+    fn weight_error(&self) -> WeightError {
+        self.weight_error
+    }
+
     /// Check the weights, then bring them into kernel layout. Waits for the stream, because it refuses broken scales.
     unsafe fn prepare(&mut self, weights: &LayerWeights, storage: Storage, stream: Stream) -> Result<()> {
         let storage = check_storage(storage, self.storage_size(), "Ask nvfp4_moe_layer_storage_size.")?;
@@ -204,9 +214,10 @@ impl LayerBackend for CudaLayer {
         refuse_capture(stream)?;
         // SAFETY: the tensors are device memory as the header states, and so is the storage; the device is entered.
         unsafe {
-            let counted = self.check(weights, stream)?;
+            let (counted, error) = self.check(weights, stream)?;
             self.layer.weights = Weights::HalfWritten;
             self.write(weights, storage, counted, stream)?;
+            self.weight_error = error;
         }
         self.layer.weights = Weights::At(DevicePointer(storage));
         Ok(())

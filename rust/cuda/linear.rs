@@ -58,6 +58,7 @@ impl CudaLinear {
             expert_stride: 0,
             row_order: RowOrder::Plain,
             counted: std::ptr::null(),
+            rounded: false,
         };
         // SAFETY: the linear's own state; the caller vouches for the rest.
         unsafe {

@@ -9,8 +9,12 @@ use super::memory::Buffer;
 use super::prepared::State;
 use super::storage::Matrix;
 use crate::call::{Storage, Stream, Tensor};
+use crate::config::LayerConfig;
 use crate::error::{Error, Result};
-use crate::format::{ScaleSpan, check_scale_spans};
+use crate::format::{
+    BINADES, BLOCK_SIZE, MatrixOf, Part, RoundedMatrix, RoundingSums, ScaleSpan, WeightError, check_scale_spans,
+    parts_of,
+};
 use crate::memory::filled;
 use crate::shape::{MoeShape, RowOrder};
 use crate::workspace::WORKSPACE_ALIGNMENT;
@@ -78,6 +82,8 @@ pub unsafe fn refuse_bad_scales(
 
 // Kernels have the same numbers.
 const _: () = {
+    assert!(BINADES == params::ROUNDING_BINADES as usize);
+    assert!(size_of::<RoundingSums>() == size_of::<params::RoundingSums>());
     assert!(RowOrder::Plain as u32 == params::ROWS_PLAIN && RowOrder::GateFirst as u32 == params::ROWS_GATE_FIRST);
     assert!(
         RowOrder::UpFirst as u32 == params::ROWS_UP_FIRST && RowOrder::Interleaved as u32 == params::ROWS_INTERLEAVED
@@ -99,6 +105,8 @@ pub struct Source {
     pub row_order: RowOrder,
     /// Mode fp8: what the scales of its projections hold. Else NULL.
     pub counted: *const params::MatrixScales,
+    /// Are its weights rounded to e4m3?
+    pub rounded: bool,
 }
 
 impl Source {
@@ -124,6 +132,8 @@ pub struct CountedScales {
     projection_scales: usize,
     /// Exponent of two of a projection's largest block scale, as the kernels will store it.
     pub stored_exponent: i32,
+    /// What rounding does to each, where weights are rounded.
+    rounding: Option<Buffer>,
 }
 
 impl CountedScales {
@@ -143,6 +153,7 @@ impl CountedScales {
             projections: shape.projections,
             projection_scales: shape.projection_block_scales(),
             stored_exponent,
+            rounding: None,
         })
     }
 
@@ -156,8 +167,59 @@ impl CountedScales {
         self.w13().wrapping_add(self.projections * self.num_experts)
     }
 
-    /// Wait for the counting; refuse weights that are not exact in e4m3.
-    pub fn check(&self, device: &Device, order: RowOrder, stream: Stream) -> Result<()> {
+    /// Make room for the sums of rounding, which start as 0; of w13 and of w2, as above.
+    ///
+    /// # Errors
+    /// The driver's, of the allocation and the copy.
+    pub fn measured(&mut self, device: &Arc<Device>, stream: Stream) -> Result<[*mut RoundingSums; 2]> {
+        let none = filled("experts", (self.projections + 1) * self.num_experts, RoundingSums::default())?;
+        let buffer = self.rounding.insert(device.allocate(size_of_val(&none[..]))?);
+        let w13: *mut RoundingSums = buffer.pointer();
+        // SAFETY: memory of that size.
+        unsafe { device.write(w13, &none, stream) }?;
+        Ok([w13, w13.wrapping_add(self.projections * self.num_experts)])
+    }
+
+    /// Are weights rounded to e4m3?
+    pub fn rounded(&self) -> bool {
+        self.rounding.is_some()
+    }
+
+    /// Wait for the counting; refuse weights that are not exact in e4m3, or lose more than they may.
+    pub fn check(&self, device: &Device, config: &LayerConfig, order: RowOrder, stream: Stream) -> Result<WeightError> {
+        match &self.rounding {
+            None => self.check_exact(device, order, stream).map(|()| WeightError::default()),
+            Some(sums) => self.check_rounding(sums, device, config, order, stream),
+        }
+    }
+
+    fn check_rounding(
+        &self,
+        buffer: &Buffer,
+        device: &Device,
+        config: &LayerConfig,
+        order: RowOrder,
+        stream: Stream,
+    ) -> Result<WeightError> {
+        let mut sums = filled("experts", (self.projections + 1) * self.num_experts, RoundingSums::default())?;
+        // SAFETY: memory of that size, which the kernel has filled.
+        unsafe { device.read_all(buffer.pointer::<RoundingSums>().cast_const(), &mut sums, stream) }?;
+        let (w13, w2) = sums.split_at(self.projections * self.num_experts);
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let matrices = w13.chunks(self.projections).zip(w2).enumerate().flat_map(|(expert, (w13, w2))| {
+            parts_of(order).iter().zip(w13.iter().chain([w2])).map(move |(part, sums)| {
+                let (cols, place) = match part {
+                    Part::Down => (inter, (0, 1)),
+                    Part::Gate | Part::Up => (hidden, order.rows(*part == Part::Up, inter)),
+                };
+                let matrix = MatrixOf { expert, part: *part };
+                RoundedMatrix { matrix, sums: *sums, row_blocks: cols / BLOCK_SIZE, place }
+            })
+        });
+        WeightError::of(matrices).check(config.fp8_max_error)
+    }
+
+    fn check_exact(&self, device: &Device, order: RowOrder, stream: Stream) -> Result<()> {
         let num_matrices = (self.projections + 1) * self.num_experts;
         let mut counted = filled("experts", num_matrices, params::MatrixScales::default())?;
         // SAFETY: memory of that size, which the kernel has filled.

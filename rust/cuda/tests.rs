@@ -28,6 +28,7 @@ pub fn layer_config() -> LayerConfig {
         activation: Activation::swiglu(10.0, 0.0, 0.0).unwrap(),
         has_bias: false,
         tile_rows: None,
+        fp8_max_error: 0.0,
     }
 }
 

@@ -22,7 +22,7 @@ pub enum Part {
 
 impl Part {
     /// Its block scales, as errors name them: `w13_block_scale[3] (gate)`.
-    fn name(self, expert: usize) -> String {
+    pub(super) fn name(self, expert: usize) -> String {
         match self {
             Part::Gate => format!("w13_block_scale[{expert}] (gate)"),
             Part::Up => format!("w13_block_scale[{expert}] (up)"),
@@ -83,7 +83,7 @@ impl ScaleSpan {
 
     /// Refuse a part of a local expert that is not exact in e4m3.
     pub fn check(self, expert: usize, part: Part) -> Result<()> {
-        let remedy = "Use mode bf16, which is exact for any weights.";
+        let remedy = "Use mode bf16, which is exact for any weights. To have them rounded, set fp8_max_error.";
         if self.not_powers > 0 {
             let value = format!("no power of two in {} of {} places", self.not_powers, self.num_scales);
             let rule = "mode fp8 needs powers of two (MXFP4 casts have them), because weights must be exact in e4m3";
@@ -102,22 +102,26 @@ impl ScaleSpan {
 /// Refuse local experts that are not exact in e4m3: of each the spans of w13's projections, by the places that their
 /// order gives them, and of w2.
 pub fn check_scale_spans(experts: impl Iterator<Item = Vec<ScaleSpan>>, order: RowOrder) -> Result<()> {
-    let parts: &[Part] = match order {
-        RowOrder::Plain => &[Part::Up, Part::Down],
-        RowOrder::GateFirst | RowOrder::Interleaved => &[Part::Gate, Part::Up, Part::Down],
-        RowOrder::UpFirst => &[Part::Up, Part::Gate, Part::Down],
-    };
     for (expert, spans) in experts.enumerate() {
-        for (part, span) in parts.iter().copied().zip(spans) {
+        for (part, span) in parts_of(order).iter().copied().zip(spans) {
             span.check(expert, part)?;
         }
     }
     Ok(())
 }
 
+/// The matrices of an expert: w13's projections by the places that their order gives them, then w2.
+pub const fn parts_of(order: RowOrder) -> &'static [Part] {
+    match order {
+        RowOrder::Plain => &[Part::Up, Part::Down],
+        RowOrder::GateFirst | RowOrder::Interleaved => &[Part::Gate, Part::Up, Part::Down],
+        RowOrder::UpFirst => &[Part::Up, Part::Gate, Part::Down],
+    }
+}
+
 /// Exponent of two of a positive finite byte, rounded down.
-fn exponent(bits: u8) -> i32 {
-    let normal = i32::from(bits >> 3);
+pub(super) const fn exponent(bits: u8) -> i32 {
+    let normal = (bits >> 3) as i32;
     if normal > 0 { normal - 7 } else { bits.ilog2() as i32 - 9 }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A C++17 program that runs a layer, a linear and a checkpoint through nvfp4_moe.hpp. Argument: a checkpoint
 // directory whose layer 0 is a MoE layer.
+#include <cmath>
 #include <filesystem>
 #include <thread>
 #include <type_traits>
@@ -155,6 +156,45 @@ static void errors_of_two_threads() {
   CHECK(std::string(text).find("num_threads is -7; ") == 0);
 }
 
+// The largest block scale of every matrix is 1; the worst matrix, and the worst block, are planted.
+static void rounded_weights_say_what_it_cost() {
+  layer_case c;
+  layer_case_make(&c, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ROWS_UP_FIRST);
+  memset(c.w13_scale, 0x38, LOCAL * 2 * I * H / 16);
+  memset(c.w2_scale, 0x38, LOCAL * H * I / 16);
+  memset(c.w13, 0x33, LOCAL * 2 * I * H / 2);  // 1.5 each
+  memset(c.w2, 0x33, LOCAL * H * I / 2);
+  c.desc.fp8_max_error = 0.5f;
+  nvfp4_moe::Layer layer(c.desc);
+  check_throws(NVFP4_MOE_NOT_PREPARED, "0 prepared weights", [&] { layer.weight_error(); });
+  layer.prepare(c.weights);
+  auto error = layer.weight_error();
+  CHECK(error.rel_l2 == 0 && error.expert == 0 && error.matrix == NVFP4_MOE_MATRIX_GATE);
+  CHECK(error.block_rel_l2 == 0 && error.block_row == 0 && error.block == 0);
+
+  const size_t up_of_1 = 2 * I * H / 16, row = H / 16;  // the first half of expert 1's rows
+  for (size_t at : {up_of_1 + 3 * row + 1, up_of_1 + 3 * row + 2}) c.w13_scale[at] = 0x31;  // 1.5 * 9/16: 27 of 28
+  layer.prepare(c.weights);
+  error = layer.weight_error();
+  CHECK(error.expert == 1 && error.matrix == NVFP4_MOE_MATRIX_UP);
+  CHECK(std::abs(error.block_rel_l2 - 1.0f / 27) < 1e-6f);
+  CHECK(error.block_expert == 1 && error.block_matrix == NVFP4_MOE_MATRIX_UP);
+  CHECK(error.block_row == 3 && error.block == 1);  // the first of two
+
+  uint32_t sizes[2] = {sizeof(uint32_t), 0};
+  for (uint32_t& wrong : sizes) {
+    CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "nvfp4_moe_weight_error",
+                nvfp4_moe_layer_weight_error(layer.get(), reinterpret_cast<nvfp4_moe_weight_error*>(&wrong)));
+  }
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "NULL", nvfp4_moe_layer_weight_error(layer.get(), nullptr));
+
+  c.desc.fp8_max_error = error.rel_l2 / 2;
+  nvfp4_moe::Layer strict(c.desc);
+  check_throws(NVFP4_MOE_INVALID_ARGUMENT, "relative L2 error of w13[1] (up) in e4m3 is 0.0",
+               [&] { strict.prepare(c.weights); });
+  layer_case_free(&c);
+}
+
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
   CHECK(nvfp4_moe::version() == nvfp4_moe_version() && !nvfp4_moe::cpu_isa().empty());
@@ -164,6 +204,7 @@ int main(int argc, char** argv) {
   check_throws(NVFP4_MOE_INVALID_ARGUMENT, "is 0; ", [&] { nvfp4_moe::Layer{desc}; });
   errors_of_two_threads();
   a_layer_in_mode_nvfp4();
+  rounded_weights_say_what_it_cost();
   a_linear_in_mode_nvfp4();
   a_checkpoint(argv[1]);
   return closing_line("raii.cpp");

@@ -45,7 +45,7 @@ DEQUANTIZE = [
     ("mma.cuh", FRAGMENTS + first, FRAGMENTS + RAW.format(steps=steps, scale=scale) + first)
     for first, steps, scale in (
         ("    dequantize_two<0>(a[0], a[1]);", 4, "scales.x"),
-        ("    const Fp8Table g(", 2, "scales"),
+        ("    const Fp8Table g = table(", 2, "scales"),
     )
 ]
 PARTS = {
@@ -71,9 +71,9 @@ __device__ void count(int sign) {
 CONSUME = "    multiply<C, Output<C, kEpilogue>>(p, shared);\n"
 SHARED = "  extern __shared__ __align__(1024)"
 COUNTED = [
-    ("gemm.cu", "namespace nvfp4 {\nnamespace {\n", "namespace nvfp4 {\n" + COUNT + "namespace {\n"),
-    ("gemm.cu", SHARED, "  count(-1);\n" + SHARED),
-    ("gemm.cu", CONSUME, CONSUME + "    count(1);\n"),
+    ("gemm.cuh", "namespace nvfp4 {\n", "namespace nvfp4 {\n" + COUNT),
+    ("gemm.cuh", SHARED, "  count(-1);\n" + SHARED),
+    ("gemm.cuh", CONSUME, CONSUME + "    count(1);\n"),
 ]
 
 

@@ -47,7 +47,8 @@ fn time(isa: &Isa, tokens: usize) -> f64 {
         for tile in 0..TILES {
             let codes = &codes[tile * TILE_ROWS * REDUCTION / 2..];
             let block_scales = &block_scales[tile * TILE_ROWS * REDUCTION / 16..];
-            let tile = Tile { codes, block_scales, rows: TILE_ROWS, row_step: 1, reduction: REDUCTION, x: &x };
+            let tile =
+                Tile { codes, block_scales, rows: TILE_ROWS, row_step: 1, rounded: None, reduction: REDUCTION, x: &x };
             // SAFETY: an instruction set of this machine; x are its operand rows.
             unsafe { (isa.tile)(&tile, &mut out) };
         }

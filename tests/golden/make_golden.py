@@ -290,7 +290,8 @@ def sf_layout_lines() -> list[str]:
 
 
 def files() -> dict[str, list[str]]:
-    import make_mxfp4  # which imports this file
+    import make_mxfp4  # which import this file
+    import make_rounding
 
     return {
         "e2m1.txt": codec_lines("e2m1", 16, E2M1, e2m1_decode, e2m1_encode, range(-4, 4)),
@@ -298,6 +299,7 @@ def files() -> dict[str, list[str]]:
         "quantize.txt": quantize_lines(),
         "fp8_rows.txt": fp8_row_lines(),
         "mxfp4.txt": make_mxfp4.lines(),
+        "rounding.txt": make_rounding.lines(),
         "sf_layout.txt": sf_layout_lines(),
         "routing.txt": routing_lines(),
         "activation.txt": activation_lines(),

@@ -42,8 +42,8 @@ static void refused_in_a_child(int32_t device_kind, nvfp4_moe_layer* layer) {
   _exit(0);
 }
 
-// Of SwiGLU; or of an activation without a gate, with biases.
-static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
+// Of SwiGLU; or of an activation without a gate, with biases. Weights are rounded where that may cost something.
+static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, float fp8_max_error) {
   static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
   struct CUstream_st* stream = ADDRESS(99);
   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
@@ -56,7 +56,8 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
                                .num_local_experts = 32,
                                .top_k = 6,
                                .activation = activation,
-                               .has_bias = activation != NVFP4_MOE_ACTIVATION_SWIGLU};
+                               .has_bias = activation != NVFP4_MOE_ACTIVATION_SWIGLU,
+                               .fp8_max_error = fp8_max_error};
   nvfp4_moe_layer* layer = NULL;
   check(nvfp4_moe_layer_create(&desc, &layer));
   uint64_t storage = 0, workspace = 0;
@@ -81,7 +82,7 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
                                  .workspace = ADDRESS(50),
                                  .workspace_size = workspace};
     const char *kind = activation == NVFP4_MOE_ACTIVATION_SWIGLU ? "forward" : "ungated";
-    fprintf(stderr, "begin %s, mode %d, %d tokens\n", kind, mode, tokens[i]);
+    fprintf(stderr, "begin %s%s, mode %d, %d tokens\n", fp8_max_error > 0 ? "rounded " : "", kind, mode, tokens[i]);
     check(nvfp4_moe_layer_forward(layer, &args, stream));
     fprintf(stderr, "end\n");
   }
@@ -120,13 +121,15 @@ static void run_linear(int32_t device_kind, int32_t mode) {
 int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
   for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
-    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU);
-    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU, 0);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2, 0);
     run_linear(device_kind, mode);
   }
   if (device_kind == NVFP4_MOE_DEVICE_CUDA) {
-    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU);
-    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2);
+    for (float error = 0; error < 0.2f; error += 0.1f) {
+      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU, error);
+      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2, error);
+    }
   }
   return 0;
 }

@@ -9,8 +9,9 @@ mod golden_files;
 use golden_files::{bits, cases, lines, number};
 use nvfp4_moe::activation::{Activation, ActivationKind};
 use nvfp4_moe::format::{
-    BlockReport, QuantScale, cast_mxfp4, dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode,
-    quantize_row, quantize_row_fp8, sf_offset_128x4, sf_size_128x4,
+    BlockReport, MatrixOf, Part, QuantScale, RoundedMatrix, Rounding, RoundingSums, WeightError, cast_mxfp4,
+    dynamic_global_scale, e2m1_decode, e2m1_encode, e4m3_decode, e4m3_encode, quantize_row, quantize_row_fp8,
+    sf_offset_128x4, sf_size_128x4,
 };
 use nvfp4_moe::routing::{Placement, Routing, max_rows, route};
 
@@ -116,6 +117,30 @@ fn mxfp4() {
             }
             Err(_) => assert_eq!(block_scales, vec![0x55; 2 * scales.len()], "{name:?}"),
         }
+    }
+}
+
+#[test]
+fn rounding() {
+    for case in cases("rounding.txt") {
+        let name = &case["case"];
+        let bytes = |key: &str| case[key].iter().map(|word| bits(word) as u8).collect::<Vec<_>>();
+        let (codes, scales) = (bytes("packed"), bytes("block_scale"));
+        let rounding = Rounding::of_scales(std::iter::once(&scales[..]));
+        let code = |at: usize| codes[at / 2] >> (4 * (at % 2)) & 15;
+        for (at, wanted) in case["weights"].iter().map(|word| f32::from_bits(bits(word))).enumerate() {
+            let weight = rounding.weights()[usize::from(scales[at / 16])][usize::from(code(at) & 7)];
+            assert_eq!(weight, wanted.abs(), "{name:?} weight {at}");
+        }
+        let mut sums = RoundingSums::default();
+        for (block, (codes, scale)) in codes.chunks(8).zip(&scales).enumerate() {
+            sums.add(rounding, codes, *scale, block);
+        }
+        let (row_blocks, matrix) = (number::<usize>(&case["cols"][0]) / 16, MatrixOf { expert: 0, part: Part::Down });
+        let got = WeightError::of([RoundedMatrix { matrix, sums, row_blocks, place: (0, 1) }]);
+        let close = |got: f32, wanted: &str| (f64::from(got) - number::<f64>(wanted)).abs() <= 1e-6 * f64::from(got);
+        assert!(close(got.rel_l2, &case["error"][0]) && close(got.block_rel_l2, &case["error"][1]), "{name:?} {got:?}");
+        assert_eq!(got.block_row * row_blocks + got.block, number::<usize>(&case["error"][2]), "{name:?}");
     }
 }
 

@@ -72,6 +72,17 @@ fn another_device_is_refused() {
 }
 
 #[test]
+fn weights_are_rounded_where_they_may_and_say_what_it_cost() {
+    let mut tensors = layer_tensors();
+    tensors.w13.fill(0x33); // 1.5
+    tensors.w13_block_scale[1] = 0x31; // 9/16: 27 of 28
+    let config = LayerConfig { mode: Mode::Fp8, fp8_max_error: 0.5, ..layer_config() };
+    let error = HostLayer::new(config, tensors).and_then(|layer| layer.weight_error()).expect("a layer");
+    assert!((error.block_rel_l2 - 1.0 / 27.0).abs() < 1e-6 && error.rel_l2 > 0.0, "{error:?}");
+    assert_eq!((error.block_matrix.expert, error.block_row, error.block), (0, 0, 1));
+}
+
+#[test]
 fn a_range_of_experts_that_wraps_is_refused() {
     let config = LayerConfig { first_local_expert: usize::MAX, num_local_experts: 2, ..layer_config() };
     refused(HostLayer::new(config, layer_tensors()), "first_local_expert is ");

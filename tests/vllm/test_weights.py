@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our experts over parameters as vLLM lays them out: maps, padding, tensor-parallel shards, experts that move."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,11 @@ from vllm.model_executor.layers.fused_moe.config import (
     RoutingMethodType,
 )
 
-from nvfp4_moe.plugin import moe
+from nvfp4_moe.plugin import log, moe
 from nvfp4_moe.plugin.experts import Nvfp4MoeExperts
 from reference import generate
 from reference.layer import ReferenceLayer, Swiglu, local_ids, relative_l2
+from reference.rounding import RoundedLayer
 
 EXPERTS, TOP_K, HIDDEN, INTER, TOKENS, LIMIT = 8, 3, 128, 96, 17, 10.0
 BOUND = 5e-3
@@ -112,6 +114,27 @@ def test_padding_rows_become_zero_and_the_rest_is_right(weights, batch):
     out = run(make_experts(Module(weights)), *batch)
     assert relative_l2(out, reference(weights, *batch)) < BOUND
     assert not out[-2:].any()
+
+
+def test_mode_fp8_rounds_weights_where_a_setting_allows_it_and_says_what_it_cost(weights, batch, monkeypatch):
+    monkeypatch.setenv("NVFP4_MOE_MODE", "fp8")
+    with pytest.raises(ValueError, match=r"no power of two in .* To have them rounded, set fp8_max_error"):
+        make_experts(Module(weights))
+    monkeypatch.setenv("NVFP4_MOE_FP8_MAX_ERROR", "0.001")
+    with pytest.raises(
+        ValueError, match=r"experts: relative L2 error of .* must be at most fp8_max_error, which is 0\.001"
+    ):
+        make_experts(Module(weights))
+    monkeypatch.setenv("NVFP4_MOE_FP8_MAX_ERROR", "0.04")
+    said = []
+    monkeypatch.setattr(log.logger, "info", lambda text, *words: said.append(text % words))
+    out = run(make_experts(Module(weights)), *batch)
+    assert len(said) == 1
+    assert re.search(r"experts: weights rounded to e4m3, relative L2 error 0\.0\d+ at most .*, worst block ", said[0])
+    x, ids, topk_weights = batch
+    local = local_ids(ids, EXPERTS, EXPERTS)
+    wanted = RoundedLayer(weights, Swiglu(limit=LIMIT)).forward(x, local, topk_weights, "fp8")
+    assert relative_l2(out, wanted.out) < BOUND + wanted.slack
 
 
 def test_weights_already_on_the_input_are_not_applied_again(weights, batch):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         WorkspaceTooSmallError,
     )
     from .format import Quantized, dequantize, quantize, sf_offset, sf_size
-    from .layer import Layer
+    from .layer import Layer, WeightError
     from .linear import Linear
     from .mxfp4 import cast_mxfp4
     from .weights import LayerWeights, LinearWeights
@@ -48,7 +48,7 @@ _HOMES = {
             "NotPreparedError OutOfMemoryError UnsupportedError WorkspaceTooSmallError"
         ),
         "format": "Quantized dequantize quantize sf_offset sf_size",
-        "layer": "Layer",
+        "layer": "Layer WeightError",
         "linear": "Linear",
         "mxfp4": "cast_mxfp4",
         "weights": "LayerWeights LinearWeights",
@@ -76,6 +76,7 @@ __all__ = [
     "OutOfMemoryError",
     "Quantized",
     "UnsupportedError",
+    "WeightError",
     "WorkspaceTooSmallError",
     "__version__",
     "build_info",

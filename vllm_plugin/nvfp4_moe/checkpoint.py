@@ -102,6 +102,7 @@ class Checkpoint(Handle):
         swiglu_limit: float | None = None,
         swiglu_alpha: float | None = None,
         swiglu_beta: float | None = None,
+        fp8_max_error: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> Layer:
         """A prepared layer of those experts, as the checkpoint describes it.
@@ -110,6 +111,8 @@ class Checkpoint(Handle):
         activation, swiglu_*
                   the activation and its parameters, instead of the config's; with any of them the caller answers for
                   the activation, and those that are not given are 0, 1 and 0 unless the config's can be read
+        fp8_max_error
+                  of mode fp8, as `Layer` takes it
         """
         given = {
             "activation": activation,
@@ -137,6 +140,7 @@ class Checkpoint(Handle):
             scale_policy=scale_policy,
             **{name: getattr(info, name) for name in ACTIVATION} | given,
             has_bias=info.has_bias,
+            fp8_max_error=fp8_max_error,
             device=device,
         )
         return made.prepare(weights.to(made.device))

@@ -1,12 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NVFP4 mixture-of-experts layer."""
 
+from typing import NamedTuple
+
 import torch
 
 from .device import is_portable, resolve_device
 from .handle import Handle, refuse_gradients
 from .ops import OPS
 from .weights import LayerWeights
+
+MATRICES = ("gate", "up", "down")  # by NVFP4_MOE_MATRIX_*
+
+
+class WeightError(NamedTuple):
+    """What rounding to e4m3 did to a layer's weights: |rounded - exact| / |exact|, global scales left out."""
+
+    rel_l2: float
+    """Of the matrix that it cost most; 0: no weight changed."""
+    expert: int
+    matrix: str
+    """"gate", "up" or "down" of that local expert."""
+    block_rel_l2: float
+    """Of the block of 16 that it cost most."""
+    block_expert: int
+    block_matrix: str
+    block_row: int
+    """Of w13 or w2."""
+    block: int
+    """In that row."""
+
+    def __str__(self) -> str:
+        return (
+            f"relative L2 error {self.rel_l2:.4f} at most ({self.matrix} of expert {self.expert}), worst block "
+            f"{self.block_rel_l2:.4f} ({self.block_matrix} of expert {self.block_expert}, row {self.block_row}, block "
+            f"{self.block})"
+        )
 
 
 class Layer(Handle):
@@ -33,6 +62,7 @@ class Layer(Handle):
         tile_rows: int = 0,
         activation: str = "swiglu",
         has_bias: bool = False,
+        fp8_max_error: float = 0.0,
         device: torch.device | str = "cpu",
     ):
         """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
@@ -40,6 +70,8 @@ class Layer(Handle):
         mode          "default", "bf16" (W4A16), "nvfp4" (W4A4) or "fp8" (W4A8: e4m3 rows with a dynamic scale each;
                       `prepare` refuses weights whose block scales are not powers of two within a factor of 2^11 in
                       each expert's gate, up and down matrix; not on "cuda-portable")
+        fp8_max_error of mode fp8: any weights are taken, and rounded to e4m3, where that costs no matrix more (relative
+                      L2 error, up to 1; 0.04 lets pass what exporters made of normal weights); 0: refused as above
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
         activation    "swiglu", "swiglu_step", "situ", "gelu_tanh"; without a gate "relu2", "silu". Formulas, and what
                       limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
@@ -72,6 +104,7 @@ class Layer(Handle):
             tile_rows,
             activation,
             has_bias,
+            fp8_max_error,
         )
         self._own(id, OPS.layer_destroy)
         self.expert_slices: torch.Tensor | None = None
@@ -87,6 +120,12 @@ class Layer(Handle):
         OPS.layer_prepare(*weights.tensors(), *scales, weights.row_order, None, self.id)
         self.expert_slices = OPS.layer_storage(self.id)
         return self
+
+    def weight_error(self) -> WeightError:
+        """What rounding to e4m3 did to the weights, as `prepare` measured it; without `fp8_max_error` nothing."""
+        rel_l2, expert, matrix, block_rel_l2, block_expert, block_matrix, row, block = OPS.layer_weight_error(self.id)
+        names = MATRICES[matrix], MATRICES[block_matrix]
+        return WeightError(rel_l2, expert, names[0], block_rel_l2, block_expert, names[1], row, block)
 
     def forward(
         self,

@@ -16,7 +16,8 @@
 //!
 //! Layers, as in memchr: `generic` is the algorithm over a trait `Simd`, `portable`, `avx2`, `avx512` and
 //! `avx512bf16` are what an instruction set adds, and this file is the only dispatch. `avx512vnni` computes with
-//! integers, so its loops are its own; rare rows with outliers have a rest, which `avx512` adds.
+//! integers, so its loops are its own; rare rows with outliers have a rest, which `avx512` adds. `rounded` serves weights
+//! that are rounded to e4m3, on any CPU.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -29,6 +30,7 @@ mod avx512vnni;
 mod generic;
 mod lanes;
 mod portable;
+mod rounded;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vnni_operand;
 
+pub use rounded::rounded;
 pub use tile::{Isa, MAX_TILE_TOKENS, Rest, TILE_ROWS, Tile, TileOut};
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -16,7 +16,7 @@ pub(super) static ISA: Isa = Isa {
     available: || true,
 };
 
-fn write_group(values: &[f32], out: &mut [u8]) -> bool {
+pub(super) fn write_group(values: &[f32], out: &mut [u8]) -> bool {
     for (out, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
         *out = value.to_ne_bytes();
     }
@@ -76,6 +76,6 @@ unsafe fn tile(tile: &Tile, out: &mut TileOut) {
     unsafe { generic::tile::<Portable>(tile, out) }
 }
 
-unsafe fn add_scaled(sum: &mut [f32], weight: f32, y: &[f32]) {
+pub(super) unsafe fn add_scaled(sum: &mut [f32], weight: f32, y: &[f32]) {
     generic::add_scaled(sum, weight, y)
 }

@@ -2,7 +2,7 @@
 //! Every instruction set of this machine against float64.
 
 use super::*;
-use crate::format::{BLOCK_SIZE, e2m1_decode, e4m3_decode};
+use crate::format::{BLOCK_SIZE, Rounding, e2m1_decode, e4m3_decode};
 use half::bf16;
 
 struct Random(u64);
@@ -33,6 +33,7 @@ struct Case {
     block_scales: Vec<u8>,
     rows: usize,
     reduction: usize,
+    rounding: Option<Rounding>,
 }
 
 impl Case {
@@ -40,13 +41,20 @@ impl Case {
         let codes = (0..rows * reduction / 2).map(|_| random.next() as u8).collect();
         // All finite scales without a sign, subnormal ones and zero too.
         let block_scales = (0..rows * reduction / BLOCK_SIZE).map(|_| (random.next() % 0x7f) as u8).collect();
-        Case { codes, block_scales, rows, reduction }
+        Case { codes, block_scales, rows, reduction, rounding: None }
     }
 
     fn weight(&self, row: usize, column: usize) -> f64 {
         let at = row * self.reduction + column;
         let code = self.codes[at / 2] >> (4 * (at % 2)) & 15;
-        f64::from(e2m1_decode(code)) * f64::from(e4m3_decode(self.block_scales[at / BLOCK_SIZE]))
+        let scale = self.block_scales[at / BLOCK_SIZE];
+        match self.rounding {
+            None => f64::from(e2m1_decode(code)) * f64::from(e4m3_decode(scale)),
+            Some(rounding) => {
+                let magnitude = rounding.weights()[usize::from(scale)][usize::from(code & 7)];
+                f64::from(magnitude.copysign(e2m1_decode(code)))
+            }
+        }
     }
 
     fn run(&self, isa: &Isa, x: &[Vec<f32>]) -> Box<TileOut> {
@@ -57,6 +65,7 @@ impl Case {
             block_scales: &self.block_scales,
             rows: self.rows,
             row_step: 1,
+            rounded: self.rounding.map(Rounding::weights),
             reduction: self.reduction,
             x: &x,
         };
@@ -79,10 +88,11 @@ const REDUCTIONS: [usize; 6] = [16, 112, 128, 144, 640, 2064];
 #[test]
 fn every_instruction_set_computes_the_products() {
     let mut random = Random(11);
-    for isa in available() {
+    let rounded = rounded::ALL.iter().filter(|isa| (isa.available)()).map(|isa| (isa, Some(Rounding::of(0x7e))));
+    for (isa, rounding) in available().map(|isa| (isa, None)).chain(rounded) {
         for reduction in REDUCTIONS {
             for (rows, tokens) in [(8, 1), (8, 2), (3, 3), (8, 4), (1, 5), (8, 7), (8, MAX_TILE_TOKENS)] {
-                let case = Case::new(rows, reduction, &mut random);
+                let case = Case { rounding, ..Case::new(rows, reduction, &mut random) };
                 let x: Vec<Vec<f32>> =
                     (0..tokens).map(|_| (0..reduction).map(|_| random.activation()).collect()).collect();
                 let out = case.run(isa, &x);
@@ -203,7 +213,8 @@ fn quantised_activations_are_exact() {
     let mut random = Random(13);
     for isa in available() {
         let codes: Vec<u8> = (0..4 * 128).map(|_| random.next() as u8).collect();
-        let case = Case { codes, block_scales: vec![0x38; 8 * 128 / BLOCK_SIZE], rows: 8, reduction: 128 };
+        let case =
+            Case { codes, block_scales: vec![0x38; 8 * 128 / BLOCK_SIZE], rows: 8, reduction: 128, rounding: None };
         let x: Vec<f32> = (0..128).map(|_| e2m1_decode(random.next() as u8 & 15) * 26.0).collect();
         let out = case.run(isa, std::slice::from_ref(&x));
         for row in 0..8 {

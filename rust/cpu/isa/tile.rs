@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an instruction set must provide, and what it computes on.
 
+use crate::format::RoundedWeights;
+
 /// Weight rows of a tile.
 pub const TILE_ROWS: usize = 8;
 
@@ -22,6 +24,8 @@ pub struct Tile<'a> {
     pub row_step: usize,
     /// Length of the reduction, a multiple of 16.
     pub reduction: usize,
+    /// Weights by block scale and code, where they are rounded to e4m3; for `rounded` alone.
+    pub rounded: Option<&'a RoundedWeights>,
     /// Operand rows of the tokens: `Isa::operand_row_bytes(reduction)` readable bytes each.
     pub x: &'a [*const u8],
 }

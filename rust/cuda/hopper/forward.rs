@@ -18,6 +18,13 @@ use crate::error::Result;
 fn gemm1_kind(config: &LayerConfig) -> GemmKind {
     let is_plain = config.activation.projections() == 1;
     let is_swiglu = config.activation.kind == ActivationKind::Swiglu && !config.has_bias;
+    if config.rounds_weights() {
+        return match (is_plain, is_swiglu) {
+            (true, _) => GemmKind::Gemm2AnyRounded,
+            (false, true) => GemmKind::Gemm1Rounded,
+            (false, false) => GemmKind::Gemm1AnyRounded,
+        };
+    }
     match (config.mode == Mode::Fp8, is_plain, is_swiglu) {
         (false, true, _) => GemmKind::Gemm2Any,
         (true, true, _) => GemmKind::Gemm2AnyFp8,
@@ -135,6 +142,8 @@ pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
     let (plan, config, base) = (call.plan, call.config, call.base);
     // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
     let (kind, stride) = match (config.mode, config.has_bias) {
+        (Mode::Fp8, false) if config.rounds_weights() => (GemmKind::Gemm2Rounded, 2 * plan.h_stride),
+        (Mode::Fp8, true) if config.rounds_weights() => (GemmKind::Gemm2AnyRounded, 2 * plan.h_stride),
         (Mode::Fp8, false) => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
         (Mode::Fp8, true) => (GemmKind::Gemm2AnyFp8, 2 * plan.h_stride),
         (Mode::Bf16 | Mode::Nvfp4, false) => (GemmKind::Gemm2, plan.h_stride),

@@ -25,6 +25,14 @@ pub enum GemmKind {
     Gemm2AnyFp8,
     /// bf16 with bias.
     Linear,
+    /// As those of e4m3 rows, of weights that are rounded to e4m3.
+    Gemm1Rounded,
+    /// The same.
+    Gemm1AnyRounded,
+    /// The same.
+    Gemm2Rounded,
+    /// The same.
+    Gemm2AnyRounded,
 }
 
 /// Its place among the tables of `families.rs`.
@@ -32,12 +40,16 @@ const TABLE: usize = 1;
 
 /// A GEMM takes all of a multiprocessor's shared memory. Its threads follow its row-tile size.
 const GEMM: Row = Row { module: "hopper/gemm", threads: 0, shared_bytes: params::GEMM_SM90_SHARED_BYTES, ..ROW_WISE };
+const ROUNDED_GEMM: Row = Row { module: "hopper/gemm_rounded", ..GEMM };
 
 /// Rows of the table, and the row-tile sizes, for the sizes that `kernels/hopper/gemm.cu` is compiled for.
 macro_rules! kernels_of_sizes {
-    ($($rows:literal)*) => {
+    ($($rows:literal)*; $($rounded:literal)*) => {
         /// Row-tile sizes: how many token rows one CTA multiplies with its weight rows.
         pub const GEMM_ROWS: [u32; [$($rows),*].len()] = [$($rows),*];
+
+        /// Those of weights that are rounded to e4m3.
+        pub const ROUNDED_ROWS: [u32; [$($rounded),*].len()] = [$($rounded),*];
 
         /// Every kernel of Hopper: GEMMs by kind, then by size; then the rest.
         pub static KERNELS: &[Row] = &[
@@ -50,8 +62,13 @@ macro_rules! kernels_of_sizes {
             $(Row { name: concat!("gemm2_any_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("gemm2_any_fp8_sm90_n", $rows), ..GEMM },)*
             $(Row { name: concat!("linear_sm90_n", $rows), ..GEMM },)*
+            $(Row { name: concat!("gemm1_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
+            $(Row { name: concat!("gemm1_any_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
+            $(Row { name: concat!("gemm2_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
+            $(Row { name: concat!("gemm2_any_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
             Row { name: "quantize_rows_fp8", module: "hopper/quantize_fp8", ..ROW_WISE },
             Row { name: "part_scales", module: "hopper/scales_fp8", start: AfterPrevious, ..ROW_WISE },
+            Row { name: "measure_rounding", module: "hopper/rounding", start: AfterPrevious, ..ROW_WISE },
             Row {
                 name: "prepare_tiles",
                 module: "hopper/prepare",
@@ -62,22 +79,29 @@ macro_rules! kernels_of_sizes {
         ];
     };
 }
-kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144);
+kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144; 8 16 24 48 64 80 112 144);
 
-/// The first row that is not a GEMM's.
-const OTHERS: usize = 9 * GEMM_ROWS.len();
+/// The first row of a GEMM of rounded weights, and the first that is not a GEMM's.
+const ROUNDED: usize = 9 * GEMM_ROWS.len();
+const OTHERS: usize = ROUNDED + 4 * ROUNDED_ROWS.len();
 
 /// Rows of bf16 to e4m3.
 pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
 /// Counts what mode fp8 asks of block scales.
 pub const MATRIX_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
+/// Measures what rounding to e4m3 does to weights.
+pub const MEASURE_ROUNDING: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
 /// A weight matrix into tiles.
-pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
+pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 3);
 
-/// The GEMM of this kind and row-tile size, which must be one of [`GEMM_ROWS`].
+/// The GEMM of this kind and row-tile size, which must be one of [`GEMM_ROWS`], or of [`ROUNDED_ROWS`].
 pub fn gemm(kind: GemmKind, rows: u32) -> Kernel {
-    let size = GEMM_ROWS.iter().position(|size| *size == rows).unwrap_or(0);
-    Kernel::of(KERNELS, TABLE, kind as usize * GEMM_ROWS.len() + size)
+    let place = |sizes: &[u32]| sizes.iter().position(|size| *size == rows).unwrap_or(0);
+    let row = match (kind as usize).checked_sub(GemmKind::Gemm1Rounded as usize) {
+        None => kind as usize * GEMM_ROWS.len() + place(&GEMM_ROWS),
+        Some(rounded) => ROUNDED + rounded * ROUNDED_ROWS.len() + place(&ROUNDED_ROWS),
+    };
+    Kernel::of(KERNELS, TABLE, row)
 }
 
 #[cfg(test)]
@@ -88,7 +112,14 @@ mod tests {
     fn constants_and_kinds_find_their_rows() {
         assert_eq!(QUANTIZE_ROWS_FP8.row().name, "quantize_rows_fp8");
         assert_eq!(MATRIX_SCALES.row().name, "part_scales");
+        assert_eq!(MEASURE_ROUNDING.row().name, "measure_rounding");
         assert_eq!(PREPARE_TILES.row().name, "prepare_tiles");
+        for rows in ROUNDED_ROWS {
+            assert_eq!(gemm(GemmKind::Gemm1Rounded, rows).row().name, format!("gemm1_rounded_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm1AnyRounded, rows).row().name, format!("gemm1_any_rounded_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm2Rounded, rows).row().name, format!("gemm2_rounded_sm90_n{rows}"));
+            assert_eq!(gemm(GemmKind::Gemm2AnyRounded, rows).row().name, format!("gemm2_any_rounded_sm90_n{rows}"));
+        }
         for rows in GEMM_ROWS {
             assert_eq!(gemm(GemmKind::Gemm1, rows).row().name, format!("gemm1_sm90_n{rows}"));
             assert_eq!(gemm(GemmKind::Gemm1Fp8, rows).row().name, format!("gemm1_fp8_sm90_n{rows}"));

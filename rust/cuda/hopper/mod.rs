@@ -121,7 +121,7 @@ impl Family for Hopper {
         match config.mode {
             Mode::Bf16 | Mode::Nvfp4 => Ok(None),
             // SAFETY: the caller's promise is the same.
-            Mode::Fp8 => unsafe { prepare::count_scales(device, config.shape(), weights, stream) }.map(Some),
+            Mode::Fp8 => unsafe { prepare::count_scales(device, config, weights, stream) }.map(Some),
         }
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The row-tile size of Hopper's GEMMs: how many token rows one CTA multiplies with its weight rows.
 
-use super::kernels::GEMM_ROWS;
+use super::kernels::{GEMM_ROWS, ROUNDED_ROWS};
 use crate::config::LayerConfig;
 use crate::cuda::kernels::params;
 use crate::cuda::tiles::TileTable;
@@ -47,12 +47,19 @@ fn size_for(num_tokens: usize, config: &LayerConfig) -> u32 {
     let by_mean =
         SIZE_BY_MEAN_ROWS.iter().find(|(limit, _)| mean < *limit).map_or(SIZE_OF_MANY_ROWS, |(_, size)| *size);
     let enough = GEMM_ROWS.into_iter().find(|size| *size as usize >= num_tokens).unwrap_or(by_mean);
-    by_mean.min(enough)
+    let size = by_mean.min(enough);
+    // Rounded weights have fewer sizes; the next larger one holds as many rows.
+    sizes_of(config).iter().copied().find(|larger| *larger >= size).unwrap_or(size)
+}
+
+/// The sizes that the kernels of a layer are compiled for.
+fn sizes_of(config: &LayerConfig) -> &'static [u32] {
+    if config.rounds_weights() { &ROUNDED_ROWS } else { &GEMM_ROWS }
 }
 
 /// The table of a layer, by tokens.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
-    check_rows(config.tile_rows)?;
+    check_rows_among(config.tile_rows, sizes_of(config))?;
     if let Some(rows) = config.tile_rows {
         return Ok(TileTable::always(rows));
     }
@@ -72,9 +79,13 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
 
 /// Refuse a size that no kernel was compiled for.
 pub fn check_rows(tile_rows: Option<u32>) -> Result<()> {
+    check_rows_among(tile_rows, &GEMM_ROWS)
+}
+
+fn check_rows_among(tile_rows: Option<u32>, sizes: &[u32]) -> Result<()> {
     match tile_rows {
-        Some(rows) if !GEMM_ROWS.contains(&rows) => {
-            let rule = format!("it must be 0 (the library chooses) or one of {GEMM_ROWS:?}");
+        Some(rows) if !sizes.contains(&rows) => {
+            let rule = format!("it must be 0 (the library chooses) or one of {sizes:?}");
             Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
         }
         _ => Ok(()),
@@ -121,6 +132,7 @@ pub fn linear_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Mode;
     use crate::cuda::tests::layer_config;
 
     /// What an expert's rows cost in tiles of a size, in rows: rows are spread evenly over as few tiles as hold them, and
@@ -219,6 +231,12 @@ mod tests {
     fn a_benchmark_may_ask_for_a_size_that_there_is() {
         let forced = |rows| layer_table(&LayerConfig { tile_rows: Some(rows), ..layer_config() });
         assert_eq!(forced(96).unwrap().rows(1), 96);
+        let all_tokens = LayerConfig { num_experts: 6, ..layer_config() }; // of which every expert has a row
+        let rounded = LayerConfig { mode: Mode::Fp8, fp8_max_error: 0.1, ..all_tokens };
+        for (tokens, rows) in [(1, 8), (8, 8), (9, 16), (25, 48), (1 << 20, 112)] {
+            assert_eq!(layer_table(&rounded).unwrap().rows(tokens), rows, "{tokens} tokens");
+        }
+        assert!(layer_table(&LayerConfig { tile_rows: Some(96), ..rounded }).is_err());
         let text = forced(13).unwrap_err().to_string();
         assert!(text.contains("tile_rows is 13; it must be 0 (the library chooses) or one of [8, 16"), "{text}");
     }

@@ -29,6 +29,7 @@ fn plans() -> impl Iterator<Item = (LayerConfig, LayerPlan, Routing)> {
             activation: Activation::swiglu(0.0, 0.0, 0.0).expect("plain SwiGLU"),
             has_bias: false,
             tile_rows: None,
+            fp8_max_error: 0.0,
         };
         let plans = host::plans(&config, tokens).expect("a plan");
         plans.into_iter().map(move |plan| {

@@ -171,6 +171,8 @@ def activations(module: model_files.Module) -> str:
         mode = settings.mxfp4_mode()
     if mode == "default":
         return "activations bf16 without FP4 tensor cores, nvfp4 with them"
+    if mode == "fp8" and module.kind == "moe" and (most := settings.fp8_max_error()):
+        return f"activations fp8; weights rounded to e4m3, where that costs no more than {most:g} of a matrix"
     if mode == "fp8" and module.kind == "moe":
         return "activations fp8; loading refuses block scales that are no powers of two (nvfp4-moe inspect: lossless)"
     if mode == "fp8":

@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from nvfp4_moe import Layer, LayerWeights
 from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
 
-from . import scales, settings, support
+from . import log, scales, settings, support
 from .input_scales import settle_and_warn
 from .lifetime import Handle
 
@@ -179,6 +179,8 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         config = self.moe_config
         mode, _ = support.resolved_moe_mode(self.weights)
         policy = settings.scale_policy() if mode == "nvfp4" else "static"
+        # What came as MXFP4 is exact in e4m3, and keeps the kernels of exact weights.
+        max_error = settings.fp8_max_error() if self.weights == "NVFP4" else 0.0
         self.layer_name = layer.layer_name
         self.layer = self.handle.make_once(
             self.layer_name,
@@ -187,6 +189,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             **activation_options(config, layer),
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
+            fp8_max_error=max_error,
             device=layer.w13_weight.device,
         )
         w13_input_scale, w2_input_scale = self._input_scales(layer, mode, policy)
@@ -198,6 +201,8 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             interleaved=in_turn(config),
         )
         read = self.handle.prepare(self.layer_name, weights)
+        if max_error:
+            log.weights_rounded(self.layer_name, self.layer.weight_error())
         for field, name in names.items():
             getattr(layer, name).data = getattr(read, field)
 

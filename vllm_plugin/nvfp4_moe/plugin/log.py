@@ -33,6 +33,11 @@ def experts_active(weights: str = "NVFP4") -> None:
     )
 
 
+def weights_rounded(layer_name: str, error: nvfp4_moe.WeightError) -> None:
+    """The experts of a layer were rounded to e4m3, because a setting allows it."""
+    logger.info("nvfp4_moe: %s: weights rounded to e4m3, %s (%s).", layer_name, error, settings.FP8_MAX_ERROR)
+
+
 def experts_refused(reason: str, weights: str = "NVFP4") -> None:
     """The MoE is not ours."""
     logger.warning_once("nvfp4_moe is NOT active for %s MoE: %s", weights, reason)

@@ -13,6 +13,7 @@ MXFP4_MODE = "NVFP4_MOE_MXFP4_MODE"
 SCALES = "NVFP4_MOE_SCALES"
 SCALES_FILE = "NVFP4_MOE_SCALES_FILE"
 CALIBRATION_TOKENS = "NVFP4_MOE_CALIBRATION_TOKENS"
+FP8_MAX_ERROR = "NVFP4_MOE_FP8_MAX_ERROR"
 BF16_LINEARS = "NVFP4_MOE_BF16_LINEARS"
 
 MODES = ("default", "bf16", "nvfp4", "fp8")
@@ -28,7 +29,8 @@ def disabled_reason() -> str | None:
 def mode() -> str:
     """How activations enter the GEMMs; "default" is bf16 where there are no FP4 tensor cores, nvfp4 where there are.
 
-    fp8 is for MoE layers whose block scales are powers of two; others are refused at load. Linears are bf16 then.
+    fp8 is for MoE layers whose block scales are powers of two; others are refused at load, or rounded where
+    `fp8_max_error` allows it. Linears are bf16 then.
     """
     return _one_of(MODE, MODES)
 
@@ -56,6 +58,22 @@ def calibration_tokens() -> int:
     return int(value)
 
 
+def fp8_max_error() -> float:
+    """Mode fp8: the relative L2 error up to which experts that are not exact in e4m3 are rounded to it; 0 is never."""
+    value = os.environ.get(FP8_MAX_ERROR) or "0"
+    try:
+        error = float(value)
+    except ValueError:
+        error = -1.0
+    if not 0 <= error <= 1:
+        raise ValueError(f"{FP8_MAX_ERROR} is {value!r}; it must be a number, 0 to 1. Unset it to round no weights.")
+    if error > 0 and mode() != "fp8":
+        raise ValueError(
+            f"{FP8_MAX_ERROR} is {value!r}; {MODE} must be fp8 then, and is {mode()!r}. Unset one of them."
+        )
+    return error
+
+
 def bf16_linears() -> list[str]:
     """Globs over layer names, separated by commas: NVFP4 linears to dequantise to bf16 at load."""
     return [glob.strip() for glob in os.environ.get(BF16_LINEARS, "").split(",") if glob.strip()]
@@ -73,6 +91,7 @@ VARIABLES: dict[str, Callable[[], Any]] = {
     SCALES: scale_policy,
     SCALES_FILE: scales_file,
     CALIBRATION_TOKENS: calibration_tokens,
+    FP8_MAX_ERROR: fp8_max_error,
     BF16_LINEARS: bf16_linears,
 }
 
