@@ -132,34 +132,15 @@ impl Group {
         let fits = |row: &&Tensors| {
             let codes = dtype(row.codes).is_some_and(|dtype| row.codes_an_element(dtype).is_some());
             let scales = dtype(row.block_scale);
-            codes && (scales == Some(&Dtype::F8_E8M0) || scales == Some(&Dtype::U8) && config.says_mxfp4())
+            let bytes_are_e8m0 = row.in_blocks || config.says_mxfp4();
+            codes && (scales == Some(&Dtype::F8_E8M0) || scales == Some(&Dtype::U8) && bytes_are_e8m0)
         };
         if self.looks_nvfp4() { None } else { MXFP4_FORMATS.iter().find(fits) }
-    }
-
-    /// Is it MXFP4 in any layout, also one that is not read?
-    pub fn is_mxfp4(&self, config: &Config) -> bool {
-        self.mxfp4(config).is_some() || self.has_blocks_and_scales()
-    }
-
-    /// gpt-oss's own layout of MXFP4: blocks of 16 bytes beside their scales.
-    fn has_blocks_and_scales(&self) -> bool {
-        let has = |tensor: &str| self.kinds.keys().any(|(_, t)| t == tensor);
-        has("blocks") && has("scales")
-    }
-
-    /// Why MXFP4 in a layout that has no row is not read.
-    pub fn mxfp4_refusal(&self) -> Option<String> {
-        let reason = "its experts are MXFP4 as gpt-oss stores it (blocks and scales), which this library does not read";
-        self.has_blocks_and_scales().then(|| reason.to_owned())
     }
 
     /// Decide what gate, up and down are called, and in which format they are; or say why this is no layer to read.
     pub fn settle(&mut self, config: &Config) -> Result<&'static Tensors, String> {
         let mxfp4 = self.mxfp4(config);
-        if let Some(refusal) = self.mxfp4_refusal().filter(|_| mxfp4.is_none()) {
-            return Err(refusal);
-        }
         if mxfp4.is_none() && !self.looks_nvfp4() {
             let fp8 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
             let guess = if fp8 { ", as FP8 does" } else { "" };
@@ -213,14 +194,14 @@ impl Group {
         let shape = |projection: Projection| {
             let name = self.projections[projection as usize];
             let (dtype, shape) = self.kind(name, row.codes)?.held.as_ref()?;
-            let shape = if self.is_stacked() { shape.split_first().filter(|_| shape.len() == 3)?.1 } else { shape };
-            let &[rows, cols] = shape else { return None };
-            Some([rows, cols.saturating_mul(row.codes_an_element(dtype)?)])
+            row.matrix(dtype, if self.is_stacked() { shape.get(1..)? } else { shape })
         };
         let parts = if self.is_fused() { 2 } else { 1 };
         let Some((gate, down)) = shape(Projection::of_expert(self.is_gated())[0]).zip(shape(Projection::Down)) else {
-            let wanted = if self.is_stacked() { "3 extents (experts, rows, columns / 2)" } else { "2 extents" };
-            return Err(format!("its experts hold {}; codes must be U8 or F4 with {wanted}", self.held()));
+            let stack = if self.is_stacked() { "experts, " } else { "" };
+            let columns = row.columns_in_words();
+            let held = self.held();
+            return Err(format!("its experts hold {held}; codes must be U8 or F4 of extents ({stack}rows, {columns})"));
         };
         if gate[0] != down[1].saturating_mul(parts) || gate[1] != down[0] {
             return Err(format!(
@@ -282,7 +263,7 @@ pub fn find_groups<'a>(files: &'a Files, prefix: &str) -> (Vec<Group>, Vec<(&'a 
             projections: [""; 3],
             interleaved: false,
         });
-        let of_stack = tensor.filter(|t| parts.form.is_stacked() && t.shape.len() == 3).map_or(0, |t| t.shape[0]);
+        let of_stack = tensor.filter(|t| parts.form.is_stacked() && t.shape.len() >= 3).map_or(0, |t| t.shape[0]);
         group.num_experts = group.num_experts.max(u64::from(parts.expert) + 1).max(of_stack);
         let key = (parts.projection.to_owned(), parts.tensor.to_owned());
         let first =

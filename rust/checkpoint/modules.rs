@@ -51,12 +51,12 @@ type Tensors<'a> = BTreeMap<&'a str, Option<&'a Tensor>>;
 /// The module of a layer's experts; `refusal` is that of its activation.
 pub fn of_group(group: &Group, config: &Config, refusal: Option<String>) -> Module {
     let (num_input_scales, num_matrices) = group.input_scales();
-    let format = match (group.looks_nvfp4(), group.is_mxfp4(config)) {
+    let format = match (group.looks_nvfp4(), group.mxfp4(config).is_some()) {
         (true, _) => NVFP4,
         (false, true) => MXFP4,
         (false, false) => group.other_quantisation(),
     };
-    let refusal = refusal.or_else(|| group.mxfp4_refusal()).filter(|_| [NVFP4, MXFP4].contains(&format));
+    let refusal = refusal.filter(|_| [NVFP4, MXFP4].contains(&format));
     Module { name: group.path(), kind: "moe", format, num_matrices, num_input_scales, refusal }
 }
 

@@ -76,9 +76,10 @@ impl<'a> Pieces<'a> {
     /// e2m1 codes of one matrix.
     pub fn codes(self, dims: Dims, expert: usize, projection: Projection, row: &Tensors) -> Result<Piece<'a>> {
         let [_, cols] = dims.matrix(projection);
-        let extents = |dtype: &Dtype| vec![cols / row.codes_an_element(dtype).unwrap_or(1)];
+        let extents = |dtype: &Dtype| row.extents_of_row(dtype, cols);
         let place = (expert, projection, row.codes);
-        self.piece(dims, place, row.code_dtypes(), extents, cols / 2, "rows, columns / 2")
+        let meaning = format!("rows, {}", row.columns_in_words());
+        self.piece(dims, place, row.code_dtypes(), extents, cols / 2, &meaning)
     }
 
     /// Block scales of one matrix: e4m3, or e8m0 in MXFP4.

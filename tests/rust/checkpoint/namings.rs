@@ -181,7 +181,7 @@ fn copied(layer: &Layer<'_>, first: usize, count: usize) -> Copied {
 }
 
 /// Rows of so many bytes of a stack's gate and up in turn, for each expert.
-fn in_turn(tensor: &mut Tensor, experts: usize, row: usize) {
+pub fn in_turn(tensor: &mut Tensor, experts: usize, row: usize) {
     let len = tensor.data.len() / experts;
     for expert in tensor.data.chunks_mut(len) {
         let (gate, up) = expert.split_at(expert.len() / 2);

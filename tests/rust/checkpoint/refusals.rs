@@ -97,7 +97,7 @@ fn wrong_shapes() {
         (0, DOWN, "weight", &[32, 32], "U8 [32, 32]; it must be U8 [64, 16] (rows, columns / 2)"),
         (2, UP, "weight_scale", &[32, 2], "F8_E4M3 [32, 2]; it must be F8_E4M3 [32, 4] (rows, columns / 16)"),
         (2, UP, "weight_scale", &[128], "F8_E4M3 [128]; it must be F8_E4M3 [32, 4]"),
-        (0, GATE, "weight", &[1024], "of shape [1024]; it must have 2 extents"),
+        (0, GATE, "weight", &[1024], "of shape [1024]; it must have the extents (rows, columns / 2)"),
         (0, GATE, "weight", &[40, 32], "[40, 32], so intermediate_size is 40; it must be a positive multiple of 16"),
     ];
     for (expert, projection, tensor, shape, text) in cases {

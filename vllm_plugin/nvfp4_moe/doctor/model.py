@@ -73,6 +73,8 @@ def look(directory: str) -> Model:
 def refusal_of(module: dict, config: dict) -> str | None:
     """The library's, or the plugin's: of the methods that vLLM has for MXFP4 experts it knows two."""
     method, algorithm = config["quant_method"], config["moe_quant_algo"]
+    if module["format"] == "mxfp4" and config["model_type"] == "gpt_oss":
+        return "this plugin leaves gpt-oss alone, whose experts vLLM loads by a class of their own"
     if module["refusal"] or module["format"] != "mxfp4" or method in ("mxfp4", "compressed-tensors"):
         return module["refusal"]
     if method == "fp8" and config["model_type"] == "deepseek_v4" and algorithm != "NVFP4":
