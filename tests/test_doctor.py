@@ -233,8 +233,8 @@ def test_experts_are_counted_and_named_in_any_naming(tmp_path, capsys, monkeypat
 
 
 def test_what_kernels_lack_stays_vllms(tmp_path, capsys):
-    gelu = write_model(tmp_path / "gelu", ONE_LAYER, hidden_activation="gelu")
-    assert "vllm: hidden_activation in config.json is gelu; " in experts_line(gelu, capsys)
+    relu = write_model(tmp_path / "relu", ONE_LAYER, hidden_activation="relu")
+    assert "vllm: hidden_activation in config.json is relu; " in experts_line(relu, capsys)
     ungated = [name for name in ONE_LAYER if ".w3." not in name]
     assert "vllm: the experts have no gate" in experts_line(write_model(tmp_path / "up", ungated), capsys)
 

@@ -28,6 +28,9 @@ __device__ inline float swiglu(const Activation& p, float gate, float up) {
 // x * (1 + tanh(z)) / 2 with z = sqrt(2 / pi) * (x + 0.044715 * x^3), as x * sigmoid(2 z).
 __device__ inline float gelu_tanh(float x) { return silu(x, 1.59576912f * (1.0f + 0.044715f * x * x)); }
 
+// x * (1 + erf(x / sqrt(2))) / 2, as x * erfc(-x / sqrt(2)) / 2: the same, and exact where erf is near -1.
+__device__ inline float gelu(float x) { return 0.5f * x * erfcf(-0.70710678f * x); }
+
 // One element of h from one of gate and one of up.
 __device__ inline float activate_gated(const Activation& p, float gate, float up) {
   switch (p.kind) {
@@ -37,6 +40,7 @@ __device__ inline float activate_gated(const Activation& p, float gate, float up
       return soft_bound(gate, p.beta) * sigmoid * (isfinite(p.limit) ? soft_bound(up, p.limit) : up);
     }
     case ACTIVATION_GELU_TANH: return gelu_tanh(gate) * up;
+    case ACTIVATION_GELU: return gelu(gate) * up;
     case ACTIVATION_SWIGLU:
     default:  // the host knows no other
       return swiglu(p, gate, up);

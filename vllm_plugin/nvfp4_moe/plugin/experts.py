@@ -32,6 +32,7 @@ ACTIVATIONS = {
     "SWIGLUOAI_UNINTERLEAVE": "swiglu",
     "SWIGLUSTEP": "swiglu_step",
     "GELU_TANH": "gelu_tanh",
+    "GELU": "gelu",
     "RELU2_NO_MUL": "relu2",
     "SILU_NO_MUL": "silu",
 }
