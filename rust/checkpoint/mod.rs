@@ -29,7 +29,7 @@
 //!
 //! `[PREFIX.]layers.N.[BLOCK.]experts.E.PROJECTION.TENSOR` under any prefix and block, and the other forms of the one
 //! table of namings, `namings.rs`: another exporter is another row there. Where a tensor holds all experts, it is read if
-//! its shape leaves no doubt about what lies where. What looks like NVFP4 and is not understood is
+//! its shape leaves no doubt about what lies where; ModelOpt stores such matrices by columns (Llama 4, gpt-oss). What looks like NVFP4 and is not understood is
 //! [skipped](Checkpoint::skipped) under its own name.
 //!
 //! # What the config decides

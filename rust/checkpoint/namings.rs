@@ -154,6 +154,18 @@ pub const OTHER_QUANTISATIONS: [(&str, &[&str]); 5] = [
     (UNQUANTISED, &["weight"]),
 ];
 
+/// Ends of the names of tensors that change what a matrix computes in a way that this library has no kernel for, and how.
+const BEYOND_FORMAT: [(&str, &str); 3] = [
+    ("pre_quant_scale", "AWQ multiplies the activations' columns by it before they are quantised"),
+    ("svdquant_lora_a", "SVDQuant adds a product of low rank to the matrix"),
+    ("zero_point", "codes have an offset"),
+];
+
+/// What such a tensor means.
+pub fn beyond_format(tensor: &str) -> Option<&'static str> {
+    BEYOND_FORMAT.iter().find(|(end, _)| tensor.ends_with(end)).map(|(_, meaning)| *meaning)
+}
+
 /// A matrix without scales.
 pub const UNQUANTISED: &str = "unquantised";
 
@@ -214,10 +226,12 @@ impl Tensors {
         }
     }
 
-    /// `[rows, columns]` of one expert's codes, out of their tensor's extents; none if those are of another kind.
-    pub fn matrix(&self, dtype: &Dtype, shape: &[u64]) -> Option<[u64; 2]> {
+    /// `[rows, columns]` of one expert's codes, out of their tensor's extents; none if those are of another kind. A matrix
+    /// that is stored by columns has its rows last, and still two neighbours of a row in a byte.
+    pub fn matrix(&self, dtype: &Dtype, shape: &[u64], by_columns: bool) -> Option<[u64; 2]> {
         let codes = self.codes_an_element(dtype)?;
         match *shape {
+            [pairs, rows] if by_columns => (codes == 2).then(|| [rows, pairs.saturating_mul(codes)]),
             [rows, blocks, MX_BLOCK_BYTES] if self.in_blocks => {
                 Some([rows, blocks.saturating_mul(MX_BLOCK_SIZE as u64)])
             }

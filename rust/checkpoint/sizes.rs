@@ -27,7 +27,7 @@ pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Re
         return Err(fault(&name, value, rule, "Run the layer with the model's own kernels, or export it in NVFP4."));
     }
     let of_expert = if group.is_stacked() { shape.get(1..).unwrap_or_default() } else { shape };
-    let Some([rows, hidden_size]) = tensors.matrix(&tensor.dtype, of_expert) else {
+    let Some([rows, hidden_size]) = tensors.matrix(&tensor.dtype, of_expert, group.is_by_columns()) else {
         let stack = if group.is_stacked() { "experts, " } else { "" };
         return Err(fault(
             &name,

@@ -133,9 +133,34 @@ fn wrong_dtypes() {
 #[test]
 fn tensors_that_would_change_the_result_if_ignored() {
     let mut made = Spec::default().made();
-    let name = made.spec.name(0, 1, UP, "pre_quant_scale");
+    let name = made.spec.name(0, 1, UP, "weight_offset");
     made.tensors.insert(name.clone(), Tensor::scalar(1.0));
     assert_refused(check(&made), &[&format!("{name} is present; experts in format modelopt have no such tensor")]);
+}
+
+#[test]
+fn what_goes_beyond_the_format_is_refused_for_what_it_is() {
+    for (tensor, meaning) in [
+        ("pre_quant_scale", "AWQ multiplies the activations' columns by it before they are quantised"),
+        ("svdquant_lora_a", "SVDQuant adds a product of low rank to the matrix"),
+        ("weight_zero_point", "codes have an offset"),
+    ] {
+        let mut made = Spec::default().made();
+        let linear = "layers.0.attn.wq_b";
+        for part in ["weight", "weight_scale", "weight_scale_2"] {
+            let like = made.tensors[&made.spec.name(0, 0, UP, part)].clone();
+            made.tensors.insert(format!("{linear}.{part}"), like);
+        }
+        for name in [made.spec.name(0, 1, UP, tensor), format!("{linear}.{tensor}")] {
+            made.tensors.insert(name, Tensor::scalar(1.0));
+        }
+        let checkpoint = open(&made).unwrap();
+        let error = checkpoint.layer(0).unwrap_err().to_string();
+        let start = format!("{} is present; {meaning}", made.spec.name(0, 1, UP, tensor));
+        assert!(error.starts_with(&start) && error.contains("NVFP4_DEFAULT_CFG"), "{error}");
+        let refusals: Vec<_> = checkpoint.modules().iter().filter_map(|module| module.refusal.as_ref()).collect();
+        assert!(refusals.len() == 2 && refusals.iter().all(|refusal| refusal.contains(meaning)), "{refusals:?}");
+    }
 }
 
 #[test]
