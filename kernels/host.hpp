@@ -18,7 +18,7 @@
 
 namespace nvfp4 {
 
-using ::erfcf;
+using ::fmaf;
 using ::tanhf;
 using std::isfinite;
 using std::isnan;

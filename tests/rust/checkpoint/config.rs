@@ -173,6 +173,19 @@ fn sizes_are_found_wherever_and_under_whatever_name_a_model_keeps_them() {
 }
 
 #[test]
+fn the_number_of_experts_is_held_against_the_files_under_each_of_its_names() {
+    for key in
+        ["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_routed_experts", "n_experts"]
+    {
+        let mut made = with(&json!({}));
+        made.config.as_object_mut().unwrap().retain(|key, _| !key.contains("experts") || key.contains("tok"));
+        made.config[key] = 2.into();
+        let error = open(&made).unwrap().layer(0).unwrap_err().to_string();
+        assert!(error.contains("experts is 3 experts; config.json says 2"), "{key}: {error}");
+    }
+}
+
+#[test]
 fn lists_give_a_layer_its_element_and_what_is_no_size_is_done_without() {
     for (changes, noted) in [
         (json!({"moe_intermediate_size": [32, 16]}), false),
