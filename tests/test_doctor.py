@@ -239,6 +239,17 @@ def test_what_kernels_lack_stays_vllms(tmp_path, capsys):
     assert "vllm: the experts have no gate" in experts_line(write_model(tmp_path / "up", ungated), capsys)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "method"), [("gpt_oss", "mxfp4"), ("deepseek_v41", "fp8"), ("kimi_k3", "compressed-tensors")]
+)
+def test_models_that_are_published_in_mxfp4_are_ours(model_type, method):
+    config = {"model_type": model_type, "quant_method": method, "moe_quant_algo": None}
+    assert model.refusal_of({"refusal": None, "format": "mxfp4"}, config) is None
+    assert "leaves MXFP4 alone under quant_method quark" in model.refusal_of(
+        {"refusal": None, "format": "mxfp4"}, config | {"quant_method": "quark"}
+    )
+
+
 @pytest.mark.parametrize(("format", "served"), [("deepseek-v4-original", True), ("deepseek-v4-mixed", False)])
 def test_mxfp4_experts_are_ours_where_vllm_has_a_method_that_we_know(tmp_path, format, served):
     """In NVIDIA's mixed files those of the multi-token-prediction layer are MXFP4, for which vLLM builds NVFP4."""
