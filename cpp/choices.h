@@ -23,10 +23,10 @@ inline int32_t scale_policy_from_name(const std::string& name) {
 }
 
 // By their numbers, NVFP4_MOE_ACTIVATION_*.
-constexpr const char* kActivations[] = {"swiglu", "swiglu_step", "situ", "gelu_tanh", "relu2", "silu"};
+constexpr const char* kActivations[] = {"swiglu", "swiglu_step", "situ", "gelu_tanh", "relu2", "silu", "gelu"};
 static_assert(NVFP4_MOE_ACTIVATION_SWIGLU == 0 && NVFP4_MOE_ACTIVATION_SWIGLU_STEP == 1 &&
                   NVFP4_MOE_ACTIVATION_SITU == 2 && NVFP4_MOE_ACTIVATION_GELU_TANH == 3 &&
-                  NVFP4_MOE_ACTIVATION_RELU2 == 4 && NVFP4_MOE_ACTIVATION_SILU == 5,
+                  NVFP4_MOE_ACTIVATION_RELU2 == 4 && NVFP4_MOE_ACTIVATION_SILU == 5 && NVFP4_MOE_ACTIVATION_GELU == 6,
               "in this order");
 
 inline int32_t activation_from_name(const std::string& name) {
@@ -36,8 +36,8 @@ inline int32_t activation_from_name(const std::string& name) {
     ++number;
   }
   refuse("activation", text('"', name, '"'),
-         "it must be \"swiglu\", \"swiglu_step\", \"situ\", \"gelu_tanh\", \"relu2\" or \"silu\" (the last two have no "
-         "gate)",
+         "it must be \"swiglu\", \"swiglu_step\", \"situ\", \"gelu_tanh\", \"gelu\"; or \"relu2\" or \"silu\", which "
+         "have no gate",
          "Pick one of them.");
 }
 

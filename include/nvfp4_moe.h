@@ -125,6 +125,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_ACTIVATION_GELU_TANH 3   /* g * (1 + tanh(sqrt(2 / pi) * (g + 0.044715 * g^3))) / 2 * u */
 #define NVFP4_MOE_ACTIVATION_RELU2 4       /* max(x, 0)^2: no gate */
 #define NVFP4_MOE_ACTIVATION_SILU 5        /* x * sigmoid(x): no gate */
+#define NVFP4_MOE_ACTIVATION_GELU 6        /* g * (1 + erf(g / sqrt(2))) / 2 * u */
 
 /* The order of w13's rows, which their scales and biases follow. */
 #define NVFP4_MOE_ROWS_GATE_FIRST 0  /* rows 0..I-1 are gate, I..2I-1 are up; or there is no gate */
@@ -396,5 +397,4 @@ uint64_t nvfp4_moe_sf_offset(uint64_t row, uint64_t sf_col, uint64_t num_sf_cols
 #endif
 
 #include "nvfp4_moe_checkpoint.h"
-
 #endif /* NVFP4_MOE_H */

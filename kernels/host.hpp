@@ -18,6 +18,7 @@
 
 namespace nvfp4 {
 
+using ::fmaf;
 using ::tanhf;
 using std::isfinite;
 using std::isnan;

@@ -112,7 +112,8 @@ typedef struct QuantizeParams {
 #define ACTIVATION_GELU_TANH 3
 #define ACTIVATION_RELU2 4 /* no gate */
 #define ACTIVATION_SILU 5  /* no gate */
-#define ACTIVATION_NONE 6  /* what GEMM2's results go through */
+#define ACTIVATION_GELU 6
+#define ACTIVATION_NONE 7  /* what GEMM2's results go through */
 
 typedef struct Activation {
   int32_t kind;

@@ -4,6 +4,7 @@
 //! `kernels/common/activation.cuh` is the same in CUDA; `tests/golden/activation.txt` pins both.
 
 use crate::error::{Error, Result};
+use std::f32::consts::FRAC_1_SQRT_2;
 use std::fmt;
 
 /// Which function, and so how many outputs of GEMM1 make one input of GEMM2; the number is that of the C ABI and of the
@@ -22,17 +23,20 @@ pub enum ActivationKind {
     Relu2 = 4,
     /// `silu(x)`, no gate.
     Silu = 5,
+    /// `gelu(gate) * up`, GELU by its definition with erf.
+    Gelu = 6,
 }
 
 impl ActivationKind {
     /// All of them, in the order of their numbers.
-    pub const ALL: [ActivationKind; 6] = [
+    pub const ALL: [ActivationKind; 7] = [
         ActivationKind::Swiglu,
         ActivationKind::SwigluStep,
         ActivationKind::Situ,
         ActivationKind::GeluTanh,
         ActivationKind::Relu2,
         ActivationKind::Silu,
+        ActivationKind::Gelu,
     ];
 
     /// As people call it.
@@ -44,6 +48,7 @@ impl ActivationKind {
             ActivationKind::GeluTanh => "gelu_tanh",
             ActivationKind::Relu2 => "relu2",
             ActivationKind::Silu => "silu",
+            ActivationKind::Gelu => "gelu",
         }
     }
 
@@ -61,7 +66,9 @@ impl ActivationKind {
             ActivationKind::Swiglu => [true, true, true],
             ActivationKind::SwigluStep => [true, false, false],
             ActivationKind::Situ => [true, false, true],
-            ActivationKind::GeluTanh | ActivationKind::Relu2 | ActivationKind::Silu => [false; 3],
+            ActivationKind::GeluTanh | ActivationKind::Relu2 | ActivationKind::Silu | ActivationKind::Gelu => {
+                [false; 3]
+            }
         }
     }
 }
@@ -136,6 +143,7 @@ impl Activation {
                 positive * positive
             }
             ActivationKind::Silu => silu(up, 1.0),
+            ActivationKind::Gelu => gelu(gate) * up,
         }
     }
 }
@@ -165,6 +173,19 @@ fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + (-TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * (x * x * x))).exp())
 }
 
+/// `x * (1 + erf(x / sqrt(2))) / 2`, as `x * erfc(-x / sqrt(2)) / 2`: the same, and exact where erf is near -1.
+fn gelu(x: f32) -> f32 {
+    0.5 * x * erfc(-FRAC_1_SQRT_2 * x)
+}
+
+/// Of the C library, which Rust's own `tanh` and `exp` are as well; Rust has no name for it.
+fn erfc(x: f32) -> f32 {
+    unsafe extern "C" {
+        safe fn erfcf(x: f32) -> f32;
+    }
+    erfcf(x)
+}
+
 /// `swiglu alpha 1.702 beta 1, clamp 7`
 impl fmt::Display for Activation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -174,7 +195,7 @@ impl fmt::Display for Activation {
             ActivationKind::Swiglu => write!(f, "swiglu alpha {alpha} beta {beta}")?,
             ActivationKind::SwigluStep => f.write_str("silu")?,
             ActivationKind::Situ => write!(f, "situ beta {beta}")?,
-            ActivationKind::GeluTanh => f.write_str("gelu_tanh")?,
+            ActivationKind::GeluTanh | ActivationKind::Gelu => f.write_str(kind.name())?,
             ActivationKind::Relu2 | ActivationKind::Silu => write!(f, "{}, no gate", kind.name())?,
         }
         match kind {

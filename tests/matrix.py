@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from reference import generate
-from reference.layer import GeluTanh, Relu2, Silu, Situ, Swiglu, SwigluStep
+from reference.layer import Gelu, GeluTanh, Relu2, Silu, Situ, Swiglu, SwigluStep
 
 MODES = ("bf16", "nvfp4", "fp8")
 DEEPSEEK_CLAMP = 10.0
@@ -83,7 +83,7 @@ def _cases() -> list[Case]:
 
     # Other kinds of experts: small, smaller than a tile, and many rows; then Nemotron-3 Super and gpt-oss, few tokens.
     oai = Swiglu(7.0, 1.702, 1.0)
-    gated = (SwigluStep(7.0), Situ(25.0, beta=4.0), GeluTanh())
+    gated = (SwigluStep(7.0), Situ(25.0, beta=4.0), GeluTanh(), Gelu())
     kinds = [dict(swiglu=kind) for kind in (*gated, Relu2(), Silu())]
     kinds += [dict(swiglu=Relu2(), bias=True), dict(swiglu=oai, interleaved=True, bias=True)]
     for kind in kinds:

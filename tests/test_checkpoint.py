@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import nvfp4_moe
 from reference import gates, nvfp4
-from reference.layer import GeluTanh, Relu2, Situ, Swiglu, SwigluStep, relative_l2
+from reference.layer import Gelu, GeluTanh, Relu2, Situ, Swiglu, SwigluStep, relative_l2
 from reference.originals import read_originals
 
 MAKE = Path(__file__).parent / "checkpoints" / "make_checkpoint.py"
@@ -240,6 +240,7 @@ def test_every_naming_computes_the_same_layer(layer0, tmp_path, naming):
         ({"model_type": "minimax_m3", "hidden_act": "swigluoai", "swiglu_limit": 7.0}, Swiglu(7.0, 1.702, 1.0)),
         ({"model_type": "gpt_oss", "hidden_act": "silu"}, Swiglu(7.0, 1.702, 1.0)),
         ({"hidden_activation": "gelu_pytorch_tanh"}, GeluTanh()),
+        ({"hidden_act": "gelu"}, Gelu()),
         ({"model_type": "step3p5", "hidden_act": "silu", "swiglu_limits": [2.0, 0.0]}, SwigluStep(2.0)),
         (
             {"hidden_act": "situ", "activation_situ_beta": 4.0, "activation_situ_linear_beta": 25.0},
@@ -265,9 +266,9 @@ def test_a_parameter_that_is_not_known_is_refused_by_its_name(layer0, tmp_path, 
 
 def test_an_activation_that_is_not_there_is_refused_and_the_advice_can_be_followed(layer0, tmp_path):
     tensors, config = layer0
-    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, tensors, config, hidden_act="gelu"))
+    checkpoint = nvfp4_moe.Checkpoint(written(tmp_path, tensors, config, hidden_act="quick_gelu"))
     for refused in (checkpoint.layer_info, checkpoint.make_layer):
-        with pytest.raises(RuntimeError, match=r"hidden_act in config.json is gelu; .*pass activation, swiglu_limit"):
+        with pytest.raises(RuntimeError, match=r"hidden_act in config.json is quick_gelu; .*pass activation, "):
             refused(0)
     assert checkpoint.read_layer(0).w13.shape == (E, 2 * INTER, H // 2)
     made = checkpoint.make_layer(0, mode="bf16", swiglu_limit=3.0, swiglu_alpha=1.2)

@@ -236,10 +236,21 @@ def test_experts_are_counted_and_named_in_any_naming(tmp_path, capsys, monkeypat
 
 
 def test_what_kernels_lack_stays_vllms(tmp_path, capsys):
-    gelu = write_model(tmp_path / "gelu", ONE_LAYER, hidden_activation="gelu")
-    assert "vllm: hidden_activation in config.json is gelu; " in experts_line(gelu, capsys)
+    relu = write_model(tmp_path / "relu", ONE_LAYER, hidden_activation="relu")
+    assert "vllm: hidden_activation in config.json is relu; " in experts_line(relu, capsys)
     ungated = [name for name in ONE_LAYER if ".w3." not in name]
     assert "vllm: the experts have no gate" in experts_line(write_model(tmp_path / "up", ungated), capsys)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method"), [("gpt_oss", "mxfp4"), ("deepseek_v41", "fp8"), ("kimi_k3", "compressed-tensors")]
+)
+def test_models_that_are_published_in_mxfp4_are_ours(model_type, method):
+    config = {"model_type": model_type, "quant_method": method, "moe_quant_algo": None}
+    assert model.refusal_of({"refusal": None, "format": "mxfp4"}, config) is None
+    assert "leaves MXFP4 alone under quant_method quark" in model.refusal_of(
+        {"refusal": None, "format": "mxfp4"}, config | {"quant_method": "quark"}
+    )
 
 
 @pytest.mark.parametrize(("format", "served"), [("deepseek-v4-original", True), ("deepseek-v4-mixed", False)])

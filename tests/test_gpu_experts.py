@@ -6,7 +6,18 @@ import torch
 
 import runner
 from reference import gates, generate
-from reference.layer import GeluTanh, ReferenceLayer, Relu2, Silu, Situ, Swiglu, SwigluStep, local_ids, relative_l2
+from reference.layer import (
+    Gelu,
+    GeluTanh,
+    ReferenceLayer,
+    Relu2,
+    Silu,
+    Situ,
+    Swiglu,
+    SwigluStep,
+    local_ids,
+    relative_l2,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 TILE_ROWS = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144)
@@ -18,6 +29,7 @@ KINDS = {
     "swiglu_step": (SwigluStep(7.0), False, False),
     "situ": (Situ(25.0, beta=4.0), False, False),
     "gelu_tanh-bias": (GeluTanh(), False, True),
+    "gelu": (Gelu(), False, False),
     "relu2": (Relu2(), False, False),
     "relu2-bias": (Relu2(), False, True),
     "silu": (Silu(), False, False),

@@ -238,12 +238,13 @@ ACTIVATIONS = {
     "SWIGLUSTEP": ("swiglu_step", 7.0, 1.0, 0.0),
     "SITU": ("situ", 25.0, 1.0, 4.0),
     "GELU_TANH": ("gelu_tanh", 0.0, 1.0, 0.0),
+    "GELU": ("gelu", 0.0, 1.0, 0.0),
     "RELU2_NO_MUL": ("relu2", 0.0, 1.0, 0.0),
     "SILU_NO_MUL": ("silu", 0.0, 1.0, 0.0),
 }
 
 
-@pytest.mark.parametrize("name", [*ACTIVATIONS, "GELU", "RELU2", "GELU_TANH_NO_MUL"])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "RELU2", "GELU_NO_MUL", "GELU_TANH_NO_MUL"])
 def test_vllms_activations_by_name(on_cpu, name):
     from nvfp4_moe import Layer
     from nvfp4_moe.plugin import experts

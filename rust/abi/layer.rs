@@ -23,6 +23,7 @@ const _: () = {
     assert!(ActivationKind::GeluTanh as u32 == NVFP4_MOE_ACTIVATION_GELU_TANH);
     assert!(ActivationKind::Relu2 as u32 == NVFP4_MOE_ACTIVATION_RELU2);
     assert!(ActivationKind::Silu as u32 == NVFP4_MOE_ACTIVATION_SILU);
+    assert!(ActivationKind::Gelu as u32 == NVFP4_MOE_ACTIVATION_GELU);
     assert!(Part::Gate as u32 == NVFP4_MOE_MATRIX_GATE && Part::Up as u32 == NVFP4_MOE_MATRIX_UP);
     assert!(Part::Down as u32 == NVFP4_MOE_MATRIX_DOWN);
 };

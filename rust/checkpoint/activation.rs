@@ -16,9 +16,10 @@ const SILU: Named = (ActivationKind::Swiglu, 0.0, 1.0, 0.0);
 /// gpt-oss's, which its engines have as constants; MiniMax-M3's config leaves beta out.
 const SWIGLU_OAI: Named = (ActivationKind::Swiglu, 7.0, 1.702, 1.0);
 const GELU_TANH: Named = (ActivationKind::GeluTanh, 0.0, 1.0, 0.0);
+const GELU: Named = (ActivationKind::Gelu, 0.0, 1.0, 0.0);
 
 /// Names of activations of experts with a gate.
-const NAMES: [(&str, Named); 10] = [
+const NAMES: [(&str, Named); 13] = [
     ("silu", SILU),
     ("swish", SILU),
     ("swiglu", SILU),
@@ -29,6 +30,9 @@ const NAMES: [(&str, Named); 10] = [
     ("gelu_pytorch_tanh", GELU_TANH),
     ("gelu_tanh", GELU_TANH),
     ("gelu_new", GELU_TANH),
+    ("gelu_fast", GELU_TANH),
+    ("gelu", GELU), // transformers' name of the one with erf
+    ("gelu_python", GELU),
 ];
 
 /// Those of experts without.
@@ -45,7 +49,7 @@ const MODELS: [(&str, Rule); 8] = [
     ("kimi_k3", Rule::Means("situ")),
     ("gemma", Rule::Default("gelu_pytorch_tanh")),
     ("nemotron_h", Rule::HasNoGate("relu2")),
-    ("grok", Rule::Default("gelu")),
+    ("grok", Rule::Unclear("whose code is not at one on GELU, by tanh or by erf")), // xAI's JAX, ports of it
     ("dbrx", Rule::Default("silu")),
     ("step", Rule::ClampsAfter),
 ];
@@ -54,6 +58,8 @@ const MODELS: [(&str, Rule); 8] = [
 enum Rule {
     /// Whatever the config says, unless that is something else than SiLU.
     Means(&'static str),
+    /// Whatever the config says, engines differ.
+    Unclear(&'static str),
     /// Where the config says nothing.
     Default(&'static str),
     /// The same, and experts without a gate are whole.
@@ -68,7 +74,7 @@ const REMEDY: &str = "Run the layer with the model's own kernels; or pass activa
 /// What this library computes, in words.
 fn have(gated: bool) -> &'static str {
     match gated {
-        true => "this library computes silu, swigluoai, swiglustep, situ and gelu_pytorch_tanh",
+        true => "this library computes silu, swigluoai, swiglustep, situ, gelu and gelu_pytorch_tanh",
         false => "without a gate this library computes relu2, and silu in models that have no gate",
     }
 }
@@ -167,6 +173,12 @@ fn named(chain: &[&Section], layer: Option<u32>, model: &Option<(String, Rule)>,
         }
     }
     let of_model = match (said, model) {
+        (_, Some((model, Rule::Unclear(why)))) => {
+            return Err(format!("model_type in config.json is {model}, {why}; {}. {REMEDY}", have(gated)));
+        }
+        (Some((key, named)), Some((model, Rule::Means(name)))) if named != SILU && known(name) != Some(named) => {
+            return Err(format!("{key} in config.json is no {name}; model_type {model} says otherwise. {REMEDY}"));
+        }
         (None, Some((model, Rule::Default(name) | Rule::HasNoGate(name)))) | (_, Some((model, Rule::Means(name)))) => {
             let in_words = || format!("model_type in config.json is {model}, whose experts use {name}");
             known(name).ok_or_else(|| format!("{}; {}. {REMEDY}", in_words(), have(gated)))?

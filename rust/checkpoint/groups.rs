@@ -9,7 +9,7 @@ use super::header::Tensor;
 use super::names::{layer_of, split};
 use super::namings::{
     BIAS, FORMATS, Form, INTERLEAVING_MODELS, MXFP4_FORMATS, PROJECTIONS, Tensors, WITHOUT_GATE, all_projections,
-    quantisation_or_unknown,
+    beyond_format, quantisation_or_unknown,
 };
 use super::text::{printable, shorten};
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ pub struct Group {
     projections: [&'static str; 3],
     /// Are gate and up of one matrix row by row in turn?
     interleaved: bool,
+    /// Are matrices stored by columns, input features first?
+    by_columns: bool,
 }
 
 /// Tensors that differ only in the expert's number.
@@ -74,6 +76,11 @@ impl Group {
     /// Are its rows gate's and up's in turn?
     pub fn is_interleaved(&self) -> bool {
         self.interleaved
+    }
+
+    /// Are codes and block scales `[columns, rows]`?
+    pub fn is_by_columns(&self) -> bool {
+        self.by_columns
     }
 
     /// Is there a gate?
@@ -132,34 +139,15 @@ impl Group {
         let fits = |row: &&Tensors| {
             let codes = dtype(row.codes).is_some_and(|dtype| row.codes_an_element(dtype).is_some());
             let scales = dtype(row.block_scale);
-            codes && (scales == Some(&Dtype::F8_E8M0) || scales == Some(&Dtype::U8) && config.says_mxfp4())
+            let bytes_are_e8m0 = row.in_blocks || config.says_mxfp4();
+            codes && (scales == Some(&Dtype::F8_E8M0) || scales == Some(&Dtype::U8) && bytes_are_e8m0)
         };
         if self.looks_nvfp4() { None } else { MXFP4_FORMATS.iter().find(fits) }
-    }
-
-    /// Is it MXFP4 in any layout, also one that is not read?
-    pub fn is_mxfp4(&self, config: &Config) -> bool {
-        self.mxfp4(config).is_some() || self.has_blocks_and_scales()
-    }
-
-    /// gpt-oss's own layout of MXFP4: blocks of 16 bytes beside their scales.
-    fn has_blocks_and_scales(&self) -> bool {
-        let has = |tensor: &str| self.kinds.keys().any(|(_, t)| t == tensor);
-        has("blocks") && has("scales")
-    }
-
-    /// Why MXFP4 in a layout that has no row is not read.
-    pub fn mxfp4_refusal(&self) -> Option<String> {
-        let reason = "its experts are MXFP4 as gpt-oss stores it (blocks and scales), which this library does not read";
-        self.has_blocks_and_scales().then(|| reason.to_owned())
     }
 
     /// Decide what gate, up and down are called, and in which format they are; or say why this is no layer to read.
     pub fn settle(&mut self, config: &Config) -> Result<&'static Tensors, String> {
         let mxfp4 = self.mxfp4(config);
-        if let Some(refusal) = self.mxfp4_refusal().filter(|_| mxfp4.is_none()) {
-            return Err(refusal);
-        }
         if mxfp4.is_none() && !self.looks_nvfp4() {
             let fp8 = self.kinds.values().any(|kind| matches!(kind.held, Some((Dtype::F8_E8M0, _))));
             let guess = if fp8 { ", as FP8 does" } else { "" };
@@ -178,7 +166,7 @@ impl Group {
             format!("its experts hold {}, which are the tensors of no known format ({})", self.held(), known.join("; "))
         })?;
         if self.is_fused() || self.is_stacked() {
-            self.check_orientation(row)?;
+            self.by_columns = self.find_orientation(row)?;
         }
         Ok(row)
     }
@@ -208,28 +196,34 @@ impl Group {
         Err(format!("its experts have {found} ({held}), and known matrices are {known}"))
     }
 
-    /// Rows must be output features: then blocks lie along the reduction, and which rows are gate's is certain.
-    fn check_orientation(&self, row: &Tensors) -> Result<(), String> {
-        let shape = |projection: Projection| {
+    /// Blocks must lie along the reduction, and which rows are gate's must be certain: are the matrices of a stack stored by
+    /// columns, as transformers computes with them? No shapes fit both ways.
+    fn find_orientation(&self, row: &Tensors) -> Result<bool, String> {
+        let shape = |projection: Projection, by_columns: bool| {
             let name = self.projections[projection as usize];
             let (dtype, shape) = self.kind(name, row.codes)?.held.as_ref()?;
-            let shape = if self.is_stacked() { shape.split_first().filter(|_| shape.len() == 3)?.1 } else { shape };
-            let &[rows, cols] = shape else { return None };
-            Some([rows, cols.saturating_mul(row.codes_an_element(dtype)?)])
+            row.matrix(dtype, if self.is_stacked() { shape.get(1..)? } else { shape }, by_columns)
         };
         let parts = if self.is_fused() { 2 } else { 1 };
-        let Some((gate, down)) = shape(Projection::of_expert(self.is_gated())[0]).zip(shape(Projection::Down)) else {
-            let wanted = if self.is_stacked() { "3 extents (experts, rows, columns / 2)" } else { "2 extents" };
-            return Err(format!("its experts hold {}; codes must be U8 or F4 with {wanted}", self.held()));
+        let first = Projection::of_expert(self.is_gated())[0];
+        let both = |by_columns| shape(first, by_columns).zip(shape(Projection::Down, by_columns));
+        let Some((gate, down)) = both(false) else {
+            let stack = if self.is_stacked() { "experts, " } else { "" };
+            let (held, columns) = (self.held(), row.columns_in_words());
+            return Err(format!("its experts hold {held}; codes must be U8 or F4 of extents ({stack}rows, {columns})"));
         };
-        if gate[0] != down[1].saturating_mul(parts) || gate[1] != down[0] {
-            return Err(format!(
-                "its matrices are {gate:?} and {down:?}; they must be [{}I, H] and [H, I], output features first (others \
-                 have their blocks across the reduction)",
-                if parts == 2 { "2" } else { "" }
-            ));
+        let fits = |(gate, down): ([u64; 2], [u64; 2])| gate[0] == down[1].saturating_mul(parts) && gate[1] == down[0];
+        if fits((gate, down)) {
+            return Ok(false);
         }
-        Ok(())
+        if self.is_stacked() && both(true).is_some_and(fits) {
+            return Ok(true);
+        }
+        Err(format!(
+            "its matrices are {gate:?} and {down:?}; they must be [{}I, H] and [H, I], or both by columns with two \
+             neighbours of a row in a byte (others have their blocks across the reduction)",
+            if parts == 2 { "2" } else { "" }
+        ))
     }
 
     /// `weight U8, weight_scale F8_E4M3`
@@ -245,6 +239,13 @@ impl Group {
         held.sort();
         held.dedup();
         printable(held.join(", "))
+    }
+
+    /// Why no engine of plain NVFP4 computes the layer, if a tensor says so.
+    pub fn beyond_format(&self) -> Option<String> {
+        let mut kinds = self.kinds.iter();
+        let (name, meaning) = kinds.find_map(|((_, tensor), kind)| Some((&kind.name, beyond_format(tensor)?)))?;
+        Some(format!("{} is present; {meaning}, and this library does not", printable(name)))
     }
 
     /// The name of a tensor that the format does not know; to ignore it could change the layer's result.
@@ -281,8 +282,9 @@ pub fn find_groups<'a>(files: &'a Files, prefix: &str) -> (Vec<Group>, Vec<(&'a 
             kinds: BTreeMap::new(),
             projections: [""; 3],
             interleaved: false,
+            by_columns: false,
         });
-        let of_stack = tensor.filter(|t| parts.form.is_stacked() && t.shape.len() == 3).map_or(0, |t| t.shape[0]);
+        let of_stack = tensor.filter(|t| parts.form.is_stacked() && t.shape.len() >= 3).map_or(0, |t| t.shape[0]);
         group.num_experts = group.num_experts.max(u64::from(parts.expert) + 1).max(of_stack);
         let key = (parts.projection.to_owned(), parts.tensor.to_owned());
         let first =

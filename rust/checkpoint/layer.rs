@@ -44,12 +44,18 @@ impl<'a> Layer<'a> {
     /// Check all that can be checked without reading codes and block scales.
     pub(super) fn new(files: &'a Files, mut facts: Facts, group: &'a Group, tensors: &'static Tensors) -> Result<Self> {
         let format = tensors.format;
+        if let Some(reason) = group.beyond_format() {
+            let remedy = "Export the checkpoint without it (of ModelOpt's recipes NVFP4_DEFAULT_CFG)";
+            return Err(Error::Unsupported(format!(
+                "{reason}. {remedy}, or run the layer with the exporter's own kernels."
+            )));
+        }
         if let Some(name) = group.unknown_tensor(tensors) {
             return Err(fault(
                 name,
                 "present",
                 format_args!("experts in format {format} have no such tensor, and ignoring it could change the result"),
-                "Export the checkpoint in plain NVFP4 (no AWQ, no zero points).",
+                "Export the checkpoint in plain NVFP4.",
             ));
         }
         let pieces = Pieces { files, group };
@@ -176,7 +182,7 @@ impl<'a> Layer<'a> {
     ///
     /// Their scales are checked before anything is copied, so a refusal leaves the buffers as they were; only an
     /// I/O error half-way, or a file that is changed meanwhile, does not. Memory beyond the buffers, for each thread: a megabyte, or a matrix of
-    /// MXFP4.
+    /// MXFP4, or the block scales of one that is stored by columns.
     pub fn read(&self, first_expert: usize, buffers: LayerBuffers<'_>) -> Result<()> {
         let num_experts = buffers.w2_global_scale.len();
         let experts = self.check_range(first_expert, num_experts)?;

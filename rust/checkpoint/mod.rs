@@ -22,14 +22,14 @@
 //!
 //! MXFP4 has the same codes, one e8m0 scale (F8_E8M0, or U8 under a config that says mxfp4) for 32 of them, and no other:
 //! `weight` (I8, U8 or F4) and `scale` in DeepSeek-V4 as its authors publish it, `weight_packed` and `weight_scale` by
-//! compressed-tensors, `weight` and `weight_scale` by ModelOpt. It leaves as NVFP4 of the same values:
-//! [`cast_mxfp4`](crate::format::cast_mxfp4), which refuses scales that are too far apart.
+//! compressed-tensors, `weight` and `weight_scale` by ModelOpt, `blocks` and `scales` by gpt-oss, whose codes have an extent for
+//! the 16 bytes of a block. It leaves as NVFP4 of the same values: [`cast_mxfp4`](crate::format::cast_mxfp4), which refuses scales that are too far apart.
 //!
 //! # Names
 //!
 //! `[PREFIX.]layers.N.[BLOCK.]experts.E.PROJECTION.TENSOR` under any prefix and block, and the other forms of the one
 //! table of namings, `namings.rs`: another exporter is another row there. Where a tensor holds all experts, it is read if
-//! its shape leaves no doubt about what lies where. What looks like NVFP4 and is not understood is
+//! its shape leaves no doubt about what lies where; ModelOpt stores such matrices by columns (Llama 4, gpt-oss). What looks like NVFP4 and is not understood is
 //! [skipped](Checkpoint::skipped) under its own name.
 //!
 //! # What the config decides

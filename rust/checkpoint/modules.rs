@@ -5,7 +5,7 @@ use super::config::Config;
 use super::dtype::Dtype;
 use super::groups::Group;
 use super::header::Tensor;
-use super::namings::{FORMATS, UNQUANTISED, quantisation};
+use super::namings::{FORMATS, UNQUANTISED, beyond_format, quantisation};
 use super::text::{as_printable, printable};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -51,12 +51,12 @@ type Tensors<'a> = BTreeMap<&'a str, Option<&'a Tensor>>;
 /// The module of a layer's experts; `refusal` is that of its activation.
 pub fn of_group(group: &Group, config: &Config, refusal: Option<String>) -> Module {
     let (num_input_scales, num_matrices) = group.input_scales();
-    let format = match (group.looks_nvfp4(), group.is_mxfp4(config)) {
+    let format = match (group.looks_nvfp4(), group.mxfp4(config).is_some()) {
         (true, _) => NVFP4,
         (false, true) => MXFP4,
         (false, false) => group.other_quantisation(),
     };
-    let refusal = refusal.or_else(|| group.mxfp4_refusal()).filter(|_| [NVFP4, MXFP4].contains(&format));
+    let refusal = group.beyond_format().or(refusal).filter(|_| [NVFP4, MXFP4].contains(&format));
     Module { name: group.path(), kind: "moe", format, num_matrices, num_input_scales, refusal }
 }
 
@@ -92,9 +92,12 @@ fn linear(name: &str, tensors: &Tensors<'_>) -> Option<Module> {
         return None;
     }
     let input_scale = FORMATS.iter().any(|row| has(&row.input_scale));
-    let name = name.to_owned();
-    let num_input_scales = u64::from(input_scale);
-    Some(Module { name, kind: "linear", format, num_matrices: 1, num_input_scales, refusal: None })
+    let beyond = tensors.keys().find_map(|part| Some((part, beyond_format(part)?))).filter(|_| format == NVFP4);
+    let refusal = beyond.map(|(part, meaning)| {
+        format!("{} is present; {meaning}, and this library does not", printable(format_args!("{name}.{part}")))
+    });
+    let (name, num_input_scales) = (name.to_owned(), u64::from(input_scale));
+    Some(Module { name, kind: "linear", format, num_matrices: 1, num_input_scales, refusal })
 }
 
 fn looks_nvfp4(tensors: &Tensors<'_>) -> bool {

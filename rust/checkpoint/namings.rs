@@ -45,7 +45,12 @@ pub struct Tensors {
     pub input_scale: &'static str,
     /// Are both f32 scales the inverse of what decodes?
     pub inverse: bool,
+    /// Have codes an extent for the bytes of a block: `[rows, columns / 32, 16]`? The bytes lie as they do elsewhere.
+    pub in_blocks: bool,
 }
+
+/// Bytes of a block of MXFP4 codes.
+const MX_BLOCK_BYTES: u64 = (MX_BLOCK_SIZE / 2) as u64;
 
 /// What a matrix adds to its products, in every format: bf16, one for each row.
 pub const BIAS: &str = "bias";
@@ -61,6 +66,7 @@ pub const FORMATS: [Tensors; 3] = [
         global_scale: "weight_global_scale",
         input_scale: "input_global_scale",
         inverse: true,
+        in_blocks: false,
     },
     Tensors {
         format: Format::DeepseekV4Mixed,
@@ -71,6 +77,7 @@ pub const FORMATS: [Tensors; 3] = [
         global_scale: "weight_scale_2",
         input_scale: "input_scale",
         inverse: false,
+        in_blocks: false,
     },
     Tensors {
         format: Format::Modelopt,
@@ -81,14 +88,16 @@ pub const FORMATS: [Tensors; 3] = [
         global_scale: "weight_scale_2",
         input_scale: "input_scale",
         inverse: false,
+        in_blocks: false,
     },
 ];
 
 /// Namings of MXFP4, for experts that have none of NVFP4's tensors.
-pub const MXFP4_FORMATS: [Tensors; 3] = [
+pub const MXFP4_FORMATS: [Tensors; 4] = [
     mxfp4("weight", "scale"),               // DeepSeek-V4 as its authors publish it
     mxfp4("weight_packed", "weight_scale"), // compressed-tensors mxfp4-pack-quantized
     mxfp4("weight", "weight_scale"),        // ModelOpt
+    Tensors { in_blocks: true, ..mxfp4("blocks", "scales") }, // gpt-oss
 ];
 
 const fn mxfp4(codes: &'static str, block_scale: &'static str) -> Tensors {
@@ -101,6 +110,7 @@ const fn mxfp4(codes: &'static str, block_scale: &'static str) -> Tensors {
         global_scale: "",
         input_scale: "",
         inverse: false,
+        in_blocks: false,
     }
 }
 
@@ -144,6 +154,18 @@ pub const OTHER_QUANTISATIONS: [(&str, &[&str]); 5] = [
     (UNQUANTISED, &["weight"]),
 ];
 
+/// Ends of the names of tensors that change what a matrix computes in a way that this library has no kernel for, and how.
+const BEYOND_FORMAT: [(&str, &str); 3] = [
+    ("pre_quant_scale", "AWQ multiplies the activations' columns by it before they are quantised"),
+    ("svdquant_lora_a", "SVDQuant adds a product of low rank to the matrix"),
+    ("zero_point", "codes have an offset"),
+];
+
+/// What such a tensor means.
+pub fn beyond_format(tensor: &str) -> Option<&'static str> {
+    BEYOND_FORMAT.iter().find(|(end, _)| tensor.ends_with(end)).map(|(_, meaning)| *meaning)
+}
+
 /// A matrix without scales.
 pub const UNQUANTISED: &str = "unquantised";
 
@@ -184,12 +206,43 @@ impl Tensors {
     /// Types that codes may have: MXFP4's exporters write them as signed bytes, too.
     pub fn code_dtypes(&self) -> &'static [Dtype] {
         const DTYPES: &[Dtype] = &[Dtype::U8, Dtype::F4, Dtype::I8];
-        if self.is_mxfp4() { DTYPES } else { &DTYPES[..2] }
+        match (self.is_mxfp4(), self.in_blocks) {
+            (_, true) => &DTYPES[..1],
+            (true, false) => DTYPES,
+            (false, false) => &DTYPES[..2],
+        }
     }
 
     /// Codes in an element of that type, if codes may have it.
     pub fn codes_an_element(&self, dtype: &Dtype) -> Option<u64> {
         self.code_dtypes().contains(dtype).then(|| if *dtype == Dtype::F4 { 1 } else { 2 })
+    }
+
+    /// Extents of a row of `cols` codes of that type, if codes may have it and it can be so long.
+    pub fn extents_of_row(&self, dtype: &Dtype, cols: u64) -> Vec<u64> {
+        match self.in_blocks {
+            true => vec![cols / MX_BLOCK_SIZE as u64, MX_BLOCK_BYTES],
+            false => vec![cols / self.codes_an_element(dtype).unwrap_or(1)],
+        }
+    }
+
+    /// `[rows, columns]` of one expert's codes, out of their tensor's extents; none if those are of another kind. A matrix
+    /// that is stored by columns has its rows last, and still two neighbours of a row in a byte.
+    pub fn matrix(&self, dtype: &Dtype, shape: &[u64], by_columns: bool) -> Option<[u64; 2]> {
+        let codes = self.codes_an_element(dtype)?;
+        match *shape {
+            [pairs, rows] if by_columns => (codes == 2).then(|| [rows, pairs.saturating_mul(codes)]),
+            [rows, blocks, MX_BLOCK_BYTES] if self.in_blocks => {
+                Some([rows, blocks.saturating_mul(MX_BLOCK_SIZE as u64)])
+            }
+            [rows, elements] if !self.in_blocks => Some([rows, elements.saturating_mul(codes)]),
+            _ => None,
+        }
+    }
+
+    /// The extents of codes after those of experts and rows, in words.
+    pub fn columns_in_words(&self) -> &'static str {
+        if self.in_blocks { "columns / 32, 16" } else { "columns / 2" }
     }
 
     /// Types that block scales may have: writers that do not know e8m0 write bytes.

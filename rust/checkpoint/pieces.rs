@@ -9,6 +9,7 @@ use super::header::Tensor;
 use super::namings::{BIAS, Tensors};
 use super::text::fault;
 use crate::error::Result;
+use crate::memory::filled;
 
 /// One matrix's bytes within a tensor, whose dtype and shape are checked.
 #[derive(Debug)]
@@ -21,33 +22,61 @@ pub struct Piece<'a> {
     pub len: u64,
     /// Bytes of a row.
     pub row_len: u64,
-    /// From one of its rows to the next: 2 where those of gate and up take turns, else 1.
-    row_step: u64,
+    rows: Rows,
 }
 
-/// Bytes of interleaved rows that are read at a time, at least a row of each.
-const INTERLEAVED_BYTES: u64 = 1 << 20;
+/// How a matrix's rows lie in its tensor, from `start` on.
+#[derive(Debug, Clone, Copy)]
+enum Rows {
+    /// One after the other.
+    Together,
+    /// Those of gate and up in turn.
+    InTurn,
+    /// Stored by columns, each of `width` bytes: row r has byte `first + r * step` of each.
+    Across { width: u64, first: u64, step: u64 },
+}
+
+/// Bytes of rows that do not lie together, read at a time; at least two rows, or a column.
+const BYTES_AT_A_TIME: u64 = 1 << 20;
 
 impl Piece<'_> {
     /// Copy it into `out`, which has its length.
     pub fn read(&self, files: &Files, out: &mut [u8]) -> Result<()> {
         debug_assert_eq!(out.len() as u64, self.len);
-        if self.row_step == 1 {
-            return files.read(self.tensor, self.start, out);
+        match self.rows {
+            Rows::Together => files.read(self.tensor, self.start, out),
+            Rows::InTurn => self.scan(files, |at, bytes| {
+                out[at as usize..][..bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }),
+            Rows::Across { width, first, step } => {
+                let row_of = |row: usize| first as usize + row * step as usize;
+                self.for_columns(files, width, |column, columns| {
+                    for (row, out) in out.chunks_exact_mut(self.row_len as usize).enumerate() {
+                        let bytes = columns[row_of(row)..].iter().step_by(width as usize);
+                        out[column..].iter_mut().zip(bytes).for_each(|(out, byte)| *out = *byte);
+                    }
+                })
+            }
         }
-        self.scan(files, |at, bytes| {
-            out[at as usize..][..bytes.len()].copy_from_slice(bytes);
-            Ok(())
-        })
     }
 
-    /// Show its bytes in order, in pieces of a bounded and even length, or of whole rows.
+    /// Show its bytes in order, in pieces of an even length or of whole rows; of a bounded one, unless it lies by columns.
     pub fn scan(&self, files: &Files, mut look: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
-        if self.row_step == 1 {
-            return files.scan(self.tensor, self.start, self.len, look);
+        match self.rows {
+            Rows::Together => files.scan(self.tensor, self.start, self.len, look),
+            Rows::InTurn => self.scan_in_turn(files, look),
+            Rows::Across { .. } => {
+                let mut bytes = filled("bytes of a matrix", self.len as usize, 0)?;
+                self.read(files, &mut bytes)?;
+                look(0, &bytes)
+            }
         }
-        let (row, pair) = (self.row_len as usize, (self.row_len * self.row_step) as usize);
-        let rows = (INTERLEAVED_BYTES / pair as u64).clamp(1, self.len / self.row_len) as usize;
+    }
+
+    fn scan_in_turn(&self, files: &Files, mut look: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
+        let (row, pair) = (self.row_len as usize, 2 * self.row_len as usize);
+        let rows = (BYTES_AT_A_TIME / pair as u64).clamp(1, self.len / self.row_len) as usize;
         let mut both = vec![0; rows * pair];
         let mut own = Vec::with_capacity(rows * row);
         for first in (0..self.len / self.row_len).step_by(rows) {
@@ -58,6 +87,18 @@ impl Piece<'_> {
             own.clear();
             bytes.chunks(pair).for_each(|pair| own.extend_from_slice(&pair[..row]));
             look(first * self.row_len, &own)?;
+        }
+        Ok(())
+    }
+
+    /// Show some whole columns at a time, and the number of the first.
+    fn for_columns(&self, files: &Files, width: u64, mut look: impl FnMut(usize, &[u8])) -> Result<()> {
+        let at_a_time = (BYTES_AT_A_TIME / width).clamp(1, self.row_len);
+        let mut columns = filled("columns of a matrix", (at_a_time * width) as usize, 0)?;
+        for first in (0..self.row_len).step_by(at_a_time as usize) {
+            let columns = &mut columns[..(at_a_time.min(self.row_len - first) * width) as usize];
+            files.read(self.tensor, self.start + first * width, columns)?;
+            look(first as usize, columns);
         }
         Ok(())
     }
@@ -76,9 +117,10 @@ impl<'a> Pieces<'a> {
     /// e2m1 codes of one matrix.
     pub fn codes(self, dims: Dims, expert: usize, projection: Projection, row: &Tensors) -> Result<Piece<'a>> {
         let [_, cols] = dims.matrix(projection);
-        let extents = |dtype: &Dtype| vec![cols / row.codes_an_element(dtype).unwrap_or(1)];
+        let extents = |dtype: &Dtype| row.extents_of_row(dtype, cols);
         let place = (expert, projection, row.codes);
-        self.piece(dims, place, row.code_dtypes(), extents, cols / 2, "rows, columns / 2")
+        let meaning = format!("rows, {}", row.columns_in_words());
+        self.piece(dims, place, row.code_dtypes(), extents, cols / 2, &meaning)
     }
 
     /// Block scales of one matrix: e4m3, or e8m0 in MXFP4.
@@ -107,21 +149,31 @@ impl<'a> Pieces<'a> {
         let name = self.group.tensor(expert, projection, tensor);
         let (parts, part) = self.part(projection);
         let rows = dims.matrix(projection)[0];
+        let by_columns = self.group.is_by_columns() && tensor != BIAS;
+        // Two codes of a byte are neighbours in a row, which F4 cannot say of columns.
+        let dtypes = if by_columns && dtypes.contains(&Dtype::U8) { &[Dtype::U8] } else { dtypes };
         let shape = |dtype: &Dtype| {
             let stack: &[u64] = if self.group.is_stacked() { &[dims.num_experts as u64] } else { &[] };
-            [stack, &[rows * parts], &extents_of_row(dtype)].concat()
+            let (rows, row) = ([rows * parts], extents_of_row(dtype));
+            if by_columns { [stack, &row, &rows].concat() } else { [stack, &rows, &row].concat() }
         };
+        let meaning = if by_columns { &format!("the transpose of {meaning}") } else { meaning };
         let tensor = self.files.expect(&name, dtypes, shape, meaning)?;
         let len = rows * row_len;
         let first = if self.group.is_stacked() { expert as u64 * parts } else { 0 };
         let interleaved = parts == 2 && self.group.is_interleaved();
-        let (start, row_step) = if interleaved { (first * len + part * row_len, 2) } else { ((first + part) * len, 1) };
+        let (start, rows) = match (by_columns, interleaved) {
+            (true, true) => (first * len, Rows::Across { width: rows * parts, first: part, step: 2 }),
+            (true, false) => (first * len, Rows::Across { width: rows * parts, first: part * rows, step: 1 }),
+            (false, true) => (first * len + part * row_len, Rows::InTurn),
+            (false, false) => ((first + part) * len, Rows::Together),
+        };
         let label = match (self.group.is_stacked(), parts) {
             (true, _) => format!("{name} of expert {expert}, {projection:?}"),
             (false, 2) => format!("{name}, {projection:?}"),
             (false, _) => name,
         };
-        Ok(Piece { label, tensor, start, len, row_len, row_step })
+        Ok(Piece { label, tensor, start, len, row_len, rows })
     }
 
     /// (matrices in one tensor of an expert, which of them it is)

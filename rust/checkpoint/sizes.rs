@@ -21,27 +21,22 @@ pub fn read_dims(pieces: Pieces<'_>, facts: &mut Facts, tensors: &Tensors) -> Re
     let name = group.tensor(0, first, tensors.codes);
     let tensor = pieces.files.get(&name)?;
     let shape = &tensor.shape;
-    let Some(codes_an_element) = tensors.codes_an_element(&tensor.dtype) else {
+    if tensors.codes_an_element(&tensor.dtype).is_none() {
         let value = format_args!("{} {shape:?}", tensor.dtype);
         let rule = "e2m1 codes must be U8, two in a byte, or F4";
         return Err(fault(&name, value, rule, "Run the layer with the model's own kernels, or export it in NVFP4."));
-    };
-    let matrix = if group.is_stacked() { shape.get(1..).unwrap_or_default() } else { shape };
-    let &[rows, cols] = matrix else {
-        let extents = if group.is_stacked() {
-            "3 extents (experts, rows, columns / 2)"
-        } else {
-            "2 extents (intermediate_size, hidden_size / 2)"
-        };
+    }
+    let of_expert = if group.is_stacked() { shape.get(1..).unwrap_or_default() } else { shape };
+    let Some([rows, hidden_size]) = tensors.matrix(&tensor.dtype, of_expert, group.is_by_columns()) else {
+        let stack = if group.is_stacked() { "experts, " } else { "" };
         return Err(fault(
             &name,
             format_args!("of shape {shape:?}"),
-            format_args!("it must have {extents}"),
+            format_args!("it must have the extents ({stack}rows, {})", tensors.columns_in_words()),
             "Export the checkpoint again.",
         ));
     };
     let intermediate_size = if group.is_fused() { rows / 2 } else { rows };
-    let hidden_size = cols.saturating_mul(codes_an_element);
     let sizes = [
         ("hidden_size", hidden_size, facts.hidden_sizes.clone()),
         ("intermediate_size", intermediate_size, facts.intermediate_size.iter().cloned().collect()),

@@ -21,6 +21,7 @@ const _: () = {
     assert!(ActivationKind::GeluTanh as u32 == params::ACTIVATION_GELU_TANH);
     assert!(ActivationKind::Relu2 as u32 == params::ACTIVATION_RELU2);
     assert!(ActivationKind::Silu as u32 == params::ACTIVATION_SILU);
+    assert!(ActivationKind::Gelu as u32 == params::ACTIVATION_GELU);
 };
 
 /// One forward: what it computes, and the workspace at `base`.

@@ -21,69 +21,16 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
+import export_models as models
 import torch
+from export_models import EXPERTS, HIDDEN, INTER, VOCABULARY
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-VOCABULARY, HIDDEN, INTER, EXPERTS, TOP_K = 32, 64, 32, 4, 2
-SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64, "tie_word_embeddings": False,
-    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-}  # fmt: skip
 
 
 def probe(columns: int) -> torch.Tensor:
     """The fixed vector."""
     return torch.cos(torch.arange(1, columns + 1, dtype=torch.float64) * math.sqrt(2))
-
-
-def qwen3(**changes):
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    options = dict(
-        architectures=["Qwen3MoeForCausalLM"], intermediate_size=64, moe_intermediate_size=INTER, num_experts=EXPERTS,
-        num_experts_per_tok=TOP_K, norm_topk_prob=True, decoder_sparse_step=1,
-    )  # fmt: skip
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL | options | changes))
-
-
-def ernie():
-    """Its top-k is `moe_k`."""
-    from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM
-
-    return Ernie4_5_MoeForCausalLM(
-        Ernie4_5_MoeConfig(
-            **SMALL | {"num_hidden_layers": 2}, architectures=["Ernie4_5_MoeForCausalLM"], intermediate_size=64,
-            moe_intermediate_size=INTER,
-            moe_num_experts=EXPERTS, moe_k=TOP_K, moe_num_shared_experts=1, moe_layer_start_index=1,
-            moe_layer_end_index=-1, moe_layer_interval=1,
-        )
-    )  # fmt: skip
-
-
-def hunyuan():
-    """Its top-k is `moe_topk`, one number a layer or one for all."""
-    from transformers import HunYuanMoEV1Config, HunYuanMoEV1ForCausalLM
-
-    return HunYuanMoEV1ForCausalLM(
-        HunYuanMoEV1Config(
-            **SMALL, architectures=["HunYuanMoEV1ForCausalLM"], intermediate_size=INTER, num_experts=EXPERTS,
-            moe_topk=TOP_K,
-        )
-    )  # fmt: skip
-
-
-def llama4():
-    """Its experts are stacked, and their scales one for all."""
-    from transformers import Llama4ForCausalLM, Llama4TextConfig
-
-    return Llama4ForCausalLM(
-        Llama4TextConfig(
-            **SMALL, architectures=["Llama4ForCausalLM"], intermediate_size=INTER, intermediate_size_mlp=64,
-            num_local_experts=EXPERTS, num_experts_per_tok=1, interleave_moe_layer_step=1, attention_chunk_size=64,
-        )
-    )  # fmt: skip
 
 
 def with_layers_left_out(config: dict, *patterns: str) -> dict:
@@ -153,10 +100,25 @@ def by_compressed_tensors(preset: str, directory: Path) -> None:
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     quantization = compressor.quantization_config.model_dump(mode="json")
-    text = qwen3().config.to_dict() | {"quantization_config": quantization}
+    text = models.qwen3().config.to_dict() | {"quantization_config": quantization}
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(text, indent=1, default=str))
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, directory / "model.safetensors")
+
+
+def as_gpt_oss_is_published(directory: Path) -> None:
+    """No exporter writes it: OpenAI's files are MXFP4 with codes [E, rows, columns / 32, 16] and biases."""
+    torch.manual_seed(0)
+    config = models.gpt_oss().config.to_dict() | {"quantization_config": {"quant_method": "mxfp4"}}
+    tensors, stem = {}, "model.layers.0.mlp.experts"
+    for name, rows, columns in (("gate_up_proj", 2 * INTER, HIDDEN), ("down_proj", HIDDEN, INTER)):
+        shape = (EXPERTS, rows, columns // 32)
+        tensors[f"{stem}.{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{stem}.{name}_scales"] = torch.randint(118, 126, shape, dtype=torch.uint8)
+        tensors[f"{stem}.{name}_bias"] = torch.randn(EXPERTS, rows).bfloat16()
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config, indent=1, default=str))
+    save_file(tensors, directory / "model.safetensors")
 
 
 def exports() -> dict:
@@ -164,23 +126,30 @@ def exports() -> dict:
 
     default = mtq.NVFP4_DEFAULT_CFG
     modelopt = {
-        "modelopt-default": (qwen3, default),
-        "modelopt-w4a16": (qwen3, mtq.W4A16_NVFP4_CFG),
-        "modelopt-experts-only": (qwen3, mtq.NVFP4_EXPERTS_ONLY_CFG),
-        "modelopt-fp8-attention": (qwen3, with_fp8_attention(mtq.NVFP4_EXPERTS_ONLY_CFG)),
+        "modelopt-default": (models.qwen3, default),
+        "modelopt-w4a16": (models.qwen3, mtq.W4A16_NVFP4_CFG),
+        "modelopt-experts-only": (models.qwen3, mtq.NVFP4_EXPERTS_ONLY_CFG),
+        "modelopt-fp8-attention": (models.qwen3, with_fp8_attention(mtq.NVFP4_EXPERTS_ONLY_CFG)),
         "modelopt-without-layer-1": (
-            lambda: qwen3(num_hidden_layers=2),
+            lambda: models.qwen3(num_hidden_layers=2),
             with_layers_left_out(default, "*layers.1.mlp*"),
         ),
-        "modelopt-bf16-experts": (qwen3, with_layers_left_out(default, "*mlp.experts*")),
-        "modelopt-ernie": (ernie, default),
-        "modelopt-hunyuan": (hunyuan, default),
-        "modelopt-llama4-stacked": (llama4, default),
+        "modelopt-bf16-experts": (models.qwen3, with_layers_left_out(default, "*mlp.experts*")),
+        "modelopt-ernie": (models.ernie, default),
+        "modelopt-hunyuan": (models.hunyuan, default),
+        "modelopt-llama4-stacked": (models.llama4, default),
+        "modelopt-mixtral": (models.mixtral, default),
+        "modelopt-deepseek-v3": (models.deepseek_v3, default),
+        "modelopt-glm4-moe": (models.glm4_moe, default),
+        "modelopt-minimax-m3": (models.minimax_m3, default),
+        "modelopt-nemotron-h": (models.nemotron_h, default),
+        "modelopt-gemma4": (models.gemma4, default),
+        "modelopt-gpt-oss": (models.gpt_oss, default),
     }
     made = {name: lambda to, m=m, c=c: by_modelopt(m(), c, to) for name, (m, c) in modelopt.items()}
     for name, preset in (("compressed-tensors-nvfp4", "NVFP4"), ("compressed-tensors-nvfp4a16", "NVFP4A16")):
         made[name] = lambda to, preset=preset: by_compressed_tensors(preset, to)
-    return made
+    return made | {"gpt-oss-mxfp4": as_gpt_oss_is_published}
 
 
 # ---- What the exporter's own code decodes ----------------------------------------------------------------------------
@@ -201,6 +170,13 @@ def decoded_by_compressed_tensors(packed, block_scale, global_scale) -> torch.Te
     return codes * (block_scale.double() / global_scale.double()).repeat_interleave(16, -1)
 
 
+def decoded_by_transformers(blocks, scales) -> torch.Tensor:
+    """gpt-oss's own layout, [E, rows, columns]."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    return convert_moe_packed_tensors(blocks, scales, dtype=torch.float64).transpose(1, 2)
+
+
 def references(directory: Path) -> dict[str, list[float]]:
     """By the name of an expert's matrix in the files: its product with the fixed vector."""
     tensors = {}
@@ -211,18 +187,37 @@ def references(directory: Path) -> dict[str, list[float]]:
     for name in tensors:
         if ".experts." not in name:
             continue
+        scales = lambda *ends, name=name: [tensors[f"{name}{end}"] for end in ends]  # noqa: E731
         if name.endswith(".weight_packed"):
             stem = name.removesuffix("_packed")
-            scales = tensors[f"{stem}_scale"], tensors[f"{stem}_global_scale"]
-            matrix = decoded_by_compressed_tensors(tensors[name], *scales)
+            of_stem = tensors[f"{stem}_scale"], tensors[f"{stem}_global_scale"]
+            matrices = {stem: decoded_by_compressed_tensors(tensors[name], *of_stem)}
+        elif name.endswith("_blocks"):
+            stack = decoded_by_transformers(tensors[name], tensors[name.replace("_blocks", "_scales")])
+            matrices = of_stack(directory, name.removesuffix("_blocks"), stack)
         elif f"{name}_scale_2" in tensors and tensors[name].dim() == 2:
-            matrix = decoded_by_modelopt(tensors[name], tensors[f"{name}_scale"], tensors[f"{name}_scale_2"])
-            stem = name
+            matrices = {name: decoded_by_modelopt(tensors[name], *scales("_scale", "_scale_2"))}
+        elif f"{name}_weight_scale_2" in tensors:  # by columns
+            packed, block_scale = (t.transpose(1, 2).contiguous() for t in (tensors[name], *scales("_weight_scale")))
+            stack = decoded_by_modelopt(packed, block_scale, *scales("_weight_scale_2"))
+            matrices = of_stack(directory, name, stack)
         else:
             continue
-        product = (matrix @ probe(matrix.shape[-1])).tolist()
-        found[stem.removesuffix(".weight")] = [float(f"{value:.10g}") for value in product]
+        for matrix_name, matrix in matrices.items():
+            product = (matrix @ probe(matrix.shape[-1])).tolist()
+            found[matrix_name.removesuffix(".weight")] = [float(f"{value:.10g}") for value in product]
     return found
+
+
+def of_stack(directory: Path, name: str, stack: torch.Tensor) -> dict[str, torch.Tensor]:
+    """[E, rows, columns] as transformers takes it apart, under the names that experts by themselves would have."""
+    stem, _, projection = name.rpartition(".")
+    if projection == "down_proj":
+        return {f"{stem}.{expert}.down_proj": matrix for expert, matrix in enumerate(stack)}
+    in_turn = json.loads((directory / "config.json").read_text())["model_type"] == "gpt_oss"
+    gate, up = (stack[:, ::2], stack[:, 1::2]) if in_turn else stack.chunk(2, dim=1)
+    halves = {"gate_proj": gate, "up_proj": up}
+    return {f"{stem}.{e}.{half}": matrices[e] for half, matrices in halves.items() for e in range(len(stack))}
 
 
 def pack(directory: Path, archive: Path) -> None:

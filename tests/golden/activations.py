@@ -2,8 +2,8 @@
 """Golden vectors of the activations: each formula as its model's reference states it, in f64, rounded once to f32.
 
 Sources: swiglu with alpha 1 the SiLU of most models, with 1.702, limit 7 and beta 1 gpt-oss's; swiglu_step Step-3.5's
-`SwigluStepAndMul`; situ Kimi-K3's `SituAndMul`; gelu_tanh PyTorch's `gelu(approximate="tanh")`, Gemma's; relu2
-Nemotron-H's `ReLUSquared`.
+`SwigluStepAndMul`; situ Kimi-K3's `SituAndMul`; gelu_tanh PyTorch's `gelu(approximate="tanh")`, Gemma's; gelu its
+`gelu`; relu2 Nemotron-H's `ReLUSquared`.
 """
 
 import math
@@ -53,6 +53,11 @@ def silu(limit, alpha, beta, gate, up):
     return up * sigmoid(up)
 
 
+def gelu(limit, alpha, beta, gate, up):
+    # 1 + erf(z) is erfc(-z), which loses nothing where erf is near -1.
+    return gate * math.erfc(-gate / math.sqrt(2)) / 2 * up
+
+
 # Number of the kind, formula, (limit, alpha, beta) of some models.
 KINDS = [
     (0, swiglu, [(INF, 1.0, 0.0), (10.0, 1.0, 0.0), (7.0, 1.702, 1.0)]),
@@ -61,6 +66,7 @@ KINDS = [
     (3, gelu_tanh, [(INF, 1.0, 0.0)]),
     (4, relu2, [(INF, 1.0, 0.0)]),
     (5, silu, [(INF, 1.0, 0.0)]),
+    (6, gelu, [(INF, 1.0, 0.0)]),
 ]
 # Around 0, where tanh and sigmoid are nearly linear, around the limits, and beyond them.
 VALUES = [0.0, 2.0**-20, -(2.0**-20), 0.001, -0.001, 0.5, -0.5, 1.0, -3.0, 6.96875, 7.03125, -7.5, 10.5, -12.0, 40.0]

@@ -62,6 +62,16 @@ class GeluTanh(Swiglu):
         return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
+class Gelu(Swiglu):
+    """gelu(gate) * up, by erf."""
+
+    name = "gelu"
+
+    def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        # As x * erfc / 2: torch's own 1 + erf loses what there is where erf is near -1.
+        return gate * torch.special.erfc(-gate * 0.5**0.5) / 2 * up
+
+
 class Relu2(Swiglu):
     """max(x, 0)^2, no gate: Nemotron-H."""
 
@@ -80,7 +90,7 @@ class Silu(Swiglu):
         return up * torch.sigmoid(up)
 
 
-ACTIVATIONS = {kind.name: kind for kind in (Swiglu, SwigluStep, Situ, GeluTanh, Relu2, Silu)}
+ACTIVATIONS = {kind.name: kind for kind in (Swiglu, SwigluStep, Situ, GeluTanh, Relu2, Silu, Gelu)}
 
 
 class Matrix:

@@ -153,7 +153,7 @@ def main() -> None:
         "marlin": experts(moe_backend="marlin"),
         "eplb": experts(moe_parallel_config=eplb()),
         "float16": experts(in_dtype=torch.float16),
-        "gelu": experts(activation=MoEActivation.GELU),
+        "gelu_no_mul": experts(activation=MoEActivation.GELU_NO_MUL),
         "layer": layer(),
         "layer_marlin": layer(moe_backend="marlin"),
         "layer_float16": layer(in_dtype=torch.float16),

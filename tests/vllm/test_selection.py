@@ -20,7 +20,7 @@ def test_our_experts_come_first(chosen, case):
     assert chosen[case] == "Nvfp4MoeExperts"
 
 
-@pytest.mark.parametrize("case", ["marlin", "float16", "gelu", "refused"])
+@pytest.mark.parametrize("case", ["marlin", "float16", "gelu_no_mul", "refused"])
 def test_our_experts_stay_out(chosen, case):
     """The user's --moe-backend, what the library cannot do, and a device it refuses: vLLM's own choice stands."""
     assert chosen[case] == "MarlinExperts"

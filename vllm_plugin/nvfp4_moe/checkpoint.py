@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVFP4 checkpoints: MoE layers out of a directory of safetensors files.
 
-Reads ModelOpt's, compressed-tensors' and DeepSeek-V4's own naming. Every scale is checked, and global scales come out
-in decode direction. Source: nvfp4_moe_checkpoint_* in nvfp4_moe.h.
+Reads ModelOpt's, compressed-tensors', DeepSeek-V4's own and gpt-oss's naming. Every scale is checked, and global
+scales come out in decode direction. Source: nvfp4_moe_checkpoint_* in nvfp4_moe.h.
 """
 
 import json

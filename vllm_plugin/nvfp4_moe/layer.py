@@ -73,8 +73,8 @@ class Layer(Handle):
         fp8_max_error of mode fp8: any weights are taken, and rounded to e4m3, where that costs no matrix more (relative
                       L2 error, up to 1; 0.04 lets pass what exporters made of normal weights); 0: refused as above
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
-        activation    "swiglu", "swiglu_step", "situ", "gelu_tanh"; without a gate "relu2", "silu". Formulas, and what
-                      limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
+        activation    "swiglu", "swiglu_step", "situ", "gelu_tanh", "gelu"; without a gate "relu2", "silu". Formulas,
+                      and what limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
         swiglu_limit  of "swiglu" gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
         has_bias      the weights may have biases
         tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses

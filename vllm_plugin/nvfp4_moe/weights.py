@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from . import errors
+
 BLOCK_SIZE = 16
 """Neighbours along the reduction that share a block scale."""
 
@@ -76,6 +78,42 @@ class LayerWeights:
     def row_order(self) -> int:
         """NVFP4_MOE_ROWS_* of the header."""
         return 2 if self.interleaved else int(self.up_first)
+
+    def shard(self, rank: int, num_ranks: int) -> "LayerWeights":
+        """A tensor-parallel rank's part of every expert: rows of gate and up, columns of w2.
+
+        Outputs of all ranks add up to the layer's. w13's biases go with their rows; w2's would be added by every rank,
+        so the first has them and the others zeros.
+        """
+        projections = self.w13_global_scale.shape[-1]
+        inter = self.w13.shape[1] // projections
+        if inter % (BLOCK_SIZE * num_ranks):
+            raise errors.InvalidArgumentError(
+                f"num_ranks is {num_ranks}; intermediate_size {inter} must be a multiple of {BLOCK_SIZE} times that, "
+                "since two ranks cannot share a block scale. Use fewer ranks, or give each whole experts."
+            )
+        halves = 1 if self.interleaved else projections
+
+        def part(of: torch.Tensor, dim: int) -> torch.Tensor:
+            size = of.shape[dim] // num_ranks
+            return of.narrow(dim, rank * size, size)
+
+        def rows(of: torch.Tensor) -> torch.Tensor:
+            return part(of.unflatten(1, (halves, -1)), 2).flatten(1, 2).contiguous()
+
+        biases = {}
+        if self.w13_bias is not None:
+            biases["w13_bias"] = rows(self.w13_bias)
+        if self.w2_bias is not None and rank > 0:
+            biases["w2_bias"] = torch.zeros_like(self.w2_bias)
+        return replace(
+            self,
+            w13=rows(self.w13),
+            w13_block_scale=rows(self.w13_block_scale),
+            w2=part(self.w2, 2).contiguous(),
+            w2_block_scale=part(self.w2_block_scale, 2).contiguous(),
+            **biases,
+        )
 
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         """The six tensors and the biases in the order of the C ABI and of the ops."""

@@ -125,17 +125,17 @@ fn an_activation_is_told_or_refused_and_an_older_struct_is_never_written_past_it
     assert_eq!(read(&silu, &mut older), NVFP4_MOE_OK, "{}", last_error());
     assert_eq!((older.hidden_size, older.struct_size, older.swiglu_alpha), (64, 48, canary));
 
-    let gelu = open(&Spec::default(), |made| made.config["hidden_act"] = "gelu".into());
+    let relu = open(&Spec::default(), |made| made.config["hidden_act"] = "relu".into());
     let mut untouched = info();
-    assert_eq!(read(&gelu, &mut untouched), NVFP4_MOE_UNSUPPORTED);
+    assert_eq!(read(&relu, &mut untouched), NVFP4_MOE_UNSUPPORTED);
     assert!(
-        last_error().starts_with("hidden_act in config.json is gelu; this library computes silu"),
+        last_error().starts_with("hidden_act in config.json is relu; this library computes silu"),
         "{}",
         last_error()
     );
     assert_eq!(untouched.hidden_size, 0);
     let mut any = nvfp4_moe_checkpoint_layer_info { any_activation: 1, ..info() };
-    assert_eq!(read(&gelu, &mut any), NVFP4_MOE_OK, "{}", last_error());
+    assert_eq!(read(&relu, &mut any), NVFP4_MOE_OK, "{}", last_error());
     assert_eq!((any.hidden_size, any.swiglu_alpha), (64, 0.0));
     let mut nonsense = nvfp4_moe_checkpoint_layer_info { any_activation: 2, ..info() };
     assert_eq!(read(&silu, &mut nonsense), NVFP4_MOE_INVALID_ARGUMENT);

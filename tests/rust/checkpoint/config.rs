@@ -59,6 +59,8 @@ fn other_activations_with_a_gate_are_read_with_their_parameters() {
     let unbounded = json!({"hidden_act": "situ", "activation_situ_beta": null, "activation_situ_linear_beta": null});
     for (changes, kind, limit, beta, words) in [
         (json!({"hidden_activation": "gelu_pytorch_tanh"}), ActivationKind::GeluTanh, 0.0, 0.0, "gelu_tanh"),
+        (json!({"hidden_act": "gelu"}), ActivationKind::Gelu, 0.0, 0.0, "gelu"),
+        (json!({"hidden_act": "gelu_new"}), ActivationKind::GeluTanh, 0.0, 0.0, "gelu_tanh"),
         (json!({"model_type": "gemma4"}), ActivationKind::GeluTanh, 0.0, 0.0, "gelu_tanh"),
         (situ, ActivationKind::Situ, 25.0, 4.0, "situ beta 4 and 25"),
         (unbounded, ActivationKind::Situ, 0.0, 1.0, "situ beta 1"),
@@ -93,13 +95,17 @@ fn other_activations_with_a_gate_are_read_with_their_parameters() {
 #[test]
 fn every_other_activation_is_refused_by_the_name_of_its_key() {
     for (changes, text) in [
-        (json!({"hidden_act": "gelu"}), "hidden_act in config.json is gelu; "),
+        (json!({"hidden_act": "quick_gelu"}), "hidden_act in config.json is quick_gelu; "),
         (json!({"mlp_hidden_act": "relu2"}), "mlp_hidden_act in config.json is relu2; "),
         (json!({"ffn_act_fn": {"name": "geglu"}}), "ffn_act_fn in config.json is {\"name\":\"geglu\"}; "),
         (json!({"hidden_act": ["silu", "relu"]}), "hidden_act in config.json is relu; "),
         (json!({"hidden_act": "silu", "moe_activation": "swigluoai"}), "otherwise"),
         (json!({"model_type": "nemotron_h"}), "model_type in config.json is nemotron_h, whose experts use relu2; "),
-        (json!({"model_type": "grok-1"}), "model_type in config.json is grok-1, whose experts use gelu; "),
+        (json!({"model_type": "grok-1", "hidden_act": "gelu"}), "is grok-1, whose code is not at one on GELU"),
+        (
+            json!({"model_type": "gpt_oss", "hidden_act": "gelu"}),
+            "hidden_act in config.json is no swigluoai; model_type gpt_oss says otherwise",
+        ),
         (
             json!({"model_type": "kimi_k3", "hidden_act": "silu"}),
             "activation_situ_beta is missing in config.json; SiTU",
@@ -122,7 +128,7 @@ fn every_other_activation_is_refused_by_the_name_of_its_key() {
         (json!({"swiglu_limit": -7}), "swiglu_limit in config.json is -7; it must be a finite number, not negative"),
         (json!({"swiglu_limit": "ten"}), "swiglu_limit in config.json is \"ten\"; it must be a finite number"),
         (json!({"swiglu_alpha": 1.702}), "swiglu_alpha in config.json is 1.702; swiglu_beta is missing"),
-        (json!({"text_config": {"hidden_act": "gelu", "num_experts": 3}}), "hidden_act in config.json is gelu; "),
+        (json!({"text_config": {"hidden_act": "relu", "num_experts": 3}}), "hidden_act in config.json is relu; "),
     ] {
         let error = activation(&changes, 1).unwrap_err();
         assert!(matches!(error, Error::Unsupported(_)), "{error:?}");
@@ -133,13 +139,13 @@ fn every_other_activation_is_refused_by_the_name_of_its_key() {
 
 #[test]
 fn a_refused_activation_refuses_the_layer_in_the_report_and_not_its_weights() {
-    let made = with(&json!({"hidden_act": "gelu"}));
+    let made = with(&json!({"hidden_act": "relu"}));
     let checkpoint = open(&made).unwrap();
     assert_reads_back(&checkpoint, &made, 0);
     let report = checkpoint.inspect(None, |_| {});
     assert_eq!((report.layers.len(), report.refused.len(), report.is_accepted()), (0, 2, false));
     let table = report.to_string();
-    assert!(table.contains("REFUSED layers 0 to 1: hidden_act in config.json is gelu; "), "{table}");
+    assert!(table.contains("REFUSED layers 0 to 1: hidden_act in config.json is relu; "), "{table}");
     let refusals: Vec<_> = checkpoint.modules().iter().map(|module| module.refusal.is_some()).collect();
     assert_eq!(refusals, [true, true]);
 
@@ -163,6 +169,19 @@ fn sizes_are_found_wherever_and_under_whatever_name_a_model_keeps_them() {
             assert_eq!(checkpoint.layer(0).unwrap().facts.top_k, Some(2), "{top_k} in {tower}");
             assert_eq!(checkpoint.config.top_k, Some(2));
         }
+    }
+}
+
+#[test]
+fn the_number_of_experts_is_held_against_the_files_under_each_of_its_names() {
+    for key in
+        ["n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_routed_experts", "n_experts"]
+    {
+        let mut made = with(&json!({}));
+        made.config.as_object_mut().unwrap().retain(|key, _| !key.contains("experts") || key.contains("tok"));
+        made.config[key] = 2.into();
+        let error = open(&made).unwrap().layer(0).unwrap_err().to_string();
+        assert!(error.contains("experts is 3 experts; config.json says 2"), "{key}: {error}");
     }
 }
 

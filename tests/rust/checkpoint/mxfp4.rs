@@ -2,6 +2,7 @@
 //! MXFP4 under each naming is read as NVFP4 of the same values, and what cannot be is refused by name.
 
 use crate::made::{DOWN, GATE, Made, Spec, Tensor, UP, noise};
+use crate::namings::in_turn;
 use crate::read::{Copied, open};
 use nvfp4_moe::checkpoint::Format;
 use nvfp4_moe::format::cast_mxfp4;
@@ -149,11 +150,68 @@ fn what_is_not_known_to_be_mxfp4_is_named() {
     DEEPSEEK.tensor(&mut made, 0, GATE, 1).shape = vec![16, 4];
     let error = open(&made).unwrap().layer(0).unwrap_err().to_string();
     assert!(error.contains("w1.scale is F8_E8M0 [16, 4]; it must be F8_E8M0 [32, 2] (rows, columns / 32)"), "{error}");
+}
 
-    let mut made = Made { tensors: Default::default(), ..DEEPSEEK.made() };
-    for name in ["gate_up_proj_blocks", "gate_up_proj_scales", "down_proj_blocks", "down_proj_scales"] {
-        let tensor = Tensor { dtype: Dtype::U8, shape: vec![2, 32, 1, 16], data: vec![0; 1024] };
-        made.tensors.insert(format!("model.layers.0.mlp.experts.{name}"), tensor);
+/// The same matrices as gpt-oss has them: stacked, gate and up in turn, codes `[E, rows, columns / 32, 16]`.
+fn as_gpt_oss(made: &Made) -> Made {
+    let (experts, hidden, inter) = (made.spec.experts, made.spec.hidden, made.spec.intermediate);
+    let mut other = Made { tensors: Default::default(), ..made.clone() };
+    other.config["model_type"] = "gpt_oss".into();
+    for (at, name, block) in [(0, "blocks", vec![16]), (1, "scales", vec![])] {
+        let data = |e: usize, p: usize| made.data(0, e, p, MODELOPT.0[at]).to_vec();
+        let gate_up = (0..experts).flat_map(|e| [data(e, GATE), data(e, UP)].concat()).collect::<Vec<u8>>();
+        let down = (0..experts).flat_map(|e| data(e, DOWN)).collect();
+        let tensor = |rows, cols, data| Tensor {
+            dtype: Dtype::U8,
+            shape: [&[experts, rows, cols / 32], &block[..]].concat(),
+            data,
+        };
+        let mut gate_up = tensor(2 * inter, hidden, gate_up);
+        in_turn(&mut gate_up, experts, [hidden / 2, hidden / 32][at]);
+        for (matrix, tensor) in [("gate_up_proj", gate_up), ("down_proj", tensor(hidden, inter, down))] {
+            other.tensors.insert(format!("model.layers.0.mlp.experts.{matrix}_{name}"), tensor);
+        }
     }
-    assert!(reason(&made).contains("MXFP4 as gpt-oss stores it"), "{}", reason(&made));
+    for (matrix, rows) in [("gate_up_proj", 2 * inter), ("down_proj", hidden)] {
+        let bias =
+            Tensor { dtype: Dtype::BF16, shape: vec![experts, rows], data: noise(rows as u64, 2 * experts * rows) };
+        other.tensors.insert(format!("model.layers.0.mlp.experts.{matrix}_bias"), bias);
+    }
+    other
+}
+
+#[test]
+fn gpt_oss_is_read_as_the_same_matrices_elsewhere() {
+    let plain = MODELOPT.made();
+    let made = as_gpt_oss(&plain);
+    let read = |made: &Made| {
+        let checkpoint = open(made).unwrap();
+        let layer = checkpoint.layer(0).unwrap();
+        assert_eq!(layer.format, Format::Mxfp4);
+        let mut copied = Copied::poisoned(&layer, 2);
+        layer.read(1, copied.buffers()).unwrap();
+        copied
+    };
+    let (mut copied, expected) = (read(&made), read(&plain));
+    let bias = |matrix: &str| &made.tensors[&format!("model.layers.0.mlp.experts.{matrix}_bias")].data;
+    assert!(copied.w2_bias == bias("down_proj")[2 * made.spec.hidden..]);
+    assert_eq!(copied.w13_bias[..2], bias("gate_up_proj")[4 * made.spec.intermediate..][..2]);
+    (copied.w13_bias, copied.w2_bias) = (Vec::new(), Vec::new());
+    assert_eq!(copied, expected);
+
+    let checkpoint = open(&made).unwrap();
+    let text = checkpoint.inspect(None, |_| {}).to_string();
+    assert!(text.contains("swiglu alpha 1.702 beta 1, clamp 7, biases"), "{text}");
+    assert!(checkpoint.modules()[0].refusal.is_none() && checkpoint.modules()[0].format == "mxfp4");
+}
+
+#[test]
+fn gpt_oss_needs_no_config_that_says_mxfp4_and_blocks_of_16_bytes() {
+    let mut made = as_gpt_oss(&MODELOPT.made());
+    made.config["quantization_config"] = serde_json::Value::Null;
+    assert!(open(&made).unwrap().layer(0).is_ok(), "the names are its alone");
+    let blocks = made.tensors.get_mut("model.layers.0.mlp.experts.gate_up_proj_blocks").unwrap();
+    blocks.shape = [&blocks.shape[..2], &[blocks.shape[2] * 2, 8][..]].concat();
+    let skipped = format!("{:?}", open(&made).unwrap().skipped());
+    assert!(skipped.contains("extents (experts, rows, columns / 32, 16)"), "{skipped}");
 }

@@ -106,7 +106,7 @@ fn what_looks_like_nvfp4_and_is_not_understood_is_named_with_the_reason() {
     // Blocks across the reduction: [E, H, 2I / 2].
     let mut across = stacked_layer(&made, "layers.0.mlp.experts", &FUSED, "_");
     across.tensors.get_mut("layers.0.mlp.experts.down_proj").unwrap().shape = vec![3, 32, 32];
-    assert_skipped(&across, &["layers.0.mlp", "they must be [2I, H] and [H, I], output features first"]);
+    assert_skipped(&across, &["layers.0.mlp", "they must be [2I, H] and [H, I], or both by columns"]);
 
     let other = renamed(&made, |e, p, t| format!("layers.0.mlp.experts.{e}.fc{p}.{t}"));
     assert_skipped(&other, &["its experts have fc0, fc1, fc2", "known matrices are w1, w3, w2, gate_proj"]);
@@ -181,7 +181,7 @@ fn copied(layer: &Layer<'_>, first: usize, count: usize) -> Copied {
 }
 
 /// Rows of so many bytes of a stack's gate and up in turn, for each expert.
-fn in_turn(tensor: &mut Tensor, experts: usize, row: usize) {
+pub fn in_turn(tensor: &mut Tensor, experts: usize, row: usize) {
     let len = tensor.data.len() / experts;
     for expert in tensor.data.chunks_mut(len) {
         let (gate, up) = expert.split_at(expert.len() / 2);
@@ -222,6 +222,41 @@ fn interleaved_stacks_and_biases_are_read_gate_first() {
     assert!(read.w13_bias == w13_bias.data[4 * inter..] && read.w2_bias == w2_bias.data[2 * hidden..]);
     let table = checkpoint.inspect(None, |_| {}).to_string();
     assert!(table.contains("clamp 7, biases"), "{table}");
+}
+
+/// Each expert's matrix of bytes by columns.
+fn by_columns(tensor: &mut Tensor) {
+    let [experts, rows, cols] = tensor.shape[..] else { panic!("{:?}", tensor.shape) };
+    let byte = |data: &[u8], expert: usize, row: usize, col: usize| data[(expert * rows + row) * cols + col];
+    let places = (0..experts).flat_map(|e| (0..cols).flat_map(move |c| (0..rows).map(move |r| (e, r, c))));
+    tensor.data = places.map(|(e, r, c)| byte(&tensor.data, e, r, c)).collect();
+    tensor.shape = vec![experts, cols, rows];
+}
+
+#[test]
+fn stacks_that_are_stored_by_columns_are_turned() {
+    let made = Spec::default().made();
+    for model in ["llama4_text", "gpt_oss"] {
+        let mut form = stacked_layer(&made, "layers.0.mlp.experts", &FUSED, "_");
+        form.config["model_type"] = model.into();
+        for (name, row) in
+            [("gate_up_proj", made.spec.hidden / 2), ("gate_up_proj_weight_scale", made.spec.hidden / 16)]
+        {
+            if model == "gpt_oss" {
+                in_turn(form.tensors.get_mut(&format!("layers.0.mlp.experts.{name}")).unwrap(), 3, row);
+            }
+        }
+        form.tensors.values_mut().filter(|tensor| tensor.shape.len() == 3).for_each(by_columns);
+        let checkpoint = open(&form).unwrap();
+        assert!(checkpoint.skipped().is_empty(), "{:?}", checkpoint.skipped());
+        assert_reads_back(&checkpoint, &Made { tensors: made.tensors.clone(), ..form.clone() }, 0);
+
+        let scales = form.tensors.get_mut("layers.0.mlp.experts.down_proj_weight_scale").unwrap();
+        scales.data[3] = 0x7f;
+        let error = open(&form).unwrap().layer(0).unwrap().scan_block_scales(0..3).unwrap_err().to_string();
+        let text = "layers.0.mlp.experts.down_proj_weight_scale of expert 0, Down[3, 0] is NaN";
+        assert!(error.contains(text), "{error}");
+    }
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn wrong_shapes() {
         (0, DOWN, "weight", &[32, 32], "U8 [32, 32]; it must be U8 [64, 16] (rows, columns / 2)"),
         (2, UP, "weight_scale", &[32, 2], "F8_E4M3 [32, 2]; it must be F8_E4M3 [32, 4] (rows, columns / 16)"),
         (2, UP, "weight_scale", &[128], "F8_E4M3 [128]; it must be F8_E4M3 [32, 4]"),
-        (0, GATE, "weight", &[1024], "of shape [1024]; it must have 2 extents"),
+        (0, GATE, "weight", &[1024], "of shape [1024]; it must have the extents (rows, columns / 2)"),
         (0, GATE, "weight", &[40, 32], "[40, 32], so intermediate_size is 40; it must be a positive multiple of 16"),
     ];
     for (expert, projection, tensor, shape, text) in cases {
@@ -133,9 +133,34 @@ fn wrong_dtypes() {
 #[test]
 fn tensors_that_would_change_the_result_if_ignored() {
     let mut made = Spec::default().made();
-    let name = made.spec.name(0, 1, UP, "pre_quant_scale");
+    let name = made.spec.name(0, 1, UP, "weight_offset");
     made.tensors.insert(name.clone(), Tensor::scalar(1.0));
     assert_refused(check(&made), &[&format!("{name} is present; experts in format modelopt have no such tensor")]);
+}
+
+#[test]
+fn what_goes_beyond_the_format_is_refused_for_what_it_is() {
+    for (tensor, meaning) in [
+        ("pre_quant_scale", "AWQ multiplies the activations' columns by it before they are quantised"),
+        ("svdquant_lora_a", "SVDQuant adds a product of low rank to the matrix"),
+        ("weight_zero_point", "codes have an offset"),
+    ] {
+        let mut made = Spec::default().made();
+        let linear = "layers.0.attn.wq_b";
+        for part in ["weight", "weight_scale", "weight_scale_2"] {
+            let like = made.tensors[&made.spec.name(0, 0, UP, part)].clone();
+            made.tensors.insert(format!("{linear}.{part}"), like);
+        }
+        for name in [made.spec.name(0, 1, UP, tensor), format!("{linear}.{tensor}")] {
+            made.tensors.insert(name, Tensor::scalar(1.0));
+        }
+        let checkpoint = open(&made).unwrap();
+        let error = checkpoint.layer(0).unwrap_err().to_string();
+        let start = format!("{} is present; {meaning}", made.spec.name(0, 1, UP, tensor));
+        assert!(error.starts_with(&start) && error.contains("NVFP4_DEFAULT_CFG"), "{error}");
+        let refusals: Vec<_> = checkpoint.modules().iter().filter_map(|module| module.refusal.as_ref()).collect();
+        assert!(refusals.len() == 2 && refusals.iter().all(|refusal| refusal.contains(meaning)), "{refusals:?}");
+    }
 }
 
 #[test]

@@ -145,6 +145,8 @@ def backend_of(module: model_files.Module, dtype: str, refusals: list[str], argu
         return "vllm", f"{module.format}, which this plugin leaves alone"
     if refusals:
         return "vllm", "the plugin is not active"
+    if module.refusal and module.kind != "moe":
+        return "vllm", module.refusal
     if module.kind == "moe":
         if arguments.moe_backend != "auto":
             return "vllm", f"--moe-backend {arguments.moe_backend}"

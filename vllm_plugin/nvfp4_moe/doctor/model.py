@@ -75,7 +75,7 @@ def refusal_of(module: dict, config: dict) -> str | None:
     method, algorithm = config["quant_method"], config["moe_quant_algo"]
     if module["refusal"] or module["format"] != "mxfp4" or method in ("mxfp4", "compressed-tensors"):
         return module["refusal"]
-    if method == "fp8" and config["model_type"] == "deepseek_v4" and algorithm != "NVFP4":
+    if method == "fp8" and config["model_type"] in ("deepseek_v4", "deepseek_v41") and algorithm != "NVFP4":
         return None
     under = f"quant_method {method}" + (f" with moe_quant_algo {algorithm}" if algorithm else "")
     return f"this plugin leaves MXFP4 alone under {printable(under)}"

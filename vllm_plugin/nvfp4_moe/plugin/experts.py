@@ -36,6 +36,7 @@ ACTIVATIONS = {
     "SWIGLUSTEP": "swiglu_step",
     "SITU": "situ",
     "GELU_TANH": "gelu_tanh",
+    "GELU": "gelu",
     "RELU2_NO_MUL": "relu2",
     "SILU_NO_MUL": "silu",
 }

@@ -106,6 +106,8 @@ fn read_layer(source: &mut Source, checkpoint: *const nvfp4_moe_checkpoint, laye
         w2: others[2].pointer(),
         w2_block_scale: others[3].pointer(),
         w2_global_scale: others[4].pointer(),
+        w13_bias: null_mut(), // the layer has none
+        w2_bias: null_mut(),
     };
     let memory = struct_of(source, &buffers);
     call_with_out(&mut w13, || unsafe { nvfp4_moe_checkpoint_read_layer(checkpoint, layer, memory.pointer()) });

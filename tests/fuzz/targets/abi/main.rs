@@ -131,7 +131,7 @@ fn layer_prepare(source: &mut Source, layer: *mut nvfp4_moe_layer, d: &nvfp4_moe
         w2_global_scale: w2_global_scale.pointer(),
         w13_input_scale: source.float(),
         w2_input_scale: source.float(),
-        w13_bias: w13_bias.pointer().cast(),
+        w13_bias: w13_bias.pointer(),
         w2_bias: null(),
     };
     let memory = struct_of(source, &weights);
@@ -198,6 +198,7 @@ fn linear(source: &mut Source) {
         in_features: source.pick(SIZES),
         out_features: source.pick(SIZES),
         num_parts: source.pick(COUNTS),
+        tile_rows: source.rarely(0, CHOICES),
     };
     let mut linear: *mut nvfp4_moe_linear = null_mut();
     let memory = struct_of(source, &d);
