@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations of the tensor core between their issue and their commit: queued, executed in order by the thread that
+// issued them, and forgotten. Rules that concern several operations are here.
+#pragma once
+#include "execute.cuh"
+
+namespace standin {
+
+__device__ inline uint32_t queued(const Cta& cta) { return *const_cast<const volatile uint32_t*>(&cta.queued); }
+
+// The line of the first queued operation for which `of` holds, or 0. Other threads may ask.
+template <class F>
+__device__ uint32_t first_line(const Cta& cta, F of) {
+  for (uint32_t i = 0; i < queued(cta); ++i)
+    if (of(cta.ops[i])) return cta.ops[i].line;
+  return 0;
+}
+
+__device__ inline void one_thread(const Running& it, uint32_t line) {
+  const uint32_t mask = __activemask();
+  // Threads that are active together need not have come by one branch; a second issuer shows as a second operation.
+  if (__popc(mask) != 1) fail(it, kNotOneThread, line, mask);
+}
+
+__device__ inline void check_fence_after(const Running& it, uint32_t line) {
+  const uint32_t wait = it.cta.wait_line[thread_index()];
+  if (strict() && wait != 0) fail(it, kMissingFenceAfter, line, wait);
+}
+
+// Fails where a warp has not waited for its loads from, or stores to, columns that an operation overwrites or reads.
+__device__ inline void check_waited(const Running& it, const Columns (&pending)[kWarps], const Op& op, bool also_read,
+                                    uint32_t error) {
+  for (uint32_t w = 0; w < kWarps; ++w) {
+    const auto* p = const_cast<const volatile Columns*>(&pending[w]);
+    const Columns columns{p->first, p->end};
+    if (columns.first >= columns.end) continue;
+    if (overlap(columns, written_by(op)) || (also_read && reads(op, columns)))
+      fail(it, error, op.line, columns.first, columns.end);
+  }
+}
+
+// Executes what `thread` has queued and not yet executed, in order.
+__device__ __noinline__ void execute(const Running& it, uint32_t thread) {
+  for (uint32_t i = 0; i < it.cta.queued; ++i) {
+    const Op op = it.cta.ops[i];
+    if (op.thread != thread || op.kind & kDone) continue;
+    if (op.kind == kMma)
+      execute_mma(it, op);
+    else
+      execute_copy(it, op);
+    it.cta.ops[i].kind = op.kind | kDone;
+  }
+}
+
+__device__ inline bool run_now(uint32_t line) {
+  return standin_config.mode == kEarly || (standin_config.mode == kMixed && hash(line) & 1);
+}
+
+__device__ inline void issue(const Running& it, const Op& op) {
+  check_waited(it, it.cta.loading, op, false, kLoadNotWaited);
+  check_waited(it, it.cta.storing, op, true, kStoreNotWaited);
+  if (it.cta.queued >= kQueue) fail(it, kQueueFull, op.line);
+  it.cta.ops[it.cta.queued] = op;
+  __threadfence_block();
+  *const_cast<volatile uint32_t*>(&it.cta.queued) = it.cta.queued + 1;
+  if (run_now(op.line)) execute(it, op.thread);
+}
+
+// What overwrites sums may begin at once: nobody may still want the old ones.
+__device__ inline void overwrite_sums(const Running& it, const Op& op) {
+  const Columns d = written_by(op);
+  bool all_unread = true;
+  for (uint32_t c = d.first; c < d.end; ++c) all_unread = all_unread && bit(it.cta.unread, c);
+  if (strict() && all_unread) fail(it, kSumsUnread, op.line, d.first);
+  if (standin_config.mode == kEarly) return;
+  for (uint32_t c = d.first; c < d.end; ++c)
+    for (uint32_t lane = 0; lane < kNumLanes; ++lane) it.cell(c, lane) = kPoisonWord;
+}
+
+// ---- what operations read in shared memory
+
+// Calls f(matrix, rows, units) for each operand there.
+template <class F>
+__device__ void for_each_operand(const Running& it, const Op& op, F f) {
+  if ((op.kind & ~kDone) == kCopy) {
+    f(SharedMatrix(it, op.a, op.line), 32u, 1u);
+    return;
+  }
+  if (!(op.flags & kAInTmem)) f(SharedMatrix(it, op.a, op.line), static_cast<uint32_t>(kNumLanes), 2u);
+  f(SharedMatrix(it, op.b, op.line), (op.idesc >> 17 & 63) * 8, 2u);
+}
+
+// Forgets what was committed. With kPoison, what it read goes: a commit gives stages back.
+__device__ __noinline__ void retire(const Running& it) {
+  for (uint32_t i = 0; poisons() && i < it.cta.queued; ++i) {
+    const Op& op = it.cta.ops[i];
+    for_each_operand(it, op, [](const SharedMatrix& matrix, uint32_t rows, uint32_t units) {
+      for (uint32_t unit = 0; unit < units; ++unit)
+        for (uint32_t row = 0; row < rows; ++row) poison16(matrix.address(row, unit));
+    });
+    if (op.flags & kAInTmem)
+      for (uint32_t c = 0; c < kAColumns; ++c)
+        for (uint32_t lane = 0; lane < kNumLanes; ++lane) it.cell((op.a & 0xFFFF) + c, lane) = kPoisonWord;
+  }
+  if (poisons()) fence_poison();
+  *const_cast<volatile uint32_t*>(&it.cta.queued) = 0;
+}
+
+// Fails where an operation without commit reads shared memory at `address`.
+__device__ inline void check_stage(const Running& it, uint32_t address, uint32_t line) {
+  const uint32_t reader = first_line(it.cta, [&](const Op& op) {
+    bool inside = false;
+    for_each_operand(it, op, [&](const SharedMatrix& matrix, uint32_t rows, uint32_t) {
+      const uint32_t end = matrix.layout == 0 ? matrix.start + (rows / 8 - 1) * matrix.stride + 128
+                                              : matrix.start + (rows / 8 - 1) * matrix.stride + 1024;
+      inside = inside || (address >= matrix.start / 128 * 128 && address < end);
+    });
+    return inside;
+  });
+  if (reader != 0) fail(it, kStageInUse, line, reader);
+}
+
+}  // namespace standin
