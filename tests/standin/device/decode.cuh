@@ -3,6 +3,9 @@
 // where layouts.cpp holds all of it against CuTe.
 #pragma once
 #include "standin.h"
+#ifdef __CUDACC__
+#include "state.cuh"
+#endif
 
 namespace standin {
 

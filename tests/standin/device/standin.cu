@@ -6,7 +6,6 @@
 // Tensor memory is an array in global memory, [slot][512 columns][128 lanes] of 32 bits. Descriptors are decoded from
 // their bits, checked, and used for every address; nothing else tells where an operand lies.
 #include "queue.cuh"
-#include "state.cuh"
 
 using namespace standin;
 
