@@ -51,7 +51,7 @@ def run(program: str, *words: object) -> str:
     command = [str(tool(program)), *map(str, words)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[:3000]}")
     return done.stdout + done.stderr
 
 

@@ -62,13 +62,13 @@ struct Rows {
 
 // Notices an operand whose every word is poison, which no data of a test is.
 struct PoisonWatch {
-  uint32_t all = kPoisonWord;
-  __device__ void saw(uint32_t word) { all &= word; }
+  bool all = true;
+  __device__ void saw(uint32_t word) { all = all && (word == kPoisonWord || word == kStartPoison); }
   __device__ void saw(const uint32_t (&words)[8]) {
-    for (uint32_t w : words) all &= w;
+    for (uint32_t w : words) saw(w);
   }
   __device__ void check(const Running& it, const Op& op, uint32_t which) const {
-    if (poisons() && all == kPoisonWord) fail(it, kPoisoned, op.line, which);
+    if (poisons() && all) fail(it, kPoisoned, op.line, which);
   }
 };
 

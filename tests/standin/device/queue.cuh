@@ -69,9 +69,11 @@ __device__ inline void issue(const Running& it, const Op& op) {
 // What overwrites sums may begin at once: nobody may still want the old ones.
 __device__ inline void overwrite_sums(const Running& it, const Op& op) {
   const Columns d = written_by(op);
-  bool all_unread = true;
-  for (uint32_t c = d.first; c < d.end; ++c) all_unread = all_unread && bit(it.cta.unread, c);
-  if (strict() && all_unread) fail(it, kSumsUnread, op.line, d.first);
+  for (const auto& quarter : it.cta.unread) {
+    bool all = true;
+    for (uint32_t c = d.first; c < d.end; ++c) all = all && bit(quarter, c);
+    if (strict() && all) fail(it, kSumsUnread, op.line, d.first);
+  }
   if (standin_config.mode == kEarly) return;
   for (uint32_t c = d.first; c < d.end; ++c)
     for (uint32_t lane = 0; lane < kNumLanes; ++lane) it.cell(c, lane) = kPoisonWord;
@@ -90,19 +92,21 @@ __device__ void for_each_operand(const Running& it, const Op& op, F f) {
   f(SharedMatrix(it, op.b, op.line), (op.idesc >> 17 & 63) * 8, 2u);
 }
 
-// Forgets what was committed. With kPoison, what it read goes: a commit gives stages back.
+// Forgets what was committed; what is given back by that becomes poison.
 __device__ __noinline__ void retire(const Running& it) {
-  for (uint32_t i = 0; poisons() && i < it.cta.queued; ++i) {
+  const bool stages = standin_config.flags & kPoisonCommits;
+  for (uint32_t i = 0; (poisons() || stages) && i < it.cta.queued; ++i) {
     const Op& op = it.cta.ops[i];
-    for_each_operand(it, op, [](const SharedMatrix& matrix, uint32_t rows, uint32_t units) {
-      for (uint32_t unit = 0; unit < units; ++unit)
-        for (uint32_t row = 0; row < rows; ++row) poison16(matrix.address(row, unit));
-    });
-    if (op.flags & kAInTmem)
+    if (stages)
+      for_each_operand(it, op, [](const SharedMatrix& matrix, uint32_t rows, uint32_t units) {
+        for (uint32_t unit = 0; unit < units; ++unit)
+          for (uint32_t row = 0; row < rows; ++row) poison16(matrix.address(row, unit));
+      });
+    if (poisons() && op.flags & kAInTmem)
       for (uint32_t c = 0; c < kAColumns; ++c)
         for (uint32_t lane = 0; lane < kNumLanes; ++lane) it.cell((op.a & 0xFFFF) + c, lane) = kPoisonWord;
   }
-  if (poisons()) fence_poison();
+  if (stages) fence_poison();
   *const_cast<volatile uint32_t*>(&it.cta.queued) = 0;
 }
 

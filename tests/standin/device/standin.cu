@@ -45,7 +45,8 @@ __device__ __noinline__ void standin_alloc(uint32_t slot, uint32_t destination, 
   for (uint32_t column = first * 32; column < first * 32 + columns; ++column)
     for (uint32_t i = lane; i < kNumLanes; i += 32) it.cell(column, i) = kPoisonWord;
   if (lane < slices) it.cta.owner[first + lane] = 1 + first * 32, it.cta.written[first + lane] = 0;
-  if (lane < slices) it.cta.unread[first + lane] = 0;
+  if (lane < slices)
+    for (auto& quarter : it.cta.unread) quarter[first + lane] = 0;
   if (lane == 0) store_shared(destination, first * 32);
   __threadfence_block();
   __syncwarp();
@@ -85,7 +86,7 @@ __device__ __noinline__ void standin_mma(uint32_t slot, uint32_t d, uint64_t a, 
   if (in.broken) fail(it, kInstruction, line, in.broken, idesc);
   check_operand(it, d, in.n, line);
   if (!accumulate) overwrite_sums(it, op);
-  set_bits(it.cta.unread, written_by(op));
+  for (auto& quarter : it.cta.unread) set_bits(quarter, written_by(op));
   issue(it, op);
   count(kMmas);
 }
@@ -146,7 +147,7 @@ __device__ uint64_t access(const Running& it, uint32_t address, uint32_t columns
     if (store)
       set_bits(it.cta.written, own);
     else
-      clear_bits(it.cta.unread, own);
+      clear_bits(it.cta.unread[warp % 4], own);
     count(store ? kStores : kLoads);
   }
   it.cta.dirty_line[thread_index()] = line;
@@ -228,7 +229,9 @@ __device__ __noinline__ float4 standin_mma_sync(uint32_t slot, float4 d, uint4 a
   const uint32_t a_words[4] = {a.x, a.y, a.z, a.w}, b_words[2] = {b.x, b.y};
   float sums[4] = {d.x, d.y, d.z, d.w};
   if (poisons()) {
-    if (__all_sync(~0u, (a.x & a.y & a.z & a.w) == kPoisonWord)) fail(Running(slot), kPoisoned, line, 4);
+    // What no copy ever wrote may be multiplied, where nobody stores the result.
+    const bool poisoned = a.x == kPoisonWord && a.y == kPoisonWord && a.z == kPoisonWord && a.w == kPoisonWord;
+    if (__all_sync(~0u, poisoned)) fail(Running(slot), kPoisoned, line, 4);
     if (__all_sync(~0u, lane % 4 / 2 != id_a || sfa == kPoisonWord)) fail(Running(slot), kPoisoned, line, 2);
   }
 #pragma unroll

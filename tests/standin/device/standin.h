@@ -70,8 +70,13 @@ enum Mode : uint32_t { kEarly, kLate, kMixed };
 
 // Rules beyond PTX's text, or that CUTLASS does not keep; ours do.
 enum Flags : uint32_t {
-  kPoison = 1,  // shared memory starts as 0xFF; what a commit's operations read, and what a copy will write, become it
+  // Shared memory starts as poison; what a copy will write becomes poison, and A in tensor memory at its commit.
+  kPoison = 1,
   kStrict = 2,  // fences around waits; scale columns of their own for each stage; sums are loaded before they go
+  // At a commit, what its operations read in shared memory becomes poison, too: for kernels that give a stage back by
+  // one
+  // commit, and whose copies have tensor maps, so that nobody knows what they will write.
+  kPoisonCommits = 4,
 };
 
 // In memory that the host reads even after a trap.
@@ -93,7 +98,9 @@ constexpr uint32_t kAccumulate = 1, kAInTmem = 2, kKindShift = 4;  // Op::flags
 enum Kind : uint32_t { kNvf4, kF16, kF8 };  // mxf4nvf4 with blocks of 16; f16 (and bf16); f8f6f4 of 8 bits
 
 constexpr int kQueue = 256, kMaxThreads = 1024, kWarps = kMaxThreads / 32, kNumColumns = 512, kNumLanes = 128;
-constexpr uint32_t kPoisonWord = 0xFFFFFFFFu;  // NaN as f32 and bf16, no ue4m3
+// NaN as f32 and bf16, no ue4m3, and no bits that data or another's poison has: before the first copy, and while one
+// runs.
+constexpr uint32_t kStartPoison = 0xFFFDFFFFu, kPoisonWord = 0xFFFEFFFFu;
 
 // Columns of tensor memory, [first, end); none: first >= end.
 struct Columns {
@@ -105,9 +112,10 @@ struct alignas(16) Cta {
   uint32_t claimed, left;  // threads that have ended
   uint32_t kernel, sm, shared_limit;
   uint32_t queued, relinquished;
-  uint32_t owner[kNumColumns / 32];          // slices of 32 columns: 0 free, else 1 + first column of the allocation
-  uint32_t written[kNumColumns / 32];        // a bit a column: written since it was allocated
-  uint32_t unread[kNumColumns / 32];         // a bit a column: sums that no tcgen05.ld has read
+  uint32_t owner[kNumColumns / 32];    // slices of 32 columns: 0 free, else 1 + first column of the allocation
+  uint32_t written[kNumColumns / 32];  // a bit a column: written since it was allocated
+  uint32_t unread[4]
+                 [kNumColumns / 32];  // of each quarter of the lanes, a bit a column: sums that no tcgen05.ld has read
   Columns loading[kWarps], storing[kWarps];  // not waited for
   uint32_t wait_line[kMaxThreads];           // of the last wait that no fence::after_thread_sync followed
   uint32_t dirty_line[kMaxThreads];          // of the last tcgen05.ld or .st that no fence::before_thread_sync followed
@@ -126,6 +134,7 @@ struct Config {
   uint64_t timeout_ns;
   uint32_t num_slots, mode, flags, seed;
   uint32_t delay_us;     // the largest random delay
+  uint32_t slow_warp;    // one more than the warp that is late each time, by as much; 0: none
   uint32_t alloc_shift;  // first slice that an allocation tries, where it leaves room: addresses are not 0 then
 };
 

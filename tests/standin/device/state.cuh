@@ -62,8 +62,9 @@ __device__ inline void delay(uint32_t line) {
   const uint32_t largest = standin_config.delay_us;
   if (largest == 0) return;
   const uint32_t h = hash(line);
-  if (h & 3) return;
-  const uint64_t until = timer() + static_cast<uint64_t>((h >> 2) % largest) * 1000;
+  const bool slow = thread_index() / 32 + 1 == standin_config.slow_warp;
+  if (!slow && h & 3) return;
+  const uint64_t until = timer() + static_cast<uint64_t>(slow ? largest : (h >> 2) % largest) * 1000;
   while (timer() < until) __nanosleep(1000);
 }
 
@@ -109,7 +110,7 @@ __device__ __noinline__ uint32_t enter(uint32_t kernel) {
   __syncthreads();
   if (poisons()) {
     for (uint32_t at = 4 * thread_index(); at + 4 <= bytes; at += 4 * num_threads())
-      store_shared(begin + at, kPoisonWord);
+      store_shared(begin + at, kStartPoison);
     fence_poison();
     __syncthreads();
   }
@@ -129,7 +130,9 @@ __device__ __noinline__ void leave(uint32_t slot) {
     if (reinterpret_cast<volatile uint32_t*>(cta.owner)[s] != 0) fail(it, kNotFreed, s * 32);
   if (*reinterpret_cast<volatile uint32_t*>(&cta.queued) != 0) fail(it, kNotCommitted, cta.ops[0].line);
   cta.left = cta.relinquished = 0;
-  for (int i = 0; i < kNumColumns / 32; ++i) cta.written[i] = cta.unread[i] = 0;
+  for (int i = 0; i < kNumColumns / 32; ++i) cta.written[i] = 0;
+  for (auto& quarter : cta.unread)
+    for (uint32_t& columns : quarter) columns = 0;
   for (int w = 0; w < kWarps; ++w) cta.loading[w] = cta.storing[w] = {0, 0};
   __threadfence();
   atomicExch(&cta.claimed, 0u);

@@ -16,7 +16,7 @@ namespace standin {
 struct Settings {
   int capability = 0;  // 100 for 10.0; 0: the GPU's own
   std::string images, report, callers;
-  uint32_t mode, flags, seed, delay_us, alloc_shift, slots_each;
+  uint32_t mode, flags, seed, delay_us, slow_warp, alloc_shift, slots_each;
   uint64_t timeout_ns;
 
   // Shared memory that a CTA may opt in for, 0 for as the GPU has it.

@@ -172,6 +172,7 @@ void configure(CUmodule module, const Image& image) {
                       s.flags,
                       s.seed,
                       s.delay_us,
+                      s.slow_warp,
                       s.alloc_shift};
   if (size != sizeof config) {
     fprintf(stderr, "standin: standin_config is %zu bytes; here it has %zu. Build the images again.\n", size,

@@ -23,8 +23,10 @@ Settings read() {
   s.images = text("STANDIN_IMAGES"), s.report = text("STANDIN_REPORT"),
   s.callers = text("STANDIN_CALLERS", "nvfp4_moe");
   s.mode = mode == "early" ? kEarly : mode == "mixed" ? kMixed : kLate;
-  s.flags = (number("STANDIN_POISON", 1) ? kPoison : 0u) | (number("STANDIN_STRICT", 1) ? kStrict : 0u);
+  s.flags = (number("STANDIN_POISON", 1) ? kPoison : 0u) | (number("STANDIN_STRICT", 1) ? kStrict : 0u) |
+            (number("STANDIN_POISON_COMMITS", 0) ? kPoisonCommits : 0u);
   s.seed = number("STANDIN_SEED", 1), s.delay_us = number("STANDIN_DELAY_US", 0);
+  s.slow_warp = number("STANDIN_SLOW_WARP", 0);
   s.alloc_shift = number("STANDIN_ALLOC_SHIFT", 3), s.slots_each = number("STANDIN_SLOTS", 4);
   s.timeout_ns = number("STANDIN_TIMEOUT_S", 20) * 1000000000ull;
   return s;
