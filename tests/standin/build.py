@@ -113,15 +113,27 @@ def module_name(source: Path) -> str:
     return f"{source.parent.name}_{source.stem}"
 
 
+ARCHITECTURES = {"sm100": "100f", "sm120": "120f"}  # by folder
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", type=Path, nargs="+")
+    parser.add_argument("sources", type=Path, nargs="*")
     parser.add_argument("--arch", help="as 100f; without it, the folder's name says: sm100, sm120")
     parser.add_argument("--out", type=Path, default=BUILD / "images")
     parser.add_argument("--flag", action="append", default=[], help="for nvcc, as --flag=-DNAME=1")
+    parser.add_argument("--library", type=Path, help="cargo's OUT_DIR: all that it has for Blackwell alone, and copies")
     args = parser.parse_args()
+    fatbins = (
+        sorted(it for family in ARCHITECTURES for it in args.library.glob(f"{family}_*.fatbin")) if args.library else []
+    )
+    for fatbin in fatbins:
+        family, name = fatbin.stem.split("_", 1)
+        args.sources.append(ROOT / "kernels" / family / f"{name}.cu")
+        args.out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(fatbin, args.out)
     for source in args.sources:
-        arch = args.arch or {"sm100": "100f", "sm120": "120f"}[source.resolve().parent.name]
+        arch = args.arch or ARCHITECTURES[source.resolve().parent.name]
         out = args.out / f"{module_name(source.resolve())}.cubin"
         try:
             build(source, arch, out, flags=tuple(args.flag))

@@ -82,8 +82,10 @@ def functions(text: str) -> Iterator[Function]:
 
 def statements(text: str, function: Function) -> Iterator[Statement]:
     """Instructions of a function. Directives begin with a dot and are none."""
+    line, counted = 1, 0
     for found in INSTRUCTION.finditer(text, function.begin, function.end):
-        line = text.count("\n", 0, found.start("name")) + 1
+        line += text.count("\n", counted, found.start("name"))
+        counted = found.start("name")
         rest = found.group("rest").strip().rstrip(";").strip()
         guard = (found.group("guard") or "").strip()
         yield Statement(found.group(0), found.start(), found.end(), line, guard, found.group("name"), operands(rest))
