@@ -92,7 +92,7 @@ def assemble(kernel: str, out: Path, options: forms.Options | None = None) -> No
     """PTX for Blackwell to OUT, a cubin for Hopper with the stand-in in it, and to OUT.lines."""
     text, counts = rewrite.rewrite(kernel, device_library("ptx").read_text(), options)
     out.parent.mkdir(parents=True, exist_ok=True)
-    middle, relocatable = out.with_suffix(".ptx"), out.with_suffix(".o")
+    middle, relocatable = out.with_suffix(".standin.ptx"), out.with_suffix(".o")
     middle.write_text(text)
     run("ptxas", "-arch=sm_90a", *(["-c", "-o", relocatable] if counts else ["-o", out]), middle)
     if counts:

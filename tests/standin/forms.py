@@ -134,8 +134,8 @@ def by_slot(function: str, *, uniform: bool) -> Callable[[Statement, Options], s
 
 
 def mma_sync(s: Statement, _: Options) -> str:
-    shape = r"mma\.sync\.aligned\.m16n8k64\.row\.col\.kind::mxf4nvf4\.block_scale\.scale_vec::4X"
-    require(s, shape + r"\.f32\.e2m1\.e2m1\.f32\.ue4m3")
+    kind, shape = r"kind::mxf4nvf4\.block_scale\.scale_vec::4X", r"m16n8k64\.row\.col"
+    require(s, rf"mma\.sync\.aligned\.({shape}\.{kind}|{kind}\.{shape})\.f32\.e2m1\.e2m1\.f32\.ue4m3")
     d, a, b, c, scale_a, selector_a, scale_b, selector_b = s.operands
     (byte_a, thread_a), (byte_b, thread_b) = vector(selector_a), vector(selector_b)
     if {byte_a, byte_b} - {"0"} and not (byte_a + byte_b).startswith("%"):

@@ -62,7 +62,8 @@ class Function:
 
 FUNCTION = re.compile(r"\.(entry|func)\b\s*(?:\([^)]*\)\s*)?([\w$]+)\s*(?:\([^)]*\))?[^;{]*([;{])")
 INSTRUCTION = re.compile(
-    r"(?<![\w.$%:])(?P<guard>@!?%?[\w$]+\s+)?(?P<name>[a-z][a-z0-9_]*(?:(?:\.|::)[\w]+)*)(?P<rest>\s*;|\s+[^;]*;)"
+    r"(?<![\w.$%:])(?P<guard>@!?%?[\w$]+\s+)?"
+    r"(?P<name>[a-z][a-z0-9_]*(?:(?:\.|::)[\w]+)*)(?P<rest>\s*;|(?:\s+|(?=[\[{]))[^;]*;)"
 )
 
 
@@ -99,7 +100,8 @@ def source_lines(text: str) -> dict[int, str]:
         if match := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line):
             place = f"{Path(files.get(match[1], '?')).name}:{match[2]}"
             if place != current:
-                found[number] = current = place
+                current = place
+                found[number + 1] = place
     return found
 
 

@@ -73,7 +73,10 @@ class Rewriter:
         for start, end, replacement in sorted(self.edits):
             text += self.text[at:start] + replacement
             at = end
-        return text + self.text[at:]
+        text += self.text[at:]
+        if left := re.search(r"\btcgen05\.[^\n;]*|[^\n]*\.block_scale[^\n;]*", text):
+            raise Refused(f"line {self.text.count(chr(10), 0, self.text.find(left[0])) + 1}: {left[0].strip()} is left")
+        return text
 
     def function(self, function: Function) -> None:
         found = list(statements(self.text, function))
