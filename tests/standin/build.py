@@ -10,7 +10,9 @@ an nvcc 13: of NVFP4_MOE_CUDA_HOME, of the Python that runs this, or on PATH. Th
 import argparse
 import hashlib
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -43,6 +45,8 @@ def tool(name: str) -> Path:
     for home in homes():
         if (home / "bin" / name).is_file():
             return home / "bin" / name
+    if found := shutil.which(name):
+        return Path(found)
     raise SystemExit(f"{name} is nowhere; the kernels need that of CUDA 13. Set NVFP4_MOE_CUDA_HOME.")
 
 
@@ -113,6 +117,33 @@ def module_name(source: Path) -> str:
     return f"{source.parent.name}_{source.stem}"
 
 
+def embedded(library: bytes) -> list[bytes]:
+    """Fat binaries in a shared object: a magic number, version, the size of this header and of what follows."""
+    found = []
+    for at in (match.start() for match in re.finditer(re.escape(b"\x50\xed\x55\xba\x01\x00\x10\x00"), library)):
+        (size,) = struct.unpack_from("<Q", library, at + 8)
+        found.append(library[at : at + 16 + size])
+    return found
+
+
+def kernels_of(binary: Path) -> set[str]:
+    """Names of the kernels in a fat binary or a cubin."""
+    return set(re.findall(r"Function (\w+):", run("cuobjdump", "-res-usage", binary)))
+
+
+def take_fatbins(library: Path, out: Path) -> None:
+    """Beside each cubin the library's fat binary of the same kernels, by whose bytes driver/ knows it."""
+    wanted = {cubin: kernels_of(cubin) for cubin in out.glob("*.cubin")}
+    for number, image in enumerate(embedded(library.read_bytes())):
+        path = out / f"embedded{number}.fatbin"
+        path.write_bytes(image)
+        kernels = kernels_of(path)
+        target = [cubin.with_suffix(".fatbin") for cubin, names in wanted.items() if kernels and kernels <= names]
+        path.replace(target[0]) if target else path.unlink()
+    if missing := [cubin.name for cubin in wanted if not cubin.with_suffix(".fatbin").exists()]:
+        raise SystemExit(f"{library} has no fat binary of the kernels of {', '.join(missing)}; build the op again.")
+
+
 ARCHITECTURES = {"sm100": "100f", "sm120": "120f"}  # by folder
 
 
@@ -122,16 +153,8 @@ def main() -> int:
     parser.add_argument("--arch", help="as 100f; without it, the folder's name says: sm100, sm120")
     parser.add_argument("--out", type=Path, default=BUILD / "images")
     parser.add_argument("--flag", action="append", default=[], help="for nvcc, as --flag=-DNAME=1")
-    parser.add_argument("--library", type=Path, help="cargo's OUT_DIR: all that it has for Blackwell alone, and copies")
+    parser.add_argument("--library", type=Path, help="a shared object: put its fat binaries beside the cubins")
     args = parser.parse_args()
-    fatbins = (
-        sorted(it for family in ARCHITECTURES for it in args.library.glob(f"{family}_*.fatbin")) if args.library else []
-    )
-    for fatbin in fatbins:
-        family, name = fatbin.stem.split("_", 1)
-        args.sources.append(ROOT / "kernels" / family / f"{name}.cu")
-        args.out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(fatbin, args.out)
     for source in args.sources:
         arch = args.arch or ARCHITECTURES[source.resolve().parent.name]
         out = args.out / f"{module_name(source.resolve())}.cubin"
@@ -140,7 +163,9 @@ def main() -> int:
         except ptx.Refused as refusal:
             print(f"{source}: {refusal}", file=sys.stderr)
             return 1
-        print(out)
+        print(out, flush=True)
+    if args.library:
+        take_fatbins(args.library, args.out)
     return 0
 
 

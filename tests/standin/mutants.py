@@ -100,18 +100,20 @@ def verdict(mutant: Mutant, images: Path, right: Path, capability: str, driver: 
 def run_all(args: argparse.Namespace, chosen: list[Mutant]) -> int:
     capability = {"sm100": "10.0", "sm120": "12.0"}[args.family]
     judge = lambda it: verdict(it, args.images.resolve(), args.right.resolve(), capability, args.driver.resolve())  # noqa: E731
-    right = Mutant("right", "", "", "", ["nothing"])
-    chosen = [*(Mutant("right", "", "", "", ["nothing"], mode) for mode in ("nvfp4", "bf16")), *chosen]
-    (args.images / right.name).mkdir(exist_ok=True)
-    for image in args.right.glob("*.*"):
-        shutil.copy(image, args.images / right.name)
-    missed = 0
+    of_right = [Mutant("right", "", "", "", ["nothing"], mode) for mode in ("nvfp4", "bf16")]
+    (args.images / "right").mkdir(parents=True, exist_ok=True)
+    for image in args.right.iterdir():
+        shutil.copy(image, args.images / "right")
+    missed, lines = 0, []
     with ThreadPoolExecutor(args.jobs) as pool:
-        for mutant, name in zip(chosen, pool.map(judge, chosen)):
+        for mutant, name in zip([*of_right, *chosen], pool.map(judge, [*of_right, *chosen])):
             caught = name in mutant.expected
             missed += not caught
-            print(f"{mutant.name:32} {name}{'' if caught else f'  MISSED; expected {mutant.expected}'}", flush=True)
-    print(f"{args.family}: {len(chosen) - 2} mistakes, {missed} not as expected: {'FAIL' if missed else 'PASS'}")
+            lines.append(f"{mutant.name:32} {name}{'' if caught else f'  MISSED; expected {mutant.expected}'}")
+            print(lines[-1], flush=True)
+    lines.append(f"{args.family}: {len(chosen)} mistakes, {missed} not as expected: {'FAIL' if missed else 'PASS'}")
+    print(lines[-1])
+    (args.images / "verdicts.txt").write_text("\n".join(lines) + "\n")
     return missed != 0
 
 
