@@ -25,7 +25,8 @@ HERE = Path(__file__).resolve().parent
 BUILT = build.BUILD / "cutlass"
 # Which groups of tensormap.replace are of 4-bit maps, in the order of the PTX of version 4.2.0: found by reading.
 U4_MAPS = {"100": (0, 2), "120": (1, 3, 5, 7)}
-# It keeps fewer rules than ours do: no tcgen05 fences, and stages share their scale columns.
+# It keeps fewer rules than ours do: no tcgen05 fences, stages that share scale columns, loads used before they are
+# waited for.
 SETTINGS = {"STANDIN_STRICT": "0", "STANDIN_POISON_COMMITS": "1", "STANDIN_TIMEOUT_S": "3"}
 ERROR = re.compile(r"standin: error (\w+) in ")
 
@@ -74,16 +75,12 @@ MISTAKES: dict[str, dict[str, tuple[Callable[[str], str], set[str]]]] = {
         "sums_commit_dropped": (put("tcgen05.commit", 1, drop), {"Hang"}),
         "stage_commit_dropped": (put("tcgen05.commit", 0, drop), {"Hang", "QueueFull"}),
         "dealloc_dropped": (put("tcgen05.dealloc", 0, drop), {"NotFreed"}),
-        "load_not_waited_for": (put("tcgen05.wait::ld", 0, drop), {"Refused", "LoadNotWaited"}),
+        "load_not_waited_for": (put("tcgen05.wait::ld", 0, drop), {"LoadNotWaited"}),
     },
     "120": {
         "scale_operands_swapped": (put("mma.sync.aligned.kind::mxf4nvf4", 3, swap(4, 6)), {"Numbers"}),
-        "scales_of_the_second_tile": (
-            put(
-                "mma.sync.aligned.kind::mxf4nvf4",
-                0,
-                lambda it: re.sub(r"\{%rs(\d+), *%rs(\d+)\}", "{0, 1}", it, count=1),
-            ),
+        "scales_of_other_lanes": (
+            put("mma.sync.aligned.kind::mxf4nvf4", 0, lambda it: re.sub(r"\{%rs\d+, *%rs\d+\}", "{0, 1}", it, count=1)),
             {"Numbers"},
         ),
         "operand_registers_swapped": (
@@ -114,18 +111,15 @@ def compile_all(headers: Path, arch: str) -> None:
         build.run(
             "nvcc", *flags, "-O1", "-arch=sm_90a", direct, *libraries, HERE / "judge/test.cu", "-ldl", "-o", program
         )
+    for old in BUILT.glob(f"{arch}-*"):
+        old.unlink()
     for name, edit in [("right", str), *((name, edit) for name, (edit, _) in MISTAKES[arch].items())]:
-        try:
-            options = forms.Options(u4_loads=True, u4_maps=U4_MAPS[arch])
-            build.assemble(edit(text.read_text()), BUILT / f"{arch}-{name}.cubin", options)
-        except ptx.Refused as refusal:
-            (BUILT / f"{arch}-{name}.refused").write_text(str(refusal))
+        options = forms.Options(u4_loads=True, u4_maps=U4_MAPS[arch], strict=False)
+        build.assemble(edit(text.read_text()), BUILT / f"{arch}-{name}.cubin", options)
         print(f"{arch}-{name}", flush=True)
 
 
 def verdict(arch: str, name: str, driver: Path, **settings: str) -> str:
-    if (BUILT / f"{arch}-{name}.refused").exists():
-        return "Refused"
     program = BUILT / f"cutlass_test{arch}"
     environment = {**os.environ, **SETTINGS, **settings, "LD_PRELOAD": str(driver), "STANDIN_CALLERS": program.name}
     command = [program, BUILT / f"{arch}-{name}.cubin", *([] if name == "right" else ["one"])]

@@ -23,6 +23,8 @@ class Options:
     # Which tensormap.replace groups, in the order of the text, are such maps.
     u4_maps: tuple[int, ...] = ()
     map_index: int = -1
+    # Are loads from tensor memory waited for before their registers are used?
+    strict: bool = True
 
 
 def arguments(statement: Statement, *values: Value | Bytes) -> list[Value | Bytes]:
@@ -138,7 +140,7 @@ def mma_sync(s: Statement, _: Options) -> str:
     require(s, rf"mma\.sync\.aligned\.({shape}\.{kind}|{kind}\.{shape})\.f32\.e2m1\.e2m1\.f32\.ue4m3")
     d, a, b, c, scale_a, selector_a, scale_b, selector_b = s.operands
     (byte_a, thread_a), (byte_b, thread_b) = vector(selector_a), vector(selector_b)
-    if {byte_a, byte_b} - {"0"} and not (byte_a + byte_b).startswith("%"):
+    if any(byte != "0" and not byte.startswith("%") for byte in (byte_a, byte_b)):
         raise refuse(s, "byte ids must be 0 with scale_vec::4X")
     name = fresh("%stS")
     half = f"{name}h"

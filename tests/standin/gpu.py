@@ -5,13 +5,15 @@
     cutlass   CUTLASS's kernels pass, and mistakes in them are called by their names: the stand-in is judged
     layers    the library as it ships, route to combine: probe.py in each mode and with delays, layertest.py, graphs,
               linears and small cases of the matrix
-    mutants   mistakes in our kernels, compiled here, are called by their names
+    mutants   each family's GEMMs alone against float64, and mistakes planted in them, which must be found: <family>/
 
 Needs a GPU of compute capability 9.0, torch and pytest, nvcc 13 with cuobjdump, g++, and the op in vllm_plugin/.
 """
 
 import argparse
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import build
-import mutants
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -43,7 +44,7 @@ def make_driver() -> None:
 def make_images(family: str) -> Path:
     """Of all modules of a family, each with the fat binary that the op has of it."""
     out = build.BUILD / f"images-{family}"
-    for source in mutants.sources_of(ROOT / "kernels", family):
+    for source in sorted((ROOT / "kernels" / family).glob("*.cu")):
         build.build(source, build.ARCHITECTURES[family], out / f"{build.module_name(source)}.cubin")
     build.take_fatbins(OP, out)
     return out
@@ -97,11 +98,36 @@ def layers(report: Report, family: str, images: Path) -> None:
 
 
 def planted(report: Report, family: str, images: Path) -> None:
-    out, tool = build.BUILD / f"mutants-{family}", [sys.executable, HERE / "mutants.py"]
-    report.run(f"{family} mistakes, compiled", [*tool, "build", "--family", family, "--out", out, "--jobs", "12"], 300)
-    run = [*tool, "run", "--family", family, "--images", out, "--right", images, "--driver", DRIVER]
-    report.run(f"{family} mistakes", run, 300)
-    print((out / "verdicts.txt").read_text() if (out / "verdicts.txt").exists() else "", end="")
+    own, out = HERE / family, build.BUILD / f"mutants-{family}"
+    out.mkdir(parents=True, exist_ok=True)
+    names = ["right", *re.findall(r"^    Mutant\(\"(\w+)\"", (own / "mutants.py").read_text(), re.MULTILINE)]
+
+    def compile_one(name: str) -> None:
+        command = [sys.executable, own / "mutants.py", "--out", out, "--only", name]
+        subprocess.run(command, check=True, capture_output=True)
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, names))
+    print(f"{family}: {len(names) - 1} mistakes compiled, {time.monotonic() - started:.0f} s", flush=True)
+    shutil.copy(DRIVER, out)
+    shutil.copy(images / f"{family}_prepare.cubin", out / "prepare.cubin")
+    if (own / "check.cu").exists():
+        includes = [f"-I{ROOT / 'kernels'}", f"-I{HERE}", *build.include_flags()]
+        libraries = [f"-L{folder}" for home in build.homes() if (folder := home / "lib").is_dir()]
+        build.run(
+            "nvcc",
+            "-std=c++17",
+            "-O2",
+            "-arch=sm_90a",
+            *includes,
+            *libraries,
+            own / "check.cu",
+            "-ldl",
+            "-o",
+            out / "check",
+        )
+    report.run(f"{family} GEMMs alone, and mistakes", ["sh", own / "run.sh", out], 300)
 
 
 def main() -> int:
@@ -119,7 +145,7 @@ def main() -> int:
         images = make_images(family)
         if "layers" in wanted:
             layers(report, family, images)
-        if "mutants" in wanted and (HERE / f"{family}_mutants.py").exists():
+        if "mutants" in wanted and (HERE / family / "mutants.py").exists():
             planted(report, family, images)
     print(
         f"gpu-standin: {len(report.failed)} failed: {', '.join(report.failed)}"
