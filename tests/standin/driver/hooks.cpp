@@ -61,19 +61,6 @@ CUresult launch(const CUlaunchConfig* config, CUfunction function, void** params
   return REAL(cuLaunchKernelEx)(config, function, params, extra);
 }
 
-// Maps of 4-bit elements, which this GPU has not: bytes, half as many.
-CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address, const cuuint64_t* dim,
-                      const cuuint64_t* stride, const cuuint32_t* box, const cuuint32_t* element_stride,
-                      CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
-                      CUtensorMapFloatOOBfill fill) {
-  cuuint64_t dims[5];
-  cuuint32_t boxes[5];
-  for (cuuint32_t i = 0; i < rank && i < 5; ++i) dims[i] = dim[i], boxes[i] = box[i];
-  if (type == CU_TENSOR_MAP_DATA_TYPE_16U4_ALIGN8B) type = CU_TENSOR_MAP_DATA_TYPE_UINT8, dims[0] /= 2, boxes[0] /= 2;
-  return REAL(cuTensorMapEncodeTiled)(map, type, rank, address, dims, stride, boxes, element_stride, interleave,
-                                      swizzle, promotion, fill);
-}
-
 template <class F>
 CUresult then_look(F result) {
   failed();
@@ -91,7 +78,6 @@ void* hook(std::string_view name) {
       {"cuModuleGetFunction", reinterpret_cast<void*>(&module_get_function)},
       {"cuFuncSetAttribute", reinterpret_cast<void*>(&func_set_attribute)},
       {"cuLaunchKernelEx", reinterpret_cast<void*>(&launch)},
-      {"cuTensorMapEncodeTiled", reinterpret_cast<void*>(&encode_tiled)},
       {"cuStreamSynchronize", reinterpret_cast<void*>(&stream_synchronize)},
       {"cuCtxSynchronize", reinterpret_cast<void*>(&context_synchronize)},
   };

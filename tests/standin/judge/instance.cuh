@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CUTLASS's grouped NVFP4 GEMM with bf16 results, as its own examples configure it: ARCH is 100 (tcgen05, one
-// multiprocessor) or 120 (mma.sync, two groups of warps in turns). Nothing of it is changed, and nothing of it ships: it is
-// the kernel that is known to work on a Blackwell, by which the stand-in is judged.
+// multiprocessor) or 120 (mma.sync, two groups of warps in turns). Nothing of it is changed, and nothing of it ships:
+// it is the kernel that is known to work on a Blackwell, by which the stand-in is judged.
 #pragma once
 #include <cuda_runtime.h>
 

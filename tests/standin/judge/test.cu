@@ -20,8 +20,7 @@ extern "C" CUresult CUDAAPI cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMap
   cuuint64_t dims[5];
   cuuint32_t boxes[5];
   std::copy(dim, dim + rank, dims), std::copy(box, box + rank, boxes);
-  if (type == CU_TENSOR_MAP_DATA_TYPE_16U4_ALIGN8B)
-    type = CU_TENSOR_MAP_DATA_TYPE_UINT8, dims[0] /= 2, boxes[0] /= 2;
+  if (type == CU_TENSOR_MAP_DATA_TYPE_16U4_ALIGN8B) type = CU_TENSOR_MAP_DATA_TYPE_UINT8, dims[0] /= 2, boxes[0] /= 2;
   return DRIVER_OF(cuTensorMapEncodeTiled)(map, type, rank, address, dims, stride, boxes, element_stride, interleave,
                                            swizzle, promotion, fill);
 }

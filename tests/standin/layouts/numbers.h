@@ -40,16 +40,16 @@ inline double error_of_nvfp4(uint32_t n) {
   }
   for (uint32_t i = 0; i < 4; ++i)
     execute_mma(running, {kMma, 0, 0, kSums, ours::nvfp4_instruction(n), kScaleColumnsA + 4 * i,
-                          kScaleColumnsB + 4 * i * tiles, i > 0 ? kAccumulate : 0, ours::operand_descriptor(kA + 32 * i),
-                          ours::operand_descriptor(kB + 32 * i)});
+                          kScaleColumnsB + 4 * i * tiles, i > 0 ? kAccumulate : 0,
+                          ours::operand_descriptor(kA + 32 * i), ours::operand_descriptor(kB + 32 * i)});
   double worst = 0;
   for (uint32_t m = 0; m < 128; ++m)
     for (uint32_t row = 0; row < n; ++row) {
       double sum = 0, magnitude = 0;
       for (uint32_t k = 0; k < 256; ++k) {
-        const double product = e2m1_value(code(kA, m, k) >> (k % 2 * 4) & 15) * e4m3_value(scale(kScalesA, 1, m, k / 16)) *
-                               e2m1_value(code(kB, row, k) >> (k % 2 * 4) & 15) *
-                               e4m3_value(scale(kScalesB, tiles, row, k / 16));
+        const double product =
+            e2m1_value(code(kA, m, k) >> (k % 2 * 4) & 15) * e4m3_value(scale(kScalesA, 1, m, k / 16)) *
+            e2m1_value(code(kB, row, k) >> (k % 2 * 4) & 15) * e4m3_value(scale(kScalesB, tiles, row, k / 16));
         sum += product, magnitude += std::fabs(product);
       }
       worst = std::max(worst, std::fabs(__uint_as_float(running.cell(kSums + row, m)) - sum) / magnitude);
@@ -107,7 +107,15 @@ inline double error_of_floats(Kind kind, uint32_t type, uint32_t n, bool a_in_tm
 template <class F>
 uint32_t refusal(F change) {
   error_of_nvfp4(8);
-  Op op{kMma, 0, 0, kSums, ours::nvfp4_instruction(8), kScaleColumnsA, kScaleColumnsB, 0, ours::operand_descriptor(kA),
+  Op op{kMma,
+        0,
+        0,
+        kSums,
+        ours::nvfp4_instruction(8),
+        kScaleColumnsA,
+        kScaleColumnsB,
+        0,
+        ours::operand_descriptor(kA),
         ours::operand_descriptor(kB)};
   try {
     change(op);
@@ -140,6 +148,7 @@ inline void check_numbers(standin::Tally& tally) {
   tally.expect(refusal([](Op& op) { op.b |= 0x3FFF; }) == kSmemRange, "an address past shared memory");
   tally.expect(refusal([](Op& op) { op.d = 508; }) == kTmemAddress, "sums past tensor memory");
   tally.expect(refusal([](Op& op) { op.sfa = 480; }) == kNotWritten, "scales that nobody copied");
-  tally.expect(refusal([](Op& op) { op.b = nvfp4::sm100::operand_descriptor(196608); }) == kPoisoned, "rows not there yet");
+  tally.expect(refusal([](Op& op) { op.b = nvfp4::sm100::operand_descriptor(196608); }) == kPoisoned,
+               "rows not there yet");
   tally.expect(refusal([](Op&) { running.cell(kScaleColumnsB, 33) ^= 1; }) == kScalesDiffer, "quarters that differ");
 }

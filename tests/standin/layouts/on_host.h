@@ -44,7 +44,7 @@ struct Mistake : std::runtime_error {
 };
 
 inline std::vector<uint8_t> shared_memory(1 << 18);
-inline std::vector<uint32_t> tensor_memory(kNumColumns * kNumLanes);
+inline std::vector<uint32_t> tensor_memory(kNumColumns* kNumLanes);
 inline Cta host_cta;
 
 struct Running {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every descriptor and layout of kernels/sm100/layout.cuh, and the stand-in's reading of them, against CuTe's for the same
-// instructions; then the stand-in's copies and multiplications, on data that CuTe's layouts place, against float64. On the
-// host, with a plain C++ compiler.
+// Every descriptor and layout of kernels/sm100/layout.cuh, and the stand-in's reading of them, against CuTe's for the
+// same instructions; then the stand-in's copies and multiplications, on data that CuTe's layouts place, against
+// float64. On the host, with a plain C++ compiler.
 #define CUTE_CVTA_GENERIC_TO_SHARED_ACTIVATED 1  // shared addresses on the host: ours, below
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +30,8 @@ static Tally tally;
 static const standin::Running running;
 
 template <int N>
-using Nvfp4Op = SM100_MMA_MXF4_SS<float_e2m1_t, float_e2m1_t, float, float_ue4m3_t, 128, N, 16, UMMA::Major::K, UMMA::Major::K>;
+using Nvfp4Op =
+    SM100_MMA_MXF4_SS<float_e2m1_t, float_e2m1_t, float, float_ue4m3_t, 128, N, 16, UMMA::Major::K, UMMA::Major::K>;
 template <int N>
 using Bf16Op = SM100_MMA_F16BF16_TS<bfloat16_t, bfloat16_t, float, 128, N, UMMA::Major::K, UMMA::Major::K>;
 
@@ -83,8 +84,10 @@ void check_operand(uint32_t address) {
     for (int row = 0; row < kRows; ++row)
       for (int unit = 0; unit < 2; ++unit) {
         const int at = int(places(make_coord(row, unit * kUnit), 0, step)) * int(sizeof_bits_v<Element>) / 8;
-        tally.expect(matrix.address(row, unit) == address + at, "row %d, step %d, unit %d: CuTe %d", row, step, unit, at);
-        tally.expect(at == nvfp4::swizzled(row, 32 * step + 16 * unit), "ours, row %d, step %d, unit %d", row, step, unit);
+        tally.expect(matrix.address(row, unit) == address + at, "row %d, step %d, unit %d: CuTe %d", row, step, unit,
+                     at);
+        tally.expect(at == nvfp4::swizzled(row, 32 * step + 16 * unit), "ours, row %d, step %d, unit %d", row, step,
+                     unit);
       }
   }
 }
@@ -100,7 +103,8 @@ void check_scales(uint32_t address) {
     auto compact = make_tensor(s.data(), filter_zeros(s.layout()));
     auto target = make_tensor(tmem.data(), filter_zeros(tmem.layout()));
     auto copy = make_utccp_copy(SM100_UTCCP_4x32dp128bit_1cta{}, target);
-    auto descriptors = get_utccp_smem_desc_tensor<SM100_UTCCP_4x32dp128bit_1cta>(copy.get_slice(0).partition_S(compact));
+    auto descriptors =
+        get_utccp_smem_desc_tensor<SM100_UTCCP_4x32dp128bit_1cta>(copy.get_slice(0).partition_S(compact));
     const int tiles = rows > 128 ? 2 : 1;
     for (int step = 0; step < 4; ++step)
       for (int tile = 0; tile < tiles; ++tile) {
@@ -117,7 +121,8 @@ void check_scales(uint32_t address) {
                           ours::kTileCodeBytes;
           tally.expect(at == own, "scale of row %d, step %d, block %d: CuTe %d, ours %d", row, step, block, at, own);
           for (int quarter = 0; quarter < 4; ++quarter) {
-            const auto coordinate = make_coord(make_coord(make_coord(row % 32, row / 32), quarter), make_coord(0, block));
+            const auto coordinate =
+                make_coord(make_coord(make_coord(row % 32, row / 32), quarter), make_coord(0, block));
             const int to = int(tmem.layout()(coordinate, 0, make_coord(0, step)));
             tally.expect(to >> 18 == quarter * 32 + row % 32 && (to >> 2 & 0xFFFF) == step * 4 * tiles + row / 32 &&
                              (to & 3) == block,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fragments and scale lanes that kernels/sm120/layout.cuh states, against CuTe's traits of the same instruction. On the
-// host, with a plain C++ compiler.
+// The fragments and scale lanes that kernels/sm120/layout.cuh states, against CuTe's traits of the same instruction. On
+// the host, with a plain C++ compiler.
 #include <cstdio>
 #include <set>
 
@@ -14,7 +14,8 @@
 
 namespace ours = nvfp4::sm120;
 using cute::float_e2m1_t;
-using Operation = cute::SM120::BLOCKSCALED::SM120_16x8x64_TN_VS<float_e2m1_t, float_e2m1_t, float, cute::float_ue4m3_t, 16>;
+using Operation =
+    cute::SM120::BLOCKSCALED::SM120_16x8x64_TN_VS<float_e2m1_t, float_e2m1_t, float, cute::float_ue4m3_t, 16>;
 using Traits = cute::MMA_Traits<Operation>;
 
 static long compared = 0, wrong = 0;
@@ -43,8 +44,8 @@ int main() {
       const int at = typename Traits::CLayout{}(lane, value);
       expect(at % 16 == lane / 4 + 8 * (value / 2) && at / 16 == 2 * (lane % 4) + value % 2, "D", lane, value);
     }
-    // CuTe names for each lane the row whose scales it holds, which the instruction reads of the lanes that its thread ids
-    // choose: two tiles' in one register of A's, four octets' in one of B's.
+    // CuTe names for each lane the row whose scales it holds, which the instruction reads of the lanes that its thread
+    // ids choose: two tiles' in one register of A's, four octets' in one of B's.
     for (int value = 0; value < 64; ++value) {
       const int a = typename Traits::SFALayout{}(lane, value), b = typename Traits::SFBLayout{}(lane, value);
       expect(a % 16 == ours::scale_row_of_a(lane) && a / 16 == value, "scales of A", lane, value);
