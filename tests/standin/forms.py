@@ -226,9 +226,9 @@ FORMS: list[tuple[str, Callable[[Statement, Options], str]]] = [
     (r"tensormap\.replace\.tile\.global_dim", replace_map),
     (r"setmaxnreg\.", nothing),  # called functions need registers
 ]
-# Only in kernels that have any of the above.
+# Of a kernel that has any of the above.
 ENDS = re.compile(r"ret|exit")
-# Those alone do not make a kernel one for the stand-in.
+# Those alone do not make a module one for the stand-in.
 HOPPER_HAS = re.compile(r"mbarrier|cp\.async|tensormap|setmaxnreg")
 
 

@@ -56,7 +56,7 @@ class Report:
     def __init__(self) -> None:
         self.failed: list[str] = []
 
-    def run(self, name: str, command: list[object], seconds: int, **environment: str) -> None:
+    def run(self, name: str, command: list[object], seconds: int, must_say: str = "", **environment: str) -> None:
         started = time.monotonic()
         try:
             done = subprocess.run([str(it) for it in command], check=False, capture_output=True, text=True, cwd=ROOT,
@@ -64,6 +64,8 @@ class Report:
             status, output = done.returncode, done.stdout + done.stderr
         except subprocess.TimeoutExpired as late:
             status, output = "too late", str(late.stdout)
+        if status == 0 and must_say not in output:
+            status = f"without {must_say!r}"
         wrong = status != 0
         if wrong:
             self.failed.append(name)
@@ -83,6 +85,8 @@ def layers(report: Report, family: str, images: Path) -> None:
         (f"{family} probe, {mode}", [*python, HERE / "probe.py"], {"STANDIN_MODE": mode})
         for mode in ("late", "early", "mixed")
     ]
+    unchanged = {"STANDIN_CAPABILITY": "", "STANDIN_IMAGES": ""}
+    report.run("as on Hopper", [*python, HERE / "probe.py"], 120, **{**base, **unchanged})
     delays = {"STANDIN_MODE": "mixed", "STANDIN_DELAY_US": "200", "STANDIN_SEED": "7"}
     runs += [
         (f"{family} probe, delays", [*python, HERE / "probe.py"], delays),
@@ -94,7 +98,7 @@ def layers(report: Report, family: str, images: Path) -> None:
     for mode in ("bf16", "nvfp4"):
         runs.append((f"{family} matrix, {mode}", [*matrix, f"cuda and {MODES} and {mode} and ({SMALL})"], {}))
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda it: report.run(it[0], it[1], 240, **base, **it[2]), runs))
+        list(pool.map(lambda it: report.run(it[0], it[1], 240, "gemm replaced", **base, **it[2]), runs))
 
 
 def planted(report: Report, family: str, images: Path) -> None:

@@ -74,8 +74,12 @@ class Rewriter:
         self.edits: list[tuple[int, int, str]] = []  # start, end, text
 
     def run(self) -> str:
-        for function in functions(self.text):
-            self.function(function)
+        bodies = [(function, list(statements(self.text, function))) for function in functions(self.text)]
+        names = {statement.name for _, found in bodies for statement in found}
+        # A module with nothing of Blackwell's is left alone; of another, kernels without it are watched, too.
+        if any(forms.form_of(name) and not forms.HOPPER_HAS.match(name) for name in names):
+            for function, found in bodies:
+                self.function(function, found)
         text, at = "", 0
         for start, end, replacement in sorted(self.edits):
             text += self.text[at:start] + replacement
@@ -85,10 +89,9 @@ class Rewriter:
             raise Refused(f"line {self.text.count(chr(10), 0, self.text.find(left[0])) + 1}: {left[0].strip()} is left")
         return text
 
-    def function(self, function: Function) -> None:
-        found = list(statements(self.text, function))
+    def function(self, function: Function, found: list[Statement]) -> None:
         of_ours = [(statement, form) for statement in found if (form := forms.form_of(statement.name))]
-        if not any(not forms.HOPPER_HAS.match(statement.name) for statement, _ in of_ours):
+        if not of_ours:
             return
         if not function.is_entry:
             raise Refused(

@@ -55,7 +55,7 @@ struct Rows {
     for (uint32_t unit = 0; unit < 2; ++unit) {
       const uint32_t at = in_tmem ? 0 : matrix.address(row, unit);
       for (uint32_t w = 0; w < 4; ++w)
-        words[4 * unit + w] = in_tmem ? it.cell((op.a & 0xFFFF) + 4 * unit + w, row) : load_shared(at + 4 * w);
+        words[4 * unit + w] = in_tmem ? it.word((op.a & 0xFFFF) + 4 * unit + w, row) : load_shared(at + 4 * w);
     }
   }
 };
@@ -73,11 +73,35 @@ struct PoisonWatch {
 };
 
 // Scales of a row for scale_vec::4X: lane row % 32 of a quarter, column row / 32, a byte a block.
-__device__ inline uint32_t scale_word(const Running& it, uint32_t base, uint32_t row, uint32_t quarter, uint32_t line) {
-  const uint32_t column = (base & 0xFFFF) + row / 32;
-  if (!bit(it.cta.written, column)) fail(it, kNotWritten, line, column);
-  return it.cell(column, quarter * 32 + row % 32);
+__device__ inline uint32_t scale_word(const Running& it, uint32_t base, uint32_t row, uint32_t quarter) {
+  return it.word((base & 0xFFFF) + row / 32, quarter * 32 + row % 32);
 }
+__device__ inline void check_written(const Running& it, uint32_t address, uint32_t columns, uint32_t line) {
+  const uint32_t first = address & 0xFFFF;
+  for (uint32_t c = first; c < first + columns; ++c)
+    if (!bit(it.cta.written, c)) fail(it, kNotWritten, line, c);
+}
+
+// Sums of eight columns of a lane: read together and written together, since each takes long to come.
+constexpr uint32_t kOctet = 8;
+struct Sums {
+  const Running& it;
+  uint32_t first, lane;
+  float v[kOctet];
+
+  __device__ Sums(const Running& running, const Op& op, uint32_t column, uint32_t of_lane)
+      : it(running), first((op.d & 0xFFFF) + column), lane(of_lane) {
+#pragma unroll
+    for (uint32_t i = 0; i < kOctet; ++i) {
+      const uint32_t bits = it.word(first + i, lane);
+      v[i] = op.flags & kAccumulate ? __uint_as_float(bits) : 0.0f;
+    }
+  }
+  __device__ void store() const {
+#pragma unroll
+    for (uint32_t i = 0; i < kOctet; ++i) it.word(first + i, lane) = __float_as_uint(v[i]);
+  }
+};
 
 // ---- kinds
 
@@ -90,10 +114,10 @@ __device__ inline void decode_b_nvf4(const Running& it, const Op& op, uint32_t n
     rows.read(row, words);
     codes.saw(words);
     for (uint32_t w = 0; w < 8; ++w) reinterpret_cast<uint2*>(it.cta.b)[row * 8 + w] = decode8(words[w]);
-    const uint32_t s = scale_word(it, op.sfb, row, 0, op.line);
+    const uint32_t s = scale_word(it, op.sfb, row, 0);
     scales.saw(s);
     for (uint32_t quarter = 1; quarter < 4; ++quarter)
-      if (scale_word(it, op.sfb, row, quarter, op.line) != s) fail(it, kScalesDiffer, op.line, row);
+      if (scale_word(it, op.sfb, row, quarter) != s) fail(it, kScalesDiffer, op.line, row);
     for (uint32_t j = 0; j < 4; ++j) it.cta.b_scale[row * 4 + j] = ue4m3(s >> (8 * j));
   }
   codes.check(it, op, 1), scales.check(it, op, 3);
@@ -114,28 +138,30 @@ __device__ inline void multiply_nvf4(const Running& it, const Op& op, uint32_t n
       a[2 * w] = v.x, a[2 * w + 1] = v.y;
     }
     // Row m's sums live in lane m, so its scales are read from lane m's own quarter.
-    const uint32_t s = scale_word(it, op.sfa, m, m / 32, op.line);
+    const uint32_t s = scale_word(it, op.sfa, m, m / 32);
     scales.saw(s);
     float a_scale[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) a_scale[j] = ue4m3(s >> (8 * j)) * 0.25f;
-#pragma unroll 2
-    for (uint32_t column = 0; column < n; ++column) {
-      const int4* v = reinterpret_cast<const int4*>(it.cta.b) + column * 4;
-      const float4 b_scale = *reinterpret_cast<const float4*>(&it.cta.b_scale[column * 4]);
-      const float scale[4] = {b_scale.x, b_scale.y, b_scale.z, b_scale.w};
-      volatile uint32_t& d = it.cell((op.d & 0xFFFF) + column, m);
-      float sum = op.flags & kAccumulate ? __uint_as_float(d) : 0.0f;
+    for (uint32_t first = 0; first < n; first += kOctet) {
+      Sums sums(it, op, first, m);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {  // exact: 12 bits of sum, 8 of scales
-        const int4 q = v[j];
-        int dot = __dp4a(a[4 * j], q.x, 0);
-        dot = __dp4a(a[4 * j + 1], q.y, dot);
-        dot = __dp4a(a[4 * j + 2], q.z, dot);
-        dot = __dp4a(a[4 * j + 3], q.w, dot);
-        sum += static_cast<float>(dot) * (a_scale[j] * scale[j]);
+      for (uint32_t i = 0; i < kOctet; ++i) {
+        const uint32_t column = first + i;
+        const int4* v = reinterpret_cast<const int4*>(it.cta.b) + column * 4;
+        const float4 b_scale = *reinterpret_cast<const float4*>(&it.cta.b_scale[column * 4]);
+        const float scale[4] = {b_scale.x, b_scale.y, b_scale.z, b_scale.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {  // exact: 12 bits of sum, 8 of scales
+          const int4 q = v[j];
+          int dot = __dp4a(a[4 * j], q.x, 0);
+          dot = __dp4a(a[4 * j + 1], q.y, dot);
+          dot = __dp4a(a[4 * j + 2], q.z, dot);
+          dot = __dp4a(a[4 * j + 3], q.w, dot);
+          sums.v[i] += static_cast<float>(dot) * (a_scale[j] * scale[j]);
+        }
       }
-      d = __float_as_uint(sum);
+      sums.store();
     }
   }
   codes.check(it, op, 0), scales.check(it, op, 2);
@@ -161,13 +187,21 @@ __device__ void multiply_floats(const Running& it, const Op& op, const Instructi
     float a[kDepth];
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) a[k] = in.element(in.a_type, words[k / kPerWord], k % kPerWord);
-#pragma unroll 2
-    for (uint32_t column = 0; column < in.n; ++column) {
-      volatile uint32_t& d = it.cell((op.d & 0xFFFF) + column, m);
-      float sum = 0.0f;
+    for (uint32_t first = 0; first < in.n; first += kOctet) {
+      Sums sums(it, op, first, m);
 #pragma unroll
-      for (int k = 0; k < kDepth; ++k) sum = fmaf(a[k], b[column * kDepth + k], sum);
-      d = __float_as_uint(op.flags & kAccumulate ? __uint_as_float(d) + sum : sum);
+      for (uint32_t i = 0; i < kOctet; ++i) {
+        const auto* v = reinterpret_cast<const float4*>(b + (first + i) * kDepth);
+        float sum = 0.0f;
+#pragma unroll
+        for (int k = 0; k < kDepth; k += 4) {
+          const float4 q = v[k / 4];
+          sum = fmaf(a[k], q.x, sum), sum = fmaf(a[k + 1], q.y, sum);
+          sum = fmaf(a[k + 2], q.z, sum), sum = fmaf(a[k + 3], q.w, sum);
+        }
+        sums.v[i] += sum;
+      }
+      sums.store();
     }
   }
   a_watch.check(it, op, 0), b_watch.check(it, op, 1);
@@ -180,12 +214,13 @@ __device__ __noinline__ void execute_mma(const Running& it, const Op& op) {
   check_operand(it, op.d, in.n, op.line);
   if (op.flags & kAInTmem) {
     check_operand(it, static_cast<uint32_t>(op.a), kAColumns, op.line);
-    for (uint32_t c = 0; c < kAColumns; ++c)
-      if (!bit(it.cta.written, (op.a & 0xFFFF) + c)) fail(it, kNotWritten, op.line, (op.a & 0xFFFF) + c);
+    check_written(it, static_cast<uint32_t>(op.a), kAColumns, op.line);
   }
   if (kind == kNvf4) {
     check_operand(it, op.sfa, 4, op.line);
     check_operand(it, op.sfb, (in.n + 31) / 32, op.line);
+    check_written(it, op.sfa, 4, op.line);
+    check_written(it, op.sfb, (in.n + 31) / 32, op.line);
     multiply_nvf4(it, op, in.n);
   } else if (kind == kF16) {
     multiply_floats<2>(it, op, in);

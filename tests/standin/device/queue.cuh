@@ -28,10 +28,10 @@ __device__ inline void check_fence_after(const Running& it, uint32_t line) {
 }
 
 // Fails where a warp has not waited for its loads from, or stores to, columns that an operation overwrites or reads.
-__device__ inline void check_waited(const Running& it, const Columns (&pending)[kWarps], const Op& op, bool also_read,
-                                    uint32_t error) {
-  for (uint32_t w = 0; w < kWarps; ++w) {
-    const auto* p = const_cast<const volatile Columns*>(&pending[w]);
+__device__ inline void check_waited(const Running& it, const uint32_t& warps, const Columns (&pending)[kWarps],
+                                    const Op& op, bool also_read, uint32_t error) {
+  for (uint32_t left = *const_cast<const volatile uint32_t*>(&warps); left != 0; left &= left - 1) {
+    const auto* p = const_cast<const volatile Columns*>(&pending[__ffs(left) - 1]);
     const Columns columns{p->first, p->end};
     if (columns.first >= columns.end) continue;
     if (overlap(columns, written_by(op)) || (also_read && reads(op, columns)))
@@ -57,8 +57,8 @@ __device__ inline bool run_now(uint32_t line) {
 }
 
 __device__ inline void issue(const Running& it, const Op& op) {
-  check_waited(it, it.cta.loading, op, false, kLoadNotWaited);
-  check_waited(it, it.cta.storing, op, true, kStoreNotWaited);
+  check_waited(it, it.cta.loading_warps, it.cta.loading, op, false, kLoadNotWaited);
+  check_waited(it, it.cta.storing_warps, it.cta.storing, op, true, kStoreNotWaited);
   if (it.cta.queued >= kQueue) fail(it, kQueueFull, op.line);
   it.cta.ops[it.cta.queued] = op;
   __threadfence_block();
@@ -115,9 +115,9 @@ __device__ inline void check_stage(const Running& it, uint32_t address, uint32_t
   const uint32_t reader = first_line(it.cta, [&](const Op& op) {
     bool inside = false;
     for_each_operand(it, op, [&](const SharedMatrix& matrix, uint32_t rows, uint32_t) {
-      const uint32_t end = matrix.layout == 0 ? matrix.start + (rows / 8 - 1) * matrix.stride + 128
-                                              : matrix.start + (rows / 8 - 1) * matrix.stride + 1024;
-      inside = inside || (address >= matrix.start / 128 * 128 && address < end);
+      const uint32_t begin = matrix.start / 128 * 128;  // a step begins within a row of 128 bytes
+      const uint32_t end = begin + (rows / 8 - 1) * matrix.stride + (matrix.layout == 0 ? 128 : 1024);
+      inside = inside || (address >= begin && address < end);
     });
     return inside;
   });

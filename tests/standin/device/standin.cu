@@ -144,6 +144,7 @@ __device__ uint64_t access(const Running& it, uint32_t address, uint32_t columns
   if (other != 0) fail(it, kInFlight, line, other);
   if (thread_index() % 32 == 0) {
     add_columns(pending[warp], own);
+    atomicOr(store ? &it.cta.storing_warps : &it.cta.loading_warps, 1u << warp);
     if (store)
       set_bits(it.cta.written, own);
     else
@@ -157,10 +158,13 @@ __device__ uint64_t access(const Running& it, uint32_t address, uint32_t columns
   return reinterpret_cast<uint64_t>(&it.cell(own.first, lane + thread_index() % 32));
 }
 
-__device__ inline void waited(Columns (&pending)[kWarps]) {
+__device__ inline void waited(uint32_t& warps, Columns (&pending)[kWarps]) {
   __syncwarp();
   __threadfence_block();
-  if (thread_index() % 32 == 0) pending[thread_index() / 32] = {0, 0};
+  if (thread_index() % 32 == 0) {
+    pending[thread_index() / 32] = {0, 0};
+    atomicAnd(&warps, ~(1u << thread_index() / 32));
+  }
   __threadfence_block();
   __syncwarp();
 }
@@ -176,8 +180,14 @@ __device__ __noinline__ uint64_t standin_store(uint32_t slot, uint32_t address, 
   const Running it(slot);
   return access(it, address, columns, it.cta.storing, true, line);
 }
-__device__ __noinline__ void standin_wait_load(uint32_t slot) { waited(standin_config.cta[slot].loading); }
-__device__ __noinline__ void standin_wait_store(uint32_t slot) { waited(standin_config.cta[slot].storing); }
+__device__ __noinline__ void standin_wait_load(uint32_t slot) {
+  Cta& cta = standin_config.cta[slot];
+  waited(cta.loading_warps, cta.loading);
+}
+__device__ __noinline__ void standin_wait_store(uint32_t slot) {
+  Cta& cta = standin_config.cta[slot];
+  waited(cta.storing_warps, cta.storing);
+}
 
 // ---- fences and barriers
 

@@ -116,6 +116,7 @@ struct alignas(16) Cta {
   uint32_t written[kNumColumns / 32];  // a bit a column: written since it was allocated
   uint32_t unread[4]
                  [kNumColumns / 32];  // of each quarter of the lanes, a bit a column: sums that no tcgen05.ld has read
+  uint32_t loading_warps, storing_warps;     // a bit a warp: those that have columns below
   Columns loading[kWarps], storing[kWarps];  // not waited for
   uint32_t wait_line[kMaxThreads];           // of the last wait that no fence::after_thread_sync followed
   uint32_t dirty_line[kMaxThreads];          // of the last tcgen05.ld or .st that no fence::before_thread_sync followed

@@ -23,6 +23,10 @@ struct Running {
       : cta(standin_config.cta[slot]),
         tmem(standin_config.tmem + static_cast<uint64_t>(slot) * kNumColumns * kNumLanes) {}
   __device__ volatile uint32_t& cell(uint32_t column, uint32_t lane) const { return tmem[column * kNumLanes + lane]; }
+  // For the thread that executes operations, which has synchronised with all who write.
+  __device__ uint32_t& word(uint32_t column, uint32_t lane) const {
+    return const_cast<uint32_t*>(tmem)[column * kNumLanes + lane];
+  }
 };
 
 __device__ inline uint64_t timer() {
@@ -88,8 +92,8 @@ __device__ inline void fence_poison() { asm volatile("fence.proxy.async.shared::
 // By all threads, before anything else of the kernel; the slot. Shared memory, which holds nothing yet, tells it to
 // all.
 __device__ __noinline__ uint32_t enter(uint32_t kernel) {
-  uint32_t begin, bytes;
-  asm volatile("mov.u32 %0, %reserved_smem_offset_end;" : "=r"(begin));
+  constexpr uint32_t begin = 1024;  // on Hopper; what lies before is the system's
+  uint32_t bytes;
   asm volatile("mov.u32 %0, %total_smem_size;" : "=r"(bytes));
   if (thread_index() == 0) {
     uint32_t sm, slot;
@@ -129,7 +133,7 @@ __device__ __noinline__ void leave(uint32_t slot) {
   for (uint32_t s = 0; s < kNumColumns / 32; ++s)
     if (reinterpret_cast<volatile uint32_t*>(cta.owner)[s] != 0) fail(it, kNotFreed, s * 32);
   if (*reinterpret_cast<volatile uint32_t*>(&cta.queued) != 0) fail(it, kNotCommitted, cta.ops[0].line);
-  cta.left = cta.relinquished = 0;
+  cta.left = cta.relinquished = cta.loading_warps = cta.storing_warps = 0;
   for (int i = 0; i < kNumColumns / 32; ++i) cta.written[i] = 0;
   for (auto& quarter : cta.unread)
     for (uint32_t& columns : quarter) columns = 0;

@@ -50,6 +50,7 @@ inline Cta host_cta;
 struct Running {
   Cta& cta = host_cta;
   uint32_t& cell(uint32_t column, uint32_t lane) const { return tensor_memory[column * kNumLanes + lane]; }
+  uint32_t& word(uint32_t column, uint32_t lane) const { return cell(column, lane); }
 };
 
 inline void fail(const Running&, uint32_t error, uint64_t a = 0, uint64_t b = 0, uint64_t c = 0) {
