@@ -25,7 +25,7 @@ RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kern
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-standin standin-cutlass gpu-bench gpu-serve gpu-reload clean
+        gpu-test gpu-standin standin gpu-bench gpu-serve gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -254,12 +254,13 @@ gpu-test: $(OP)
 	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
 	@echo "make gpu-test: PASS"
 
-# On Hopper, in under ten minutes. CUTLASS's kernels are compiled where its headers are, by `standin-cutlass`, to a folder
-# of build/ that travels.
+# On Hopper. What it needs compiled is in build/standin, which may travel: `standin` makes it, on a machine with nvcc and,
+# for CUTLASS's kernels, with what tests/abi/run.py installs.
 gpu-standin: $(OP)
 	$(GPU_PY) tests/standin/gpu.py $(GPU_STANDIN)
 
-standin-cutlass: build
+standin: build
+	$(PY) tests/standin/gpu.py build
 	$(PY) tests/standin/cutlass_kernels.py build
 
 # With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, and which
