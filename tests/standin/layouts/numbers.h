@@ -103,6 +103,19 @@ inline double error_of_floats(Kind kind, uint32_t type, uint32_t n, bool a_in_tm
   return worst;
 }
 
+// Does a scale that is no number make NaN of its row's sums, and of no other's?
+inline bool nan_stays_in_its_row() {
+  error_of_nvfp4(8);
+  running.cell(kScaleColumnsA + 1, 32 + 5) = 0x30307F30;  // row 37, its third block
+  execute_mma(running, {kMma, 0, 0, kSums, ours::nvfp4_instruction(8), kScaleColumnsA, kScaleColumnsB, 0,
+                        ours::operand_descriptor(kA), ours::operand_descriptor(kB)});
+  bool right = true;
+  for (uint32_t m = 0; m < 128; ++m)
+    for (uint32_t n = 0; n < 8; ++n)
+      right = right && std::isnan(__uint_as_float(running.cell(kSums + n, m))) == (m == 37);
+  return right;
+}
+
 // Which mistake is found in an operation on right operands after `change` changed it.
 template <class F>
 uint32_t refusal(F change) {
@@ -142,6 +155,7 @@ inline void check_numbers(standin::Tally& tally) {
       }
     }
   }
+  tally.expect(nan_stays_in_its_row(), "a scale of NaN");
   tally.expect(refusal([](Op&) {}) == kNone, "right operands are refused");
   tally.expect(refusal([](Op& op) { op.idesc |= 1u << 23; }) == kInstruction, "scales of ue8m0");
   tally.expect(refusal([](Op& op) { op.a ^= 1ull << 46; }) == kDescriptor, "a descriptor of Hopper");
