@@ -3,6 +3,7 @@
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def test_maps_of_4_bits_become_maps_of_bytes():
     text, _ = rewrite.rewrite(KERNEL.format(body=FENCE + copy + replace * 2), STANDIN, forms.Options(True, (1,)))
     assert len(re.findall(r"shr\.s32 %stU\d+, %r2, 1;", text)) == 1
     assert len(re.findall(r"shr\.u32 %stU\d+, %r5, 1;", text)) == 1
+
+
+def test_threads_of_a_cta_see_whole_things_of_one_another(tmp_path):
+    """What one asks of another's operations while they go on; each false alarm would be a mistake of nobody's."""
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    source = ROOT / "tests/standin/layouts/races.cpp"
+    subprocess.run(["g++", *flags, source, "-o", tmp_path / "races"], check=True)
+    done = subprocess.run([tmp_path / "races"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 # ---- with nvcc

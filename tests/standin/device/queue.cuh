@@ -2,19 +2,10 @@
 // Operations of the tensor core between their issue and their commit: queued, executed in order by the thread that
 // issued them, and forgotten. Rules that concern several operations are here.
 #pragma once
+#include "between_threads.cuh"
 #include "execute.cuh"
 
 namespace standin {
-
-__device__ inline uint32_t queued(const Cta& cta) { return *const_cast<const volatile uint32_t*>(&cta.queued); }
-
-// The line of the first queued operation for which `of` holds, or 0. Other threads may ask.
-template <class F>
-__device__ uint32_t first_line(const Cta& cta, F of) {
-  for (uint32_t i = 0; i < queued(cta); ++i)
-    if (of(cta.ops[i])) return cta.ops[i].line;
-  return 0;
-}
 
 __device__ inline void one_thread(const Running& it, uint32_t line) {
   const uint32_t mask = __activemask();
@@ -30,9 +21,8 @@ __device__ inline void check_fence_after(const Running& it, uint32_t line) {
 // Fails where a warp has not waited for its loads from, or stores to, columns that an operation overwrites or reads.
 __device__ inline void check_waited(const Running& it, const uint32_t& warps, const Columns (&pending)[kWarps],
                                     const Op& op, bool also_read, uint32_t error) {
-  for (uint32_t left = *const_cast<const volatile uint32_t*>(&warps); left != 0; left &= left - 1) {
-    const auto* p = const_cast<const volatile Columns*>(&pending[__ffs(left) - 1]);
-    const Columns columns{p->first, p->end};
+  for (uint32_t left = now(warps); left != 0; left &= left - 1) {
+    const Columns columns = now(pending[__ffs(left) - 1]);
     if (columns.first >= columns.end) continue;
     if (overlap(columns, written_by(op)) || (also_read && reads(op, columns)))
       fail(it, error, op.line, columns.first, columns.end);
@@ -60,9 +50,7 @@ __device__ inline void issue(const Running& it, const Op& op) {
   check_waited(it, it.cta.loading_warps, it.cta.loading, op, false, kLoadNotWaited);
   check_waited(it, it.cta.storing_warps, it.cta.storing, op, true, kStoreNotWaited);
   if (it.cta.queued >= kQueue) fail(it, kQueueFull, op.line);
-  it.cta.ops[it.cta.queued] = op;
-  __threadfence_block();
-  *const_cast<volatile uint32_t*>(&it.cta.queued) = it.cta.queued + 1;
+  enqueue(it.cta, op);
   if (run_now(op.line)) execute(it, op.thread);
 }
 
@@ -107,7 +95,7 @@ __device__ __noinline__ void retire(const Running& it) {
         for (uint32_t lane = 0; lane < kNumLanes; ++lane) it.cell((op.a & 0xFFFF) + c, lane) = kPoisonWord;
   }
   if (stages) fence_poison();
-  *const_cast<volatile uint32_t*>(&it.cta.queued) = 0;
+  forget(it.cta);
 }
 
 // Fails where an operation without commit reads shared memory at `address`.

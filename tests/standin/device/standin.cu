@@ -60,7 +60,7 @@ __device__ __noinline__ void standin_dealloc(uint32_t slot, uint32_t address, ui
       !allocated(it.cta, address, columns) ||
       (first + slices < kNumColumns / 32 && it.cta.owner[first + slices] == 1 + address))
     fail(it, kDeallocUnknown, line, address, columns);
-  if (queued(it.cta)) fail(it, kInFlight, line, it.cta.ops[0].line);
+  if (now(it.cta.queued)) fail(it, kInFlight, line, it.cta.ops[0].line);
   __syncwarp();
   if (thread_index() % 32 == 0) {
     for (uint32_t s = first; s < first + slices; ++s) it.cta.owner[s] = 0;
@@ -125,11 +125,6 @@ __device__ __noinline__ void standin_commit(uint32_t slot, uint32_t barrier, uin
 }  // extern "C"
 
 namespace standin {
-__device__ inline void add_columns(Columns& all, Columns more) {
-  if (all.first >= all.end) all = more;
-  all = {min(all.first, more.first), max(all.end, more.end)};
-}
-
 __device__ uint64_t access(const Running& it, uint32_t address, uint32_t columns, Columns (&pending)[kWarps],
                            bool store, uint32_t line) {
   __syncwarp();
@@ -143,7 +138,7 @@ __device__ uint64_t access(const Running& it, uint32_t address, uint32_t columns
       first_line(it.cta, [&](const Op& op) { return overlap(own, written_by(op)) || (store && reads(op, own)); });
   if (other != 0) fail(it, kInFlight, line, other);
   if (thread_index() % 32 == 0) {
-    add_columns(pending[warp], own);
+    add(pending[warp], own);
     atomicOr(store ? &it.cta.storing_warps : &it.cta.loading_warps, 1u << warp);
     if (store)
       set_bits(it.cta.written, own);
@@ -162,7 +157,7 @@ __device__ inline void waited(uint32_t& warps, Columns (&pending)[kWarps]) {
   __syncwarp();
   __threadfence_block();
   if (thread_index() % 32 == 0) {
-    pending[thread_index() / 32] = {0, 0};
+    set(pending[thread_index() / 32], {0, 0});
     atomicAnd(&warps, ~(1u << thread_index() / 32));
   }
   __threadfence_block();

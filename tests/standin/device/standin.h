@@ -103,17 +103,17 @@ constexpr int kQueue = 256, kMaxThreads = 1024, kWarps = kMaxThreads / 32, kNumC
 constexpr uint32_t kStartPoison = 0xFFFDFFFFu, kPoisonWord = 0xFFFEFFFFu;
 
 // Columns of tensor memory, [first, end); none: first >= end.
-struct Columns {
+struct alignas(8) Columns {
   uint32_t first, end;
 };
 
-// A running CTA's slot. All zero before it begins and after it ends.
+// A running CTA's slot. All that it means is 0 before it begins and after it ends.
 struct alignas(16) Cta {
   uint32_t claimed, left;  // threads that have ended
   uint32_t kernel, sm, shared_limit;
-  uint32_t queued, relinquished;
-  uint32_t owner[kNumColumns / 32];    // slices of 32 columns: 0 free, else 1 + first column of the allocation
-  uint32_t written[kNumColumns / 32];  // a bit a column: written since it was allocated
+  uint32_t queued, epoch, relinquished;  // epoch: even, or odd while the queue is emptied
+  uint32_t owner[kNumColumns / 32];      // slices of 32 columns: 0 free, else 1 + first column of the allocation
+  uint32_t written[kNumColumns / 32];    // a bit a column: written since it was allocated
   uint32_t unread[4]
                  [kNumColumns / 32];  // of each quarter of the lanes, a bit a column: sums that no tcgen05.ld has read
   uint32_t loading_warps, storing_warps;     // a bit a warp: those that have columns below
