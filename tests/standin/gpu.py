@@ -33,7 +33,7 @@ OURS = "cuda and not portable and not fp8"  # the families have none of mode fp8
 GRAPHS = ["--hidden", "256", "--inter", "128", "--mode", "bf16,nvfp4", "--device", "cuda"]
 # A few sizes, ragged ones among them; every activation, biases; every skew of routing.
 CASES = "H256I512T8 or H48 or H64 or H160 or H288 or H16I16 or T33 or T129 or T300"
-RUN_SECONDS = 120
+RUN_SECONDS = 90
 
 
 # ---- Building --------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=("build", "run"))
     parser.add_argument("--family", default=",".join(present), help="with commas")
     parser.add_argument("--only", default="cutlass,layers,mutants", help="with commas")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="at a time")
+    parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="at a time")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{ROOT / 'vllm_plugin'}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"
     families, started = [it for it in args.family.split(",") if it], time.monotonic()
