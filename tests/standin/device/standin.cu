@@ -266,3 +266,4 @@ __device__ __noinline__ float4 standin_mma_sync(uint32_t slot, float4 d, uint4 a
 }  // extern "C"
 
 extern "C" __device__ standin::Config standin_config{};
+extern "C" __device__ uint32_t standin_cta_bytes = sizeof(standin::Cta);  // that both sides are of one make

@@ -116,6 +116,15 @@ void allocate() {
   atexit(at_end);
 }
 
+uint32_t cta_bytes(CUmodule module) {
+  CUdeviceptr symbol;
+  size_t size = 0;
+  uint32_t bytes = 0;
+  if (REAL(cuModuleGetGlobal)(&symbol, &size, module, "standin_cta_bytes") == CUDA_SUCCESS && size == sizeof bytes)
+    MUST(cuMemcpyDtoH, &bytes, symbol, sizeof bytes);
+  return bytes;
+}
+
 void read_places(CUmodule module, const std::string& name) {
   std::ifstream file(settings().images + "/" + name + ".lines");
   uint32_t line;
@@ -174,9 +183,8 @@ void configure(CUmodule module, const Image& image) {
                       s.delay_us,
                       s.slow_warp,
                       s.alloc_shift};
-  if (size != sizeof config) {
-    fprintf(stderr, "standin: standin_config is %zu bytes; here it has %zu. Build the images again.\n", size,
-            sizeof config);
+  if (size != sizeof config || cta_bytes(module) != sizeof(Cta)) {
+    say("image " + image.name + " is of another make than this driver. Build the images again.");
     _exit(kExitStatus);
   }
   MUST(cuMemcpyHtoD, symbol, &config, sizeof config);
