@@ -25,7 +25,7 @@ RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kern
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload clean
+        gpu-test gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -38,6 +38,7 @@ help:
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
 	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload    on a machine with a GPU; GPU_PY=a Python with"
 	@echo "                torch, pytest, vLLM"
+	@echo "make gpu-standin    kernels for Blackwell on Hopper, with a stand-in for its tensor core (tests/standin/README.md)"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -258,6 +259,15 @@ gpu-test: $(OP)
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
 	@echo "make gpu-test: PASS"
+
+# On Hopper. What it needs compiled is in build/standin, which may travel: `standin` makes it, on a machine with nvcc and,
+# for CUTLASS's kernels, with what tests/abi/run.py installs.
+gpu-standin: $(OP)
+	$(GPU_PY) tests/standin/gpu.py $(GPU_STANDIN)
+
+standin: build
+	$(PY) tests/standin/gpu.py build
+	$(PY) tests/standin/cutlass_kernels.py build
 
 # With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, and which
 # serves, makes models and times peers by itself (serve_smoke.py, make_tiny_checkpoint.py, bench_peers.py).

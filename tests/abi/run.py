@@ -260,6 +260,21 @@ def cute_oracle() -> str:
     return only_line(command(out))
 
 
+def blackwell_layouts(family: str) -> str:
+    """What kernels/sm100 and sm120 state of Blackwell's operands, and the stand-in's reading and arithmetic."""
+    if not (ROOT / "kernels" / family).is_dir():
+        raise Skip(f"kernels/{family} is not here")
+    packages = python_packages("cute", CUTE_PACKAGES)
+    cuda = packages / "nvidia/cu13/include"
+    system = [packages / "cutlass_library/source/include", cuda, cuda / "cccl"]
+    includes = [word for folder in system for word in ("-isystem", folder)]
+    out, source = BUILD / f"layouts_{family}", ROOT / f"tests/standin/layouts/{family}.cpp"
+    quiet = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-parentheses"]  # kernels unroll, and know C's precedence
+    command("g++", "-std=c++17", "-O1", "-DNDEBUG", "-ffp-contract=off", *quiet, "-Ikernels", "-I.", *includes, source,
+            "-ldl", "-o", out)  # fmt: skip
+    return only_line(command(out))
+
+
 def steps() -> list[tuple[str, Callable[[], str]]]:
     def each(name: str, step: Callable[[str], str]) -> list[tuple[str, Callable[[], str]]]:
         return [(f"{source}: {name}", lambda source=source: step(source)) for source in PROGRAMS]
@@ -284,6 +299,10 @@ def steps() -> list[tuple[str, Callable[[], str]]]:
         ("build the library under ASan", build_sanitized_library),
         *each("ASan and UBSan", program_sanitized),
         ("CuTe's scale layout", cute_oracle),
+        *[
+            (f"CuTe's layouts for {family}", lambda family=family: blackwell_layouts(family))
+            for family in ("sm100", "sm120")
+        ],
     ]
 
 
