@@ -263,10 +263,10 @@ gpu-test: $(OP)
 # On Hopper. What it needs compiled is in build/standin, which may travel: `standin` makes it, on a machine with nvcc and,
 # for CUTLASS's kernels, with what tests/abi/run.py installs.
 gpu-standin: $(OP)
-	$(GPU_PY) tests/standin/gpu.py $(GPU_STANDIN)
+	$(GPU_PY) tests/standin/suite.py $(GPU_STANDIN)
 
 standin: build
-	$(PY) tests/standin/gpu.py build
+	$(PY) tests/standin/suite.py build
 	$(PY) tests/standin/cutlass_kernels.py build
 
 # With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, and which
