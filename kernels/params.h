@@ -93,6 +93,16 @@ typedef struct QuantizerInput {
   int64_t x_row_stride;             /* elements */
 } QuantizerInput;
 
+/* Rows in lines (common/lines.cuh): bytes of a line; its columns of e2m1, or of bf16; columns of a step of scales, and a
+ * row's bytes there. A GEMM's tile may read so many bytes past the last row of bf16, or of scales. */
+#define LINE_BYTES 128
+#define LINE_CODE_COLS 256
+#define LINE_BF16_COLS 64
+#define LINE_STEP_COLS 64
+#define LINE_STEP_BYTES 16
+#define LINE_BF16_SLACK 1024
+#define LINE_SCALE_SLACK 512
+
 typedef struct QuantizeParams {
   QuantizerInput input;
   void *decoded;        /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
@@ -102,7 +112,7 @@ typedef struct QuantizeParams {
   const float *static_scale; /* [1] the global scale of every row, or NULL: each row's own. On the device, so that a graph
                                 computes with what is set when it runs */
   int32_t num_cols;          /* a multiple of 16 */
-  int32_t reserved;
+  int32_t line_rows; /* 0; else `packed` and `block_scale` are lines (common/lines.cuh), so many rows from one to the next */
 } QuantizeParams;
 
 /* What lies between the GEMMs, as rust/activation.rs has it; each kind reads the numbers that it knows. */
