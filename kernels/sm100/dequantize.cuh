@@ -46,7 +46,7 @@ class Dequantizer {
     const int steps = steps_of(cta_.p.k);
     for_each_tile(cta_, [&](const Tile&) {
       for (int first = 0; first < steps; first += kTileSteps) {
-        wait(control().full[ring_.at], ring_.turn);
+        wait(cta_, control().full, ring_.at, ring_.turn, SM100_BARRIER_FULL);
         const uint32_t stage = cta_.stage(ring_.at);
         for (int i = 0; i < min(kTileSteps, steps - first); ++i) {
 #pragma unroll 1
@@ -66,7 +66,8 @@ class Dequantizer {
   __device__ void piece(uint32_t tile, int i) {
     const int quarter = threadIdx.x / 32 % 4, row = quarter * 32 + threadIdx.x % 32;
     const uint32_t scales = load_shared_4(tile + tile_scale(row, 4 * i));
-    wait(control().piece_empty[pieces_.at], pieces_.turn ^ 1);
+    wait(cta_, control().piece_empty, pieces_.at, pieces_.turn ^ 1, SM100_BARRIER_PIECE_EMPTY);
+    __syncwarp();  // tcgen05.st is for lanes that go together
     fence_after();
     const uint32_t to = cta_.operands() + pieces_.at * kPieceColumns + (static_cast<uint32_t>(quarter * 32) << 16);
 #pragma unroll

@@ -23,7 +23,7 @@ class Epilogue {
     if constexpr (kOutput == Output::kNvfp4Lines) quant_ = QuantScale::from_global_scale(__ldcg(p_.out_scale));
     for_each_tile(cta_, [&](const Tile& tile) {
       const Factors factors(*this, tile);
-      wait(cta_.control().sums_full[sums_.at], sums_.turn);
+      wait(cta_, cta_.control().sums_full, sums_.at, sums_.turn, SM100_BARRIER_SUMS_FULL);
       fence_after();
       for (int n = 0; n < tile.num_rows; n += 8) {
         float values[8];
@@ -64,6 +64,7 @@ class Epilogue {
 
   // Results of token rows n .. n + 7; 0 of what is no feature.
   __device__ void finish(const Tile& tile, const Factors& factors, int n, float (&values)[8]) const {
+    __syncwarp();  // tcgen05.ld is for lanes that go together
     float sums[F::kHalves][8];
     const uint32_t lanes = static_cast<uint32_t>(warp() * 32) << 16;
 #pragma unroll

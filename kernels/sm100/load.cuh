@@ -3,6 +3,7 @@
 // across tile borders.
 #pragma once
 #include "../common/overlap.cuh"
+#include "../common/wait.cuh"
 #include "config.cuh"
 #include "ptx.cuh"
 
@@ -47,6 +48,13 @@ struct Cta {
   __device__ uint32_t operands() const { return control().tmem + shape.operands_at; }
 };
 
+// Until a barrier of one of the rings of Control has completed a phase. `barrier` is what a record of a wait in vain
+// says.
+template <class F>
+__device__ void wait(const Cta<F>& cta, uint64_t* ring, uint32_t at, uint32_t parity, uint32_t barrier) {
+  bounded_wait(ring[at], parity, barrier + at, cta.p.bound);
+}
+
 // Place in a ring, and which of its turns: roles count alike.
 struct Ring {
   uint32_t at = 0, turn = 0, size;
@@ -79,7 +87,7 @@ class Producer {
       is_first = false;
       for (int slab = 0; slab < slabs; ++slab) {
         if (slab >= ahead) {
-          wait(control().empty[ring_.at], ring_.turn ^ 1);
+          wait(cta_, control().empty, ring_.at, ring_.turn ^ 1, SM100_BARRIER_EMPTY);
           load_weights(ring_.at, weights, tile, slab);
         }
         load_rows(ring_.at, tile, slab);

@@ -15,11 +15,11 @@ class Multiplier {
   __device__ void run() {
     const int steps = steps_of(p_.k);
     for_each_tile(cta_, [&](const Tile& tile) {
-      wait(control().sums_empty[sums_.at], sums_.turn ^ 1);
+      wait(cta_, control().sums_empty, sums_.at, sums_.turn ^ 1, SM100_BARRIER_SUMS_EMPTY);
       fence_after();
       const int n = columns_of(F::kBf16, tile.num_rows);
       for (int first = 0; first < steps; first += kTileSteps) {
-        wait(control().full[ring_.at], ring_.turn);
+        wait(cta_, control().full, ring_.at, ring_.turn, SM100_BARRIER_FULL);
         fence_after();
         const int in_slab = min(kTileSteps, steps - first);
         if constexpr (F::kBf16) {
@@ -73,7 +73,7 @@ class Multiplier {
       const uint32_t line = rows + i * p_.list.tile_rows * kLineBytes;
 #pragma unroll
       for (int half = 0; half < F::kHalves; ++half) {
-        wait(control().piece_full[pieces_.at], pieces_.turn);
+        wait(cta_, control().piece_full, pieces_.at, pieces_.turn, SM100_BARRIER_PIECE_FULL);
         fence_after();
         const uint32_t piece = cta_.operands() + pieces_.at * kPieceColumns;
 #pragma unroll

@@ -20,6 +20,14 @@
 #define SM100_TILE_COLS 256
 #define SM100_TILE_BYTES 18432
 
+/* How a record of a wait in vain names the barrier: one of these, plus its place in the ring. */
+#define SM100_BARRIER_FULL 0         /* the producer's copies, a stage */
+#define SM100_BARRIER_EMPTY 16       /* a stage has been read */
+#define SM100_BARRIER_SUMS_FULL 32   /* a tile's products, a set of sums */
+#define SM100_BARRIER_SUMS_EMPTY 48  /* they have been read */
+#define SM100_BARRIER_PIECE_FULL 64  /* mode bf16: dequantised weights, a piece */
+#define SM100_BARRIER_PIECE_EMPTY 80 /* they have been multiplied */
+
 /* Rows of an expert start at a multiple of this. */
 #define SM100_ROW_ALIGNMENT 8
 
@@ -47,6 +55,8 @@ typedef struct GemmSm100Params {
   int32_t alpha_by_row;
   int32_t pad_rows;      /* 1: rows up to the next multiple of SM100_ROW_ALIGNMENT become 0 */
   Activation activation; /* with a gate one that has it; else one without, or ACTIVATION_NONE */
+  int32_t reserved;
+  WaitBound bound;
 } GemmSm100Params;
 
 /* Rows of bf16 into lines (mode bf16). */

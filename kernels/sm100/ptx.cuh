@@ -39,25 +39,6 @@ __device__ inline void arrive_expect(uint64_t& bar, uint32_t bytes) {
                : "memory");
 }
 
-__device__ inline bool try_wait(uint64_t& bar, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n"
-      "}\n"
-      : "=r"(done)
-      : "r"(shared_address(&bar)), "r"(parity)
-      : "memory");
-  return done;
-}
-
-__device__ inline void wait(uint64_t& bar, uint32_t parity) {
-  while (!try_wait(bar, parity)) {
-  }
-}
-
 // ---- Copies ("Data Movement and Conversion Instructions: cp.async.bulk")
 
 // How L2 is to keep what is read once, or as usual.

@@ -44,6 +44,7 @@ mod prepare;
 mod prepared;
 mod route;
 mod shared_workspaces;
+mod sm100;
 mod storage;
 #[cfg(test)]
 mod tests;
