@@ -6,24 +6,10 @@
 
 namespace nvfp4::sm100 {
 
-// e2m1 in the fields of bf16 is 2^-126 of its value, and a block scale as f32 bits shifted is 2^-120 of its own. Both
-// factors together pass bf16's range, so that weights keep 2^-8 of them, which the sums get back.
-constexpr float kScaleFactor = 0x1p120f, kCodeFactor = 0x1p118f, kMissingFactor = 256.0f;
-
-// A block scale, twice, times what codes as bf16 bits lack.
-__device__ inline uint32_t scale_pair(uint32_t e4m3) {
-  const float scale = __uint_as_float(e4m3 << 20) * kScaleFactor * kCodeFactor;
-  return __float_as_uint(scale) | __float_as_uint(scale) >> 16;  // its low half is 0
-}
-
-// Eight codes, the first in the lowest nibble, to four words in the order of place_in_unit().
+// Eight codes to four words.
 __device__ inline void dequantize(uint32_t codes, uint32_t scale, uint32_t* words) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int magnitude = 6 - 4 * i, sign = 12 - 4 * i;  // by how much nibble i moves up
-    const uint32_t moved = magnitude >= 0 ? codes << (magnitude & 31) : codes >> (-magnitude & 31);
-    words[i] = mul_bf16x2(masked_or(codes << sign, 0x80008000u, moved & 0x01C001C0u), scale);
-  }
+  for (int i = 0; i < 4; ++i) words[i] = mul_bf16x2(spread_codes(codes, i), scale);
 }
 
 __device__ inline uint4 load_shared_16(uint32_t address) {
@@ -73,8 +59,8 @@ class Dequantizer {
 #pragma unroll
     for (int unit = 0; unit < 2; ++unit) {
       const uint4 codes = load_shared_16(tile + tile_code(row, i * kStepCols + unit * 32));
-      const uint32_t low = scale_pair(scales >> (16 * unit) & 0xFF),
-                     high = scale_pair(scales >> (16 * unit + 8) & 0xFF);
+      const uint32_t low = spread_scale(scales >> (16 * unit) & 0xFF),
+                     high = spread_scale(scales >> (16 * unit + 8) & 0xFF);
       uint32_t words[16];
       dequantize(codes.x, low, words);
       dequantize(codes.y, low, words + 4);

@@ -56,7 +56,7 @@ class Epilogue {
 #pragma unroll
       for (int half = 0; half < F::kHalves; ++half) {
         alpha[half] = p.alpha_by_row ? (valid ? alphas[at] : 0.0f) : alphas[half];
-        if (F::kBf16) alpha[half] *= 256.0f;  // kMissingFactor
+        if (F::kBf16) alpha[half] *= kMissingFactor;
         bias[half] = p.bias && valid ? __bfloat162float(biases[half * p.features + at]) : 0.0f;
       }
     }

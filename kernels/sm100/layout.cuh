@@ -37,6 +37,25 @@ __host__ __device__ constexpr int64_t tile_offset(int m, int slab, int num_slabs
   return ((int64_t{m} * num_slabs + slab) * halves + half) * kTileBytes;
 }
 
+// ---- weights as bf16 (mode bf16)
+
+// e2m1 in the fields of bf16 is 2^-126 of its value; a block scale as f32 bits shifted is 2^-120 of its own. Both
+// factors together pass bf16's range, so that weights keep 2^-8 of them, which the sums get back.
+constexpr float kCodeFactor = 0x1p118f, kMissingFactor = 256.0f;
+
+// Codes i and i + 4 of a word of eight, the first in the lowest nibble, as bf16: place_in_unit() has them together.
+__host__ __device__ constexpr uint32_t spread_codes(uint32_t codes, int i) {
+  const int magnitude = 6 - 4 * i, sign = 12 - 4 * i;  // by how much nibble i moves up
+  const uint32_t moved = magnitude >= 0 ? codes << (magnitude & 31) : codes >> (-magnitude & 31);
+  return (codes << sign & 0x80008000u) | (moved & 0x01C001C0u);
+}
+
+// A block scale twice, times what codes as bf16 lack but for kMissingFactor. Exact: its low half is 0.
+__device__ inline uint32_t spread_scale(uint32_t e4m3) {
+  const uint32_t bits = __float_as_uint(__uint_as_float(e4m3 << 20) * 0x1p120f * kCodeFactor);  // e4m3_decode()'s way
+  return bits | bits >> 16;
+}
+
 // ---- descriptors (9.7.16.4)
 
 constexpr uint64_t kDescriptorVersion = uint64_t{1} << 46;

@@ -138,18 +138,11 @@ __device__ inline void tmem_store(uint32_t address, const uint32_t (&v)[16]) {
 }
 __device__ inline void tmem_wait_store() { asm volatile("tcgen05.wait::st.sync.aligned;" ::: "memory"); }
 
-// ---- bf16 arithmetic and bits
+// ---- bf16 arithmetic
 
 __device__ inline uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-  return d;
-}
-
-// a & mask | b
-__device__ inline uint32_t masked_or(uint32_t a, uint32_t mask, uint32_t b) {
-  uint32_t d;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(mask), "r"(b));
   return d;
 }
 

@@ -14,6 +14,7 @@ pub use kernels::KERNELS;
 pub use kernels::PREPARE_TILES;
 #[cfg(not(test))]
 use kernels::PREPARE_TILES;
+pub use tiles::{LAYER_ROWS, LINEAR_ROWS};
 
 use super::device::Device;
 use super::family::Family;

@@ -8,9 +8,9 @@ use crate::cuda::tiles::TileTable;
 use crate::error::{Error, Result};
 
 /// Of a layer's tiles, and of a linear's in mode bf16: with a gate there are twice as many sums.
-const LAYER_ROWS: [u32; 2] = [64, 128];
+pub const LAYER_ROWS: [u32; 2] = [64, 128];
 /// Of a linear's in mode nvfp4.
-const LINEAR_ROWS: [u32; 3] = [64, 128, 256];
+pub const LINEAR_ROWS: [u32; 3] = [64, 128, 256];
 
 /// By tokens: 64 rows while an expert has no more in the mean, then 128.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
