@@ -129,6 +129,8 @@ typedef struct QuantizeParams {
   float *row_scale;     /* [rows] the global scale that decodes */
   const float *static_scale; /* [1] the global scale of every row, or NULL: each row's own. On the device, so that a graph
                                 computes with what is set when it runs */
+  const float *next_scale;   /* [1] of the values that come of these, or NULL. It is copied for the kernels that need it, */
+  float *next_scale_copy;    /* [1] which so agree on it, should the host set it meanwhile */
   int32_t num_cols;          /* a multiple of 16 */
   int32_t line_rows; /* 0; else `packed` and `block_scale` are lines (common/lines.cuh), so many rows from one to the next */
 } QuantizeParams;

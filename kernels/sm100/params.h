@@ -45,7 +45,7 @@ typedef struct GemmSm100Params {
   int64_t num_rows;           /* of `rows` and of arranged outputs: from one line to the next of the same row */
   void *out;                  /* bf16 [rows, out_row_stride]; arranged: e2m1 or bf16 lines */
   uint8_t *out_block_scale;   /* of e2m1, for the quarter that each row has in its tile */
-  const float *out_scale;     /* [1] e2m1: the static global scale to quantise with */
+  const float *out_scale;     /* [1] e2m1: the static global scale to quantise with; the previous kernel may have written it */
   DeviceStatus *status;       /* e2m1 */
   const int32_t *row_to_slot; /* e2m1: [R] names tokens in the status */
   int64_t out_row_stride;

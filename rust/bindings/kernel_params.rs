@@ -1,5 +1,9 @@
 // kernels/all_params.h in Rust, by bindgen. Made again by: UPDATE=1 cargo test --test bindings
 
+pub const BLOCK_THREADS: u32 = 256;
+pub const ROUTE_MAX_SEGMENTS: u32 = 256;
+pub const ROUTE_SCAN_THREADS: u32 = 1024;
+pub const ROUTE_SMALL_THREADS: u32 = 1024;
 pub const LINE_BYTES: u32 = 128;
 pub const LINE_CODE_COLS: u32 = 256;
 pub const LINE_BF16_COLS: u32 = 64;
@@ -7,17 +11,6 @@ pub const LINE_STEP_COLS: u32 = 64;
 pub const LINE_STEP_BYTES: u32 = 16;
 pub const LINE_BF16_SLACK: u32 = 1024;
 pub const LINE_SCALE_SLACK: u32 = 512;
-pub const GEMM_SM100_THREADS: u32 = 192;
-pub const GEMM_SM100_BF16_THREADS: u32 = 320;
-pub const GEMM_SM100_SHARED_BYTES: u32 = 232448;
-pub const SM100_TILE_ROWS: u32 = 128;
-pub const SM100_TILE_COLS: u32 = 256;
-pub const SM100_TILE_BYTES: u32 = 18432;
-pub const SM100_ROW_ALIGNMENT: u32 = 8;
-pub const BLOCK_THREADS: u32 = 256;
-pub const ROUTE_MAX_SEGMENTS: u32 = 256;
-pub const ROUTE_SCAN_THREADS: u32 = 1024;
-pub const ROUTE_SMALL_THREADS: u32 = 1024;
 pub const ACTIVATION_SWIGLU: u32 = 0;
 pub const ACTIVATION_SWIGLU_STEP: u32 = 1;
 pub const ACTIVATION_SITU: u32 = 2;
@@ -47,6 +40,19 @@ pub const PREPARE_RUN_SLABS: u32 = 4;
 pub const PREPARE_THREADS: u32 = 128;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
 pub const GEMM_PORTABLE_THREADS: u32 = 128;
+pub const GEMM_SM100_THREADS: u32 = 192;
+pub const GEMM_SM100_BF16_THREADS: u32 = 320;
+pub const GEMM_SM100_SHARED_BYTES: u32 = 232448;
+pub const SM100_TILE_ROWS: u32 = 128;
+pub const SM100_TILE_COLS: u32 = 256;
+pub const SM100_TILE_BYTES: u32 = 18432;
+pub const SM100_BARRIER_FULL: u32 = 0;
+pub const SM100_BARRIER_EMPTY: u32 = 16;
+pub const SM100_BARRIER_SUMS_FULL: u32 = 32;
+pub const SM100_BARRIER_SUMS_EMPTY: u32 = 48;
+pub const SM100_BARRIER_PIECE_FULL: u32 = 64;
+pub const SM100_BARRIER_PIECE_EMPTY: u32 = 80;
+pub const SM100_ROW_ALIGNMENT: u32 = 8;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct DeviceStatus {
@@ -191,6 +197,8 @@ pub struct QuantizeParams {
     pub block_scale: *mut u8,
     pub row_scale: *mut f32,
     pub static_scale: *const f32,
+    pub next_scale: *const f32,
+    pub next_scale_copy: *mut f32,
     pub num_cols: i32,
     pub line_rows: i32,
 }

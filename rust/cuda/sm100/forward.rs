@@ -69,7 +69,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
     let mut params = params::GemmSm100Params {
         out: plan.h.rows.pointer(base).cast(),
         out_block_scale: plan.h.block_scale.pointer(base),
-        out_scale: call.static_scale(1),
+        out_scale: plan.h.global_scale.pointer(base), // as the quantiser of x found it
         status: call.layer.device.status(),
         row_to_slot: call.row_to_slot(chunk),
         out_row_stride: config.intermediate_size as i64,
@@ -145,8 +145,7 @@ pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
     let (plan, config, base) = (call.plan, call.config, call.base);
     let mut h = input(&plan.h, base, config.mode, config.intermediate_size);
     if is_fused(config) {
-        h.row_scale = call.static_scale(1);
-        h.row_scale_stride = 0;
+        h.row_scale_stride = 0; // GEMM1's
     }
     let mut params = params::GemmSm100Params {
         out: plan.y(base),
