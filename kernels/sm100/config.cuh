@@ -75,6 +75,6 @@ enum Role {
   kProducer = 4,
   kMma = 5,
   kDequantise = 6
-};  // first warps; epilogue and dequantise have four
+};  // first warps; epilogue has four, dequantise eight
 
 }  // namespace nvfp4::sm100

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mode bf16: four warps bring weights from a stage to tensor memory as bf16, exactly, a piece of 128 rows x 64 columns
-// at a time. A thread has a row.
+// Mode bf16: eight warps bring weights from a stage to tensor memory as bf16, exactly, in pieces of 128 rows x 64
+// columns. Four do one piece and four the next: three instructions a code are more than four warps have time for while
+// memory brings the next codes (count). A thread has a row.
 #pragma once
 #include "load.cuh"
 
@@ -36,7 +37,10 @@ class Dequantizer {
         const uint32_t stage = cta_.stage(ring_.at);
         for (int i = 0; i < min(kTileSteps, steps - first); ++i) {
 #pragma unroll 1
-          for (int half = 0; half < F::kHalves; ++half) piece(stage + half * kTileBytes, i);
+          for (int half = 0; half < F::kHalves; ++half) {
+            if (pieces_.at % 2 == group()) piece(stage + half * kTileBytes, i);
+            pieces_.advance();
+          }
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0) arrive(control().empty[ring_.at]);
@@ -47,6 +51,7 @@ class Dequantizer {
 
  private:
   __device__ Control& control() const { return cta_.control(); }
+  __device__ static uint32_t group() { return (threadIdx.x / 32 - kDequantise) / 4; }
 
   // Step `i` of the tile at `tile`.
   __device__ void piece(uint32_t tile, int i) {
@@ -72,7 +77,6 @@ class Dequantizer {
     fence_before();
     __syncwarp();
     if (threadIdx.x % 32 == 0) arrive(control().piece_full[pieces_.at]);
-    pieces_.advance();
   }
 
   const Cta<F>& cta_;

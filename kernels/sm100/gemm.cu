@@ -5,7 +5,7 @@
 //   warps 0 - 3   Epilogue     sums from tensor memory, the activation, to memory
 //   warp 4        Producer     weights and token rows by bulk copies, all stages ahead
 //   warp 5        Multiplier   scales to tensor memory, products (e2m1 x e2m1; or bf16, with weights in tensor memory)
-//   warps 6 - 9   Dequantizer  mode bf16: weights to tensor memory
+//   warps 6 - 13  Dequantizer  mode bf16: weights to tensor memory
 #include "dequantize.cuh"
 #include "epilogue.cuh"
 #include "mma.cuh"
@@ -17,7 +17,7 @@ template <class F>
 __device__ void init_barriers(Control& control) {
   for (int s = 0; s < kMostStages; ++s) {
     mbarrier_init(control.full[s], 1);
-    mbarrier_init(control.empty[s], F::kBf16 ? 5 : 1);  // the tensor core, and the warps that dequantise
+    mbarrier_init(control.empty[s], F::kBf16 ? 9 : 1);  // the tensor core, and the warps that dequantise
   }
   for (int s = 0; s < 2; ++s) {
     mbarrier_init(control.sums_full[s], 1);

@@ -5,10 +5,10 @@
 
 #include "../params.h"
 
-/* Launch shape of every GEMM: one CTA a multiprocessor, all of its shared memory. Mode bf16 has four more warps, which
+/* Launch shape of every GEMM: one CTA a multiprocessor, all of its shared memory. Mode bf16 has eight more warps, which
  * dequantise. */
 #define GEMM_SM100_THREADS 192
-#define GEMM_SM100_BF16_THREADS 320
+#define GEMM_SM100_BF16_THREADS 448
 #define GEMM_SM100_SHARED_BYTES 232448
 
 /* Token rows of a tile, at most: routing counts tiles by one of these. A tile multiplies as many rows as it has, in

@@ -53,10 +53,10 @@ MUTANTS = (
     Mutant("stage_not_given_back", "mma.cuh", "commit(control().empty[ring_.at]);", "", "Hang"),
     Mutant("sums_not_announced", "mma.cuh", "commit(control().sums_full[sums_.at]);", "", "Hang"),
     Mutant("sums_overwritten", "mma.cuh", no_wait("sums_empty", "sums_", "sums_.turn ^ 1"), "", "SumsUnread"),
-    Mutant("bytes_not_expected", "load.cuh", "return n * kLineBytes + steps(slab)", "return n * kLineBytes + 0 * steps(slab)", ""),
+    Mutant("bytes_not_expected", "load.cuh", "+ steps(slab) * scale_tiles(n)", "+ 0 * scale_tiles(n)", ""),
     Mutant("piece_reused", "dequantize.cuh", no_wait("piece_empty", "pieces_", "pieces_.turn ^ 1"), "", "", "bf16"),
     Mutant("piece_not_awaited", "mma.cuh", no_wait("piece_full", "pieces_", "pieces_.turn"), "", "", "bf16"),
-    Mutant("stage_given_back_early", "gemm.cu", "F::kBf16 ? 5 : 1", "1", "", "bf16"),
+    Mutant("stage_given_back_early", "gemm.cu", "F::kBf16 ? 9 : 1", "1", "", "bf16"),
     # Fences, and what must be waited for.
     Mutant("no_fence_after_a_stage", "mma.cuh", "SM100_BARRIER_FULL);\n        fence_after();", "SM100_BARRIER_FULL);",
            "MissingFenceAfter"),
