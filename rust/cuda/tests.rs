@@ -101,7 +101,7 @@ fn lines_have_room_for_what_kernels_touch() {
         let plan = |mode| plan_of(&Sm100, &layer(64, cols, 8, 8, mode), 3);
         let (codes, bf16) = (plan(Mode::Nvfp4), plan(Mode::Bf16));
         let rows = codes.h.line_rows;
-        assert_eq!((rows, bf16.h.line_rows), (18 + 7 * 8 & !7, rows), "3 tokens of 6 slots over 8 experts");
+        assert_eq!((rows, bf16.h.line_rows), ((18 + 7 * 8) & !7, rows), "3 tokens of 6 slots over 8 experts");
         assert_eq!(codes.h.rows.len, code_lines * rows * 128);
         assert_eq!(codes.h.block_scale.len, steps * rows * 16 + 512, "32 rows are read from the last on");
         assert_eq!(bf16.h.rows.len, bf16_lines * rows * 128 + 1024, "16 rows are read from the last 8 on");
