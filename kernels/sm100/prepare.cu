@@ -34,16 +34,20 @@ __device__ void copy_unit(const PrepareSm100Params& p, int64_t first_row, int sl
       make_uint4(halves[0].x, halves[0].y, halves[1].x, halves[1].y);
 }
 
+// Four neighbours, of which `num` are there; the others are 0.
+__device__ uint32_t load_scales(const uint8_t* at, int num) {
+  if (num >= 4 && reinterpret_cast<uintptr_t>(at) % 4 == 0) return *reinterpret_cast<const uint32_t*>(at);
+  uint32_t word = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) word |= i < num ? uint32_t{at[i]} << (8 * i) : 0;
+  return word;
+}
+
 __device__ void copy_scales_of_step(const PrepareSm100Params& p, int64_t first_row, int slab, int row, int from,
                                     int step, uint8_t* tile) {
   const int num_blocks = p.source.cols / kBlockSize, block = (slab * kTileSteps + step) * 4;
-  uint32_t word = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (from >= 0 && block + i < num_blocks)
-      word |= uint32_t{p.source.block_scale[(first_row + from) * num_blocks + block + i]} << (8 * i);
-  }
-  *reinterpret_cast<uint32_t*>(tile + tile_scale(row, 4 * step)) = word;
+  const uint8_t* const at = p.source.block_scale + (first_row + from) * num_blocks + block;
+  *reinterpret_cast<uint32_t*>(tile + tile_scale(row, 4 * step)) = from < 0 ? 0 : load_scales(at, num_blocks - block);
 }
 
 }  // namespace
