@@ -21,6 +21,24 @@ typedef struct DeviceStatus {
   uint64_t calls;
 } DeviceStatus;
 
+/* What a kernel leaves before it traps, because a barrier that it waited for did not come. It lies in the host's memory:
+ * after a trap no memory of the device can be read. 16 bytes, written by one store, so that no two records mix. */
+typedef struct HangRecord {
+  uint32_t kernel; /* WaitBound's; 0: no kernel hanged */
+  uint32_t block;  /* blockIdx.x */
+  uint16_t barrier;
+  uint16_t parity;
+  uint32_t milliseconds; /* that it waited */
+} HangRecord;
+
+/* How long a kernel waits for a barrier at most, and where it says that it did not come (common/wait.cuh). */
+typedef struct WaitBound {
+  HangRecord *record;
+  uint64_t nanoseconds;
+  uint32_t kernel; /* its number in the record, not 0 */
+  uint32_t reserved;
+} WaitBound;
+
 /* The rows of an expert in a chunk, and its place among the tiles of a GEMM. */
 typedef struct RowGroup {
   int32_t expert;     /* local; -1: the end of a list */
@@ -93,6 +111,16 @@ typedef struct QuantizerInput {
   int64_t x_row_stride;             /* elements */
 } QuantizerInput;
 
+/* Rows in lines (common/lines.cuh): bytes of a line; its columns of e2m1, or of bf16; columns of a step of scales, and a
+ * row's bytes there. A GEMM's tile may read so many bytes past the last row of bf16, or of scales. */
+#define LINE_BYTES 128
+#define LINE_CODE_COLS 256
+#define LINE_BF16_COLS 64
+#define LINE_STEP_COLS 64
+#define LINE_STEP_BYTES 16
+#define LINE_BF16_SLACK 1024
+#define LINE_SCALE_SLACK 512
+
 typedef struct QuantizeParams {
   QuantizerInput input;
   void *decoded;        /* bf16 [rows, num_cols]: e2m1 * block_scale, exact; may be x. Or NULL */
@@ -101,8 +129,10 @@ typedef struct QuantizeParams {
   float *row_scale;     /* [rows] the global scale that decodes */
   const float *static_scale; /* [1] the global scale of every row, or NULL: each row's own. On the device, so that a graph
                                 computes with what is set when it runs */
+  const float *next_scale;   /* [1] of the values that come of these, or NULL. It is copied for the kernels that need it, */
+  float *next_scale_copy;    /* [1] which so agree on it, should the host set it meanwhile */
   int32_t num_cols;          /* a multiple of 16 */
-  int32_t reserved;
+  int32_t line_rows; /* 0; else `packed` and `block_scale` are lines (common/lines.cuh), so many rows from one to the next */
 } QuantizeParams;
 
 /* What lies between the GEMMs, as rust/activation.rs has it; each kind reads the numbers that it knows. */

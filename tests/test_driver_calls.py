@@ -13,12 +13,13 @@ FOLDER = ROOT / "tests" / "mock_libcuda"
 # The context decides the device of a NULL stream, so it is looked at, and set where it is another one.
 ALLOWED = {"cuLaunchKernelEx", "cuCtxGetCurrent", "cuCtxSetCurrent"}
 HOPPER, PORTABLE = 1, 2  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
+OWN = HOPPER  # of any GPU that has some
 UNSUPPORTED = 77  # exit status of the program
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """run(device_kind, capability): the program's exit status and log, on a GPU of this compute capability."""
+    """run(device_kind, compute capability, *more arguments): the program's exit status and log on such a GPU."""
     if not LIBRARY.exists():
         pytest.skip("cargo build --release comes first")
     build = tmp_path_factory.mktemp("mock")
@@ -29,9 +30,9 @@ def run(tmp_path_factory):
     include = ["-std=c11", "-I", ROOT / "include"]
     subprocess.run(["cc", *include, FOLDER / "driver_calls.c", "-o", program, *libraries], check=True)
 
-    def run(device_kind: int, capability: int = 90) -> tuple[int, list[str]]:
+    def run(device_kind: int, capability: int = 90, *more: str) -> tuple[int, list[str]]:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(build), "MOCK_CAPABILITY": str(capability)}
-        done = subprocess.run([program, str(device_kind)], env=environment, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([program, str(device_kind), *more], env=environment, stderr=subprocess.PIPE, text=True)
         lines = done.stderr.splitlines()
         if done.returncode == UNSUPPORTED and "has no CUDA kernels" in lines[-1]:
             pytest.skip(lines[-1])
@@ -115,6 +116,35 @@ def test_experts_without_a_gate_take_the_kernels_of_plain_rows(run):
     assert launched(portable[ungated.format(1)]) == launched(portable["forward, mode 1, 1 tokens"])
 
 
+@pytest.mark.parametrize("capability", [100, 103])
+def test_compute_capability_10_has_kernels_of_its_own(run, capability):
+    """In mode nvfp4 GEMM1 leaves h quantised if its scale is static; in mode bf16 x is brought into lines before it."""
+    status, lines = run(OWN, capability, "no fp8")
+    assert status == 0, lines[-1]
+    calls, quantize, arrange = forwards(lines), "quantize_rows", "arrange_sm100"
+    for title, made in calls.items():
+        assert {call.split()[0] for call in made} <= ALLOWED, title
+        launches = [call for call in made if call.startswith("cuLaunchKernelEx")]
+        assert all(call.endswith(" overlapping") for call in launches[0 if title.startswith("linear") else 1 :]), title
+    ends = "gemm_nvfp4_rows_sm100", "combine"
+    assert launched(calls["static forward, mode 2, 1 tokens"]) == ["route_small", quantize, "gemm1_nvfp4_sm100", *ends]
+    assert launched(calls["static ungated, mode 2, 1 tokens"]) == ["route_small", quantize, "gemm_nvfp4_sm100", *ends]
+    assert launched(calls["forward, mode 2, 1 tokens"]) == [
+        "route_small", quantize, "gemm1_nvfp4_rows_sm100", quantize, *ends
+    ]  # fmt: skip
+    ends = "gemm_bf16_rows_sm100", "combine"
+    assert launched(calls["forward, mode 1, 1 tokens"]) == ["route_small", arrange, "gemm1_bf16_sm100", *ends]
+    assert launched(calls["ungated, mode 1, 1 tokens"]) == ["route_small", arrange, "gemm_bf16_sm100", *ends]
+    assert launched(calls["linear, mode 1"]) == [arrange, "gemm_bf16_rows_sm100"]
+    assert launched(calls["linear, mode 2"]) == [quantize, "gemm_nvfp4_rows_sm100"]
+
+
+def test_mode_fp8_is_refused_on_compute_capability_10(run):
+    status, lines = run(OWN, 100)
+    assert status == UNSUPPORTED
+    assert "mode is 3 (fp8) on CUDA device 0" in lines[-1]
+
+
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_launches_overlap_where_the_gpu_can(run, capability):
     """All but routing, which a forward begins with: to overlap that gained nothing. Below 9.0 nothing overlaps."""
@@ -130,14 +160,15 @@ def test_launches_overlap_where_the_gpu_can(run, capability):
             assert not any(overlapping), title
 
 
-@pytest.mark.parametrize("capability", [80, 89, 100, 103, 120])
+@pytest.mark.parametrize("capability", [80, 89, 120])
 def test_other_gpus_run_the_portable_kernels_only(run, capability):
-    """Hopper's are refused by a text that names both capabilities and the remedy; nothing falls back by itself."""
+    """Others are refused by a text that names both capabilities and the remedy; nothing falls back by itself."""
     status, lines = run(PORTABLE, capability)
     assert status == 0, lines[-1]
     status, lines = run(HOPPER, capability)
     assert status == UNSUPPORTED
-    assert f"need compute capability 9.0, and CUDA device 0 has {capability // 10}.{capability % 10}" in lines[-1]
+    assert "need compute capability 9.0 or 10.x" in lines[-1]
+    assert f"CUDA device 0 has {capability // 10}.{capability % 10}" in lines[-1]
     assert "Pass 2" in lines[-1]
 
 

@@ -21,10 +21,11 @@ struct Tile {
 };
 
 // A CTA's tile is kMTiles weight tiles of 64 rows by up to tile_rows rows. An expert's rows are spread evenly over as
-// few tiles as hold them, in eights: two tiles of 80 cost less than one of 144 and one of 16 where the kernel's work
-// follows the rows, and no more elsewhere. The CTAs' last round, if that gives work to twice as many, is done in halves
-// of a tile's weight tiles: half of a CTA's warpgroups are faster by themselves.
-template <int kMTiles, class Body>
+// few tiles as hold them, in steps of kRowStep, a power of two that divides tile_rows: two tiles of 80 cost less than
+// one of 144 and one of 16 where the kernel's work follows the rows, and no more elsewhere. The CTAs' last round, if
+// that gives work to twice as many, is done in halves of a tile's weight tiles: half of a CTA's warpgroups are faster
+// by themselves.
+template <int kMTiles, int kRowStep = 8, class Body>
 __device__ void for_each_tile(const TileList& p, Body body) {
   const int32_t m_blocks = (p.m_tiles + kMTiles - 1) / kMTiles;
   RowGroup group = p.groups ? p.groups[0] : RowGroup{0, 0, p.num_rows, 0};
@@ -45,7 +46,7 @@ __device__ void for_each_tile(const TileList& p, Body body) {
       next = p.groups[i++];
     }
     const int32_t row_tiles = next.first_tile - group.first_tile, in_group = tile - group.first_tile * m_blocks;
-    const int32_t rows_each = (group.num_rows + row_tiles - 1) / row_tiles + 7 & ~7;
+    const int32_t rows_each = (group.num_rows + row_tiles - 1) / row_tiles + (kRowStep - 1) & ~(kRowStep - 1);
     const int32_t row = in_group % row_tiles * rows_each;
     const int32_t most = halved ? kMTiles / 2 : kMTiles;
     const int32_t first_m_tile = in_group / row_tiles * kMTiles + (halved && (at - whole) % 2 != 0 ? most : 0);

@@ -2,6 +2,7 @@
 // One row to NVFP4 by a block of threads, one thread a block of 16. Saturates and counts.
 #pragma once
 #include "../common/format.cuh"
+#include "../common/lines.cuh"
 #include "../common/rows.cuh"
 
 namespace nvfp4 {
@@ -32,6 +33,20 @@ __device__ inline void store_decoded(__nv_bfloat16* out, const Block& block) {
 __device__ inline void store_swizzled(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
   reinterpret_cast<uint64_t*>(p.packed)[int64_t{row} * num_blocks + b] = block.codes();
   p.block_scale[sf_offset_128x4(row, b, num_blocks)] = static_cast<uint8_t>(block.scale);
+}
+
+// The scale of block b of a row in lines, for tiles that start anywhere.
+__device__ inline void store_scale_in_lines(const QuantizeParams& p, int32_t row, int b, uint32_t scale) {
+#pragma unroll
+  for (int quarter = 0; quarter < 4 && row >= 32 * quarter; ++quarter)
+    p.block_scale[row_block_scale(row, b, quarter, p.line_rows)] = static_cast<uint8_t>(scale);
+}
+
+// The same of block b in the form that is asked for.
+__device__ inline void store_packed(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
+  if (p.line_rows == 0) return store_swizzled(p, row, b, num_blocks, block);
+  *reinterpret_cast<uint64_t*>(p.packed + row_code(row, b * kBlockSize, p.line_rows)) = block.codes();
+  store_scale_in_lines(p, row, b, block.scale);
 }
 
 // Whose values row `row` holds, as the status names them.
@@ -66,11 +81,15 @@ __device__ void quantize_row(const QuantizeParams& p, float static_scale, int32_
     }
     if (p.decoded)
       store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
-    if (p.packed) store_swizzled(p, row, b, num_blocks, block);
+    if (p.packed) store_packed(p, row, b, num_blocks, block);
   }
   // A tensor core reads the padding columns of a tile too: a NaN there would spoil the row.
   for (int b = num_blocks + threadIdx.x; p.packed && b < (num_blocks + 3) / 4 * 4; b += blockDim.x) {
-    p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
+    if (p.line_rows == 0) {
+      p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
+    } else {
+      store_scale_in_lines(p, row, b, 0);
+    }
   }
 }
 

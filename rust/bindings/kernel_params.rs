@@ -4,6 +4,13 @@ pub const BLOCK_THREADS: u32 = 256;
 pub const ROUTE_MAX_SEGMENTS: u32 = 256;
 pub const ROUTE_SCAN_THREADS: u32 = 1024;
 pub const ROUTE_SMALL_THREADS: u32 = 1024;
+pub const LINE_BYTES: u32 = 128;
+pub const LINE_CODE_COLS: u32 = 256;
+pub const LINE_BF16_COLS: u32 = 64;
+pub const LINE_STEP_COLS: u32 = 64;
+pub const LINE_STEP_BYTES: u32 = 16;
+pub const LINE_BF16_SLACK: u32 = 1024;
+pub const LINE_SCALE_SLACK: u32 = 512;
 pub const ACTIVATION_SWIGLU: u32 = 0;
 pub const ACTIVATION_SWIGLU_STEP: u32 = 1;
 pub const ACTIVATION_SITU: u32 = 2;
@@ -35,6 +42,19 @@ pub const PREPARE_THREADS: u32 = 128;
 pub const ROUNDING_BINADES: u32 = 18;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
 pub const GEMM_PORTABLE_THREADS: u32 = 128;
+pub const GEMM_SM100_THREADS: u32 = 192;
+pub const GEMM_SM100_BF16_THREADS: u32 = 448;
+pub const GEMM_SM100_SHARED_BYTES: u32 = 232448;
+pub const SM100_TILE_ROWS: u32 = 128;
+pub const SM100_TILE_COLS: u32 = 256;
+pub const SM100_TILE_BYTES: u32 = 18432;
+pub const SM100_BARRIER_FULL: u32 = 0;
+pub const SM100_BARRIER_EMPTY: u32 = 16;
+pub const SM100_BARRIER_SUMS_FULL: u32 = 32;
+pub const SM100_BARRIER_SUMS_EMPTY: u32 = 48;
+pub const SM100_BARRIER_PIECE_FULL: u32 = 64;
+pub const SM100_BARRIER_PIECE_EMPTY: u32 = 80;
+pub const SM100_ROW_ALIGNMENT: u32 = 8;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct DeviceStatus {
@@ -43,6 +63,32 @@ pub struct DeviceStatus {
     pub out_of_range_ids: u64,
     pub first_bad: u64,
     pub calls: u64,
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct HangRecord {
+    pub kernel: u32,
+    pub block: u32,
+    pub barrier: u16,
+    pub parity: u16,
+    pub milliseconds: u32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct WaitBound {
+    pub record: *mut HangRecord,
+    pub nanoseconds: u64,
+    pub kernel: u32,
+    pub reserved: u32,
+}
+impl Default for WaitBound {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
 }
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -153,8 +199,10 @@ pub struct QuantizeParams {
     pub block_scale: *mut u8,
     pub row_scale: *mut f32,
     pub static_scale: *const f32,
+    pub next_scale: *const f32,
+    pub next_scale_copy: *mut f32,
     pub num_cols: i32,
-    pub reserved: i32,
+    pub line_rows: i32,
 }
 impl Default for QuantizeParams {
     fn default() -> Self {
@@ -508,6 +556,80 @@ pub struct PrepareSwizzledParams {
     pub reserved: i32,
 }
 impl Default for PrepareSwizzledParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmSm100Params {
+    pub list: TileList,
+    pub tiles: *const u8,
+    pub expert_stride: u64,
+    pub alphas: *const f32,
+    pub bias: *const ::std::os::raw::c_void,
+    pub rows: *const ::std::os::raw::c_void,
+    pub block_scale: *const u8,
+    pub row_scale: *const f32,
+    pub row_scale_stride: i64,
+    pub num_rows: i64,
+    pub out: *mut ::std::os::raw::c_void,
+    pub out_block_scale: *mut u8,
+    pub out_scale: *const f32,
+    pub status: *mut DeviceStatus,
+    pub row_to_slot: *const i32,
+    pub out_row_stride: i64,
+    pub top_k: i32,
+    pub k: i32,
+    pub features: i32,
+    pub alpha_by_row: i32,
+    pub pad_rows: i32,
+    pub activation: Activation,
+    pub reserved: i32,
+    pub bound: WaitBound,
+}
+impl Default for GemmSm100Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ArrangeSm100Params {
+    pub source: RowSource,
+    pub x: *const ::std::os::raw::c_void,
+    pub x_row_stride: i64,
+    pub out: *mut ::std::os::raw::c_void,
+    pub num_rows: i64,
+    pub num_cols: i32,
+    pub reserved: i32,
+}
+impl Default for ArrangeSm100Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PrepareSm100Params {
+    pub source: PrepareSource,
+    pub tiles: *mut u8,
+    pub num_slabs: i32,
+    pub row_order: i32,
+}
+impl Default for PrepareSm100Params {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

@@ -4,11 +4,13 @@
 pub use super::hopper::{GEMM_ROWS, TILE, fp8_row_bytes, rounds, tiles_of_cta};
 pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS};
 pub use super::plan::LayerPlan;
+pub use super::sm100::{LAYER_ROWS, LINEAR_ROWS};
 pub use super::storage::ExpertSlice;
 
 use super::families;
 use super::family::Family;
 use super::hopper::Hopper;
+use super::sm100::Sm100;
 use crate::config::{LayerConfig, Mode};
 use crate::error::Result;
 use crate::shape::MoeShape;
@@ -17,6 +19,12 @@ use crate::shape::MoeShape;
 pub fn hopper_slice(hidden: usize, inter: usize) -> ExpertSlice {
     let shape = MoeShape { experts: 1, hidden, inter, projections: 2 };
     ExpertSlice::new(shape, false, |walk, rows, cols| Hopper.matrix(walk, rows, cols))
+}
+
+/// How compute capability 10.x lays out the experts of a layer.
+pub fn sm100_slice(hidden: usize, inter: usize) -> ExpertSlice {
+    let shape = MoeShape { experts: 1, hidden, inter, projections: 2 };
+    ExpertSlice::new(shape, false, |walk, rows, cols| Sm100.matrix(walk, rows, cols))
 }
 
 /// What Hopper's products of bf16 lack.

@@ -108,6 +108,8 @@ impl LayerCall<'_> {
         let params = params::QuantizeParams {
             input: self.quantizer_x(chunk),
             static_scale: self.static_scale(0),
+            next_scale: if self.plan.h.line_rows > 0 { self.static_scale(1) } else { std::ptr::null() },
+            next_scale_copy: self.plan.h.global_scale.pointer(self.base),
             num_cols: self.config.hidden_size as i32,
             ..self.plan.x.as_output(self.base)
         };
@@ -139,20 +141,23 @@ impl LayerCall<'_> {
             num_cols: self.config.hidden_size as i32,
             reserved: 0,
         };
-        let h = params::AmaxParams {
-            source: self.h_rows(chunk),
-            x: self.plan.h.rows.pointer(self.base).cast_const().cast(),
-            x_row_stride: self.plan.h_stride as i64,
-            amax: State::amax_at(state, 1),
-            num_cols: self.config.intermediate_size as i32,
-            reserved: 0,
-        };
         let by_rows = self.layer.device.by_rows(AMAX_ROWS, self.plan.rows);
         // SAFETY: regions of the workspace, the layer's own state; x as the header states.
         unsafe {
             self.launch(by_rows, &x)?;
-            self.launch(by_rows, &h)
+            for (offset, x_row_stride, num_cols) in self.plan.h_parts(self.config.intermediate_size) {
+                let h = params::AmaxParams {
+                    source: self.h_rows(chunk),
+                    x: self.plan.h.rows.pointer(self.base).wrapping_add(offset).cast_const().cast(),
+                    x_row_stride: x_row_stride as i64,
+                    amax: State::amax_at(state, 1),
+                    num_cols: num_cols as i32,
+                    reserved: 0,
+                };
+                self.launch(by_rows, &h)?;
+            }
         }
+        Ok(())
     }
 
     /// The grouped rows of a chunk, and the weight tiles of a matrix.

@@ -20,7 +20,8 @@ pub struct LinearCall<'a> {
 }
 
 impl LinearCall<'_> {
-    fn source(&self) -> params::RowSource {
+    /// The caller's rows.
+    pub fn source(&self) -> params::RowSource {
         params::RowSource { num_rows: self.args.num_tokens as i32, top_k: 1, ..Default::default() }
     }
 

@@ -32,6 +32,10 @@ pub enum Form {
     Decoded,
     /// NVFP4 with 128x4 swizzled block scales.
     Swizzled,
+    /// NVFP4 in lines of 128 bytes (`kernels/common/lines.cuh`).
+    Lines,
+    /// bf16 in such lines.
+    Bf16Lines,
     /// e4m3, so many bytes a row.
     Fp8 {
         /// From one row to the next.
@@ -54,6 +58,8 @@ pub struct PlanRules {
     pub h: Form,
     /// Elements of bf16 from one row of h to the next.
     pub h_stride: usize,
+    /// Does GEMM1 leave rows of bf16, for a quantiser that makes `h` of them?
+    pub h_rows: bool,
     /// The tile whose work follows its rows: lists of such tiles begin with the widest.
     pub widest_first_at: Option<u32>,
     /// Does GEMM1 leave its sums in f32, for a kernel that activates?
@@ -67,20 +73,33 @@ pub struct Operand {
     pub rows: Region<u8>,
     pub block_scale: Region<u8>,
     pub global_scale: Region<f32>,
+    /// In lines: rows from one line to the next of the same row. Else 0.
+    pub line_rows: usize,
 }
 
 impl Operand {
     fn new(walk: &mut Walk, form: Form, rows: usize, cols: usize) -> Self {
-        let (row_bytes, scales) = match form {
-            Form::Bf16 | Form::Decoded => (2 * cols, 0),
-            Form::Fp8 { row_bytes } => (row_bytes, 0),
-            Form::Swizzled => (cols / 2, sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize),
+        let in_lines = matches!(form, Form::Lines | Form::Bf16Lines);
+        let line_rows = if in_lines { rows.next_multiple_of(params::SM100_ROW_ALIGNMENT as usize) } else { 0 };
+        let lines =
+            |cols_of_a_line: u32| cols.div_ceil(cols_of_a_line as usize) * line_rows * params::LINE_BYTES as usize;
+        let (bytes, scales) = match form {
+            Form::Bf16 | Form::Decoded => (rows * 2 * cols, 0),
+            Form::Fp8 { row_bytes } => (rows * row_bytes, 0),
+            Form::Swizzled => (rows * cols / 2, sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize),
+            Form::Lines => {
+                let steps = cols.div_ceil(params::LINE_STEP_COLS as usize);
+                let scales = steps * line_rows * params::LINE_STEP_BYTES as usize + params::LINE_SCALE_SLACK as usize;
+                (lines(params::LINE_CODE_COLS), scales)
+            }
+            Form::Bf16Lines => (lines(params::LINE_BF16_COLS) + params::LINE_BF16_SLACK as usize, 0),
         };
         Operand {
             form,
-            rows: walk.region(rows * row_bytes),
+            rows: walk.region(bytes),
             block_scale: walk.region(scales),
-            global_scale: walk.region(if form == Form::Bf16 { 0 } else { rows }),
+            global_scale: walk.region(if matches!(form, Form::Bf16 | Form::Bf16Lines) { 0 } else { rows }),
+            line_rows,
         }
     }
 
@@ -88,10 +107,11 @@ impl Operand {
     pub fn as_output(&self, base: *mut u8) -> params::QuantizeParams {
         let row_scale = self.global_scale.pointer(base);
         match self.form {
-            Form::Swizzled => params::QuantizeParams {
+            Form::Swizzled | Form::Lines => params::QuantizeParams {
                 packed: self.rows.pointer(base),
                 block_scale: self.block_scale.pointer(base),
                 row_scale,
+                line_rows: self.line_rows as i32,
                 ..Default::default()
             },
             _ => params::QuantizeParams { decoded: self.rows.pointer(base).cast(), row_scale, ..Default::default() },
@@ -142,6 +162,8 @@ pub struct LayerPlan {
     pub x_by_row: bool,
     /// GEMM1's input where it is not the caller's x, of a chunk.
     pub x: Operand,
+    /// bf16 rows of h that a quantiser reads, which makes `h` of them. Empty where GEMM1 leaves h itself.
+    pub h_rows: Region<u16>,
     /// bf16: y, GEMM2's result; before that, where the activation is a kernel of its own, f32: GEMM1's gate and up.
     pub gemm_out: Region<f32>,
     pub workspace_size: u64,
@@ -203,12 +225,15 @@ impl LayerPlan {
             h_stride,
             x_by_row,
             x: Operand::default(),
+            h_rows: Region::default(),
             gemm_out: Region::default(),
             workspace_size: 0,
         };
         let mut shared = walk.clone();
         let x_walk = if rules.x_in_place_of_y { &mut shared } else { &mut walk };
         plan.x = rules.x.map_or_else(Operand::default, |form| Operand::new(x_walk, form, x_rows, hidden));
+        // GEMM2, which writes y, comes after its quantiser.
+        plan.h_rows = x_walk.region(if rules.h_rows { rows * inter } else { 0 });
         plan.gemm_out = walk.region(gemm_out_len);
         plan.workspace_size = walk.size().max(shared.size());
         plan
@@ -217,6 +242,17 @@ impl LayerPlan {
     /// Where GEMM2 writes, and combine reads: bf16 [rows, hidden].
     pub fn y(&self, base: *mut u8) -> *mut c_void {
         self.gemm_out.pointer(base).cast()
+    }
+
+    /// Where bf16 h of so many columns lies, as parts that each have a piece of every row: byte offset, elements from one
+    /// row to the next, columns. Lines are padded with zeros.
+    pub fn h_parts(&self, cols: usize) -> Vec<(usize, usize, usize)> {
+        let (line_rows, line_cols) = (self.h.line_rows, params::LINE_BF16_COLS as usize);
+        if line_rows == 0 {
+            return vec![(0, self.h_stride, cols)];
+        }
+        let line_bytes = line_rows * params::LINE_BYTES as usize;
+        (0..cols.div_ceil(line_cols)).map(|line| (line * line_bytes, line_cols, line_cols)).collect()
     }
 
     /// Shared memory with which one block of threads routes; `None` where it takes more kernels.

@@ -5,6 +5,8 @@
 //! slice     = w13 | w2 | f32 {gate, up, down} output factors | bf16 biases of w13, gate first, and of w2, if there may be
 //! Hopper    tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (kernels/hopper/layout.cuh); in w13 gate and up
 //!           rows alternate by 8
+//! sm100     tiles [m_tiles, slabs] of 128 rows x 256 columns, 18432 bytes (kernels/sm100/layout.cuh); in w13 tiles of gate and of
+//!           up take turns
 //! portable  codes [rows, cols / 2], then block scales in tiles of 128 x 4; in w13 gate rows come first
 //! ```
 

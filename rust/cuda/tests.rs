@@ -6,12 +6,13 @@ use super::hopper::Hopper;
 use super::kernels::params;
 use super::plan::LayerPlan;
 use super::portable::Portable;
+use super::sm100::Sm100;
 use super::storage::ExpertSlice;
 use crate::activation::{Activation, ActivationKind};
 use crate::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 
 const MODES: [Mode; 3] = [Mode::Bf16, Mode::Nvfp4, Mode::Fp8];
-const FAMILIES: [&dyn Family; 2] = [&Hopper, &Portable];
+const FAMILIES: [&dyn Family; 3] = [&Hopper, &Portable, &Sm100];
 
 /// DeepSeek-V4-Pro under EP8, mode bf16.
 pub fn layer_config() -> LayerConfig {
@@ -76,6 +77,42 @@ fn pro_under_ep8_with_8192_tokens_stays_within_150_megabytes() {
     assert_eq!(plan.chunks, 7);
     let plan = plan_of(&Hopper, &layer(4096, 2048, 256, 256, Mode::Bf16), 8192);
     assert_eq!((plan.chunks, plan.rows), (1, 8192 * 6), "all experts here, 192 rows each");
+}
+
+#[test]
+fn sm100_needs_no_more_workspace_than_hopper_but_for_aligned_rows() {
+    for (mode, scale_policy) in
+        [(Mode::Bf16, ScalePolicy::Dynamic), (Mode::Nvfp4, ScalePolicy::Dynamic), (Mode::Nvfp4, ScalePolicy::Static)]
+    {
+        let config = LayerConfig { scale_policy, ..layer(7168, 3072, 384, 48, mode) };
+        for tokens in [1, 64, 1024, 8192, 65_536] {
+            let (hopper, sm100) = (plan_of(&Hopper, &config, tokens), plan_of(&Sm100, &config, tokens));
+            // Of a row: h, y, and its slot in each chunk's table.
+            let padding = 7 * 48.min(6 * tokens) * (2 * 7168 + 2 * 3072 + 4 * sm100.chunks) + 8192;
+            let most = hopper.workspace_size + padding as u64;
+            assert!(sm100.workspace_size <= most, "{mode:?}, {tokens} tokens: {} > {most}", sm100.workspace_size);
+        }
+        assert!(plan_of(&Sm100, &config, 8192).workspace_size <= 150_000_000 + 7 * 48 * 20_480, "{mode:?}");
+    }
+}
+
+#[test]
+fn lines_have_room_for_what_kernels_touch() {
+    for (cols, code_lines, bf16_lines, steps) in [(16, 1, 1, 1), (256, 1, 4, 4), (272, 2, 5, 5), (7168, 28, 112, 112)] {
+        let plan = |mode| plan_of(&Sm100, &layer(64, cols, 8, 8, mode), 3);
+        let (codes, bf16) = (plan(Mode::Nvfp4), plan(Mode::Bf16));
+        let rows = codes.h.line_rows;
+        assert_eq!((rows, bf16.h.line_rows), ((18 + 7 * 8) & !7, rows), "3 tokens of 6 slots over 8 experts");
+        assert_eq!(codes.h.rows.len, code_lines * rows * 128);
+        assert_eq!(codes.h.block_scale.len, steps * rows * 16 + 512, "32 rows are read from the last on");
+        assert_eq!(bf16.h.rows.len, bf16_lines * rows * 128 + 1024, "16 rows are read from the last 8 on");
+        assert_eq!((codes.h_rows.len, bf16.h_rows.len), (codes.rows * cols, 0), "a dynamic scale needs a quantiser");
+        let parts = bf16.h_parts(cols);
+        assert_eq!(parts.len(), bf16_lines);
+        assert!(parts.iter().enumerate().all(|(line, part)| *part == (line * rows * 128, 64, 64)), "{parts:?}");
+    }
+    let hopper = plan_of(&Hopper, &layer(64, 48, 8, 8, Mode::Bf16), 3);
+    assert_eq!(hopper.h_parts(48), [(0, 48, 48)]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and
- * ends. With the stand-in libcuda nothing reads them. The argument is the device kind. Exit status 77: UNSUPPORTED. */
+ * ends. With the stand-in libcuda nothing reads them. The arguments: the device kind; if there is a second, a GPU
+ * without mode fp8, and a layer of static scales as well. Exit status 77: UNSUPPORTED. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -43,13 +44,14 @@ static void refused_in_a_child(int32_t device_kind, nvfp4_moe_layer* layer) {
 }
 
 // Of SwiGLU; or of an activation without a gate, with biases. Weights are rounded where that may cost something.
-static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, float fp8_max_error) {
+static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, int32_t scale_policy,
+                      float fp8_max_error) {
   static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
   struct CUstream_st* stream = ADDRESS(99);
   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
                                .device_kind = device_kind,
                                .mode = mode,
-                               .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
+                               .scale_policy = scale_policy,
                                .hidden_size = 4096,
                                .intermediate_size = 2048,
                                .num_experts = 256,
@@ -69,6 +71,8 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, flo
                                      .w2 = ADDRESS(4),
                                      .w2_block_scale = ADDRESS(5),
                                      .w2_global_scale = ADDRESS(6),
+                                     .w13_input_scale = 0.01f,
+                                     .w2_input_scale = 0.01f,
                                      .w13_bias = desc.has_bias ? ADDRESS(8) : NULL};
   check(nvfp4_moe_layer_prepare(layer, &weights, ADDRESS(7), storage, stream));
   for (size_t i = 0; i < sizeof tokens / sizeof *tokens; ++i) {
@@ -81,8 +85,9 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, flo
                                  .out = ADDRESS(40),
                                  .workspace = ADDRESS(50),
                                  .workspace_size = workspace};
-    const char *kind = activation == NVFP4_MOE_ACTIVATION_SWIGLU ? "forward" : "ungated";
-    fprintf(stderr, "begin %s%s, mode %d, %d tokens\n", fp8_max_error > 0 ? "rounded " : "", kind, mode, tokens[i]);
+    const char* kind = activation == NVFP4_MOE_ACTIVATION_SWIGLU ? "forward" : "ungated";
+    const char* how = fp8_max_error > 0 ? "rounded " : scale_policy == NVFP4_MOE_SCALE_STATIC ? "static " : "";
+    fprintf(stderr, "begin %s%s, mode %d, %d tokens\n", how, kind, mode, tokens[i]);
     check(nvfp4_moe_layer_forward(layer, &args, stream));
     fprintf(stderr, "end\n");
   }
@@ -121,14 +126,17 @@ static void run_linear(int32_t device_kind, int32_t mode) {
 int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
   for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
-    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU, 0);
-    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2, 0);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_DYNAMIC, 0);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_DYNAMIC, 0);
     run_linear(device_kind, mode);
   }
-  if (device_kind == NVFP4_MOE_DEVICE_CUDA) {
+  if (argc > 2) {
+    run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_STATIC, 0);
+    run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_STATIC, 0);
+  } else if (device_kind == NVFP4_MOE_DEVICE_CUDA) {
     for (float error = 0; error < 0.2f; error += 0.1f) {
-      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU, error);
-      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2, error);
+      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_DYNAMIC, error);
+      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_DYNAMIC, error);
     }
   }
   return 0;

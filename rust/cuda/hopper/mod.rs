@@ -89,6 +89,7 @@ impl Family for Hopper {
             x_in_place_of_y: true,
             h,
             h_stride,
+            h_rows: false,
             widest_first_at: Some(params::GEMM_SM90_WIDEST_ROWS),
             gemm1_sums: false,
         }

@@ -12,10 +12,10 @@ namespace {
 constexpr uint32_t kRowTileSizes[] = {GEMM_SM90_ROW_TILES(NVFP4_ROWS)};
 #undef NVFP4_ROWS
 
-template <int kMTiles>
+template <int kMTiles, int kRowStep = 8>
 void walk(const TileList& list, rust::Vec<Tile>& tiles) {
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    for_each_tile<kMTiles>(list, [&](const nvfp4::Tile& tile) {
+    for_each_tile<kMTiles, kRowStep>(list, [&](const nvfp4::Tile& tile) {
       tiles.push_back(
           Tile{blockIdx.x, tile.expert, tile.first_m_tile, tile.num_m_tiles, tile.first_row, tile.num_rows});
     });
@@ -78,6 +78,10 @@ rust::Vec<Tile> walk(const Launch& launch) {
   list.tile_rows = launch.tile_rows;
   gridDim.x = launch.num_ctas;
   rust::Vec<Tile> tiles;
+  if (launch.is_sm100) {
+    walk<1, sm100::kRowStep>(list, tiles);
+    return tiles;
+  }
   switch (launch.weight_tiles) {
     case 1: walk<1>(list, tiles); break;
     case 2: walk<2>(list, tiles); break;

@@ -25,6 +25,8 @@ pub mod facts {
         num_ctas: i32,
         /// Of a CTA: 1, 2 or 4.
         weight_tiles: i32,
+        /// By the step of compute capability 10.x; its CTA has one weight tile.
+        is_sm100: bool,
     }
 
     /// What one step of `for_each_tile` multiplies.
@@ -89,6 +91,23 @@ pub mod facts {
         fn fp8_table_high(scale: u32) -> u32;
         fn e5m3_scale(e4m3: u32) -> u32;
         fn scatter_pair(pair: u32, low: u32, high: u32) -> u32;
+    }
+
+    #[namespace = "nvfp4"]
+    unsafe extern "C++" {
+        fn row_code(row: i64, col: i32, num_rows: i64) -> i64;
+        fn row_block_scale(row: i64, block: i32, quarter: i32, num_rows: i64) -> i64;
+        fn row_bf16(row: i64, col: i32, num_rows: i64) -> i64;
+    }
+
+    #[namespace = "nvfp4::sm100"]
+    unsafe extern "C++" {
+        fn tile_code(row: i32, col: i32) -> i32;
+        fn tile_scale(row: i32, block: i32) -> i32;
+        fn tile_offset(m: i32, slab: i32, num_slabs: i32, halves: i32, half: i32) -> i64;
+        fn spread_codes(codes: u32, i: i32) -> u32;
+        fn spread_scale(e4m3: u32) -> u32;
+        fn fits(bf16: bool, halves: i32, tile_rows: i32) -> bool;
     }
 
     unsafe extern "C++" {

@@ -33,7 +33,15 @@ fn launches() -> impl Strategy<Value = [Launch; 2]> {
     let rows_of_experts = prop::collection::vec((0..3, 0..1000), 1..=40);
     (1..=18, 1..=70, rows_of_experts).prop_map(|(eights, m_tiles, experts)| {
         let tile_rows = 8 * eights;
-        let mut linear = Launch { groups: Vec::new(), num_rows: 0, m_tiles, tile_rows, num_ctas: 1, weight_tiles: 1 };
+        let mut linear = Launch {
+            groups: Vec::new(),
+            num_rows: 0,
+            m_tiles,
+            tile_rows,
+            num_ctas: 1,
+            weight_tiles: 1,
+            is_sm100: false,
+        };
         // Behind the end marks lies what an earlier call left.
         let mut groups = vec![Group { expert: 7, first_row: 7, num_rows: 7, first_tile: 7 }; experts.len() + 2];
         let (mut count, mut first_tile) = (0, 0);
