@@ -3,7 +3,7 @@
 
 use super::device::Device;
 use super::devices;
-use super::driver::Relaxed;
+use super::driver;
 use super::families;
 use super::family::Family;
 use super::forward::LayerCall;
@@ -18,6 +18,7 @@ use crate::config::{KernelChoice, LayerConfig, Mode};
 use crate::error::Result;
 use crate::shape::RowOrder;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// A mode that a layer computes in, and how its calls are laid out.
 #[derive(Debug)]
@@ -53,7 +54,10 @@ impl CudaLayer {
         }
         let (device, family) = devices::with_family(ordinal, choice)?;
         family.check_mode(ordinal, config.mode)?;
-        let tiles = family.tile_table(config)?;
+        let tiles = match device.has_proved_finer_tiles.load(Relaxed) {
+            true => family.tile_table(config)?,
+            false => family.tile_table_without_proof(config)?,
+        };
         check_local_experts(config.num_local_experts)?;
         let state = State::allocate(&device)?;
         let slice =
@@ -65,6 +69,12 @@ impl CudaLayer {
             own: Computation::new(family, config, config.mode),
             calibrating: Computation::new(family, config, Mode::Bf16),
         })
+    }
+
+    /// Take tiles of so many rows from now on.
+    pub fn set_tile_rows(&mut self, rows: u32) -> Result<()> {
+        self.tiles = self.family.tile_table(&LayerConfig { tile_rows: Some(rows), ..self.own.config.clone() })?;
+        Ok(())
     }
 
     /// Enqueue the copies of both biases into the experts' slices; a bias that is not there is 0.
@@ -200,7 +210,7 @@ impl LayerBackend for CudaLayer {
         let storage = check_storage(storage, self.storage_size(), "Ask nvfp4_moe_layer_storage_size.")?;
         let device = self.layer.device.clone();
         let _entered = device.enter()?;
-        let _relaxed = Relaxed::capture()?;
+        let _relaxed = driver::Relaxed::capture()?;
         refuse_capture(stream)?;
         // SAFETY: the tensors are device memory as the header states, and so is the storage; the device is entered.
         unsafe {
