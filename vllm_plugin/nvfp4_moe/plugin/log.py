@@ -30,6 +30,14 @@ def experts_active(weights: str = "NVFP4") -> None:
         reason,
         settings.DISABLE,
     )
+    say_proof()
+
+
+@cache
+def say_proof() -> None:
+    """How the kernels were verified, where that is not the usual way."""
+    if proof := support.proof(current_platform.device_type):
+        logger.warning("nvfp4_moe's %s docs/blackwell.md says more.", proof)
 
 
 def experts_refused(reason: str, weights: str = "NVFP4") -> None:
@@ -54,3 +62,4 @@ def linears_active(kernel: str) -> None:
         reason,
         kernel,
     )
+    say_proof()
