@@ -46,10 +46,11 @@ impl Matrix {
         for row in first_row..first_row + rows {
             let only = hash(seed, row) as usize % cols;
             let code = |col: usize| {
-                let random = hash(seed + 1, row * cols + col);
+                let (word, digit) = ((row * cols + col) / 7, (row * cols + col) % 7); // of 28 random bits
+                let random = hash(seed + 1, word) >> (4 * digit) & 15;
                 let positive = 1 + (random % 7) as u8;
                 match kind {
-                    Codes::Any => random as u8 & 15,
+                    Codes::Any => random as u8,
                     Codes::Positive => positive,
                     Codes::One => {
                         if col == only {
