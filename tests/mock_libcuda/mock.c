@@ -3,7 +3,8 @@
  * without a GPU. It plays one GPU of 132 multiprocessors, an H100 (compute capability 9.0) or what MOCK_CAPABILITY
  * says, 100 for 10.0. Device memory is never touched, but the last copy to it is kept. With MOCK_QUIET in the
  * environment it logs nothing and counts launches instead, so that the time of a call is the host's own. Two families of
- * kernels compute the same, or, with MOCK_DIFFERENCE, what compares them finds this byte everywhere. */
+ * kernels compute the same, or, with MOCK_DIFFERENCE, what compares them finds this byte everywhere. MOCK_CAPTURING sets
+ * mock_capturing. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +51,7 @@ static _Thread_local int relaxed;
 __attribute__((constructor)) static void read_environment(void) {
   quiet = getenv("MOCK_QUIET") != NULL;
   difference = getenv("MOCK_DIFFERENCE") ? atoi(getenv("MOCK_DIFFERENCE")) : 0;
+  mock_capturing = getenv("MOCK_CAPTURING") ? atoi(getenv("MOCK_CAPTURING")) : 0;
 }
 
 uint64_t mock_launches(void) { return launches; }

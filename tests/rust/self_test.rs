@@ -22,11 +22,12 @@ fn on_a_device() {
 }
 
 /// The test above on the stand-in, where every copy of a comparison's result to the host is full of this byte.
-fn on_the_stand_in(folder: &Path, difference: &str) -> String {
+fn on_the_stand_in(folder: &Path, difference: &str, capturing: &str) -> String {
     let child = Command::new(env::current_exe().unwrap())
         .args(["--exact", "on_a_device", "--ignored", "--nocapture"])
         .env("LD_LIBRARY_PATH", folder)
         .env("MOCK_DIFFERENCE", difference)
+        .env("MOCK_CAPTURING", capturing)
         .output();
     let Output { status, stdout, stderr } = child.unwrap();
     let (said, calls) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
@@ -45,20 +46,24 @@ fn equal_bits_pass_and_others_are_refused_with_both() {
     assert!(status.unwrap().success());
     fs::copy(&driver, folder.path().join("libcuda.so")).unwrap();
 
-    let said = on_the_stand_in(folder.path(), "0");
+    let said = on_the_stand_in(folder.path(), "0", "0");
     assert_eq!(said.matches(" ms: Ok(())").count(), 3, "{said}");
     let compared = said.matches("cuLaunchKernelEx compare_values").count();
-    // Three layers and a linear in two modes; each in tiles of 11 sizes, and for many tokens and few.
-    assert_eq!(compared, 3 * 4 * 2 * 11 * 2);
+    // Three layers and a linear; bf16, static and dynamic scales; tiles of 11 sizes; many tokens and few.
+    assert_eq!(compared, 3 * 4 * 3 * 11 * 2);
     assert_eq!(
         said.matches("call cuMemAlloc").count(),
         said.matches("call cuMemFree").count() + 1,
         "all but the status"
     );
 
-    let said = on_the_stand_in(folder.path(), "1");
+    // Every stream of a caller's is being captured in the strictest mode: no call breaks that, or is refused.
+    let said = on_the_stand_in(folder.path(), "0", "1");
+    assert_eq!(said.matches(" ms: Ok(())").count(), 3, "{said}");
+
+    let said = on_the_stand_in(folder.path(), "1", "0");
     let wrong = "device_kind is 1 (own kernels), which fail their self-test on CUDA device 0 (compute capability 9.0): mode \
-                 Bf16, SwiGLU, 203 tokens in tiles of 8: row 0, column 0 is 0 by its own kernels and 0 by the portable ones; \
+                 Bf16, Static scales, SwiGLU, 203 tokens in tiles of 8: row 0, column 0 is 0 by its own kernels and 0 by the portable ones; \
                  16843009 of 107184 values differ, and none may. Pass 2, the portable kernels (cuda-portable)";
     assert_eq!(said.matches(wrong).count(), 3, "{said}");
 }

@@ -84,8 +84,8 @@ impl LayerCase {
     }
 
     /// The same in this mode, by these kernels.
-    pub fn config(&self, device: Device, mode: Mode) -> LayerConfig {
-        LayerConfig { device, mode, ..self.config.clone() }
+    pub fn config(&self, device: Device, mode: Mode, scale_policy: ScalePolicy) -> LayerConfig {
+        LayerConfig { device, mode, scale_policy, ..self.config.clone() }
     }
 
     /// Its weights, put there.
@@ -170,8 +170,8 @@ impl LinearCase {
     }
 
     /// The same in this mode, by these kernels.
-    pub fn config(&self, device: Device, mode: Mode) -> LinearConfig {
-        LinearConfig { device, mode, ..self.config.clone() }
+    pub fn config(&self, device: Device, mode: Mode, scale_policy: ScalePolicy) -> LinearConfig {
+        LinearConfig { device, mode, scale_policy, ..self.config.clone() }
     }
 
     /// Its weight, put there.

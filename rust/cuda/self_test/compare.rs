@@ -6,7 +6,7 @@ use super::data::of_bf16;
 use crate::call::{
     InputScales, LayerArgs, LayerBackend, LinearArgs, LinearBackend, Storage, Stream, Tensor, Workspace,
 };
-use crate::config::{Device as Place, KernelChoice, Mode};
+use crate::config::{Device as Place, KernelChoice, Mode, ScalePolicy};
 use crate::cuda::device::Device;
 use crate::cuda::family::Family;
 use crate::cuda::kernels::{COMPARE_VALUES, params};
@@ -127,8 +127,9 @@ fn unless_refused<T>(made: Result<T>) -> Result<Option<T>> {
 
 impl Bench {
     /// A layer in a mode.
-    pub fn compare_layer(&self, case: &LayerCase, mode: Mode) -> Result<Outcome> {
-        let made = |choice| CudaLayer::new(self.ordinal, choice, &case.config(Place::Cuda(self.ordinal, choice), mode));
+    pub fn compare_layer(&self, case: &LayerCase, (mode, scales): (Mode, ScalePolicy)) -> Result<Outcome> {
+        let config = |choice| case.config(Place::Cuda(self.ordinal, choice), mode, scales);
+        let made = |choice| CudaLayer::new(self.ordinal, choice, &config(choice));
         let Some(own) = unless_refused(made(KernelChoice::Own))? else { return Ok(Outcome::Refused) };
         let mut tensors = Tensors::of(self);
         let (weights, args) = (case.weights(&mut tensors)?, case.args(&mut tensors)?);
@@ -141,13 +142,13 @@ impl Bench {
         let (portable, _) = prepared(made(KernelChoice::Portable)?)?;
         let (own, storage) = prepared(own)?;
         self.plant(storage)?;
-        self.compare(&format!("{mode:?}, {}", case.name), own, &portable, case.config.hidden_size)
+        self.compare(&format!("{mode:?}, {scales:?} scales, {}", case.name), own, &portable, case.config.hidden_size)
     }
 
     /// A linear in a mode.
-    pub fn compare_linear(&self, case: &LinearCase, mode: Mode) -> Result<Outcome> {
-        let made =
-            |choice| CudaLinear::new(self.ordinal, choice, &case.config(Place::Cuda(self.ordinal, choice), mode));
+    pub fn compare_linear(&self, case: &LinearCase, (mode, scales): (Mode, ScalePolicy)) -> Result<Outcome> {
+        let config = |choice| case.config(Place::Cuda(self.ordinal, choice), mode, scales);
+        let made = |choice| CudaLinear::new(self.ordinal, choice, &config(choice));
         let Some(own) = unless_refused(made(KernelChoice::Own))? else { return Ok(Outcome::Refused) };
         let mut tensors = Tensors::of(self);
         let (weights, x) = (case.weights(&mut tensors)?, tensors.put(&case.x)?.pointer);
@@ -164,7 +165,7 @@ impl Bench {
         let (portable, _) = prepared(made(KernelChoice::Portable)?)?;
         let (own, storage) = prepared(own)?;
         self.plant(storage)?;
-        self.compare(&format!("{mode:?}, linear"), own, &portable, out_row_stride)
+        self.compare(&format!("{mode:?}, {scales:?} scales, linear"), own, &portable, out_row_stride)
     }
 
     /// Turn a bit of a code of the first rows, if this is a test of the test.
@@ -180,10 +181,9 @@ impl Bench {
         Ok(())
     }
 
-    /// Sizes of tiles that the family has, those that need a proof last.
-    fn sizes(&self) -> Vec<u32> {
-        let mut sizes: Vec<_> =
-            (8..=256).step_by(8).filter(|rows| self.family.check_tile_rows(Some(*rows)).is_ok()).collect();
+    /// Sizes of tiles that the family has for it, those that need a proof last.
+    fn sizes(&self, own: &mut impl Subject) -> Vec<u32> {
+        let mut sizes: Vec<_> = (8..=256).step_by(8).filter(|rows| own.set_tile_rows(*rows).is_ok()).collect();
         sizes.sort_by_key(|rows| self.family.needs_proof(*rows));
         sizes
     }
@@ -191,7 +191,8 @@ impl Bench {
     fn compare(&self, what: &str, mut own: impl Subject, portable: &impl Subject, cols: usize) -> Result<Outcome> {
         let mut tensors = Tensors::of(self);
         let mut largest = own.workspace_size().max(portable.workspace_size());
-        for rows in self.sizes() {
+        let sizes = self.sizes(&mut own);
+        for &rows in &sizes {
             own.set_tile_rows(rows)?;
             largest = largest.max(own.workspace_size());
         }
@@ -202,7 +203,7 @@ impl Bench {
             found: tensors.reserve(size_of::<params::Differences>())?,
         };
         self.forward(portable, TOKENS, buffers.expected, &buffers, cols)?;
-        for rows in self.sizes() {
+        for rows in sizes {
             own.set_tile_rows(rows)?;
             for tokens in [TOKENS, 3] {
                 if let Some(difference) = self.difference(&own, tokens, &buffers, cols)? {

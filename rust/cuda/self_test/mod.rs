@@ -16,15 +16,17 @@ use super::devices;
 use super::driver::Relaxed;
 use super::families;
 use super::family::Family;
-use crate::config::{KernelChoice, Mode};
+use crate::config::{KernelChoice, Mode, ScalePolicy};
 use crate::error::{Error, Result};
 use cases::LinearCase;
 use compare::{Bench, Outcome};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Modes that the portable kernels have, too.
-const MODES: [Mode; 2] = [Mode::Bf16, Mode::Nvfp4];
+/// What the portable kernels have, too. A dynamic scale may be any number: a product with it rounds once, because all other
+/// factors are powers of two.
+const COMPUTATIONS: [(Mode, ScalePolicy); 3] =
+    [(Mode::Bf16, ScalePolicy::Static), (Mode::Nvfp4, ScalePolicy::Static), (Mode::Nvfp4, ScalePolicy::Dynamic)];
 
 /// Test a device's own kernels, unless that was done, or its like was proved by those who made them.
 pub fn before_first_use(ordinal: i32, choice: KernelChoice, mode: Mode) -> Result<()> {
@@ -72,11 +74,12 @@ fn compare_all(bench: &Bench) -> Result<Verdict> {
     let (layers, linear) = (cases::layers()?, LinearCase::new());
     let mut has_proved_finer_tiles = true;
     let mut linears = 0;
-    for mode in MODES.into_iter().filter(|mode| bench.family.check_mode(bench.ordinal, *mode).is_ok()) {
+    let has = |(mode, _): &(Mode, ScalePolicy)| bench.family.check_mode(bench.ordinal, *mode).is_ok();
+    for computation in COMPUTATIONS.into_iter().filter(has) {
         let mut compared = 0;
-        let of_layers = layers.iter().map(|case| bench.compare_layer(case, mode));
+        let of_layers = layers.iter().map(|case| bench.compare_layer(case, computation));
         for (outcome, count) in
-            of_layers.map(|outcome| (outcome, true)).chain([(bench.compare_linear(&linear, mode), false)])
+            of_layers.map(|outcome| (outcome, true)).chain([(bench.compare_linear(&linear, computation), false)])
         {
             match outcome? {
                 Outcome::Refused => continue,
@@ -87,7 +90,7 @@ fn compare_all(bench: &Bench) -> Result<Verdict> {
             *(if count { &mut compared } else { &mut linears }) += 1;
         }
         if compared == 0 {
-            return Ok(Verdict::Wrong(format!("mode {mode:?}: 0 layers could be compared; 1 must")));
+            return Ok(Verdict::Wrong(format!("mode {computation:?}: 0 layers could be compared; 1 must")));
         }
     }
     if linears == 0 {

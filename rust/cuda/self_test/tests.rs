@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Is the self-test's data what it claims: sums that no order of additions changes, and a question in every output?
 
+use super::COMPUTATIONS;
 use super::cases::{LayerCase, LinearCase, Memory, TOKENS, ids, layers};
 use super::data::of_bf16;
 use crate::call::{LayerArgs, LayerBackend, Storage, Tensor, Workspace};
-use crate::config::{Device, Mode};
+use crate::config::{Device, Mode, ScalePolicy};
 use crate::cpu::CpuLayer;
 use crate::error::Result;
-use crate::format::{QuantScale, dequantize_row, quantize_row};
+use crate::format::{QuantScale, dequantize_row, dynamic_global_scale, quantize_row};
 use std::collections::HashSet;
 
 /// Where the values are.
@@ -44,10 +45,10 @@ fn rows_of(values: &[u16], cols: usize) -> Vec<Vec<f32>> {
     values.chunks(cols).map(|row| row.iter().copied().map(of_bf16).collect()).collect()
 }
 
-/// As a static input scale of 1 leaves a row.
-fn quantised(row: &[f32]) -> Vec<f32> {
+/// As an input scale leaves a row, but for that scale.
+fn quantised(row: &[f32], scale: f32) -> Vec<f32> {
     let (mut codes, mut scales, mut out) = (vec![0; row.len() / 2], vec![0; row.len() / 16], vec![0.0; row.len()]);
-    let scale = QuantScale::from_global_scale(1.0);
+    let scale = QuantScale::from_global_scale(scale);
     quantize_row(row, scale, &mut codes, |at, byte| scales[at] = byte);
     dequantize_row(&codes, &scales, 1.0, &mut out);
     out
@@ -62,9 +63,11 @@ fn no_order_of_additions_changes_a_sum_and_quantising_x_changes_nothing() {
     for case in layers().unwrap() {
         let (hidden, shape) = (case.config.hidden_size, case.config.shape());
         let x = rows_of(&case.x, hidden);
-        assert!(x.iter().all(|row| quantised(row) == *row), "{}", case.name);
+        assert!(x.iter().all(|row| quantised(row, 1.0) == *row), "{}", case.name);
         let w13: Vec<_> = (0..shape.w13_rows()).map(|row| case.w13.row(row, hidden)).collect();
         assert!(bits_of_sums(&x, &w13) <= 22, "{}", case.name);
+        let dynamic: Vec<_> = x.iter().map(|row| quantised(row, dynamic_global_scale(row))).collect();
+        assert!(bits_of_sums(&dynamic, &w13) <= 22, "{}, dynamic", case.name);
     }
 }
 
@@ -83,9 +86,13 @@ fn what_the_activation_leaves_adds_nothing_or_exactly() {
             (0..inter).map(|i| half::bf16::from_f32(value(i)).to_f32()).collect()
         };
         let h: Vec<_> = rows_of(&case.x, hidden).iter().map(h).collect();
-        assert!(bits_of_sums(&h, &w2) <= 23, "{}", case.name);
-        let h: Vec<_> = h.iter().map(|row| quantised(row)).collect();
-        assert!(bits_of_sums(&h, &w2) <= 23, "{}, quantised", case.name);
+        let check = |what: &str, h: &[Vec<f32>]| {
+            let bits = bits_of_sums(h, &w2);
+            assert!(bits <= 22, "{}, {what}: {bits}", case.name);
+        };
+        check("bf16", &h);
+        check("static", &h.iter().map(|row| quantised(row, 1.0)).collect::<Vec<_>>());
+        check("dynamic", &h.iter().map(|row| quantised(row, dynamic_global_scale(row))).collect::<Vec<_>>());
     }
 }
 
@@ -93,8 +100,8 @@ fn what_the_activation_leaves_adds_nothing_or_exactly() {
 #[test]
 fn outputs_differ_from_one_another_and_from_zero() {
     for case in layers().unwrap() {
-        for mode in [Mode::Bf16, Mode::Nvfp4] {
-            let out = on_the_cpu(&case, mode);
+        for computation in COMPUTATIONS {
+            let out = on_the_cpu(&case, computation);
             let rows = out.chunks(case.config.hidden_size);
             for (token, (row, ids)) in rows.zip(ids().chunks(2)).enumerate() {
                 let distinct = row.iter().collect::<HashSet<_>>().len();
@@ -111,8 +118,8 @@ fn outputs_differ_from_one_another_and_from_zero() {
     assert_eq!([1, 2, 3, 4].map(rows), [128, 1, 89, 0]);
 }
 
-fn on_the_cpu(case: &LayerCase, mode: Mode) -> Vec<u16> {
-    let (mut memory, config) = (Host(Vec::new()), case.config(Device::Cpu, mode));
+fn on_the_cpu(case: &LayerCase, (mode, scales): (Mode, ScalePolicy)) -> Vec<u16> {
+    let (mut memory, config) = (Host(Vec::new()), case.config(Device::Cpu, mode, scales));
     let mut layer = CpuLayer::new(&config);
     let weights = case.weights(&mut memory).unwrap();
     let nothing = Storage { pointer: std::ptr::null_mut(), size: 0 };
