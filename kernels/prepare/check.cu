@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Are a checkpoint's scales such as prepare takes? Asked before it writes, so that a refusal leaves the old weights. And do
-// two families of kernels compute the same? Asked before one is used on a chip that it never ran on.
+// Are a checkpoint's scales such as prepare takes? Asked before it writes, so that a refusal leaves the old weights.
+// And do two families of kernels compute the same? Asked before one is used on a chip that it never ran on.
 #include "../params.h"
 #include "checkpoint.cuh"
 

@@ -23,13 +23,13 @@ fn on_a_device() {
 
 /// The test above on the stand-in, where every copy of a comparison's result to the host is full of this byte.
 fn on_the_stand_in(folder: &Path, difference: &str, capturing: &str) -> String {
-    let child = Command::new(env::current_exe().unwrap())
+    let child = Command::new(env::current_exe().expect("this program"))
         .args(["--exact", "on_a_device", "--ignored", "--nocapture"])
         .env("LD_LIBRARY_PATH", folder)
         .env("MOCK_DIFFERENCE", difference)
         .env("MOCK_CAPTURING", capturing)
         .output();
-    let Output { status, stdout, stderr } = child.unwrap();
+    let Output { status, stdout, stderr } = child.expect("this program starts");
     let (said, calls) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{said}{calls}");
     said + &calls
