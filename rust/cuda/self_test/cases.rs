@@ -85,12 +85,13 @@ impl LayerCase {
 
     /// The same in this mode, by these kernels.
     pub fn config(&self, device: Device, mode: Mode, scale_policy: ScalePolicy) -> LayerConfig {
-        LayerConfig { device, mode, scale_policy, ..self.config.clone() }
+        let has_bias = self.config.has_bias && has_biases(scale_policy);
+        LayerConfig { device, mode, scale_policy, has_bias, ..self.config.clone() }
     }
 
     /// Its weights, put there.
-    pub fn weights(&self, memory: &mut impl Memory) -> Result<LayerWeights> {
-        let (shape, has_bias) = (self.config.shape(), self.config.has_bias);
+    pub fn weights(&self, memory: &mut impl Memory, scale_policy: ScalePolicy) -> Result<LayerWeights> {
+        let (shape, has_bias) = (self.config.shape(), self.config.has_bias && has_biases(scale_policy));
         let mut bias = |seed, rows| has_bias.then(|| memory.put(&biases(seed, rows))).transpose();
         let (w13_bias, w2_bias) = (bias(10, shape.w13_bias())?, bias(11, shape.w2_bias())?);
         Ok(LayerWeights {
@@ -123,6 +124,12 @@ impl LayerCase {
             workspace: Workspace { pointer: std::ptr::null_mut(), size: 0 },
         })
     }
+}
+
+/// With a dynamic scale there are none. It may be any number, and a product with it rounds once, because all other factors
+/// are powers of two. A bias would be added before that or after, as each family does it.
+fn has_biases(scale_policy: ScalePolicy) -> bool {
+    scale_policy == ScalePolicy::Static
 }
 
 /// `[TOKENS, TOP_K]`: experts 1, 2 and 3 have 128 rows, one and 89; 4 has none; 0, 5 and -1 are not here.
@@ -175,13 +182,14 @@ impl LinearCase {
     }
 
     /// Its weight, put there.
-    pub fn weights(&self, memory: &mut impl Memory) -> Result<LinearWeights> {
+    pub fn weights(&self, memory: &mut impl Memory, scale_policy: ScalePolicy) -> Result<LinearWeights> {
+        let bias = has_biases(scale_policy).then(|| memory.put(&biases(26, OUT))).transpose()?;
         Ok(LinearWeights {
             weight: memory.put(&self.weight.codes)?,
             block_scale: memory.put(&self.weight.block_scale)?,
             global_scale: memory.put(&[1.0])?,
             part_ends: vec![OUT],
-            bias: Some(memory.put(&biases(26, OUT))?),
+            bias,
             input_scale: 1.0,
         })
     }

@@ -132,7 +132,7 @@ impl Bench {
         let made = |choice| CudaLayer::new(self.ordinal, choice, &config(choice));
         let Some(own) = unless_refused(made(KernelChoice::Own))? else { return Ok(Outcome::Refused) };
         let mut tensors = Tensors::of(self);
-        let (weights, args) = (case.weights(&mut tensors)?, case.args(&mut tensors)?);
+        let (weights, args) = (case.weights(&mut tensors, scales)?, case.args(&mut tensors)?);
         let mut prepared = |mut layer: CudaLayer| {
             let storage = tensors.storage(layer.storage_size())?;
             // SAFETY: tensors and storage of the sizes that the layer asks for, which live until the comparison ends.
@@ -151,7 +151,7 @@ impl Bench {
         let made = |choice| CudaLinear::new(self.ordinal, choice, &config(choice));
         let Some(own) = unless_refused(made(KernelChoice::Own))? else { return Ok(Outcome::Refused) };
         let mut tensors = Tensors::of(self);
-        let (weights, x) = (case.weights(&mut tensors)?, tensors.put(&case.x)?.pointer);
+        let (weights, x) = (case.weights(&mut tensors, scales)?, tensors.put(&case.x)?.pointer);
         let (x_row_stride, out_row_stride) = (case.config.in_features, case.config.out_features);
         let workspace = Workspace { pointer: std::ptr::null_mut(), size: 0 };
         let out = std::ptr::null_mut();

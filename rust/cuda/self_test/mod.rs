@@ -23,8 +23,7 @@ use compare::{Bench, Outcome};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// What the portable kernels have, too. A dynamic scale may be any number: a product with it rounds once, because all other
-/// factors are powers of two.
+/// What the portable kernels have, too.
 const COMPUTATIONS: [(Mode, ScalePolicy); 3] =
     [(Mode::Bf16, ScalePolicy::Static), (Mode::Nvfp4, ScalePolicy::Static), (Mode::Nvfp4, ScalePolicy::Dynamic)];
 

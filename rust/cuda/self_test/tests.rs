@@ -16,7 +16,7 @@ struct Host(Vec<Box<dyn std::any::Any>>);
 
 impl Memory for Host {
     fn put<T: Copy>(&mut self, values: &[T]) -> Result<Tensor<T>> {
-        let words = values.len() * size_of::<T>() / 4 + 1;
+        let words = size_of_val(values) / 4 + 1;
         let mut held = vec![0_u32; words];
         // SAFETY: plain numbers, into memory with room for them.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), held.as_mut_ptr().cast(), values.len()) };
@@ -121,7 +121,7 @@ fn outputs_differ_from_one_another_and_from_zero() {
 fn on_the_cpu(case: &LayerCase, (mode, scales): (Mode, ScalePolicy)) -> Vec<u16> {
     let (mut memory, config) = (Host(Vec::new()), case.config(Device::Cpu, mode, scales));
     let mut layer = CpuLayer::new(&config);
-    let weights = case.weights(&mut memory).unwrap();
+    let weights = case.weights(&mut memory, scales).unwrap();
     let nothing = Storage { pointer: std::ptr::null_mut(), size: 0 };
     let mut out = vec![0; TOKENS * config.hidden_size];
     let workspace = Workspace { pointer: std::ptr::null_mut(), size: 0 };
