@@ -195,6 +195,20 @@ typedef struct CheckScalesParams {
   int64_t num_global_scales;
 } CheckScalesParams;
 
+/* Where two buffers differ; starts as zeros. */
+typedef struct Differences {
+  uint32_t values;
+  uint32_t first; /* num_values - the index of the first; 0: none */
+} Differences;
+
+/* The self-test: what a family's own kernels computed, beside what the portable ones did. */
+typedef struct CompareParams {
+  const uint16_t *own; /* [num_values] */
+  const uint16_t *portable;
+  Differences *found;
+  int64_t num_values; /* below 2^31 */
+} CompareParams;
+
 /* The order of the rows of a checkpoint's matrix: one projection; all of gate, then all of up; the other way round; both in
  * turn. */
 #define ROWS_PLAIN 0

@@ -2,8 +2,8 @@
 // Waiting for an mbarrier, but not forever. A barrier that nobody completes is a mistake of ours, or of the chip. A
 // kernel that hangs on it takes the process, and often the machine, with it. This one says where it stood, and traps.
 //
-// What comes in time pays a jump over the rest, 15 cycles where nothing else runs (H200, 2026-11-30): the first
-// try_wait suspends the thread by itself, and the clock is looked at only after a try that failed.
+// What comes in time pays nothing that was measured (64 cycles of arrival and wait, 67 with a bare loop; H200,
+// 2026-11-30): the first try_wait suspends the thread by itself, and the clock is looked at only after one that failed.
 #pragma once
 #include <cstdint>
 

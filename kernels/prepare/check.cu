@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Are a checkpoint's scales such as prepare takes? Asked before it writes, so that a refusal leaves the old weights.
+// And do two families of kernels compute the same? Asked before one is used on a chip that it never ran on.
 #include "../params.h"
 #include "checkpoint.cuh"
 
@@ -40,4 +41,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) check_scales(const _
   const uint32_t of_warp = __reduce_add_sync(~0u, bad);
   if (threadIdx.x % 32 == 0 && of_warp != 0)
     atomicAdd(reinterpret_cast<unsigned long long*>(p.bad_scales), static_cast<unsigned long long>(of_warp));
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) compare_values(const __grid_constant__ CompareParams p) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < p.num_values; i += step) {
+    if (p.own[i] == p.portable[i]) continue;
+    atomicAdd(&p.found->values, 1u);
+    atomicMax(&p.found->first, static_cast<uint32_t>(p.num_values - i));
+  }
 }

@@ -288,6 +288,29 @@ impl Default for CheckScalesParams {
     }
 }
 #[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct Differences {
+    pub values: u32,
+    pub first: u32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CompareParams {
+    pub own: *const u16,
+    pub portable: *const u16,
+    pub found: *mut Differences,
+    pub num_values: i64,
+}
+impl Default for CompareParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct PrepareSource {
     pub codes: *const u8,

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::workspace::check_workspace;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// From this compute capability on, a kernel's start may overlap the end of the one before it.
 const OVERLAPPING_FROM: (i32, i32) = (9, 0);
@@ -33,6 +34,19 @@ pub struct Device {
     aside: OwnStream,
     memory: Arc<Memory>,
     shared_workspaces: Mutex<SharedWorkspaces>,
+    /// What the self-test found; none where it has not run. Locked while it runs.
+    pub verdict: Mutex<Option<Verdict>>,
+    /// May families use the tiles that they say need a proof?
+    pub has_proved_finer_tiles: AtomicBool,
+}
+
+/// What the self-test says of a device's own kernels.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// They compute what the portable ones do.
+    Right,
+    /// They do not, and how.
+    Wrong(String),
 }
 
 impl Device {
@@ -59,6 +73,8 @@ impl Device {
             aside: OwnStream::new(&during)?,
             memory: Memory::new(ordinal, context),
             shared_workspaces: Mutex::default(),
+            verdict: Mutex::default(),
+            has_proved_finer_tiles: AtomicBool::default(),
         };
         device.clear_status(device.aside.handle())?;
         Ok(device)
@@ -114,8 +130,12 @@ impl Device {
         self.status as *mut params::DeviceStatus
     }
 
+    /// A stream of no caller's.
+    pub fn aside(&self) -> Stream {
+        self.aside.handle()
+    }
+
     /// How long a kernel waits for a barrier at most; a field of the parameters of kernels that wait so.
-    #[allow(dead_code)] // until a family waits so: Hopper's does not
     pub fn wait_bound(&self, kernel: Kernel) -> params::WaitBound {
         self.watch.bound(kernel)
     }
@@ -188,7 +208,17 @@ impl Device {
         let bytes = len * size_of::<T>();
         let during = format!("Clearing {bytes} bytes on CUDA device {}", self.ordinal);
         // SAFETY: the caller vouches for the target.
-        unsafe { driver::clear(target.cast(), bytes, stream, during) }
+        unsafe { driver::fill(target.cast(), 0, bytes, stream, during) }
+    }
+
+    /// Fill bytes with 0xFF, of which no format makes a number, in the order of the stream.
+    ///
+    /// # Safety
+    /// `target` must be memory for as many bytes on this device.
+    pub unsafe fn poison(&self, target: *mut u8, bytes: usize, stream: Stream) -> Result<()> {
+        let during = format!("Filling {bytes} bytes on CUDA device {}", self.ordinal);
+        // SAFETY: the caller vouches for the target.
+        unsafe { driver::fill(target, 0xff, bytes, stream, during) }
     }
 
     /// Wait for all work of the context.

@@ -313,13 +313,13 @@ pub unsafe fn copy(
     check("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(target, source, bytes, stream.cast()) }, during)
 }
 
-/// Zero `bytes` of device memory, in the order of the stream.
+/// Fill `bytes` of device memory with a value, in the order of the stream.
 ///
 /// # Safety
 /// The target holds as many bytes on the device.
-pub unsafe fn clear(target: *mut u8, bytes: usize, stream: Stream, during: impl Display) -> Result<()> {
+pub unsafe fn fill(target: *mut u8, value: u8, bytes: usize, stream: Stream, during: impl Display) -> Result<()> {
     // SAFETY: the caller vouches for the target.
-    let cleared = unsafe { result::memset_d8_async(target as DeviceAddress, 0, bytes, stream.cast()) };
+    let cleared = unsafe { result::memset_d8_async(target as DeviceAddress, value, bytes, stream.cast()) };
     check("cuMemsetD8Async", cleared, during)
 }
 

@@ -4,6 +4,7 @@
 pub use super::hopper::{GEMM_ROWS, TILE, fp8_row_bytes, rounds, tiles_of_cta};
 pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS};
 pub use super::plan::LayerPlan;
+pub use super::self_test::forced as self_test;
 pub use super::sm100::{LAYER_ROWS, LINEAR_ROWS};
 pub use super::storage::ExpertSlice;
 

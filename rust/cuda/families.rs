@@ -12,6 +12,14 @@ use crate::error::{Error, Result};
 /// Every family. Its place is that of its table of kernels, counted from 1 (`Kernel::of`).
 pub static ALL: [&dyn Family; 3] = [&Hopper, &Portable, &Sm100];
 
+/// Compute capabilities on which those who made the kernels ran them; any other is tested before its first use.
+const PROVED: [(i32, i32); 1] = [(9, 0)];
+
+/// Is it one of these?
+pub fn is_proved(capability: (i32, i32)) -> bool {
+    PROVED.contains(&capability)
+}
+
 /// The tables of kernels of a GPU, in their places: the neutral one, then each family's, empty where it does not run.
 pub fn tables(capability: (i32, i32)) -> impl Iterator<Item = &'static [Row]> {
     let families = ALL.into_iter();

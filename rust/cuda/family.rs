@@ -31,6 +31,17 @@ pub trait Family: Debug + Sync {
     /// Its table of kernels.
     fn kernels(&self) -> &'static [Row];
 
+    /// Do tiles of so many rows start where no vendor's kernel starts any? The instruction set defines them; such a size is
+    /// used on a chip once the self-test has seen it compute right there.
+    fn needs_proof(&self, _: u32) -> bool {
+        false
+    }
+
+    /// [`Family::tile_table`] without the sizes that need a proof, where it has such sizes.
+    fn tile_table_without_proof(&self, config: &LayerConfig) -> Result<TileTable> {
+        self.tile_table(config)
+    }
+
     /// Refuse a layer's mode that it has no kernels for.
     fn check_mode(&self, ordinal: i32, mode: Mode) -> Result<()>;
 

@@ -117,6 +117,7 @@ kernel_table! {
     AMAX_ROWS = "amax_rows" of "calibrate/amax";
     COMBINE = "combine" of "combine/combine";
     CHECK_SCALES = "check_scales" of "prepare/check", start: AfterPrevious;
+    COMPARE_VALUES = "compare_values" of "prepare/check", start: AfterPrevious;
     PREPARE_ALPHAS = "prepare_alphas" of "prepare/alphas", start: AfterPrevious;
     PREPARE_BIASES = "prepare_biases" of "prepare/alphas", start: AfterPrevious;
     PREPARE_ROW_ALPHAS = "prepare_row_alphas" of "prepare/alphas", start: AfterPrevious;

@@ -3,7 +3,7 @@
 
 use super::device::Device;
 use super::devices;
-use super::driver::Relaxed;
+use super::driver;
 use super::families;
 use super::family::Family;
 use super::forward::LayerCall;
@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::format::WeightError;
 use crate::shape::RowOrder;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// A mode that a layer computes in, and how its calls are laid out.
 #[derive(Debug)]
@@ -55,7 +56,10 @@ impl CudaLayer {
         }
         let (device, family) = devices::with_family(ordinal, choice)?;
         family.check_mode(ordinal, config.mode)?;
-        let tiles = family.tile_table(config)?;
+        let tiles = match device.has_proved_finer_tiles.load(Relaxed) {
+            true => family.tile_table(config)?,
+            false => family.tile_table_without_proof(config)?,
+        };
         check_local_experts(config.num_local_experts)?;
         let state = State::allocate(&device)?;
         let slice =
@@ -68,6 +72,12 @@ impl CudaLayer {
             calibrating: Computation::new(family, config, Mode::Bf16),
             weight_error: WeightError::default(),
         })
+    }
+
+    /// Take tiles of so many rows from now on.
+    pub fn set_tile_rows(&mut self, rows: u32) -> Result<()> {
+        self.tiles = self.family.tile_table(&LayerConfig { tile_rows: Some(rows), ..self.own.config.clone() })?;
+        Ok(())
     }
 
     /// Enqueue the copies of both biases into the experts' slices; a bias that is not there is 0.
@@ -210,7 +220,7 @@ impl LayerBackend for CudaLayer {
         let storage = check_storage(storage, self.storage_size(), "Ask nvfp4_moe_layer_storage_size.")?;
         let device = self.layer.device.clone();
         let _entered = device.enter()?;
-        let _relaxed = Relaxed::capture()?;
+        let _relaxed = driver::Relaxed::capture()?;
         refuse_capture(stream)?;
         // SAFETY: the tensors are device memory as the header states, and so is the storage; the device is entered.
         unsafe {

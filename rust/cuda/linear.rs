@@ -44,6 +44,13 @@ impl CudaLinear {
         })
     }
 
+    /// Take tiles of so many rows from now on.
+    pub fn set_tile_rows(&mut self, rows: u32) -> Result<()> {
+        self.family.check_tile_rows(Some(rows))?;
+        self.own.tile_rows = Some(rows);
+        Ok(())
+    }
+
     fn plan(&self, config: &LinearConfig, max_tokens: usize) -> LinearPlan {
         LinearPlan::new(self.family.linear_x(config.mode), config, max_tokens)
     }

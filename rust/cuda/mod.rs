@@ -20,6 +20,7 @@
 //! | `hopper/`, `portable/` | the families |
 //! | `families`, `devices`, `counters` | the list of them; which GPU runs which; its counters |
 //! | `layer`, `linear` | the two backends |
+//! | `self_test/` | own kernels beside the portable ones, before a chip that nobody ran them on is used |
 
 mod counters;
 mod device;
@@ -43,6 +44,7 @@ mod portable;
 mod prepare;
 mod prepared;
 mod route;
+mod self_test;
 mod shared_workspaces;
 mod sm100;
 mod storage;
@@ -61,10 +63,12 @@ use crate::error::Result;
 
 /// What computes a layer on a CUDA device. (`no_cuda.rs` is the same for a build without the feature `cuda`.)
 pub fn layer(ordinal: i32, choice: KernelChoice, config: &LayerConfig) -> Result<Box<dyn LayerBackend>> {
+    self_test::before_first_use(ordinal, choice, config.mode)?;
     Ok(Box::new(CudaLayer::new(ordinal, choice, config)?))
 }
 
 /// What computes a linear there.
 pub fn linear(ordinal: i32, choice: KernelChoice, config: &LinearConfig) -> Result<Box<dyn LinearBackend>> {
+    self_test::before_first_use(ordinal, choice, config.mode)?;
     Ok(Box::new(CudaLinear::new(ordinal, choice, config)?))
 }

@@ -12,7 +12,7 @@
 #define ADDRESS(n) ((void*)((uintptr_t)(n) << 32))
 
 static void check(int32_t status) {
-  char text[512];
+  char text[1024];
   if (status == NVFP4_MOE_OK) return;
   nvfp4_moe_last_error(text, sizeof text);
   fprintf(stderr, "status %d: %s\n", status, text);

@@ -88,6 +88,8 @@ def print_installed(device: str, device_refusal: str | None) -> None:
     print(f"torch      {installed('torch') or 'not installed'}")
     print(f"vllm       {vllm_version() or 'not installed'} (supported: 0.26 to 0.33)")
     print(f"device     {device}: {device_refusal or 'usable'}")
+    if not device_refusal and (proof := support.proof(device)):
+        print(f"           {proof}")
     if device == "cpu" and not device_refusal:
         import nvfp4_moe
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`doctor gpu`: the first run on a new card: right, repeatable, captured, watched by the sanitizer, and timed.
+"""`doctor gpu`: the first run on a new card: right, as the portable kernels, repeatable, captured, watched, and timed.
 
 Nothing is downloaded: a layer is made here. The report goes to a file, to be sent back.
 """
@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from . import self_test
 from .finding import FOUND, Report, WrongUse, progress
 
 HIDDEN, INTER, EXPERTS, TOP_K = 2048, 1024, 32, 4
@@ -24,6 +25,16 @@ TOKENS = (1, 8, 64, 512)
 # Relative error that any row may have against float64 on the same operands.
 TOLERANCE = {"bf16": 0.02, "nvfp4": 0.5}
 SANITIZER_SECONDS = 900
+# Bytes a second of a card's memory, as NVIDIA states them, by a part of its name.
+STATED_BANDWIDTH = {
+    "B300": 8e12,
+    "B200": 8e12,
+    "RTX PRO 6000": 1.8e12,
+    "RTX 5090": 1.79e12,
+    "GB10": 0.273e12,
+    "H200": 4.8e12,
+    "H100": 3.35e12,
+}
 
 
 def run(arguments) -> int:
@@ -37,7 +48,9 @@ def run(arguments) -> int:
         raise WrongUse("torch finds no GPU here. Pass --device cpu to run the same on the CPU.")
     report = Report("gpu", device)
     facts(report, device)
-    for step in (right, repeatable, captured, sanitized, timed):
+    for step in (right, as_portable, repeatable, captured, sanitized, timed):
+        if step is as_portable and arguments.inside_sanitizer:
+            continue  # its kernels are those of the other steps, and it would take an hour
         if step is sanitized and arguments.inside_sanitizer:
             break
         progress(step.__doc__.splitlines()[0])
@@ -75,6 +88,8 @@ def facts(report: Report, device: str) -> None:
     else:
         report.fact("instruction set", nvfp4_moe.cpu_isa())
     report.fact("plugin", support.device_refusal(device.partition("-")[0]) or "would be active")
+    if device == "cuda":
+        report.fact("proof", support.proof(device) or "its kernels were made and measured on such a card")
 
 
 @lru_cache(maxsize=2)
@@ -149,6 +164,24 @@ def right(report: Report, device: str) -> None:
                 "the kernels compute something else on this card.",
                 "Send the report. Serve with NVFP4_MOE_DISABLE=1.",
             )
+
+
+def as_portable(report: Report, device: str) -> None:
+    """Are the bits those of the portable kernels, of which no addition rounds?"""
+    if device == "cuda-portable":
+        report.fact("self-test", "these are the portable kernels")
+        return
+    portable = "cuda-portable" if device == "cuda" else device
+    found = list(self_test.differences(device, portable))
+    different = [text for text in found if text]
+    report.fact("self-test", f"{len(different)} of {len(found)} comparisons with {portable} differ")
+    if different:
+        report.fault(
+            "differs-from-portable",
+            different[0],
+            "the kernels compute something else on this card, or only with such tiles.",
+            "Send the report. Use the device cuda-portable, or serve with NVFP4_MOE_DISABLE=1.",
+        )
 
 
 def repeatable(report: Report, device: str) -> None:
@@ -227,9 +260,17 @@ def sanitized(report: Report, device: str) -> None:
 
 def timed(report: Report, device: str) -> None:
     """How long does a forward take, beside reading its weights once?"""
-    layer, _ = made(device, "bf16")
     rate = bandwidth(device)
-    report.fact("a copy reaches", f"{rate / 1e9:.0f} GB/s")
+    stated = stated_bandwidth(device)
+    part = f", {rate / stated:.0%} of the {stated / 1e9:.0f} that are stated" if stated else ""
+    report.fact("a copy reaches", f"{rate / 1e9:.0f} GB/s{part}")
+    for mode in TOLERANCE:
+        time_mode(report, device, mode, rate)
+
+
+def time_mode(report: Report, device: str, mode: str, rate: float) -> None:
+    """A line for each number of tokens."""
+    layer, _ = made(device, mode)
     one_expert = 3 * HIDDEN * INTER * 0.5625
     for num_tokens in TOKENS if device.startswith("cuda") else TOKENS[:3]:
         given = batch(num_tokens, device)
@@ -237,9 +278,17 @@ def timed(report: Report, device: str) -> None:
         seconds = median_seconds(lambda: layer(*given), device)
         floor = touched * one_expert / rate
         report.fact(
-            f"{num_tokens} tokens",
+            f"{num_tokens} tokens, {mode}",
             f"{seconds * 1e6:.0f} us; reading {touched} experts takes {floor * 1e6:.0f} us at that rate",
         )
+
+
+def stated_bandwidth(device: str) -> float | None:
+    """Of the card's memory, bytes a second; None for a card that is not in the table."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else ""
+    return next((rate for part, rate in STATED_BANDWIDTH.items() if part in name), None)
 
 
 def bandwidth(device: str) -> float:

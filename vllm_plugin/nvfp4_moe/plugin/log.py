@@ -31,6 +31,14 @@ def experts_active(weights: str = "NVFP4") -> None:
         " VLLM_BATCH_INVARIANT: one size of row tiles for all batches." if support.batch_invariant() else "",
         settings.DISABLE,
     )
+    say_proof()
+
+
+@cache
+def say_proof() -> None:
+    """How the kernels were verified, where that is not the usual way."""
+    if proof := support.proof(current_platform.device_type):
+        logger.warning("nvfp4_moe's %s docs/blackwell.md says more.", proof)
 
 
 def weights_rounded(layer_name: str, error: nvfp4_moe.WeightError) -> None:
@@ -60,3 +68,4 @@ def linears_active(kernel: str) -> None:
         reason,
         kernel,
     )
+    say_proof()

@@ -14,6 +14,9 @@ NEWEST = (0, 33)
 # Compute capability from which there are FP4 tensor cores.
 FIRST_FP4_CAPABILITY = 100
 
+# Those whose own kernels were run by their authors, as PROVED of rust/cuda/families.rs has it.
+PROVED_CAPABILITIES = ((9, 0),)
+
 # Only the daemon's own process imports it.
 WEIGHT_DAEMON = "vllm.model_executor.model_loader.weight_cache.daemon"
 
@@ -56,6 +59,24 @@ def layer_refusal(device_type: str, **options) -> str | None:
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return None
+
+
+def proof(device_type: str) -> str | None:
+    """How the kernels in use were verified, where their authors never ran them; None elsewhere.
+
+    The self-test is past: without it the library hands nothing out there.
+    """
+    import torch
+
+    if device_type != "cuda" or not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability()
+    if capability in PROVED_CAPABILITIES:
+        return None
+    return (
+        f"kernels for compute capability {_text(capability)}: verified by stand-in on Hopper and by layout proofs; not "
+        "yet run on this chip by their authors. Their self-test here has passed."
+    )
 
 
 def load_refusal() -> str | None:
