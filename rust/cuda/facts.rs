@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What Rust states and the C++ of `kernels/` states too. `tests/oracle` compares the two; nobody else needs it.
 
-pub use super::hopper::{GEMM_ROWS, TILE, fp8_row_bytes, rounds, tiles_of_cta};
+pub use super::hopper::{GEMM_ROWS, fp8_row_bytes, rounds, tiles_of_cta};
 pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS};
 pub use super::plan::LayerPlan;
-pub use super::storage::ExpertSlice;
+pub use super::storage::{ExpertSlice, TILE};
 
 use super::families;
 use super::family::Family;
