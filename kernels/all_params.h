@@ -6,5 +6,6 @@
 #include "hopper/params.h"
 #include "params.h"
 #include "portable/params.h"
+#include "sm120/params.h"
 
 #endif

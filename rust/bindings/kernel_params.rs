@@ -29,6 +29,10 @@ pub const GEMM_SM90_TWO_TILES_ROWS: u32 = 24;
 pub const GEMM_SM90_FOUR_TILES_ROWS: u32 = 48;
 pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
 pub const FP8_LARGEST_EXPONENT: u32 = 6;
+pub const GEMM_SM120_SHARED_BYTES: u32 = 101376;
+pub const GEMM_SM120_THREADS: u32 = 256;
+pub const GEMM_SM120_WIDE_THREADS: u32 = 384;
+pub const GEMM_SM120_WIDE_ROWS: u32 = 64;
 pub const PREPARE_RUN_SLABS: u32 = 4;
 pub const PREPARE_THREADS: u32 = 128;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
@@ -409,6 +413,22 @@ pub struct PrepareParams {
     pub row_order: i32,
 }
 impl Default for PrepareParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmSm120Params {
+    pub gemm: GemmParams,
+    pub x_block_scale: *const u8,
+    pub h: QuantizeParams,
+}
+impl Default for GemmSm120Params {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

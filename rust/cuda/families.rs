@@ -5,11 +5,12 @@ use super::family::Family;
 use super::hopper::Hopper;
 use super::kernels::{NEUTRAL, Row};
 use super::portable::Portable;
+use super::sm120::Sm120;
 use crate::config::KernelChoice;
 use crate::error::{Error, Result};
 
 /// Every family. Its place is that of its table of kernels, counted from 1 (`Kernel::of`).
-pub static ALL: [&dyn Family; 2] = [&Hopper, &Portable];
+pub static ALL: [&dyn Family; 3] = [&Hopper, &Portable, &Sm120];
 
 /// The tables of kernels of a GPU, in their places: the neutral one, then each family's, empty where it does not run.
 pub fn tables(capability: (i32, i32)) -> impl Iterator<Item = &'static [Row]> {
@@ -31,8 +32,8 @@ pub fn choose(ordinal: i32, choice: KernelChoice, capability: (i32, i32)) -> Res
     named(choice).or_else(own).ok_or_else(|| {
         let (major, minor) = capability;
         Error::Unsupported(format!(
-            "device_kind is 1 (Hopper's kernels); they need compute capability 9.0, and CUDA device {ordinal} has \
-             {major}.{minor}. Pass 2, the portable kernels (cuda-portable), which need 8.0 or later."
+            "device_kind is 1 (kernels made for the GPU); they need compute capability 9.0 or 12.x, and CUDA device {ordinal} \
+             has {major}.{minor}. Pass 2, the portable kernels (cuda-portable), which need 8.0 or later."
         ))
     })
 }
@@ -41,7 +42,7 @@ pub fn choose(ordinal: i32, choice: KernelChoice, capability: (i32, i32)) -> Res
 mod tests {
     use super::*;
     use crate::cuda::kernels::{self, IMAGES};
-    use crate::cuda::{hopper, portable};
+    use crate::cuda::{hopper, portable, sm120};
 
     fn all_rows() -> impl Iterator<Item = &'static Row> {
         std::iter::once(NEUTRAL).chain(ALL.into_iter().map(Family::kernels)).flatten()
@@ -68,8 +69,13 @@ mod tests {
     #[test]
     fn kernels_find_themselves() {
         let tables: Vec<_> = std::iter::once(NEUTRAL).chain(ALL.into_iter().map(Family::kernels)).collect();
-        for kernel in [kernels::ROUTE_SMALL, kernels::PREPARE_ROW_ALPHAS, hopper::PREPARE_TILES, portable::SWIGLU_ROWS]
-        {
+        for kernel in [
+            kernels::ROUTE_SMALL,
+            kernels::PREPARE_ROW_ALPHAS,
+            hopper::PREPARE_TILES,
+            portable::SWIGLU_ROWS,
+            sm120::PREPARE_TILES,
+        ] {
             let (table, index) = kernel.place();
             assert_eq!(tables[table][index].name, kernel.row().name);
         }
@@ -77,8 +83,11 @@ mod tests {
 
     #[test]
     fn a_gpu_has_its_own_kernels_or_an_error() {
-        assert!(choose(0, KernelChoice::Own, (9, 0)).is_ok_and(Family::is_own));
-        for capability in [(8, 0), (8, 9), (10, 0), (10, 3), (12, 0)] {
+        for capability in [(9, 0), (12, 0), (12, 1)] {
+            assert!(choose(0, KernelChoice::Own, capability).is_ok_and(Family::is_own));
+            assert!(choose(0, KernelChoice::Portable, capability).is_ok_and(|family| !family.is_own()));
+        }
+        for capability in [(8, 0), (8, 9), (10, 0), (10, 3), (11, 0), (13, 0)] {
             assert!(choose(0, KernelChoice::Own, capability).is_err());
             assert!(choose(0, KernelChoice::Portable, capability).is_ok_and(|family| !family.is_own()));
         }

@@ -17,7 +17,7 @@
 //! | `prepared`, `prepare` | what prepare leaves; rules for what it takes |
 //! | `forward`, `route`, `linear_call` | one call, and the steps that all families share |
 //! | `family` | what a family of kernels must answer |
-//! | `hopper/`, `portable/` | the families |
+//! | `hopper/`, `sm120/`, `portable/` | the families |
 //! | `families`, `devices`, `counters` | the list of them; which GPU runs which; its counters |
 //! | `layer`, `linear` | the two backends |
 
@@ -43,6 +43,7 @@ mod prepare;
 mod prepared;
 mod route;
 mod shared_workspaces;
+mod sm120;
 mod storage;
 #[cfg(test)]
 mod tests;
