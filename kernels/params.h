@@ -21,6 +21,24 @@ typedef struct DeviceStatus {
   uint64_t calls;
 } DeviceStatus;
 
+/* What a kernel leaves before it traps, because a barrier that it waited for did not come. It lies in the host's memory:
+ * after a trap no memory of the device can be read. 16 bytes, written by one store, so that no two records mix. */
+typedef struct HangRecord {
+  uint32_t kernel; /* WaitBound's; 0: no kernel hanged */
+  uint32_t block;  /* blockIdx.x */
+  uint16_t barrier;
+  uint16_t parity;
+  uint32_t milliseconds; /* that it waited */
+} HangRecord;
+
+/* How long a kernel waits for a barrier at most, and where it says that it did not come (common/wait.cuh). */
+typedef struct WaitBound {
+  HangRecord *record;
+  uint64_t nanoseconds;
+  uint32_t kernel; /* its number in the record, not 0 */
+  uint32_t reserved;
+} WaitBound;
+
 /* The rows of an expert in a chunk, and its place among the tiles of a GEMM. */
 typedef struct RowGroup {
   int32_t expert;     /* local; -1: the end of a list */

@@ -48,6 +48,32 @@ pub struct DeviceStatus {
 }
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
+pub struct HangRecord {
+    pub kernel: u32,
+    pub block: u32,
+    pub barrier: u16,
+    pub parity: u16,
+    pub milliseconds: u32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct WaitBound {
+    pub record: *mut HangRecord,
+    pub nanoseconds: u64,
+    pub kernel: u32,
+    pub reserved: u32,
+}
+impl Default for WaitBound {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct RowGroup {
     pub expert: i32,
     pub first_row: i32,

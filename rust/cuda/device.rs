@@ -2,6 +2,7 @@
 //! One CUDA device of this process: its context, kernels, memory, and the workspaces of calls that bring none.
 
 use super::driver::{self, Context, DeviceAddress, Entered, OwnStream, Relaxed};
+use super::hang::Watch;
 use super::kernels::{Functions, Kernel, Row, Start, params};
 use super::launch::{BLOCKS_PER_SM, Launch};
 use super::memory::{Buffer, Memory};
@@ -27,6 +28,7 @@ pub struct Device {
     functions: Functions,
     /// `params::DeviceStatus` in device memory.
     status: DeviceAddress,
+    watch: Watch,
     /// Of copies that a caller gives no stream for.
     aside: OwnStream,
     memory: Arc<Memory>,
@@ -45,13 +47,15 @@ impl Device {
         let _relaxed = Relaxed::capture()?;
         let during = format!("Opening CUDA device {ordinal}");
         let driver::Properties { capability, num_sms } = properties;
+        let tables: Vec<_> = tables.collect();
         let device = Device {
             ordinal,
             context,
             capability,
             num_sms,
-            functions: Functions::load(tables)?,
+            functions: Functions::load(&tables)?,
             status: driver::allocate(size_of::<params::DeviceStatus>(), &during)?,
+            watch: Watch::new(ordinal, tables)?,
             aside: OwnStream::new(&during)?,
             memory: Memory::new(ordinal, context),
             shared_workspaces: Mutex::default(),
@@ -108,6 +112,12 @@ impl Device {
     /// Where kernels count.
     pub fn status(&self) -> *mut params::DeviceStatus {
         self.status as *mut params::DeviceStatus
+    }
+
+    /// How long a kernel waits for a barrier at most; a field of the parameters of kernels that wait so.
+    #[allow(dead_code)] // until a family waits so: Hopper's does not
+    pub fn wait_bound(&self, kernel: Kernel) -> params::WaitBound {
+        self.watch.bound(kernel)
     }
 
     /// Zero the counters.

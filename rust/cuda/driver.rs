@@ -6,18 +6,31 @@ use crate::call::Stream;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
+use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
 use std::fmt::Display;
 
 /// An address of device memory.
 pub type DeviceAddress = sys::CUdeviceptr;
 
-/// Turn a driver's refusal into [`Error::Cuda`]: `<call> is <code> (<its text>); it must be 0. <during what>`.
+/// What devices know of why calls fail.
+static EXPLANATIONS: Mutex<Vec<Explanation>> = Mutex::new(Vec::new());
+type Explanation = Box<dyn Fn() -> Option<String> + Send>;
+
+/// Ask this, too, whenever a call fails from now on; what it says ends the error's text. It makes no call itself.
+pub fn explain_refusals(explanation: impl Fn() -> Option<String> + Send + 'static) {
+    EXPLANATIONS.lock().push(Box::new(explanation));
+}
+
+/// Turn a driver's refusal into [`Error::Cuda`]: `<call> is <code> (<its text>); it must be 0. <during what>`, and why, if a
+/// device knows.
 fn check<T>(call: &str, outcome: std::result::Result<T, DriverError>, during: impl Display) -> Result<T> {
     outcome.map_err(|error| {
         let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
         let text = text.unwrap_or_else(|| "no text".to_owned());
-        Error::Cuda(format!("{call} is {} ({text}); it must be 0. {during}.", error.0 as u32))
+        let why: String =
+            EXPLANATIONS.lock().iter().filter_map(|explain| explain()).map(|why| format!(" {why}")).collect();
+        Error::Cuda(format!("{call} is {} ({text}); it must be 0. {during}.{why}", error.0 as u32))
     })
 }
 
@@ -246,6 +259,20 @@ pub fn allocate(bytes: usize, during: impl Display) -> Result<DeviceAddress> {
 pub unsafe fn free(address: DeviceAddress, during: impl Display) -> Result<()> {
     // SAFETY: freed once, as the caller promises.
     check("cuMemFree", unsafe { result::free_sync(address) }, during)
+}
+
+/// Host memory that kernels of the current context may write: its address here, and there. Never freed.
+pub fn allocate_mapped<T>(value: T, during: impl Display) -> Result<(*mut T, *mut T)> {
+    // SAFETY: only asks for memory.
+    let host = unsafe { result::malloc_host(size_of::<T>(), sys::CU_MEMHOSTALLOC_DEVICEMAP) };
+    let host = check("cuMemHostAlloc", host, &during)?.cast::<T>();
+    // SAFETY: pages of its own, which nothing uses yet.
+    unsafe { host.write(value) };
+    let mut device = 0;
+    // SAFETY: memory that was just mapped, and a local to write to.
+    let mapped = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut device, host.cast(), 0) }.result();
+    check("cuMemHostGetDevicePointer", mapped, during)?;
+    Ok((host, device as *mut T))
 }
 
 /// Copy to the host after all work of the stream, and wait.

@@ -129,7 +129,7 @@ pub struct Functions(Vec<Vec<Function>>);
 
 impl Functions {
     /// Load the rows of each table into the current context.
-    pub fn load(tables: impl Iterator<Item = &'static [Row]>) -> Result<Self> {
+    pub fn load(tables: &[&'static [Row]]) -> Result<Self> {
         let mut modules = HashMap::new();
         let mut load = |row: &Row| {
             let module = match modules.get(row.module) {
@@ -138,7 +138,7 @@ impl Functions {
             };
             module.function(row.name, row.shared_bytes)
         };
-        Ok(Functions(tables.map(|rows| rows.iter().map(&mut load).collect()).collect::<Result<_>>()?))
+        Ok(Functions(tables.iter().map(|rows| rows.iter().map(&mut load).collect()).collect::<Result<_>>()?))
     }
 
     /// The handle of a kernel.

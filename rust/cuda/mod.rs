@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `driver` | the driver's calls; the only file that names cudarc |
 //! | `memory`, `shared_workspaces` | a device's memory; the workspaces of calls that bring none |
-//! | `kernels`, `launch` | the table of kernels; how one is launched |
+//! | `kernels`, `launch`, `hang` | the table of kernels; how one is launched; what one says that waited in vain |
 //! | `device` | one device: kernels loaded, copies, launches |
 //! | `storage`, `plan`, `tiles` | where weights and scratch lie; how a call is cut up |
 //! | `prepared`, `prepare` | what prepare leaves; rules for what it takes |
@@ -30,6 +30,7 @@ pub mod facts;
 mod families;
 mod family;
 mod forward;
+mod hang;
 mod hopper;
 mod kernels;
 mod launch;

@@ -41,6 +41,22 @@ static void the_drivers_failure_names_call_and_device(cuda_case* c) {
   CHECK_OK(forward(c, 8));
 }
 
+/* A kernel that waited in vain left a record and trapped (kernels/common/wait.cuh): the first of its table here. */
+static void a_kernel_that_gave_up_is_named(cuda_case* c) {
+  const uint32_t record[4] = {1, 5, 3 | 1 << 16, 30000}; /* HangRecord of kernels/params.h */
+  memcpy(*mapped, record, sizeof record);
+  *failing = "cuStreamSynchronize";
+  CHECK_FAILS(NVFP4_MOE_CUDA, "cuStreamSynchronize is 2 (stand-in); it must be 0.", prepare(c, ADDRESS(7)));
+  CHECK_FAILS(NVFP4_MOE_CUDA, "Kernel route_small, block 5, waited 30 s for barrier 3 (parity 1) on CUDA device 0.",
+              prepare(c, ADDRESS(7)));
+  memset(*mapped, 0, sizeof record);
+  char text[512];
+  CHECK_FAILS(NVFP4_MOE_CUDA, "cuStreamSynchronize", prepare(c, ADDRESS(7)));
+  nvfp4_moe_last_error(text, sizeof text);
+  CHECK(strstr(text, "waited") == NULL);
+  *failing = NULL;
+}
+
 int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
   cuda_case c;
@@ -50,6 +66,7 @@ int main(int argc, char** argv) {
   only_forward_and_calibrate_do_not_wait(&c, device_kind);
   a_capture_refuses_what_waits(&c);
   the_drivers_failure_names_call_and_device(&c);
+  a_kernel_that_gave_up_is_named(&c);
   nvfp4_moe_layer_destroy(c.layer);
   return closing_line("cuda.c");
 }

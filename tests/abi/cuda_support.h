@@ -12,6 +12,7 @@
 static int *capturing, *waits, *calls_left, *read_byte, *generation, *broken_captures, *prepares, *interleaved;
 static uint64_t *bytes_held, *pieces, *largest, *workspace_of_the_last, *copied_to;
 static const char **failing, **launched;
+static uint32_t **mapped;
 static const unsigned char* copied;
 static struct CUstream_st* stream = ADDRESS(99);
 
@@ -39,6 +40,7 @@ static void find_the_driver(void) {
   failing = of_the_driver("mock_failing");
   launched = of_the_driver("mock_launched");
   copied = of_the_driver("mock_copied");
+  mapped = of_the_driver("mock_mapped");
 }
 
 /* Did the call wait for the stream? */

@@ -38,6 +38,8 @@ int mock_prepares;
 int mock_interleaved;
 uint64_t mock_copied_to;
 unsigned char mock_copied[64];
+/* Host memory that kernels may write, as the last call for some got it. */
+void *mock_mapped;
 
 static struct {
   uint64_t address, bytes;
@@ -180,6 +182,18 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
   mock_pieces++;
   next_address += (bytes + 511) / 256 * 256;
   return 0;
+}
+
+int cuMemHostAlloc(void **host, size_t bytes, unsigned flags) {
+  if (flags != 2) abort(); /* 2: mapped, so that kernels reach it */
+  *host = mock_mapped = calloc(1, bytes);
+  return unsafe("cuMemHostAlloc");
+}
+
+int cuMemHostGetDevicePointer_v2(uint64_t *device, void *host, unsigned flags) {
+  (void)flags;
+  *device = (uintptr_t)host;
+  return ok("cuMemHostGetDevicePointer_v2");
 }
 
 int cuMemFree_v2(uint64_t address) {
