@@ -86,7 +86,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 /* ---- Choices -------------------------------------------------------------------------------------------- */
 
 #define NVFP4_MOE_DEVICE_CPU 0
-#define NVFP4_MOE_DEVICE_CUDA 1          /* the GPU's own kernels: compute capability 9.0 (Hopper), else UNSUPPORTED */
+#define NVFP4_MOE_DEVICE_CUDA 1          /* the GPU's own kernels: compute capability 9.0 or 12.x, else UNSUPPORTED */
 #define NVFP4_MOE_DEVICE_CUDA_PORTABLE 2 /* kernels for any GPU from 8.0 on, in Blackwell's layouts: not fast */
 
 /* How activations enter the GEMMs. Never switched silently. */
@@ -132,7 +132,7 @@ int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
  * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
-/* What is built in: "cpu", or "cpu hopper portable" with the CUDA kernels. Host buf as in last_error. */
+/* What is built in: "cpu", or "cpu hopper portable sm120" with the CUDA kernels. Host buf as in last_error. */
 size_t nvfp4_moe_build_info(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */

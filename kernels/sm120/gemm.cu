@@ -31,7 +31,7 @@ __device__ void multiply(const GemmSm120Params& p, SharedStorage<C>& shared) {
     const Output<C, kEpilogue, SharedStorage<C>> output(gemm, own, shared);
     Accumulation<C> sums;
     for (int slab = 0; slab < p.gemm.num_slabs; slab += C::kSlabs) {
-      wait(p, shared.full[ring.stage], ring.parity, kFullBarrier + ring.stage);
+      wait_until_full(p, shared, ring.stage, ring.parity);
       // A second weight tile that there is not is multiplied as the stage held it before, and not stored.
       if (own.num_rows > 0) sums.add(shared, ring.stage, p.gemm.num_slabs - slab);
       __syncwarp();

@@ -147,7 +147,7 @@ __device__ void load(const GemmSm120Params& p, SharedStorage<C>& shared) {
     const RowGather<C> rows(p, tile, shared);
     for (int slab = 0; slab < p.gemm.num_slabs; slab += C::kSlabs) {
       if (slab >= started) {
-        wait(p, shared.empty[ring.stage], ring.parity ^ 1, kEmptyBarrier + ring.stage);
+        wait_until_empty(p, shared, ring.stage, ring.parity ^ 1);
         weights.start(p.gemm, shared, ring.stage, slab);
       }
       rows.copy(ring.stage, slab);

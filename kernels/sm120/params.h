@@ -18,10 +18,11 @@
 /* A GEMM of 64 x 64 tiles. Rows of mode nvfp4 (gemm.x) are e2m1x2, codes of a row in order. */
 typedef struct GemmSm120Params {
   GemmParams gemm;
-  const uint8_t *x_block_scale; /* e4m3, 128x4 swizzled by the index that x is read with. NULL with bf16 rows */
+  const uint8_t* x_block_scale; /* e4m3, 128x4 swizzled by the index that x is read with. NULL with bf16 rows */
   QuantizeParams h;             /* gemm1 of mode nvfp4, with a gate: h goes there, quantised by `static_scale`; only
                                    status, row_to_token_slot, source.top_k and the outputs are read, and gemm.out is
                                    not written. `packed` NULL: h is written as bf16 */
+  WaitBound wait;
 } GemmSm120Params;
 
 #endif

@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
+// A GEMM's waits: bounded, because nobody has seen these kernels on such a GPU yet.
 #pragma once
+#include "../common/wait.cuh"
 #include "params.h"
-#include "ptx.cuh"
 
 namespace nvfp4::sm120 {
 
-// What a record of a wait calls a stage's barriers.
-constexpr uint32_t kFullBarrier = 0, kEmptyBarrier = 256;
+// What a record calls the barriers of a stage: full from 0 on, empty from here on.
+constexpr uint32_t kEmptyBarriers = 256;
 
-__device__ inline void wait(const GemmSm120Params&, uint64_t& bar, uint32_t parity, uint32_t) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n"
-        "}\n"
-        : "=r"(done)
-        : "r"(ptx::shared_address(&bar)), "r"(parity)
-        : "memory");
-  } while (!done);
+template <class Shared>
+__device__ void wait_until_full(const GemmSm120Params& p, Shared& shared, uint32_t stage, uint32_t parity) {
+  bounded_wait(shared.full[stage], parity, stage, p.wait);
+}
+
+template <class Shared>
+__device__ void wait_until_empty(const GemmSm120Params& p, Shared& shared, uint32_t stage, uint32_t parity) {
+  bounded_wait(shared.empty[stage], parity, kEmptyBarriers + stage, p.wait);
 }
 
 }  // namespace nvfp4::sm120

@@ -453,6 +453,7 @@ pub struct GemmSm120Params {
     pub gemm: GemmParams,
     pub x_block_scale: *const u8,
     pub h: QuantizeParams,
+    pub wait: WaitBound,
 }
 impl Default for GemmSm120Params {
     fn default() -> Self {

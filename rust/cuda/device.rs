@@ -115,7 +115,6 @@ impl Device {
     }
 
     /// How long a kernel waits for a barrier at most; a field of the parameters of kernels that wait so.
-    #[allow(dead_code)] // until a family waits so: Hopper's does not
     pub fn wait_bound(&self, kernel: Kernel) -> params::WaitBound {
         self.watch.bound(kernel)
     }

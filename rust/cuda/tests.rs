@@ -6,12 +6,13 @@ use super::hopper::Hopper;
 use super::kernels::params;
 use super::plan::LayerPlan;
 use super::portable::Portable;
+use super::sm120::Sm120;
 use super::storage::ExpertSlice;
 use crate::activation::{Activation, ActivationKind};
 use crate::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 
 const MODES: [Mode; 3] = [Mode::Bf16, Mode::Nvfp4, Mode::Fp8];
-const FAMILIES: [&dyn Family; 2] = [&Hopper, &Portable];
+const FAMILIES: [&dyn Family; 3] = [&Hopper, &Portable, &Sm120];
 
 /// DeepSeek-V4-Pro under EP8, mode bf16.
 pub fn layer_config() -> LayerConfig {
@@ -75,6 +76,22 @@ fn pro_under_ep8_with_8192_tokens_stays_within_150_megabytes() {
     assert_eq!(plan.chunks, 7);
     let plan = plan_of(&Hopper, &layer(4096, 2048, 256, 256, Mode::Bf16), 8192);
     assert_eq!((plan.chunks, plan.rows), (1, 8192 * 6), "all experts here, 192 rows each");
+}
+
+#[test]
+fn capability_12_needs_no_more_workspace_than_hopper() {
+    for (hidden, inter, experts, local) in [(7168, 3072, 384, 48), (4096, 2048, 256, 32), (5120, 8192, 16, 16)] {
+        for mode in [Mode::Bf16, Mode::Nvfp4] {
+            let dynamic = layer(hidden, inter, experts, local, mode);
+            let fixed = LayerConfig { scale_policy: ScalePolicy::Static, ..dynamic.clone() };
+            for tokens in [1, 64, 1000, 8192] {
+                let size = |family, config: &LayerConfig| plan_of(family, config, tokens).workspace_size;
+                let (hopper, own) = (size(&Hopper, &dynamic), size(&Sm120, &dynamic));
+                assert!(size(&Sm120, &fixed) <= own, "GEMM1 quantises h by itself: {mode:?}, {tokens} tokens");
+                assert!(own <= hopper + 4096, "{own} after {hopper}: {hidden} x {inter}, {mode:?}, {tokens} tokens");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and
- * ends. With the stand-in libcuda nothing reads them. The argument is the device kind. Exit status 77: UNSUPPORTED. */
+ * ends. With the stand-in libcuda nothing reads them. The arguments are the device kind, and the last mode that the
+ * GPU's kernels have. Exit status 77: UNSUPPORTED. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -43,13 +44,13 @@ static void refused_in_a_child(int32_t device_kind, nvfp4_moe_layer* layer) {
 }
 
 // Of SwiGLU; or of an activation without a gate, with biases.
-static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
+static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, int32_t scale_policy) {
   static const int32_t tokens[] = {1, 8, 512, 8192, 40000};
   struct CUstream_st* stream = ADDRESS(99);
   nvfp4_moe_layer_desc desc = {.struct_size = sizeof desc,
                                .device_kind = device_kind,
                                .mode = mode,
-                               .scale_policy = NVFP4_MOE_SCALE_DYNAMIC,
+                               .scale_policy = scale_policy,
                                .hidden_size = 4096,
                                .intermediate_size = 2048,
                                .num_experts = 256,
@@ -68,7 +69,9 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
                                      .w2 = ADDRESS(4),
                                      .w2_block_scale = ADDRESS(5),
                                      .w2_global_scale = ADDRESS(6),
-                                     .w13_bias = desc.has_bias ? ADDRESS(8) : NULL};
+                                     .w13_bias = desc.has_bias ? ADDRESS(8) : NULL,
+                                     .w13_input_scale = 1.0f,
+                                     .w2_input_scale = 1.0f};
   check(nvfp4_moe_layer_prepare(layer, &weights, ADDRESS(7), storage, stream));
   for (size_t i = 0; i < sizeof tokens / sizeof *tokens; ++i) {
     check(nvfp4_moe_layer_workspace_size(layer, tokens[i], &workspace));
@@ -80,7 +83,9 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation) {
                                  .out = ADDRESS(40),
                                  .workspace = ADDRESS(50),
                                  .workspace_size = workspace};
-    const char *kind = activation == NVFP4_MOE_ACTIVATION_SWIGLU ? "forward" : "ungated";
+    const char* kind = scale_policy == NVFP4_MOE_SCALE_STATIC      ? "static"
+                       : activation == NVFP4_MOE_ACTIVATION_SWIGLU ? "forward"
+                                                                   : "ungated";
     fprintf(stderr, "begin %s, mode %d, %d tokens\n", kind, mode, tokens[i]);
     check(nvfp4_moe_layer_forward(layer, &args, stream));
     fprintf(stderr, "end\n");
@@ -119,14 +124,12 @@ static void run_linear(int32_t device_kind, int32_t mode) {
 
 int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
-  for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
-    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU);
-    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2);
-    run_linear(device_kind, mode);
+  const int32_t last_mode = argc > 2 ? atoi(argv[2]) : NVFP4_MOE_MODE_NVFP4;
+  for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= last_mode; ++mode) {
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_DYNAMIC);
+    run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_DYNAMIC);
+    if (mode <= NVFP4_MOE_MODE_NVFP4) run_linear(device_kind, mode);
   }
-  if (device_kind == NVFP4_MOE_DEVICE_CUDA) {
-    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU);
-    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2);
-  }
+  run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_STATIC);
   return 0;
 }

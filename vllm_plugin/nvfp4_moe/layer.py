@@ -46,7 +46,7 @@ class Layer(Handle):
         swiglu_limit  of "swiglu" gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
         has_bias      the weights may have biases
         tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses
-        device        "cpu", "cuda" (Hopper's kernels) or "cuda-portable" (any GPU of compute capability 8.0 or later)
+        device        "cpu", "cuda" (Hopper, 12.x) or "cuda-portable" (any GPU of compute capability 8.0 or later)
         """
         self.device = resolve_device(device)
         self.hidden_size = hidden_size

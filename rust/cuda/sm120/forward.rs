@@ -123,9 +123,11 @@ fn weights(call: &LayerCall, matrix: &Matrix, alpha: usize) -> params::GemmParam
 
 unsafe fn launch_gemm(call: &LayerCall, kind: GemmKind, params: &params::GemmSm120Params) -> Result<()> {
     let (rows, tiles) = (call.plan.tile_rows, call.worst_tiles(&params.gemm.list));
-    let launch = gemm_launch(kind, call.config.mode, rows, tiles, call.layer.device.num_sms);
+    let device = &call.layer.device;
+    let launch = gemm_launch(kind, call.config.mode, rows, tiles, device.num_sms);
+    let params = params::GemmSm120Params { wait: device.wait_bound(launch.kernel), ..*params };
     // SAFETY: the caller vouches for the pointers of `params`.
-    unsafe { call.launch(launch, params) }
+    unsafe { call.launch(launch, &params) }
 }
 
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles. A CTA has two weight tiles, but in the
@@ -163,8 +165,9 @@ pub unsafe fn linear(call: &LinearCall) -> Result<()> {
         ..Default::default()
     };
     let x_block_scale = if quantised { plan.x.block_scale.pointer(call.base) } else { std::ptr::null_mut() };
-    let params = params::GemmSm120Params { gemm, x_block_scale, ..Default::default() };
     let launch = gemm_launch(GemmKind::Linear, config.mode, rows, tiles, num_sms);
+    let wait = linear.device.wait_bound(launch.kernel);
+    let params = params::GemmSm120Params { gemm, x_block_scale, wait, ..Default::default() };
     // SAFETY: regions of the workspace, the prepared weight; the caller vouches for x and out.
     unsafe { linear.device.launch(launch, call.stream, &params) }
 }

@@ -10,8 +10,10 @@ mod forward;
 mod kernels;
 mod tiles;
 
-pub use kernels::{GEMM_ROWS, KERNELS, PREPARE_TILES};
+pub use kernels::{GEMM_ROWS, KERNELS};
 pub use tiles::threads;
+#[cfg(test)]
+pub use kernels::PREPARE_TILES;
 
 use super::device::Device;
 use super::family::Family;
@@ -117,7 +119,7 @@ impl Family for Sm120 {
         stream: Stream,
     ) -> Result<()> {
         // SAFETY: the caller's promise is the same.
-        unsafe { prepare_tiles(device, PREPARE_TILES, matrix, source, storage, stream) }
+        unsafe { prepare_tiles(device, kernels::PREPARE_TILES, matrix, source, storage, stream) }
     }
 
     unsafe fn gemm1(&self, call: &LayerCall, chunk: usize) -> Result<()> {

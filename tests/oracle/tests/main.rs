@@ -6,4 +6,5 @@ mod format;
 mod golden_files;
 mod layout;
 mod segments;
+mod sm120;
 mod tiles;
