@@ -147,7 +147,7 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t hidden_size;        /* H, a multiple of 16 up to 2^20 */
   int32_t intermediate_size;  /* I, a multiple of 16 up to 2^20: of ONE of gate and up */
   int32_t num_experts;        /* E, up to 2^20: ids in topk_ids are 0 .. E-1 */
-  int32_t num_local_experts;  /* L: experts whose weights are here; on CUDA up to 40960 */
+  int32_t num_local_experts;  /* L: experts whose weights are here; on CUDA up to 40960, or a quarter of a block's shared memory */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
   int32_t top_k;              /* k, 1 .. E */
   float swiglu_limit; /* L of the activation; 0 = none */

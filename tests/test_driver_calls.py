@@ -61,7 +61,7 @@ def launched(calls: list[str]) -> list[str]:
     return [call.split()[1] for call in calls if call.startswith("cuLaunchKernelEx")]
 
 
-@pytest.mark.parametrize(("device_kind", "capability"), [(OWN, 90), (OWN, 120), (PORTABLE, 90)])
+@pytest.mark.parametrize(("device_kind", "capability"), [(OWN, 90), (OWN, 120), (PORTABLE, 90), (PORTABLE, 120)])
 def test_forward_launches_and_does_nothing_else(run, device_kind, capability):
     status, lines = run(device_kind, capability)
     assert status == 0, lines[-1]
@@ -150,7 +150,7 @@ def test_12_x_quantises_h_in_gemm1_where_its_scale_is_known(run):
         assert launched(calls["linear, mode 2"]) == ["quantize_rows", "linear_nvfp4_sm120_n8"]
 
 
-@pytest.mark.parametrize("capability", [80, 89, 100, 103])
+@pytest.mark.parametrize("capability", [80, 86, 89, 100, 103])
 def test_other_gpus_run_the_portable_kernels_only(run, capability):
     """A GPU's own are refused by a text that names both capabilities and the remedy; nothing falls back by itself."""
     status, lines = run(PORTABLE, capability)

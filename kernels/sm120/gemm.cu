@@ -29,10 +29,9 @@ __device__ void multiply(const GemmSm120Params& p, SharedStorage<C>& shared) {
     const Tile own = rows_of_warp<C>(tile);
     const GemmParams gemm = is_fused ? to_shared<C>(p.gemm, tile, shared) : p.gemm;
     const Output<C, kEpilogue, SharedStorage<C>> output(gemm, own, shared);
-    Accumulation<C> sums;
+    Accumulation<C> sums(tile.num_m_tiles);
     for (int slab = 0; slab < p.gemm.num_slabs; slab += C::kSlabs) {
       wait_until_full(p, shared, ring.stage, ring.parity);
-      // A second weight tile that there is not is multiplied as the stage held it before, and not stored.
       if (own.num_rows > 0) sums.add(shared, ring.stage, p.gemm.num_slabs - slab);
       __syncwarp();
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared.empty[ring.stage]);

@@ -12,6 +12,9 @@ class Accumulation {
  public:
   float acc[C::kTiles][C::kWarpRows / 2] = {};
 
+  // Where there is no second weight tile, the first is multiplied twice: memory that nobody wrote is never read.
+  __device__ explicit Accumulation(int num_tiles) : tile_stride_(num_tiles > 1 ? C::kSlabs * kTileBytes : 0) {}
+
   // The slabs of a stage.
   __device__ void add(const SharedStorage<C>& shared, uint32_t stage, int num_slabs) {
 #pragma unroll
@@ -38,17 +41,16 @@ class Accumulation {
 
  private:
   static constexpr int kOctets = C::kWarpRows / 8;  // of token rows
-  static constexpr int kTileStride = C::kSlabs * kTileBytes;
 
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x % 128 / 32; }
   __device__ static int first_row() { return threadIdx.x / 128 * C::kWarpRows; }  // of this warp's token rows
 
   // A registers of both tiles.
-  __device__ static void read_codes(const uint8_t* tiles, uint32_t (&a)[C::kTiles][4]) {
+  __device__ void read_codes(const uint8_t* tiles, uint32_t (&a)[C::kTiles][4]) const {
 #pragma unroll
     for (int i = 0; i < C::kTiles; ++i) {
-      const uint4 words = *reinterpret_cast<const uint4*>(tiles + i * kTileStride + code_offset(threadIdx.x % 128, 0));
+      const uint4 words = *reinterpret_cast<const uint4*>(tiles + i * tile_stride_ + code_offset(threadIdx.x % 128, 0));
       a[i][0] = words.x, a[i][1] = words.y, a[i][2] = words.z, a[i][3] = words.w;
     }
   }
@@ -56,7 +58,7 @@ class Accumulation {
   __device__ void add_nvfp4(const uint8_t* tiles, const uint8_t* rows, const uint32_t* scales, int slab) {
     uint32_t a[C::kTiles][4];
     read_codes(tiles, a);
-    const uint32_t sfa = *reinterpret_cast<const uint32_t*>(tiles + scale_tile_of_a(lane()) * kTileStride +
+    const uint32_t sfa = *reinterpret_cast<const uint32_t*>(tiles + scale_tile_of_a(lane()) * tile_stride_ +
                                                             scale_offset(16 * warp() + scale_row_of_a(lane())));
     uint32_t b[kOctets][2];
     read_rows(rows, slab, b);
@@ -109,7 +111,7 @@ class Accumulation {
       uint32_t a[C::kTiles][2][4];  // of two steps
 #pragma unroll
       for (int i = 0; i < C::kTiles; ++i) {
-        dequantize(tiles + i * kTileStride, half, {codes[i][2 * half], codes[i][2 * half + 1]}, a[i]);
+        dequantize(tiles + i * tile_stride_, half, {codes[i][2 * half], codes[i][2 * half + 1]}, a[i]);
       }
 #pragma unroll
       for (int j = 0; j < kOctets; ++j) {
@@ -140,6 +142,8 @@ class Accumulation {
   __device__ static uint32_t scale_pair(uint32_t e4m3) {
     return ptx::mul_bf16x2(ptx::mul_bf16x2(small_scale_pair(e4m3), kTwoTo119), kTwoTo119);
   }
+
+  const int tile_stride_;  // from the first weight tile of a stage to the second
 };
 
 }  // namespace nvfp4::sm120

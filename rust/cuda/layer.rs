@@ -54,7 +54,7 @@ impl CudaLayer {
         let (device, family) = devices::with_family(ordinal, choice)?;
         family.check_mode(ordinal, config.mode)?;
         let tiles = family.tile_table(config)?;
-        check_local_experts(config.num_local_experts)?;
+        check_local_experts(config.num_local_experts, device.routing_bytes())?;
         let state = State::allocate(&device)?;
         let slice =
             ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols));

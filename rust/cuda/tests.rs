@@ -3,8 +3,8 @@
 
 use super::family::Family;
 use super::hopper::Hopper;
-use super::kernels::params;
-use super::plan::LayerPlan;
+use super::kernels::{self, params};
+use super::plan::{LayerPlan, check_local_experts};
 use super::portable::Portable;
 use super::sm120::Sm120;
 use super::storage::ExpertSlice;
@@ -92,6 +92,18 @@ fn capability_12_needs_no_more_workspace_than_hopper() {
             }
         }
     }
+}
+
+/// 8.6, 8.9 and 12.x have 99 KB a block, others 163 KB and more.
+#[test]
+fn routing_counts_in_the_shared_memory_that_a_gpu_has() {
+    let config = layer(64, 64, 512, 512, Mode::Bf16);
+    let plan = plan_of(&Portable, &config, 1024);
+    assert_eq!(plan.one_block_routing(&config, kernels::ROUTE_SHARED_BYTES), Some(33 * 512 * 4 + 1024 * 6 * 8));
+    assert_eq!(plan.one_block_routing(&config, 101_376), None, "three kernels route then");
+    assert!(check_local_experts(25_344, 101_376).is_ok() && check_local_experts(25_345, 163_840).is_ok());
+    let text = check_local_experts(25_345, 101_376).unwrap_err().to_string();
+    assert!(text.contains("is 25345; on CUDA it must be at most 25344, whose counters fit 101376 bytes"), "{text}");
 }
 
 #[test]
