@@ -35,6 +35,6 @@ def test_gpu_wait_in_vain_leaves_a_record_and_traps(said):
     assert said["wait in vain"] == said["afterwards"] != "no error"
 
 
-def test_gpu_wait_that_succeeds_costs_nothing(said):
+def test_gpu_wait_that_succeeds_costs_a_jump(said):
     bounded, bare = (int(words.split()[1]) for words in said["cycles"].split(", "))
-    assert bounded <= bare + 2
+    assert bounded <= bare + 25

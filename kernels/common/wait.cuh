@@ -2,8 +2,8 @@
 // Waiting for an mbarrier, but not forever. A barrier that nobody completes is a mistake of ours, or of the chip. A
 // kernel that hangs on it takes the process, and often the machine, with it. This one says where it stood, and traps.
 //
-// What comes in time pays nothing: the first try_wait suspends the thread by itself, and the clock is looked at only
-// after a try that failed.
+// What comes in time pays a jump over the rest, 15 cycles where nothing else runs (H200, 2026-11-30): the first
+// try_wait suspends the thread by itself, and the clock is looked at only after a try that failed.
 #pragma once
 #include <cstdint>
 
@@ -42,6 +42,7 @@ __device__ inline void give_up(const WaitBound& bound, uint32_t barrier, uint32_
       "trap;\n" ::"l"(__cvta_generic_to_global(bound.record)),
       "r"(bound.kernel), "r"(blockIdx.x), "r"(barrier | parity << 16), "r"(static_cast<uint32_t>(waited / 1000000))
       : "memory");
+  __builtin_unreachable();
 }
 static_assert(sizeof(HangRecord) == 16, "one store");
 
