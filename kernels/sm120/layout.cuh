@@ -26,7 +26,6 @@
 #pragma once
 #include <cstdint>
 
-#include "../common/format.cuh"
 #include "../common/gemm.cuh"
 
 namespace nvfp4::sm120 {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoint weights into tiles of fragments (layout.cuh), once at load.
+#include "../common/format.cuh"
 #include "../prepare/stage.cuh"
 #include "layout.cuh"
 #include "params.h"
