@@ -27,7 +27,7 @@ __device__ void multiply(const GemmSm120Params& p, SharedStorage<C>& shared) {
   Ring<C> ring;
   for_each_tile<C::kTiles>(p.gemm.list, [&](const Tile& tile) {
     const Tile own = rows_of_warp<C>(tile);
-    const GemmParams gemm = is_fused ? to_shared<C>(p.gemm, tile, shared) : p.gemm;
+    const GemmParams gemm = params_of_tile<C>(p.gemm, tile, is_fused, shared);
     const Output<C, kEpilogue, SharedStorage<C>> output(gemm, own, shared);
     Accumulation<C> sums(tile.num_m_tiles);
     for (int slab = 0; slab < p.gemm.num_slabs; slab += C::kSlabs) {

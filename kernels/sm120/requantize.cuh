@@ -9,13 +9,19 @@ namespace nvfp4::sm120 {
 
 constexpr int kTileFeatures = kTileRows / 2;  // a gate and an up each
 
-// GEMM1's parameters with h of this tile in shared memory, as the epilogue addresses it.
+// GEMM1's parameters for a tile; with `keep`, so that the epilogue leaves h in shared memory.
 template <class C>
-__device__ GemmParams to_shared(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared) {
+__device__ GemmParams params_of_tile(const GemmParams& p, const Tile& tile, bool keep, SharedStorage<C>& shared) {
   GemmParams q = p;
-  const int64_t first = int64_t{tile.first_row} * C::kHStride + tile.first_m_tile * kTileFeatures;
-  q.out = reinterpret_cast<__nv_bfloat16*>(shared.h) - first;
-  q.out_row_stride = C::kHStride;
+  if constexpr (C::kHBytes == 0) return q;
+  if (keep) {
+    const int64_t first = int64_t{tile.first_row} * C::kHStride + tile.first_m_tile * kTileFeatures;
+    q.out = reinterpret_cast<__nv_bfloat16*>(shared.h) - first;
+    q.out_row_stride = C::kHStride;
+  }
+  // The compiler takes a pointer that may be one of a kernel's parameters for global memory, and stores there (nvcc 13.0):
+  // it must not see where this one comes from.
+  asm volatile("" : "+l"(q.out));
   return q;
 }
 
