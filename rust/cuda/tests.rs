@@ -88,7 +88,9 @@ fn capability_12_needs_no_more_workspace_than_hopper() {
                 let size = |family, config: &LayerConfig| plan_of(family, config, tokens).workspace_size;
                 let (hopper, own) = (size(&Hopper, &dynamic), size(&Sm120, &dynamic));
                 assert!(size(&Sm120, &fixed) <= own, "GEMM1 quantises h by itself: {mode:?}, {tokens} tokens");
-                assert!(own <= hopper + 4096, "{own} after {hopper}: {hidden} x {inter}, {mode:?}, {tokens} tokens");
+                let scales_of_a_tile = 128 * (hidden + inter) / 16; // block scales are padded to 128 rows
+                let most = hopper + scales_of_a_tile as u64 + 4096;
+                assert!(own <= most, "{own} after {hopper}: {hidden} x {inter}, {mode:?}, {tokens} tokens");
             }
         }
     }

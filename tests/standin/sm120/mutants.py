@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant("stage_never_released", "gemm.cu", "if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive",
            "if (threadIdx.x == 0) ptx::mbarrier_arrive"),
     Mutant("scales_past_the_last", "load.cuh", "min(kSlabSteps, num_blocks - block)", "kSlabSteps"),
-    Mutant("columns_past_the_last", "load.cuh", "2 * j < valid ?", "true ?"),
+    Mutant("columns_past_the_last", "load.cuh", "max(0, min(16, valid_bytes - chunk * 16))", "16"),
     Mutant("rows_not_gathered", "load.cuh", "p.gemm.row_to_slot ? p.gemm.row_to_slot[row] / p.gemm.top_k : row", "row"),
     Mutant("block_of_h", "requantize.cuh", "store_swizzled(p.h, row, first_block + b,", "store_swizzled(p.h, row, b,"),
     Mutant("prepare_halves", "prepare.cu", "== 0 ? block.x : block.y", "!= 0 ? block.x : block.y"),
