@@ -30,9 +30,9 @@ def run(tmp_path_factory):
     include = ["-std=c11", "-I", ROOT / "include"]
     subprocess.run(["cc", *include, FOLDER / "driver_calls.c", "-o", program, *libraries], check=True)
 
-    def run(device_kind: int, capability: int = 90) -> tuple[int, list[str]]:
+    def run(device_kind: int, capability: int = 90, last_mode: int = 0) -> tuple[int, list[str]]:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(build), "MOCK_CAPABILITY": str(capability)}
-        last_mode = FP8 if (device_kind, capability) == (OWN, 90) else NVFP4
+        last_mode = last_mode or (FP8 if (device_kind, capability) == (OWN, 90) else NVFP4)
         arguments = [program, str(device_kind), str(last_mode)]
         done = subprocess.run(arguments, env=environment, stderr=subprocess.PIPE, text=True)
         lines = done.stderr.splitlines()
@@ -148,6 +148,12 @@ def test_12_x_quantises_h_in_gemm1_where_its_scale_is_known(run):
             "route_small", "quantize_rows", gemm2, "quantize_rows", gemm2, "combine"
         ]  # fmt: skip
         assert launched(calls["linear, mode 2"]) == ["quantize_rows", "linear_nvfp4_sm120_n8"]
+
+
+def test_12_x_refuses_mode_fp8_by_name(run):
+    status, lines = run(OWN, 120, FP8)
+    assert status == UNSUPPORTED
+    assert "mode is 3 (fp8) for CUDA device 0 of compute capability 12.x; its kernels have none" in lines[-1]
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 100, 103])
