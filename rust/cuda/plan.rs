@@ -58,8 +58,8 @@ pub struct PlanRules {
     pub widest_first_at: Option<u32>,
     /// Does GEMM1 leave its sums in f32, for a kernel that activates?
     pub gemm1_sums: bool,
-    /// Does GEMM1 leave h in bf16, for a quantiser whose result is of another form? It lies behind x.
-    pub gemm1_bf16: bool,
+    /// Does GEMM1 leave rows of bf16, for a quantiser that makes `h` of them?
+    pub h_rows: bool,
 }
 
 /// Rows of a GEMM's input: values, block scales and global scales, as far as the form has them.
@@ -143,8 +143,8 @@ pub struct LayerPlan {
     pub x_by_row: bool,
     /// GEMM1's input where it is not the caller's x, of a chunk.
     pub x: Operand,
-    /// bf16: h, before it is quantised; where GEMM2 writes y, if x lies there.
-    pub h_bf16: Region<u8>,
+    /// bf16 rows of h that a quantiser reads, which makes `h` of them. Empty where GEMM1 leaves h itself.
+    pub h_rows: Region<u16>,
     /// bf16: y, GEMM2's result; before that, where the activation is a kernel of its own, f32: GEMM1's gate and up.
     pub gemm_out: Region<f32>,
     pub workspace_size: u64,
@@ -206,14 +206,15 @@ impl LayerPlan {
             h_stride,
             x_by_row,
             x: Operand::default(),
-            h_bf16: Region::default(),
+            h_rows: Region::default(),
             gemm_out: Region::default(),
             workspace_size: 0,
         };
         let mut shared = walk.clone();
         let x_walk = if rules.x_in_place_of_y { &mut shared } else { &mut walk };
         plan.x = rules.x.map_or_else(Operand::default, |form| Operand::new(x_walk, form, x_rows, hidden));
-        plan.h_bf16 = x_walk.region(if rules.gemm1_bf16 { 2 * rows * inter } else { 0 });
+        // GEMM2, which writes y, comes after its quantiser.
+        plan.h_rows = x_walk.region(if rules.h_rows { rows * inter } else { 0 });
         plan.gemm_out = walk.region(gemm_out_len);
         plan.workspace_size = walk.size().max(shared.size());
         plan

@@ -87,7 +87,7 @@ impl Family for Hopper {
             h_stride,
             widest_first_at: Some(params::GEMM_SM90_WIDEST_ROWS),
             gemm1_sums: false,
-            gemm1_bf16: false,
+            h_rows: false,
         }
     }
 

@@ -85,7 +85,7 @@ impl Family for Portable {
             h_stride: config.intermediate_size,
             widest_first_at: None,
             gemm1_sums: true,
-            gemm1_bf16: false,
+            h_rows: false,
         }
     }
 

@@ -10,10 +10,10 @@ mod forward;
 mod kernels;
 mod tiles;
 
-pub use kernels::{GEMM_ROWS, KERNELS};
-pub use tiles::threads;
 #[cfg(test)]
 pub use kernels::PREPARE_TILES;
+pub use kernels::{GEMM_ROWS, KERNELS};
+pub use tiles::threads;
 
 use super::device::Device;
 use super::family::Family;
@@ -79,7 +79,7 @@ impl Family for Sm120 {
             h_stride: config.intermediate_size,
             widest_first_at: None,
             gemm1_sums: false,
-            gemm1_bf16: config.mode == Mode::Nvfp4 && !forward::requantizes(config),
+            h_rows: config.mode == Mode::Nvfp4 && !forward::requantizes(config),
         }
     }
 
