@@ -59,5 +59,5 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 #include "common/format.cuh"
 #include "common/tiles.cuh"
 #include "hopper/config.cuh"
-#include "sm120/config.cuh"
 #include "route/segments.cuh"
+#include "sm120/config.cuh"

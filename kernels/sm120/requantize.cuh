@@ -19,8 +19,8 @@ __device__ GemmParams params_of_tile(const GemmParams& p, const Tile& tile, bool
     q.out = reinterpret_cast<__nv_bfloat16*>(shared.h) - first;
     q.out_row_stride = C::kHStride;
   }
-  // The compiler takes a pointer that may be one of a kernel's parameters for global memory, and stores there (nvcc 13.0):
-  // it must not see where this one comes from.
+  // The compiler takes a pointer that may be one of a kernel's parameters for global memory, and stores there
+  // (nvcc 13.0): it must not see where this one comes from.
   asm volatile("" : "+l"(q.out));
   return q;
 }
