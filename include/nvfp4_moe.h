@@ -86,7 +86,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 /* ---- Choices -------------------------------------------------------------------------------------------- */
 
 #define NVFP4_MOE_DEVICE_CPU 0
-#define NVFP4_MOE_DEVICE_CUDA 1          /* the GPU's own kernels: compute capability 9.0 or 10.x, else UNSUPPORTED */
+#define NVFP4_MOE_DEVICE_CUDA 1          /* the GPU's own kernels: compute capability 9.0, 10.x or 12.x, else UNSUPPORTED */
 #define NVFP4_MOE_DEVICE_CUDA_PORTABLE 2 /* kernels for any GPU from 8.0 on, in Blackwell's layouts: not fast */
 
 /* How activations enter the GEMMs. Never switched silently. */
@@ -140,7 +140,7 @@ int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
  * last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
-/* What is built in: "cpu", or "cpu hopper portable sm100" with the CUDA kernels. Host buf as in last_error. */
+/* What is built in: "cpu", or "cpu hopper portable sm100 sm120" with the CUDA kernels. Host buf as in last_error. */
 size_t nvfp4_moe_build_info(char *buf, size_t size);
 
 /* ---- The MoE layer -------------------------------------------------------------------------------------- */
@@ -155,7 +155,7 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t hidden_size;        /* H, a multiple of 16 up to 2^20 */
   int32_t intermediate_size;  /* I, a multiple of 16 up to 2^20: of ONE of gate and up */
   int32_t num_experts;        /* E, up to 2^20: ids in topk_ids are 0 .. E-1 */
-  int32_t num_local_experts;  /* L: experts whose weights are here; on CUDA up to 40960 */
+  int32_t num_local_experts;  /* L: experts whose weights are here; on CUDA up to 40960, or a quarter of a block's shared memory */
   int32_t first_local_expert; /* global id of local expert 0, used when forward gets no expert_map */
   int32_t top_k;              /* k, 1 .. E */
   float swiglu_limit; /* L of the activation; 0 = none */

@@ -7,5 +7,6 @@
 #include "params.h"
 #include "portable/params.h"
 #include "sm100/params.h"
+#include "sm120/params.h"
 
 #endif

@@ -62,3 +62,4 @@ inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 #include "hopper/config.cuh"
 #include "route/segments.cuh"
 #include "sm100/config.cuh"
+#include "sm120/config.cuh"

@@ -13,7 +13,7 @@ const TORCH_CUDA: &str = "NVFP4_MOE_TORCH_CUDA";
 
 /// A source file under `kernels/`, without `.cu`, and the GPUs it is compiled for. The folder says which: a family's own
 /// GPUs, or every supported one.
-const MODULES: [(&str, &[&str]); 18] = [
+const MODULES: [(&str, &[&str]); 20] = [
     ("route/route", EVERY_GPU),
     ("quantize/quantize", EVERY_GPU),
     ("calibrate/amax", EVERY_GPU),
@@ -32,10 +32,13 @@ const MODULES: [(&str, &[&str]); 18] = [
     ("sm100/gemm", SM100),
     ("sm100/prepare", SM100),
     ("sm100/rows", SM100),
+    ("sm120/gemm", SM120),
+    ("sm120/prepare", SM120),
 ];
 const EVERY_GPU: &[&str] = &["80", "90", "100f", "120f"];
 const HOPPER: &[&str] = &["90a"];
 const SM100: &[&str] = &["100f"];
+const SM120: &[&str] = &["120f"];
 
 /// Write `kernels.rs`, the list of modules, and the fat binaries that it includes; say what is built in.
 pub fn build(out: &Path) {

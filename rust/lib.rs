@@ -41,6 +41,6 @@ pub mod status;
 pub mod threads;
 pub mod workspace;
 
-/// What the library was built with, names apart by spaces: `cpu`, and behind it `hopper portable sm100` where an nvcc compiled
+/// What the library was built with, names apart by spaces: `cpu`, and behind it `hopper portable sm100 sm120` where an nvcc compiled
 /// the CUDA kernels.
 pub const BUILT_IN: &str = env!("NVFP4_MOE_BUILT_IN");

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices: tests that name one the machine lacks are skipped, and the summary says how many."""
 
+import os
+
 import pytest
 import torch
 
 NO_GPU = "no GPU on this machine"
+NO_FP8 = "mode fp8 is Hopper's and the CPU's"
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +15,13 @@ def _skip_missing_device(request):
     device = getattr(request.node, "callspec", None) and request.node.callspec.params.get("device")
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         pytest.skip(NO_GPU)
+    if device == "cuda" and request.node.callspec.params.get("mode") == "fp8" and capability() != "9.0":
+        pytest.skip(NO_FP8)
+
+
+def capability() -> str:
+    """Of the GPU, or of the one that tests/standin plays."""
+    return os.environ.get("STANDIN_CAPABILITY") or "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def pytest_collection_modifyitems(items):

@@ -12,14 +12,14 @@ LIBRARY = ROOT / "target" / "release" / "libnvfp4_moe.a"
 FOLDER = ROOT / "tests" / "mock_libcuda"
 # The context decides the device of a NULL stream, so it is looked at, and set where it is another one.
 ALLOWED = {"cuLaunchKernelEx", "cuCtxGetCurrent", "cuCtxSetCurrent"}
-HOPPER, PORTABLE = 1, 2  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
-OWN = HOPPER  # of any GPU that has some
+OWN, PORTABLE = 1, 2  # NVFP4_MOE_DEVICE_CUDA, _CUDA_PORTABLE
+NVFP4, FP8 = 2, 3  # NVFP4_MOE_MODE_*
 UNSUPPORTED = 77  # exit status of the program
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """run(device_kind, compute capability, *more arguments): the program's exit status and log on such a GPU."""
+    """run(device_kind, compute capability, the last mode): the program's exit status and log on such a GPU."""
     if not LIBRARY.exists():
         pytest.skip("cargo build --release comes first")
     build = tmp_path_factory.mktemp("mock")
@@ -30,9 +30,11 @@ def run(tmp_path_factory):
     include = ["-std=c11", "-I", ROOT / "include"]
     subprocess.run(["cc", *include, FOLDER / "driver_calls.c", "-o", program, *libraries], check=True)
 
-    def run(device_kind: int, capability: int = 90, *more: str) -> tuple[int, list[str]]:
+    def run(device_kind: int, capability: int = 90, last_mode: int = 0) -> tuple[int, list[str]]:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(build), "MOCK_CAPABILITY": str(capability)}
-        done = subprocess.run([program, str(device_kind), *more], env=environment, stderr=subprocess.PIPE, text=True)
+        last_mode = last_mode or (FP8 if (device_kind, capability) == (OWN, 90) else NVFP4)
+        arguments = [program, str(device_kind), str(last_mode)]
+        done = subprocess.run(arguments, env=environment, stderr=subprocess.PIPE, text=True)
         lines = done.stderr.splitlines()
         if done.returncode == UNSUPPORTED and "has no CUDA kernels" in lines[-1]:
             pytest.skip(lines[-1])
@@ -59,13 +61,13 @@ def launched(calls: list[str]) -> list[str]:
     return [call.split()[1] for call in calls if call.startswith("cuLaunchKernelEx")]
 
 
-@pytest.mark.parametrize("device_kind", [HOPPER, PORTABLE])
-def test_forward_launches_and_does_nothing_else(run, device_kind):
-    status, lines = run(device_kind)
+@pytest.mark.parametrize(("device_kind", "capability"), [(OWN, 90), (OWN, 120), (PORTABLE, 90), (PORTABLE, 120)])
+def test_forward_launches_and_does_nothing_else(run, device_kind, capability):
+    status, lines = run(device_kind, capability)
     assert status == 0, lines[-1]
     calls = forwards(lines)
     assert calls.pop("child") == []
-    assert len(calls) == (42 if device_kind == HOPPER else 22)
+    assert len(calls) == (52 if (device_kind, capability) == (OWN, 90) else 32)
     for title, made in calls.items():
         assert {call.split()[0] for call in made} <= ALLOWED, title
         assert launched(made), title
@@ -73,7 +75,7 @@ def test_forward_launches_and_does_nothing_else(run, device_kind):
 
 def test_a_forked_child_is_refused_by_name(run):
     """The driver's contexts do not follow into it: calls there would fail, or hang."""
-    status, lines = run(HOPPER)
+    status, lines = run(OWN)
     assert status == 0, lines[-1]
     assert forwards(lines)["child"] == []
     refusals = [line for line in lines if line.startswith("7 7 7: ")]  # NVFP4_MOE_CUDA, three times, of every layer
@@ -83,7 +85,7 @@ def test_a_forked_child_is_refused_by_name(run):
 
 def test_few_tokens_take_few_launches(run):
     """Modes nvfp4 and fp8 quantise both GEMMs' inputs; the portable pipeline activates by a kernel of its own."""
-    hopper, portable = forwards(run(HOPPER)[1]), forwards(run(PORTABLE)[1])
+    hopper, portable = forwards(run(OWN)[1]), forwards(run(PORTABLE)[1])
     forward, linear = "forward, mode {}, 1 tokens", "linear, mode {}"
     assert launched(hopper[forward.format(1)]) == ["route_small", "gemm1_sm90_n8", "gemm2_sm90_n8", "combine"]
     assert launched(hopper[forward.format(2)]) == [
@@ -107,7 +109,7 @@ def test_few_tokens_take_few_launches(run):
 
 def test_experts_without_a_gate_take_the_kernels_of_plain_rows(run):
     """And their biases are prepared with them, by one launch a matrix."""
-    lines = run(HOPPER)[1]
+    lines = run(OWN)[1]
     hopper, ungated = forwards(lines), "ungated, mode {}, 1 tokens"
     assert launched(hopper[ungated.format(1)]) == ["route_small", "gemm2_any_sm90_n8", "gemm2_any_sm90_n8", "combine"]
     assert launched(hopper[ungated.format(3)])[2:5:2] == ["gemm2_any_fp8_sm90_n8"] * 2
@@ -119,7 +121,7 @@ def test_experts_without_a_gate_take_the_kernels_of_plain_rows(run):
 @pytest.mark.parametrize("capability", [100, 103])
 def test_compute_capability_10_has_kernels_of_its_own(run, capability):
     """In mode nvfp4 GEMM1 leaves h quantised if its scale is static; in mode bf16 x is brought into lines before it."""
-    status, lines = run(OWN, capability, "no fp8")
+    status, lines = run(OWN, capability)
     assert status == 0, lines[-1]
     calls, quantize, arrange = forwards(lines), "quantize_rows", "arrange_sm100"
     for title, made in calls.items():
@@ -160,20 +162,53 @@ def test_launches_overlap_where_the_gpu_can(run, capability):
             assert not any(overlapping), title
 
 
-@pytest.mark.parametrize("capability", [80, 89, 120])
+def test_12_x_quantises_h_in_gemm1_where_its_scale_is_known(run):
+    """Not without a gate, and not by row scales: then a quantiser follows, as for x."""
+    for capability in (120, 121):
+        calls = forwards(run(OWN, capability)[1])
+        one, mode = "{}, mode {}, 1 tokens", "forward, mode {}, 1 tokens"
+        gemm1, gemm2 = "gemm1_nvfp4_sm120_n8", "gemm2_nvfp4_sm120_n8"
+        assert launched(calls[mode.format(1)]) == [
+            "route_small", "gemm1_bf16_sm120_n8", "gemm2_bf16_sm120_n8", "combine"
+        ]  # fmt: skip
+        assert launched(calls[mode.format(2)]) == [
+            "route_small", "quantize_rows", gemm1, "quantize_rows", gemm2, "combine"
+        ]  # fmt: skip
+        assert launched(calls[one.format("static forward", 2)]) == [
+            "route_small",
+            "quantize_rows",
+            gemm1,
+            gemm2,
+            "combine",
+        ]
+        assert launched(calls[one.format("ungated", 2)]) == [
+            "route_small", "quantize_rows", gemm2, "quantize_rows", gemm2, "combine"
+        ]  # fmt: skip
+        assert launched(calls["linear, mode 2"]) == ["quantize_rows", "linear_nvfp4_sm120_n8"]
+
+
+def test_12_x_refuses_mode_fp8_by_name(run):
+    status, lines = run(OWN, 120, FP8)
+    assert status == UNSUPPORTED
+    assert "mode is 3 (fp8) for CUDA device 0 of compute capability 12.x; its kernels have none" in lines[-1]
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 110])
 def test_other_gpus_run_the_portable_kernels_only(run, capability):
-    """Others are refused by a text that names both capabilities and the remedy; nothing falls back by itself."""
+    """A GPU's own are refused by a text that names both capabilities and the remedy; nothing falls back by itself."""
     status, lines = run(PORTABLE, capability)
     assert status == 0, lines[-1]
-    status, lines = run(HOPPER, capability)
+    status, lines = run(OWN, capability)
     assert status == UNSUPPORTED
-    assert "need compute capability 9.0 or 10.x" in lines[-1]
-    assert f"CUDA device 0 has {capability // 10}.{capability % 10}" in lines[-1]
+    assert (
+        f"need compute capability 9.0, 10.x or 12.x, and CUDA device 0 has {capability // 10}.{capability % 10}"
+        in lines[-1]
+    )
     assert "Pass 2" in lines[-1]
 
 
 def test_gpus_below_8_0_are_refused(run):
-    for device_kind in (HOPPER, PORTABLE):
+    for device_kind in (OWN, PORTABLE):
         status, lines = run(device_kind, 75)
         assert status == UNSUPPORTED
         assert "its compute capability is 7.5; the kernels need 8.0 or later" in lines[-1]

@@ -369,7 +369,7 @@ def test_cpu_isa_is_one_of_the_headers():
 
 
 def test_build_info_is_one_of_the_headers():
-    assert nvfp4_moe.build_info() in ("cpu", "cpu hopper portable sm100")
+    assert nvfp4_moe.build_info() in ("cpu", "cpu hopper portable sm100 sm120")
 
 
 def test_importing_the_package_imports_no_torch():

@@ -76,7 +76,7 @@ def test_the_wheel_runs_where_nothing_can_be_compiled(tmp_path):
     example = shutil.copy(ROOT / "examples/layer.py", tmp_path)
     assert run(python, example, env=environment, cwd=tmp_path).endswith("layer.py: correct\n")
     version = run(python, "-m", "nvfp4_moe", "--version", env=environment, cwd=tmp_path)
-    assert version == f"nvfp4-moe {nvfp4_moe.__version__} (cpu hopper portable sm100)\n"
+    assert version == f"nvfp4-moe {nvfp4_moe.__version__} (cpu hopper portable sm100 sm120)\n"
 
 
 def test_the_source_distribution_builds(tmp_path):

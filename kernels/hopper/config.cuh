@@ -7,15 +7,6 @@
 
 namespace nvfp4 {
 
-// GEMM1 ends in SwiGLU alone, or in any activation with a gate; GEMM2 in nothing, or in biases and, of experts without
-// a gate, GEMM1's activation. So much code beside a loop changes how ptxas compiles the loop, and the common kernels
-// became slower by the instructions they had (shifts where multiplications were, on the busier pipe).
-enum class Epilogue { kGemm1, kGemm1Any, kGemm2, kGemm2Any, kLinear };
-
-__host__ __device__ constexpr bool is_gemm1(Epilogue epilogue) {
-  return epilogue == Epilogue::kGemm1 || epilogue == Epilogue::kGemm1Any;
-}
-
 // A CTA multiplies kTiles weight tiles of 64 rows with kN token rows. kM x kK warpgroups compute, each kTiles / kM
 // tiles: those along K take slabs in turn and are summed at the end, so that few tokens, which need few CTAs, still
 // have enough warps to dequantise.

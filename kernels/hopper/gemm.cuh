@@ -5,7 +5,8 @@
 //   kM x kK consumer warpgroups  multiply()  dequantise in registers, wgmma, sum along K, store()
 //   1 producer warpgroup          load()      weight tiles by bulk copy, token rows by gather, kStages ahead
 #pragma once
-#include "epilogue.cuh"
+#include "../common/epilogue.cuh"
+#include "mma.cuh"
 #include "params.h"
 
 namespace nvfp4 {
@@ -26,7 +27,7 @@ __device__ void gemm(const GemmParams& p) {
   if (!p.tiles_known) follow_previous();
   if (threadIdx.x < C::kConsumers) {
     ptx::raise_registers<C::kConsumerRegisters>();
-    multiply<C, Output<C, kEpilogue>>(p, shared);
+    multiply<C, Output<C, kEpilogue, SharedStorage<C>>>(p, shared);
   } else {
     ptx::lower_registers<C::kProducerRegisters>();
     load<C>(p, shared);

@@ -55,17 +55,10 @@
 #include <cstdint>
 
 #include "../common/format.cuh"
-#include "../common/row_order.cuh"
+#include "../common/gemm.cuh"
 #include "params.h"
 
 namespace nvfp4 {
-
-constexpr int kTileRows = 64;
-constexpr int kSlabCols = 64;
-constexpr int kTileCodeBytes = kTileRows * kSlabCols / 2;
-constexpr int kTileBytes = kTileCodeBytes + kTileRows * kSlabCols / 16;
-constexpr int kSlabSteps = kSlabCols / 16;
-static_assert(kTileBytes == 2304 && kTileBytes % 16 == 0, "bulk copies move multiples of 16 bytes");
 
 constexpr uint32_t kPairBits = 0x81C081C0u;  // of pair 0
 
@@ -206,15 +199,5 @@ constexpr bool rounded_tables_are_nearest() {
   return true;
 }
 static_assert(rounded_tables_are_nearest(), "every product with a block scale that is rounded");
-
-// Checkpoint row of tile row `r` (0 to 63) of tile `m`, or -1 for padding. `rows` counts gate and up.
-__host__ __device__ constexpr int checkpoint_row(int m, int r, int rows, int order) {
-  if (order == ROWS_PLAIN) return m * kTileRows + r < rows ? m * kTileRows + r : -1;
-  const int feature = m * (kTileRows / 2) + r / 16 * 8 + r % 8, half = rows / 2;
-  return feature < half ? projection_row(order, r % 16 >= 8, feature, half) : -1;
-}
-static_assert(checkpoint_row(0, 8, 128, ROWS_GATE_FIRST) == 64, "the row after 8 gates is the first up");
-static_assert(checkpoint_row(1, 17, 128, ROWS_UP_FIRST) == 64 + 41, "up first: gates are the second half");
-static_assert(checkpoint_row(0, 9, 128, ROWS_INTERLEAVED) == 3, "the second up");
 
 }  // namespace nvfp4

@@ -3,29 +3,12 @@
 // ahead of the tensor cores and across tile borders.
 #pragma once
 #include "../common/overlap.cuh"
+#include "../common/ring.cuh"
 #include "../common/tiles.cuh"
 #include "config.cuh"
 #include "ptx.cuh"
 
 namespace nvfp4 {
-
-// Position in the ring of stages.
-template <class C>
-struct Ring {
-  uint32_t stage = 0, parity = 0;
-
-  __device__ void advance() {
-    if (++stage == C::kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-
-  __device__ void advance(uint32_t stages) {
-    parity ^= (stage + stages) / C::kStages & 1;
-    stage = (stage + stages) % C::kStages;
-  }
-};
 
 // Producers come after the consumers, whose warps wgmma groups by fours.
 template <class C>

@@ -1,21 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoint weights into the register-dequant layout, once at load.
-#include "../prepare/checkpoint.cuh"
+#include "../prepare/stage.cuh"
 #include "layout.cuh"
 #include "params.h"
 #include "rounding.cuh"
 
 namespace nvfp4 {
 namespace {
-
-// A block of threads repacks kRun tiles of one run of columns, so that each row it reads is a whole line of memory.
-constexpr int kRun = PREPARE_RUN_SLABS, kThreads = PREPARE_THREADS, kRunBlocks = kRun * kSlabSteps;
-
-// Blocks of 16 of the tiles' rows, codes as the checkpoint has them, scales as tiles do; zeros in the padding.
-struct Staged {
-  uint2 codes[kTileRows][kRunBlocks + 2];  // two more: 8 rows lie in different banks
-  uint8_t scales[kTileRows][kRunBlocks + 4];
-};
 
 // A block scale as tiles hold it, and the codes where rounding changes them. `row` is the checkpoint's.
 __device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint32_t e4m3, uint2& codes) {
@@ -29,30 +20,6 @@ __device__ uint8_t tile_scale(const PrepareParams& p, int expert, int row, uint3
   const uint32_t table = codes_at_floor(e4m3, floor);
   codes = make_uint2(look_up_codes(codes.x, table), look_up_codes(codes.y, table));
   return 0;
-}
-
-// Codes whose scale is 0 become 0: bf16 tiles' scales have no 0.
-__device__ void stage(const PrepareParams& p, int expert, int m, int first_block, Staged& staged) {
-  constexpr int kEach = kTileRows * kRunBlocks / kThreads;  // loads in flight together cost one latency
-  const int num_blocks = p.source.cols / 16;
-  uint2 codes[kEach];
-  uint32_t scales[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = i * kThreads + threadIdx.x, block = first_block + at % kRunBlocks;
-    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.row_order);
-    const bool valid = row >= 0 && block < num_blocks;
-    const int64_t from = (int64_t{expert} * p.source.rows + row) * num_blocks + block;
-    codes[i] = valid ? load_8_bytes(p.source.codes + from * 8) : make_uint2(0, 0);
-    scales[i] = valid ? p.source.block_scale[from] : 0;
-  }
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int at = i * kThreads + threadIdx.x;
-    const int row = checkpoint_row(m, at / kRunBlocks, p.source.rows, p.row_order);
-    staged.scales[at / kRunBlocks][at % kRunBlocks] = tile_scale(p, expert, row, scales[i], codes[i]);
-    staged.codes[at / kRunBlocks][at % kRunBlocks] = scales[i] == 0 ? make_uint2(0, 0) : codes[i];
-  }
 }
 
 // The word of one step: see layout.cuh.
@@ -100,7 +67,8 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) prepare_tiles(cons
   using namespace nvfp4;
   __shared__ Staged staged;
   const int first = blockIdx.x * kRun, m = blockIdx.y, expert = blockIdx.z;
-  stage(p, expert, m, first * kSlabSteps, staged);
+  const auto scale = [&](int row, uint32_t e4m3, uint2& codes) { return tile_scale(p, expert, row, e4m3, codes); };
+  stage(p, expert, m, first * kSlabSteps, scale, staged);
   __syncthreads();
   uint8_t* const tiles = p.tiles + expert * p.source.expert_stride + (int64_t{m} * p.num_slabs + first) * kTileBytes;
   for (int slab = 0; slab < min(kRun, p.num_slabs - first); ++slab) {

@@ -25,6 +25,8 @@ pub const ROWS_PLAIN: u32 = 0;
 pub const ROWS_GATE_FIRST: u32 = 1;
 pub const ROWS_UP_FIRST: u32 = 2;
 pub const ROWS_INTERLEAVED: u32 = 3;
+pub const PREPARE_RUN_SLABS: u32 = 4;
+pub const PREPARE_THREADS: u32 = 128;
 pub const GEMM_SM90_THREADS: u32 = 640;
 pub const GEMM_SM90_FOUR_TILES_THREADS: u32 = 384;
 pub const GEMM_SM90_SHARED_BYTES: u32 = 232448;
@@ -37,8 +39,6 @@ pub const GEMM_SM90_TWO_TILES_ROWS: u32 = 24;
 pub const GEMM_SM90_FOUR_TILES_ROWS: u32 = 48;
 pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
 pub const FP8_LARGEST_EXPONENT: u32 = 6;
-pub const PREPARE_RUN_SLABS: u32 = 4;
-pub const PREPARE_THREADS: u32 = 128;
 pub const ROUNDING_BINADES: u32 = 18;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
 pub const GEMM_PORTABLE_THREADS: u32 = 128;
@@ -55,6 +55,10 @@ pub const SM100_BARRIER_SUMS_EMPTY: u32 = 48;
 pub const SM100_BARRIER_PIECE_FULL: u32 = 64;
 pub const SM100_BARRIER_PIECE_EMPTY: u32 = 80;
 pub const SM100_ROW_ALIGNMENT: u32 = 8;
+pub const GEMM_SM120_SHARED_BYTES: u32 = 101376;
+pub const GEMM_SM120_THREADS: u32 = 256;
+pub const GEMM_SM120_WIDE_THREADS: u32 = 384;
+pub const GEMM_SM120_WIDE_ROWS: u32 = 64;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct DeviceStatus {
@@ -440,6 +444,26 @@ impl Default for GemmParams {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct PrepareParams {
+    pub source: PrepareSource,
+    pub tiles: *mut u8,
+    pub scales: *const MatrixScales,
+    pub num_slabs: i32,
+    pub row_order: i32,
+    pub rounded: i32,
+    pub reserved: i32,
+}
+impl Default for PrepareParams {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct QuantizeFp8Params {
     pub input: QuantizerInput,
     pub out: *mut u8,
@@ -466,26 +490,6 @@ pub struct MatrixScalesParams {
     pub row_scales: i64,
 }
 impl Default for MatrixScalesParams {
-    fn default() -> Self {
-        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct PrepareParams {
-    pub source: PrepareSource,
-    pub tiles: *mut u8,
-    pub scales: *const MatrixScales,
-    pub num_slabs: i32,
-    pub row_order: i32,
-    pub rounded: i32,
-    pub reserved: i32,
-}
-impl Default for PrepareParams {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {
@@ -653,6 +657,23 @@ pub struct PrepareSm100Params {
     pub row_order: i32,
 }
 impl Default for PrepareSm100Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmSm120Params {
+    pub gemm: GemmParams,
+    pub x_block_scale: *const u8,
+    pub h: QuantizeParams,
+    pub wait: WaitBound,
+}
+impl Default for GemmSm120Params {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

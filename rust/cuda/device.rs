@@ -3,7 +3,7 @@
 
 use super::driver::{self, Context, DeviceAddress, Entered, OwnStream, Relaxed};
 use super::hang::Watch;
-use super::kernels::{Functions, Kernel, Row, Start, params};
+use super::kernels::{Functions, Kernel, ROUTE_SHARED_BYTES, Row, Start, params};
 use super::launch::{BLOCKS_PER_SM, Launch};
 use super::memory::{Buffer, Memory};
 use super::shared_workspaces::{Scratch, SharedWorkspaces};
@@ -26,6 +26,8 @@ pub struct Device {
     pub capability: (i32, i32),
     /// Multiprocessors.
     pub num_sms: u32,
+    /// Shared memory that a block may ask for.
+    most_shared_bytes: u32,
     functions: Functions,
     /// `params::DeviceStatus` in device memory.
     status: DeviceAddress,
@@ -60,14 +62,15 @@ impl Device {
         let _entered = context.enter()?;
         let _relaxed = Relaxed::capture()?;
         let during = format!("Opening CUDA device {ordinal}");
-        let driver::Properties { capability, num_sms } = properties;
+        let driver::Properties { capability, num_sms, most_shared_bytes } = properties;
         let tables: Vec<_> = tables.collect();
         let device = Device {
             ordinal,
             context,
             capability,
             num_sms,
-            functions: Functions::load(&tables)?,
+            most_shared_bytes,
+            functions: Functions::load(&tables, most_shared_bytes)?,
             status: driver::allocate(size_of::<params::DeviceStatus>(), &during)?,
             watch: Watch::new(ordinal, tables)?,
             aside: OwnStream::new(&during)?,
@@ -123,6 +126,11 @@ impl Device {
         }
         check_workspace(own, size)?;
         Ok(Scratch { base: own.pointer, _turn: None })
+    }
+
+    /// Shared memory in which a block may count experts: as much as routing ever asks for, or as this GPU has.
+    pub fn routing_bytes(&self) -> u32 {
+        ROUTE_SHARED_BYTES.min(self.most_shared_bytes)
     }
 
     /// Where kernels count.

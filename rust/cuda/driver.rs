@@ -56,6 +56,8 @@ pub struct Properties {
     pub capability: (i32, i32),
     /// Multiprocessors.
     pub num_sms: u32,
+    /// Shared memory that a block may ask for.
+    pub most_shared_bytes: u32,
 }
 
 /// Ask a device what it is; opens nothing.
@@ -71,7 +73,8 @@ pub fn properties(ordinal: i32) -> Result<Properties> {
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     let num_sms = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
-    Ok(Properties { capability: (major, minor), num_sms })
+    let most_shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32;
+    Ok(Properties { capability: (major, minor), num_sms, most_shared_bytes })
 }
 
 impl Context {

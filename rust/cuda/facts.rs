@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What Rust states and the C++ of `kernels/` states too. `tests/oracle` compares the two; nobody else needs it.
 
-pub use super::hopper::{GEMM_ROWS, TILE, fp8_row_bytes, rounds, tiles_of_cta};
-pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS};
+pub use super::hopper::{GEMM_ROWS, fp8_row_bytes, rounds, tiles_of_cta};
+pub use super::kernels::ROUTE_SHARED_BYTES;
+pub use super::kernels::params::{
+    FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS, GEMM_SM120_SHARED_BYTES,
+};
 pub use super::plan::LayerPlan;
 pub use super::self_test::forced as self_test;
 pub use super::sm100::{LAYER_ROWS, LINEAR_ROWS};
-pub use super::storage::ExpertSlice;
+pub use super::sm120::{GEMM_ROWS as SM120_GEMM_ROWS, threads as sm120_threads};
+pub use super::storage::{ExpertSlice, TILE};
 
 use super::families;
 use super::family::Family;
 use super::hopper::Hopper;
 use super::sm100::Sm100;
+use super::sm120::Sm120;
 use crate::config::{LayerConfig, Mode};
 use crate::error::Result;
 use crate::shape::MoeShape;
@@ -31,6 +36,11 @@ pub fn sm100_slice(hidden: usize, inter: usize) -> ExpertSlice {
 /// What Hopper's products of bf16 lack.
 pub fn hopper_missing_factor() -> f32 {
     Hopper.missing_factor(Mode::Bf16)
+}
+
+/// The same of compute capability 12.x.
+pub fn sm120_missing_factor() -> f32 {
+    Sm120.missing_factor(Mode::Bf16)
 }
 
 /// Every family's plan of a call.

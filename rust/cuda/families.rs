@@ -6,11 +6,12 @@ use super::hopper::Hopper;
 use super::kernels::{NEUTRAL, Row};
 use super::portable::Portable;
 use super::sm100::Sm100;
+use super::sm120::Sm120;
 use crate::config::KernelChoice;
 use crate::error::{Error, Result};
 
 /// Every family. Its place is that of its table of kernels, counted from 1 (`Kernel::of`).
-pub static ALL: [&dyn Family; 3] = [&Hopper, &Portable, &Sm100];
+pub static ALL: [&dyn Family; 4] = [&Hopper, &Portable, &Sm100, &Sm120];
 
 /// Compute capabilities on which those who made the kernels ran them; any other is tested before its first use.
 const PROVED: [(i32, i32); 1] = [(9, 0)];
@@ -40,8 +41,8 @@ pub fn choose(ordinal: i32, choice: KernelChoice, capability: (i32, i32)) -> Res
     named(choice).or_else(own).ok_or_else(|| {
         let (major, minor) = capability;
         Error::Unsupported(format!(
-            "device_kind is 1 (kernels made for the GPU); they need compute capability 9.0 or 10.x, and CUDA device \
-             {ordinal} has {major}.{minor}. Pass 2, the portable kernels (cuda-portable), which need 8.0 or later."
+            "device_kind is 1 (kernels made for the GPU); they need compute capability 9.0, 10.x or 12.x, and CUDA \
+             device {ordinal} has {major}.{minor}. Pass 2, the portable kernels (cuda-portable), which need 8.0 or later."
         ))
     })
 }
@@ -50,7 +51,7 @@ pub fn choose(ordinal: i32, choice: KernelChoice, capability: (i32, i32)) -> Res
 mod tests {
     use super::*;
     use crate::cuda::kernels::{self, IMAGES};
-    use crate::cuda::{hopper, portable, sm100};
+    use crate::cuda::{hopper, portable, sm100, sm120};
 
     fn all_rows() -> impl Iterator<Item = &'static Row> {
         std::iter::once(NEUTRAL).chain(ALL.into_iter().map(Family::kernels)).flatten()
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn kernels_find_themselves() {
         let tables: Vec<_> = std::iter::once(NEUTRAL).chain(ALL.into_iter().map(Family::kernels)).collect();
-        let own = [hopper::PREPARE_TILES, portable::SWIGLU_ROWS, sm100::PREPARE_TILES];
+        let own = [hopper::PREPARE_TILES, portable::SWIGLU_ROWS, sm100::PREPARE_TILES, sm120::PREPARE_TILES];
         for kernel in [kernels::ROUTE_SMALL, kernels::PREPARE_ROW_ALPHAS].into_iter().chain(own) {
             let (table, index) = kernel.place();
             assert_eq!(tables[table][index].name, kernel.row().name);
@@ -86,10 +87,11 @@ mod tests {
 
     #[test]
     fn a_gpu_has_its_own_kernels_or_an_error() {
-        for capability in [(9, 0), (10, 0), (10, 3)] {
+        for capability in [(9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
             assert!(choose(0, KernelChoice::Own, capability).is_ok_and(Family::is_own));
+            assert!(choose(0, KernelChoice::Portable, capability).is_ok_and(|family| !family.is_own()));
         }
-        for capability in [(8, 0), (8, 9), (12, 0)] {
+        for capability in [(8, 0), (8, 9), (11, 0), (13, 0)] {
             assert!(choose(0, KernelChoice::Own, capability).is_err());
             assert!(choose(0, KernelChoice::Portable, capability).is_ok_and(|family| !family.is_own()));
         }

@@ -102,7 +102,7 @@ macro_rules! kernel_table {
 }
 pub(super) use kernel_table;
 
-/// Shared memory that routing may ask for: counters of up to this many bytes.
+/// Shared memory that routing may ask for, where a GPU has it: counters of up to this many bytes.
 pub const ROUTE_SHARED_BYTES: u32 = 160 * 1024;
 
 use Start::AfterPrevious;
@@ -129,15 +129,16 @@ kernel_table! {
 pub struct Functions(Vec<Vec<Function>>);
 
 impl Functions {
-    /// Load the rows of each table into the current context.
-    pub fn load(tables: &[&'static [Row]]) -> Result<Self> {
+    /// Load the rows of each table into the current context, of a GPU whose blocks may ask for so much shared memory: a row says
+    /// what its kernel may use, and whoever launches it asks the device.
+    pub fn load(tables: &[&'static [Row]], most_shared_bytes: u32) -> Result<Self> {
         let mut modules = HashMap::new();
         let mut load = |row: &Row| {
             let module = match modules.get(row.module) {
                 Some(module) => *module,
                 None => *modules.entry(row.module).or_insert(Module::load(row.module, image(row.module))?),
             };
-            module.function(row.name, row.shared_bytes)
+            module.function(row.name, row.shared_bytes.min(most_shared_bytes))
         };
         Ok(Functions(tables.iter().map(|rows| rows.iter().map(&mut load).collect()).collect::<Result<_>>()?))
     }

@@ -60,7 +60,7 @@ impl CudaLayer {
             true => family.tile_table(config)?,
             false => family.tile_table_without_proof(config)?,
         };
-        check_local_experts(config.num_local_experts)?;
+        check_local_experts(config.num_local_experts, device.routing_bytes())?;
         let state = State::allocate(&device)?;
         let slice =
             ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols));

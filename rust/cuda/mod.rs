@@ -17,7 +17,7 @@
 //! | `prepared`, `prepare` | what prepare leaves; rules for what it takes |
 //! | `forward`, `route`, `linear_call` | one call, and the steps that all families share |
 //! | `family` | what a family of kernels must answer |
-//! | `hopper/`, `portable/` | the families |
+//! | `hopper/`, `sm120/`, `portable/` | the families |
 //! | `families`, `devices`, `counters` | the list of them; which GPU runs which; its counters |
 //! | `layer`, `linear` | the two backends |
 //! | `self_test/` | own kernels beside the portable ones, before a chip that nobody ran them on is used |
@@ -47,6 +47,7 @@ mod route;
 mod self_test;
 mod shared_workspaces;
 mod sm100;
+mod sm120;
 mod storage;
 #[cfg(test)]
 mod tests;

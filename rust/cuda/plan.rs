@@ -4,7 +4,7 @@
 //! Tokens are processed in *chunks*: contiguous ranges whose routed slots fit the rows of the workspace. Routing finds
 //! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
 
-use super::kernels::{ROUTE_SHARED_BYTES, params};
+use super::kernels::params;
 use crate::config::{LayerConfig, LinearConfig};
 use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
@@ -119,14 +119,13 @@ impl Operand {
     }
 }
 
-/// Routing counts every local expert in the shared memory of one block.
-pub fn check_local_experts(local: usize) -> Result<()> {
-    const MOST: usize = ROUTE_SHARED_BYTES as usize / size_of::<i32>();
-    if local <= MOST {
+/// Routing counts every local expert in the shared memory of one block, which has room for so many bytes of counters.
+pub fn check_local_experts(local: usize, routing_bytes: u32) -> Result<()> {
+    let most = routing_bytes as usize / size_of::<i32>();
+    if local <= most {
         return Ok(());
     }
-    let rule =
-        format!("on CUDA it must be at most {MOST}, whose counters fit {ROUTE_SHARED_BYTES} bytes of shared memory");
+    let rule = format!("on CUDA it must be at most {most}, whose counters fit {routing_bytes} bytes of shared memory");
     Err(Error::argument("num_local_experts", local, rule, "Spread the experts over more ranks."))
 }
 
@@ -255,13 +254,14 @@ impl LayerPlan {
         (0..cols.div_ceil(line_cols)).map(|line| (line * line_bytes, line_cols, line_cols)).collect()
     }
 
-    /// Shared memory with which one block of threads routes; `None` where it takes more kernels.
-    pub fn one_block_routing(&self, config: &LayerConfig) -> Option<u32> {
+    /// Shared memory with which one block of threads routes; `None` where that is more than a block has, or it takes more
+    /// kernels.
+    pub fn one_block_routing(&self, config: &LayerConfig, routing_bytes: u32) -> Option<u32> {
         let (segments, local) = (self.segments, config.num_local_experts);
         // Counters of each segment and of all; then expert and rank of each slot, 8-byte aligned.
         let counters = ((segments + 1) * local).next_multiple_of(2) * 4;
         let bytes = counters + segments * self.segment_tokens * config.top_k * 8;
-        let fits = self.chunks == 1 && segments <= 32 && bytes <= ROUTE_SHARED_BYTES as usize;
+        let fits = self.chunks == 1 && segments <= 32 && bytes <= routing_bytes as usize;
         fits.then_some(bytes as u32)
     }
 }

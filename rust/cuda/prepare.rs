@@ -3,7 +3,7 @@
 
 use super::device::Device;
 use super::driver;
-use super::kernels::{CHECK_SCALES, THREADS, params};
+use super::kernels::{CHECK_SCALES, Kernel, THREADS, params};
 use super::launch::BLOCKS_PER_SM;
 use super::memory::Buffer;
 use super::prepared::State;
@@ -120,6 +120,33 @@ impl Source {
             cols: matrix.cols as i32,
         }
     }
+}
+
+/// Enqueue the repacking of one matrix of all experts into tiles of 64 x 64, by a family's kernel.
+///
+/// # Safety
+/// The pointers of `source` and the storage are device memory of the sizes that `matrix` has.
+pub unsafe fn prepare_tiles(
+    device: &Device,
+    kernel: Kernel,
+    matrix: &Matrix,
+    source: &Source,
+    storage: *mut u8,
+    stream: Stream,
+) -> Result<()> {
+    let experts = source.num_experts as u32;
+    let params = params::PrepareParams {
+        source: source.of(matrix),
+        tiles: matrix.codes.pointer(storage),
+        scales: source.counted,
+        num_slabs: matrix.slabs as i32,
+        row_order: source.row_order as i32,
+        rounded: source.rounded.into(),
+        ..Default::default()
+    };
+    let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
+    // SAFETY: the caller vouches for both sides.
+    unsafe { device.launch(kernel.over([runs, matrix.m_tiles as u32, experts]), stream, &params) }
 }
 
 /// What mode fp8 asks of a layer's block scales, counted on the device: of each expert's gate, up and down, which have an

@@ -2,9 +2,7 @@
 //! The first step of a call: from router choices to rows grouped by expert, chunk by chunk.
 
 use super::forward::LayerCall;
-use super::kernels::{
-    Kernel, ROUTE_COUNT, ROUTE_SCAN, ROUTE_SCATTER, ROUTE_SHARED_BYTES, ROUTE_SMALL, THREADS, params,
-};
+use super::kernels::{Kernel, ROUTE_COUNT, ROUTE_SCAN, ROUTE_SCATTER, ROUTE_SMALL, THREADS, params};
 use crate::call::TopkIds;
 use crate::error::Result;
 
@@ -50,16 +48,16 @@ impl LayerCall<'_> {
             widest_first: plan.widest_first.into(),
         };
         let local = config.num_local_experts as u32;
-        let warp_bytes = local * 4;
+        let (warp_bytes, routing_bytes) = (local * 4, self.layer.device.routing_bytes());
         // SAFETY: the tables are regions of the workspace; the caller vouches for ids and map.
         unsafe {
-            if let Some(shared) = plan.one_block_routing(config) {
+            if let Some(shared) = plan.one_block_routing(config, routing_bytes) {
                 // A warp for each segment, and a thread for each expert.
                 let threads =
                     (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(params::ROUTE_SMALL_THREADS));
                 return self.launch(ROUTE_SMALL.over([1, 1, 1]).with_threads(threads).sharing(shared), &params);
             }
-            let warps = (ROUTE_SHARED_BYTES / warp_bytes).clamp(1, THREADS / 32);
+            let warps = (routing_bytes / warp_bytes).clamp(1, THREADS / 32);
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];
             let by_segments = |kernel: Kernel| kernel.over(blocks).with_threads(warps * 32).sharing(warps * warp_bytes);
             self.launch(by_segments(ROUTE_COUNT), &params)?;

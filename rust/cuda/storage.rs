@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! slice     = w13 | w2 | f32 {gate, up, down} output factors | bf16 biases of w13, gate first, and of w2, if there may be
-//! Hopper    tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (kernels/hopper/layout.cuh); in w13 gate and up
-//!           rows alternate by 8
+//! Hopper,   tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (layout.cuh in kernels/hopper/ and in
+//! sm120     kernels/sm120/); in w13 gate and up rows alternate by 8
 //! sm100     tiles [m_tiles, slabs] of 128 rows x 256 columns, 18432 bytes (kernels/sm100/layout.cuh); in w13 tiles of gate and of
 //!           up take turns
 //! portable  codes [rows, cols / 2], then block scales in tiles of 128 x 4; in w13 gate rows come first
@@ -12,6 +12,11 @@
 
 use crate::shape::MoeShape;
 use crate::workspace::{Region, Walk};
+
+/// Rows and columns of a weight tile of families whose weights are tiles (`kernels/common/gemm.cuh`).
+pub const TILE: usize = 64;
+/// Bytes of such a tile: codes and block scales.
+pub const TILE_BYTES: usize = TILE * TILE / 2 + TILE * TILE / 16;
 
 /// One weight matrix.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +33,15 @@ pub struct Matrix {
     pub codes: Region<u8>,
     /// Where the block scales lie; empty where tiles hold them.
     pub block_scale: Region<u8>,
+}
+
+impl Matrix {
+    /// In tiles [m_tiles, slabs] of 64 x 64; in w13 gate and up rows alternate by 8, so that a tile holds 32 features.
+    pub fn of_tiles(walk: &mut Walk, rows: usize, cols: usize) -> Self {
+        let (m_tiles, slabs) = (rows.div_ceil(TILE), cols.div_ceil(TILE));
+        let (codes, block_scale) = (walk.region(m_tiles * slabs * TILE_BYTES), walk.region(0));
+        Matrix { rows, cols, m_tiles, slabs, codes, block_scale }
+    }
 }
 
 /// One expert's slice of the storage.

@@ -3,16 +3,17 @@
 
 use super::family::Family;
 use super::hopper::Hopper;
-use super::kernels::params;
-use super::plan::LayerPlan;
+use super::kernels::{self, params};
+use super::plan::{LayerPlan, check_local_experts};
 use super::portable::Portable;
 use super::sm100::Sm100;
+use super::sm120::Sm120;
 use super::storage::ExpertSlice;
 use crate::activation::{Activation, ActivationKind};
 use crate::config::{Device, KernelChoice, LayerConfig, Mode, ScalePolicy};
 
 const MODES: [Mode; 3] = [Mode::Bf16, Mode::Nvfp4, Mode::Fp8];
-const FAMILIES: [&dyn Family; 3] = [&Hopper, &Portable, &Sm100];
+const FAMILIES: [&dyn Family; 4] = [&Hopper, &Portable, &Sm100, &Sm120];
 
 /// DeepSeek-V4-Pro under EP8, mode bf16.
 pub fn layer_config() -> LayerConfig {
@@ -113,6 +114,36 @@ fn lines_have_room_for_what_kernels_touch() {
     }
     let hopper = plan_of(&Hopper, &layer(64, 48, 8, 8, Mode::Bf16), 3);
     assert_eq!(hopper.h_parts(48), [(0, 48, 48)]);
+}
+
+#[test]
+fn capability_12_needs_no_more_workspace_than_hopper() {
+    for (hidden, inter, experts, local) in [(7168, 3072, 384, 48), (4096, 2048, 256, 32), (5120, 8192, 16, 16)] {
+        for mode in [Mode::Bf16, Mode::Nvfp4] {
+            let dynamic = layer(hidden, inter, experts, local, mode);
+            let fixed = LayerConfig { scale_policy: ScalePolicy::Static, ..dynamic.clone() };
+            for tokens in [1, 64, 1000, 8192] {
+                let size = |family, config: &LayerConfig| plan_of(family, config, tokens).workspace_size;
+                let (hopper, own) = (size(&Hopper, &dynamic), size(&Sm120, &dynamic));
+                assert!(size(&Sm120, &fixed) <= own, "GEMM1 quantises h by itself: {mode:?}, {tokens} tokens");
+                let scales_of_a_tile = 128 * (hidden + inter) / 16; // block scales are padded to 128 rows
+                let most = hopper + scales_of_a_tile as u64 + 4096;
+                assert!(own <= most, "{own} after {hopper}: {hidden} x {inter}, {mode:?}, {tokens} tokens");
+            }
+        }
+    }
+}
+
+/// 8.6, 8.9 and 12.x have 99 KB a block, others 163 KB and more.
+#[test]
+fn routing_counts_in_the_shared_memory_that_a_gpu_has() {
+    let config = layer(64, 64, 512, 512, Mode::Bf16);
+    let plan = plan_of(&Portable, &config, 1024);
+    assert_eq!(plan.one_block_routing(&config, kernels::ROUTE_SHARED_BYTES), Some(33 * 512 * 4 + 1024 * 6 * 8));
+    assert_eq!(plan.one_block_routing(&config, 101_376), None, "three kernels route then");
+    assert!(check_local_experts(25_344, 101_376).is_ok() && check_local_experts(25_345, 163_840).is_ok());
+    let text = check_local_experts(25_345, 101_376).unwrap_err().to_string();
+    assert!(text.contains("is 25345; on CUDA it must be at most 25344, whose counters fit 101376 bytes"), "{text}");
 }
 
 #[test]

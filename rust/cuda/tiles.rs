@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How many token rows a tile of a layer's GEMMs has, by the tokens of a call.
 
+use crate::config::LayerConfig;
+
 /// Made at create, so that a forward only looks a size up.
 #[derive(Debug, Clone)]
 pub struct TileTable {
@@ -19,6 +21,29 @@ impl TileTable {
     /// From pairs of (most tokens, rows), ascending, and the rows of larger calls.
     pub fn new(up_to: Vec<(usize, u32)>, beyond: u32) -> Self {
         TileTable { up_to, beyond }
+    }
+
+    /// By the mean of an expert's rows, `tokens * top_k / num_experts`: below the first number of a pair its second, `beyond`
+    /// from the last pair on. A token has at most one row of each expert, so no tile holds more rows than the first of `sizes`,
+    /// which ascend, with room for all tokens. A size that is not among them becomes the next larger.
+    pub fn by_mean(by_mean: &[(f64, u32)], beyond: u32, sizes: &[u32], config: &LayerConfig) -> Self {
+        let mean = |tokens: usize| (tokens * config.top_k) as f64 / config.num_experts as f64;
+        // Tokens at which the size may change: the last below each limit of the mean, and those that a size just holds.
+        let last_below = |limit: f64| {
+            let tokens = (limit * config.num_experts as f64 / config.top_k as f64).ceil() as usize;
+            (tokens.saturating_sub(2)..=tokens).rev().find(|tokens| mean(*tokens) < limit)
+        };
+        let rows = |tokens: usize| {
+            let usual = by_mean.iter().find(|(limit, _)| mean(tokens) < *limit).map_or(beyond, |(_, rows)| *rows);
+            let enough = sizes.iter().copied().find(|size| *size as usize >= tokens).unwrap_or(usual);
+            let size = usual.min(enough);
+            sizes.iter().copied().find(|larger| *larger >= size).unwrap_or(size)
+        };
+        let mut ends: Vec<usize> = by_mean.iter().filter_map(|(limit, _)| last_below(*limit)).collect();
+        ends.extend(sizes.iter().map(|size| *size as usize));
+        ends.sort_unstable();
+        ends.dedup();
+        TileTable::new(ends.into_iter().map(|end| (end, rows(end))).collect(), beyond)
     }
 
     /// Rows of a tile for a call of so many tokens.

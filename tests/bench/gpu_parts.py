@@ -68,7 +68,7 @@ __device__ void count(int sign) {
   clocks_and_ns[1] += sign * ns;
 }
 """
-CONSUME = "    multiply<C, Output<C, kEpilogue>>(p, shared);\n"
+CONSUME = "    multiply<C, Output<C, kEpilogue, SharedStorage<C>>>(p, shared);\n"
 SHARED = "  extern __shared__ __align__(1024)"
 COUNTED = [
     ("gemm.cuh", "namespace nvfp4 {\n", "namespace nvfp4 {\n" + COUNT),

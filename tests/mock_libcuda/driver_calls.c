@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Runs a layer and a linear on "CUDA device 0" with made-up addresses, and says on stderr where forward begins and
- * ends. With the stand-in libcuda nothing reads them. The arguments: the device kind; if there is a second, a GPU
- * without mode fp8, and a layer of static scales as well. Exit status 77: UNSUPPORTED. */
+ * ends. With the stand-in libcuda nothing reads them. The arguments are the device kind, and the last mode that the
+ * GPU's kernels have. Exit status 77: UNSUPPORTED. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -125,19 +125,17 @@ static void run_linear(int32_t device_kind, int32_t mode) {
 
 int main(int argc, char** argv) {
   const int32_t device_kind = argc > 1 ? atoi(argv[1]) : NVFP4_MOE_DEVICE_CUDA;
+  const int32_t last_mode = argc > 2 ? atoi(argv[2]) : NVFP4_MOE_MODE_NVFP4;
   for (int32_t mode = NVFP4_MOE_MODE_BF16; mode <= NVFP4_MOE_MODE_NVFP4; ++mode) {
     run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_DYNAMIC, 0);
     run_layer(device_kind, mode, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_DYNAMIC, 0);
     run_linear(device_kind, mode);
   }
-  if (argc > 2) {
-    run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_STATIC, 0);
-    run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_STATIC, 0);
-  } else if (device_kind == NVFP4_MOE_DEVICE_CUDA) {
-    for (float error = 0; error < 0.2f; error += 0.1f) {
-      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_DYNAMIC, error);
-      run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_DYNAMIC, error);
-    }
+  run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_STATIC, 0);
+  run_layer(device_kind, NVFP4_MOE_MODE_NVFP4, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_STATIC, 0);
+  for (float error = 0; last_mode == NVFP4_MOE_MODE_FP8 && error < 0.2f; error += 0.1f) {
+    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_SWIGLU, NVFP4_MOE_SCALE_DYNAMIC, error);
+    run_layer(device_kind, NVFP4_MOE_MODE_FP8, NVFP4_MOE_ACTIVATION_RELU2, NVFP4_MOE_SCALE_DYNAMIC, error);
   }
   return 0;
 }

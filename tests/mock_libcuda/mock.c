@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 /* A stand-in for libcuda.so.1 that logs every call to stderr and succeeds: shows what a host layer asks of the driver,
  * without a GPU. It plays one GPU of 132 multiprocessors, an H100 (compute capability 9.0) or what MOCK_CAPABILITY
- * says, 100 for 10.0. Device memory is never touched, but the last copy to it is kept. With MOCK_QUIET in the
- * environment it logs nothing and counts launches instead, so that the time of a call is the host's own. Two families of
- * kernels compute the same, or, with MOCK_DIFFERENCE, what compares them finds this byte everywhere. MOCK_CAPTURING sets
- * mock_capturing. */
+ * says, 100 for 10.0, with the shared memory that such a GPU has. Device memory is never touched, but the last copy to it
+ * is kept. With MOCK_QUIET in the environment it logs nothing and counts launches instead, so that the time of a call is
+ * the host's own. Two families of kernels compute the same, or, with MOCK_DIFFERENCE, what compares them finds this byte
+ * everywhere. MOCK_CAPTURING sets mock_capturing. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,7 +82,6 @@ PLAIN(cuInit)
 PLAIN(cuDevicePrimaryCtxRelease_v2)
 PLAIN(cuModuleUnload)
 PLAIN(cuFuncLoad)
-PLAIN(cuFuncSetAttribute)
 PLAIN(cuMemcpyDtoDAsync_v2)
 PLAIN(cuMemsetD8Async)
 
@@ -91,11 +90,28 @@ int cuDeviceGet(int *device, int ordinal) {
   return ok("cuDeviceGet");
 }
 
+static int capability(void) {
+  const char *text = getenv("MOCK_CAPABILITY");
+  return text ? atoi(text) : 90;
+}
+
+/* Shared memory that a block may opt in for. Source: CUDA C++ Programming Guide, technical specifications. */
+static int most_shared_bytes(void) {
+  const int both = capability();
+  return both == 86 || both == 89 || both >= 120 ? 101376 : both < 90 ? 166912 : 232448;
+}
+
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+  (void)function;
+  if (attribute == 8 && value > most_shared_bytes()) return 1; /* 8: dynamic shared memory; 1: invalid value */
+  return ok("cuFuncSetAttribute");
+}
+
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   (void)device;
-  const char *capability = getenv("MOCK_CAPABILITY");
-  const int both = capability ? atoi(capability) : 90;
-  *value = attribute == 75 ? both / 10 : attribute == 76 ? both % 10 : attribute == 16 ? 132 : 1; /* 16: processors */
+  const int both = capability(), shared = most_shared_bytes();
+  /* 16: multiprocessors; 97: shared memory that a block may opt in for */
+  *value = attribute == 75 ? both / 10 : attribute == 76 ? both % 10 : attribute == 16 ? 132 : attribute == 97 ? shared : 1;
   return ok("cuDeviceGetAttribute");
 }
 
@@ -134,6 +150,7 @@ int cuLaunchKernelEx(const void *config, void *function, void **params) {
   mock_launched = function;
   mock_prepares += strncmp(function, "prepare_", 8) == 0;
   if (strncmp(function, "route_", 6) == 0) memcpy(&mock_workspace, params[0], sizeof mock_workspace);
+  if (*(const int *)((const char *)config + 24) > most_shared_bytes()) return 1;
   if (quiet) return outcome("cuLaunchKernelEx");
   const int overlaps = *(const uint32_t *)((const char *)config + 48) > 0;
   fprintf(stderr, "call cuLaunchKernelEx %s%s\n", (const char *)function, overlaps ? " overlapping" : "");

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""All that the stand-in shows on Hopper: `suite.py [build|run] [--family sm100] [--only layers]`. Ends with PASS or FAIL.
+"""All that the stand-in shows on Hopper: `suite.py [build|run] [--family sm100] [--only layers]`; PASS or FAIL.
 
     cutlass   CUTLASS's kernels pass, and mistakes in them are called by their names: the stand-in is judged
     layers    the library as it ships, route to combine: probe.py in each mode and with delays, layertest.py, graphs,

@@ -12,12 +12,11 @@ mod prepare;
 mod tiles;
 
 pub use kernels::{GEMM_ROWS, KERNELS};
-pub use layout::{TILE, fp8_row_bytes};
+pub use layout::fp8_row_bytes;
 pub use tiles::{rounds, tiles_of_cta};
 
 #[cfg(test)]
 pub use kernels::PREPARE_TILES;
-use layout::TILE_BYTES;
 
 use super::device::Device;
 use super::family::Family;
@@ -25,8 +24,8 @@ use super::forward::LayerCall;
 use super::kernels::{Row, params};
 use super::linear_call::LinearCall;
 use super::plan::{Form, PlanRules};
-use super::prepare::{CountedScales, Source};
-use super::storage::Matrix;
+use super::prepare::{CountedScales, Source, prepare_tiles};
+use super::storage::{Matrix, TILE};
 use super::tiles::TileTable;
 use crate::call::{LayerWeights, Stream};
 use crate::config::{LayerConfig, Mode};
@@ -57,11 +56,8 @@ impl Family for Hopper {
         }
     }
 
-    /// Tiles [m_tiles, slabs] of 64 x 64; in w13 gate and up rows alternate by 8, so that a tile holds 32 features.
     fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix {
-        let (m_tiles, slabs) = (rows.div_ceil(TILE), cols.div_ceil(TILE));
-        let (codes, block_scale) = (walk.region(m_tiles * slabs * TILE_BYTES), walk.region(0));
-        Matrix { rows, cols, m_tiles, slabs, codes, block_scale }
+        Matrix::of_tiles(walk, rows, cols)
     }
 
     /// Dequantising to bf16 in registers leaves out 2^8. What it leaves out in mode fp8 is each projection's own.
@@ -89,9 +85,9 @@ impl Family for Hopper {
             x_in_place_of_y: true,
             h,
             h_stride,
-            h_rows: false,
             widest_first_at: Some(params::GEMM_SM90_WIDEST_ROWS),
             gemm1_sums: false,
+            h_rows: false,
         }
     }
 
@@ -135,7 +131,7 @@ impl Family for Hopper {
         stream: Stream,
     ) -> Result<()> {
         // SAFETY: the caller's promise is the same.
-        unsafe { prepare::prepare_tiles(device, matrix, source, storage, stream) }
+        unsafe { prepare_tiles(device, kernels::PREPARE_TILES, matrix, source, storage, stream) }
     }
 
     unsafe fn gemm1(&self, call: &LayerCall, chunk: usize) -> Result<()> {

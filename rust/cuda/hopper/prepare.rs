@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bringing a layer's weights into Hopper's tiles.
+//! What Hopper's mode fp8 asks of a layer's weights.
 
-use super::kernels::{MATRIX_SCALES, MEASURE_ROUNDING, PREPARE_TILES};
+use super::kernels::{MATRIX_SCALES, MEASURE_ROUNDING};
 use crate::call::{LayerWeights, Stream};
 use crate::config::LayerConfig;
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{THREADS, params};
 use crate::cuda::launch::BLOCKS_PER_SM;
-use crate::cuda::prepare::{CountedScales, Source};
-use crate::cuda::storage::Matrix;
+use crate::cuda::prepare::CountedScales;
 use crate::error::Result;
 use crate::format::BLOCK_SIZE;
 use crate::shape::RowOrder;
@@ -82,30 +81,4 @@ unsafe fn measure_rounding(
         unsafe { device.launch(MEASURE_ROUNDING.over(grid), stream, &params) }?;
     }
     Ok(())
-}
-
-/// Enqueue the repacking of one matrix of all experts.
-///
-/// # Safety
-/// The pointers of `source` and the storage are device memory of the sizes that `matrix` has.
-pub unsafe fn prepare_tiles(
-    device: &Device,
-    matrix: &Matrix,
-    source: &Source,
-    storage: *mut u8,
-    stream: Stream,
-) -> Result<()> {
-    let experts = source.num_experts as u32;
-    let params = params::PrepareParams {
-        source: source.of(matrix),
-        tiles: matrix.codes.pointer(storage),
-        scales: source.counted,
-        num_slabs: matrix.slabs as i32,
-        row_order: source.row_order as i32,
-        rounded: source.rounded.into(),
-        ..Default::default()
-    };
-    let runs = matrix.slabs.div_ceil(params::PREPARE_RUN_SLABS as usize) as u32;
-    // SAFETY: the caller vouches for both sides.
-    unsafe { device.launch(PREPARE_TILES.over([runs, matrix.m_tiles as u32, experts]), stream, &params) }
 }

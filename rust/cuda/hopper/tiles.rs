@@ -40,18 +40,6 @@ const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
 /// Beyond the table: so many tiles that it matters little how full the last is.
 const SIZE_OF_MANY_ROWS: u32 = 112;
 
-/// The size for a call of so many tokens. A token has at most one row of each expert, so no size needs to hold more rows
-/// than there are tokens.
-fn size_for(num_tokens: usize, config: &LayerConfig) -> u32 {
-    let mean = (num_tokens * config.top_k) as f64 / config.num_experts as f64;
-    let by_mean =
-        SIZE_BY_MEAN_ROWS.iter().find(|(limit, _)| mean < *limit).map_or(SIZE_OF_MANY_ROWS, |(_, size)| *size);
-    let enough = GEMM_ROWS.into_iter().find(|size| *size as usize >= num_tokens).unwrap_or(by_mean);
-    let size = by_mean.min(enough);
-    // Rounded weights have fewer sizes; the next larger one holds as many rows.
-    sizes_of(config).iter().copied().find(|larger| *larger >= size).unwrap_or(size)
-}
-
 /// The sizes that the kernels of a layer are compiled for.
 fn sizes_of(config: &LayerConfig) -> &'static [u32] {
     if config.rounds_weights() { &ROUNDED_ROWS } else { &GEMM_ROWS }
@@ -63,18 +51,7 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
     if let Some(rows) = config.tile_rows {
         return Ok(TileTable::always(rows));
     }
-    // Tokens at which the size may change: the last below each limit of the mean, and those that a size just holds.
-    let last_below = |limit: f64| {
-        let tokens = (limit * config.num_experts as f64 / config.top_k as f64).ceil() as usize;
-        (tokens.saturating_sub(2)..=tokens)
-            .rev()
-            .find(|t| ((t * config.top_k) as f64 / config.num_experts as f64) < limit)
-    };
-    let mut ends: Vec<usize> = SIZE_BY_MEAN_ROWS.iter().filter_map(|(limit, _)| last_below(*limit)).collect();
-    ends.extend(GEMM_ROWS.map(|size| size as usize));
-    ends.sort_unstable();
-    ends.dedup();
-    Ok(TileTable::new(ends.into_iter().map(|end| (end, size_for(end, config))).collect(), SIZE_OF_MANY_ROWS))
+    Ok(TileTable::by_mean(SIZE_BY_MEAN_ROWS, SIZE_OF_MANY_ROWS, sizes_of(config), config))
 }
 
 /// Refuse a size that no kernel was compiled for.
@@ -134,6 +111,15 @@ mod tests {
     use super::*;
     use crate::config::Mode;
     use crate::cuda::tests::layer_config;
+
+    /// The size for a call of so many tokens.
+    fn size_for(num_tokens: usize, config: &LayerConfig) -> u32 {
+        let mean = (num_tokens * config.top_k) as f64 / config.num_experts as f64;
+        let by_mean =
+            SIZE_BY_MEAN_ROWS.iter().find(|(limit, _)| mean < *limit).map_or(SIZE_OF_MANY_ROWS, |(_, size)| *size);
+        let enough = GEMM_ROWS.into_iter().find(|size| *size as usize >= num_tokens).unwrap_or(by_mean);
+        by_mean.min(enough)
+    }
 
     /// What an expert's rows cost in tiles of a size, in rows: rows are spread evenly over as few tiles as hold them, and
     /// the widest kernel multiplies as many columns as a tile has, in steps. A tile costs 64 or 80 rows beside its own, to

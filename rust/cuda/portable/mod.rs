@@ -83,9 +83,9 @@ impl Family for Portable {
             x_in_place_of_y: false,
             h,
             h_stride: config.intermediate_size,
-            h_rows: false,
             widest_first_at: None,
             gemm1_sums: true,
+            h_rows: false,
         }
     }
 

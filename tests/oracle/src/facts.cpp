@@ -10,6 +10,7 @@ namespace {
 
 #define NVFP4_ROWS(rows) rows,
 constexpr uint32_t kRowTileSizes[] = {GEMM_SM90_ROW_TILES(NVFP4_ROWS)};
+constexpr uint32_t kSm120RowTileSizes[] = {GEMM_SM120_ROW_TILES(NVFP4_ROWS)};
 #undef NVFP4_ROWS
 
 template <int kMTiles, int kRowStep = 8>
@@ -59,6 +60,52 @@ uint32_t threads_of_gemm(uint32_t rows, bool is_linear) {
   GEMM_SM90_ROW_TILES(NVFP4_THREADS)
 #undef NVFP4_THREADS
   return 0;
+}
+
+rust::Vec<uint32_t> sm120_row_tile_sizes() {
+  rust::Vec<uint32_t> sizes;
+  for (const uint32_t rows : kSm120RowTileSizes) sizes.push_back(rows);
+  return sizes;
+}
+
+uint32_t sm120_threads_of_gemm(uint32_t rows) {
+#define NVFP4_THREADS(n) \
+  if (rows == n) return sm120::ConfigOf<n, sm120::Rows::kNvfp4, Epilogue::kGemm1Any>::kThreads;
+  GEMM_SM120_ROW_TILES(NVFP4_THREADS)
+#undef NVFP4_THREADS
+  return 0;
+}
+
+namespace {
+
+template <int kN, sm120::Rows kRows, Epilogue kEpilogue>
+uint32_t pipeline() {
+  using C = sm120::ConfigOf<kN, kRows, kEpilogue>;
+  static_assert(sm120::kFitsLaunch<C>);
+  return C::kStages << 24 | C::kSlabs << 20 | sizeof(sm120::SharedStorage<C>);
+}
+
+}  // namespace
+
+uint32_t sm120_pipeline(uint32_t rows, bool is_nvfp4, bool is_gemm1) {
+#define NVFP4_PIPELINE(n)                                                      \
+  if (rows == n && is_nvfp4)                                                   \
+    return is_gemm1 ? pipeline<n, sm120::Rows::kNvfp4, Epilogue::kGemm1Any>()  \
+                    : pipeline<n, sm120::Rows::kNvfp4, Epilogue::kGemm2Any>(); \
+  if (rows == n) return pipeline<n, sm120::Rows::kBf16, Epilogue::kGemm1Any>();
+  GEMM_SM120_ROW_TILES(NVFP4_PIPELINE)
+#undef NVFP4_PIPELINE
+  return 0;
+}
+
+int32_t sm120_row_of_code(int32_t lane, int32_t r, int32_t i) { return sm120::place_of_a(lane, r, i).row; }
+int32_t sm120_column_of_code(int32_t lane, int32_t r, int32_t i) { return sm120::place_of_a(lane, r, i).column; }
+
+int32_t sm120_chunk_offset(bool is_nvfp4, int32_t line_bytes, int32_t row, int32_t chunk) {
+  if (!is_nvfp4) return sm120::chunk_offset<false, 128>(row, chunk);
+  return line_bytes == 128  ? sm120::chunk_offset<true, 128>(row, chunk)
+         : line_bytes == 64 ? sm120::chunk_offset<true, 64>(row, chunk)
+                            : sm120::chunk_offset<true, 32>(row, chunk);
 }
 
 uint32_t tile_bytes() { return kTileBytes; }

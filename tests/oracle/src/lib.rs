@@ -90,6 +90,14 @@ pub mod facts {
         fn fp8_table_low(scale: u32) -> u32;
         fn fp8_table_high(scale: u32) -> u32;
         fn e5m3_scale(e4m3: u32) -> u32;
+        #[namespace = "nvfp4::sm120"]
+        fn bf16_pair(word: u32, i: i32) -> u32;
+        #[namespace = "nvfp4::sm120"]
+        fn small_scale_pair(e4m3: u32) -> u32;
+        #[namespace = "nvfp4::sm120"]
+        fn code_offset(t: i32, r: i32) -> i32;
+        #[namespace = "nvfp4::sm120"]
+        fn scale_offset(row: i32) -> i32;
         fn scatter_pair(pair: u32, low: u32, high: u32) -> u32;
     }
 
@@ -118,6 +126,15 @@ pub mod facts {
         fn row_tile_sizes() -> Vec<u32>;
         /// Threads of the GEMM of bf16 rows with this row-tile size, by its `Config`; 0 if there is none.
         fn threads_of_gemm(rows: u32, is_linear: bool) -> u32;
+        /// The same of compute capability 12.x.
+        fn sm120_row_tile_sizes() -> Vec<u32>;
+        fn sm120_threads_of_gemm(rows: u32) -> u32;
+        /// Stages << 24 | slabs of one << 20 | bytes of shared memory.
+        fn sm120_pipeline(rows: u32, is_nvfp4: bool, is_gemm1: bool) -> u32;
+        /// `place_of_a`.
+        fn sm120_row_of_code(lane: i32, r: i32, i: i32) -> i32;
+        fn sm120_column_of_code(lane: i32, r: i32, i: i32) -> i32;
+        fn sm120_chunk_offset(is_nvfp4: bool, line_bytes: i32, row: i32, chunk: i32) -> i32;
         fn tile_bytes() -> u32;
         fn fp8_span() -> i32;
         /// Every step of every CTA.

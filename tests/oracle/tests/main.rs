@@ -7,4 +7,5 @@ mod golden_files;
 mod layout;
 mod segments;
 mod sm100;
+mod sm120;
 mod tiles;

@@ -90,7 +90,7 @@ fn chunks_have_room_for_what_is_routed_to_them() {
 fn one_block_routing_asks_for_what_its_kernel_keeps() {
     let mut small = 0;
     for (config, plan, routing) in plans() {
-        if let Some(bytes) = plan.one_block_routing(&config) {
+        if let Some(bytes) = plan.one_block_routing(&config, host::ROUTE_SHARED_BYTES) {
             assert_eq!(bytes, facts::small_routing_bytes(&routing), "{routing:?}");
             small += 1;
         }

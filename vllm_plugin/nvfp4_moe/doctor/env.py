@@ -34,7 +34,7 @@ def run(arguments) -> int:
 
 
 def built_in() -> str:
-    """What the library was built with: `cpu hopper portable sm100`, `cpu`, or why it cannot be loaded."""
+    """What the library was built with: `cpu hopper portable sm100 sm120`, `cpu`, or why it cannot be loaded."""
     try:
         import nvfp4_moe
 

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // What becomes of the sums. A thread holds weight rows g and g + 8 of its warp's 16, and of each 8 token rows 2c and 2c
-// + 1 (g = lane / 4, c = lane % 4).
+// + 1 (g = lane / 4, c = lane % 4): the result fragment of wgmma, and of mma.sync with 16 weight rows.
 #pragma once
 #include <cuda_bf16.h>
 
-#include "../common/activation.cuh"
-#include "mma.cuh"
+#include "../tile_params.h"
+#include "activation.cuh"
+#include "gemm.cuh"
+#include "overlap.cuh"
+#include "ptx.cuh"
+#include "tiles.cuh"
 
 namespace nvfp4 {
 
@@ -34,11 +38,13 @@ struct Pair {
   __device__ static int first_of_four() { return threadIdx.x % 32 / 16 * 4 + (threadIdx.x & 8); }
 };
 
-// Stores the sums of one tile of rows. Made before they are computed, so that what it reads comes meanwhile.
-template <class C, Epilogue kEpilogue>
+// Stores the sums of one tile of rows. Made before they are computed, so that what it reads comes meanwhile. C is the
+// family's Config: kM warpgroups along the weight rows, of kGroupTiles tiles each, whose warps take 16 rows of each.
+// Shared has `row_scale`, an array for each warp.
+template <class C, Epilogue kEpilogue, class Shared>
 class Output {
  public:
-  __device__ Output(const GemmParams& p, const Tile& tile, SharedStorage<C>& shared) : p_(p), tile_(tile) {
+  __device__ Output(const GemmParams& p, const Tile& tile, Shared& shared) : p_(p), tile_(tile) {
     const int lane = threadIdx.x % 32;
     if constexpr (kEpilogue == Epilogue::kLinear) {
       const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane / 16;
@@ -69,7 +75,7 @@ class Output {
 
   // `group_tile` counts the warpgroup's weight tiles.
   template <int kValues>
-  __device__ void store(int m_tile, int group_tile, float (&acc)[kValues], const SharedStorage<C>& shared) const {
+  __device__ void store(int m_tile, int group_tile, float (&acc)[kValues], const Shared& shared) const {
     if (p_.row_scale) scale_rows(acc, shared);
     if constexpr (is_gemm1(kEpilogue)) {
       activate_and_store(m_tile, acc);
@@ -103,7 +109,7 @@ class Output {
   }
 
   template <int kValues>
-  __device__ void scale_rows(float (&acc)[kValues], const SharedStorage<C>& shared) const {
+  __device__ void scale_rows(float (&acc)[kValues], const Shared& shared) const {
     ptx::cp_async_wait_all();
     __syncwarp();
 #pragma unroll
