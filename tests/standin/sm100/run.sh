@@ -12,9 +12,10 @@ right() { # mode, order, delay
   echo "$1, $2, delays of $3 us: $verdict, $(grep -c '^PASS .*:' "right-$1-$2-$3.log") GEMMs" | tee "right-$1-$2-$3.verdict"
 }
 mutant() { # name, mode, what must be said
-  for delay in 0 100; do
+  for slow in "0 0" "100 0" "20000 1"; do # delays of any warp, or always of one
     status=0
-    STANDIN_DELAY_US=$delay STANDIN_TIMEOUT_S=2 check "$1.cubin" "$2" few > "$1.log" 2>&1 || status=$?
+    STANDIN_DELAY_US=${slow% *} STANDIN_SLOW_WARP=${slow#* } STANDIN_TIMEOUT_S=4 \
+      check "$1.cubin" "$2" few > "$1.log" 2>&1 || status=$?
     [ "$status" = 0 ] || break
   done
   said=$(grep -m1 -E 'standin: error|FAIL .*are wrong' "$1.log")
