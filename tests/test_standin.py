@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stand-in for Blackwell's tensor core, as far as it shows without a GPU: what is replaced, and what is refused."""
 
+import ctypes
 import importlib.util
 import re
 import subprocess
@@ -206,3 +207,25 @@ def test_planted_mistakes_are_where_their_list_says(family):
     for row in module.MUTANTS:
         assert (ROOT / "kernels" / family / row.file).read_text().count(row.old) == 1, row.name
         assert getattr(row, "found", "") in names, row.name
+
+
+def sizes(source: str, folder: Path) -> list[int]:
+    """What a C program prints that includes the kernels' parameters."""
+    (folder / "sizes.c").write_text(source)
+    subprocess.run(["cc", "-I", ROOT / "kernels", folder / "sizes.c", "-o", folder / "sizes"], check=True)
+    return [int(word) for word in subprocess.run([folder / "sizes"], capture_output=True, text=True).stdout.split()]
+
+
+def test_what_checks_the_kernels_of_12_x_hands_them_their_parameters(tmp_path):
+    """check.py lays the structs out by itself: each field lies where the headers have it."""
+    path = ROOT / "tests/standin/sm120/check.py"
+    check = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("check", path))
+    spec.loader.exec_module(check)
+    structs = [check.GemmParams, check.QuantizeParams, check.GemmSm120Params, check.PrepareParams]
+    parts = [f"sizeof({it.__name__})" for it in structs]
+    parts += [f"offsetof({it.__name__}, {name})" for it in structs for name, _ in it._fields_]
+    lines = "".join(f'printf("%zu\\n", (size_t){part});' for part in [*parts, "ACTIVATION_NONE"])
+    head = '#include <stddef.h>\n#include <stdio.h>\n#include "all_params.h"\n'
+    ours = [ctypes.sizeof(it) for it in structs]
+    ours += [getattr(it, name).offset for it in structs for name, _ in it._fields_]
+    assert sizes(f"{head}int main(void) {{ {lines} }}", tmp_path) == [*ours, check.NONE]

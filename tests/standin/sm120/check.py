@@ -18,7 +18,7 @@ POINTER, I32, I64, F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes
 TILE_BYTES, SHARED_BYTES = 2304, 101376
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)
 TOP_K = 3
-SWIGLU, NONE = 0, 6
+SWIGLU, NONE = 0, 7
 
 
 def struct(name: str, **fields: object) -> type:
@@ -42,14 +42,15 @@ QuantizerInput = struct(
 )
 QuantizeParams = struct(
     "QuantizeParams", input=QuantizerInput, decoded=POINTER, packed=POINTER, block_scale=POINTER, row_scale=POINTER,
-    static_scale=POINTER, num_cols=I32, reserved=I32,
+    static_scale=POINTER, next_scale=POINTER, next_scale_copy=POINTER, num_cols=I32, line_rows=I32,
 )  # fmt: skip
 WaitBound = struct("WaitBound", record=POINTER, nanoseconds=I64, kernel=I32, reserved=I32)
 GemmSm120Params = struct("GemmSm120Params", gemm=GemmParams, x_block_scale=POINTER, h=QuantizeParams, wait=WaitBound)
 PrepareSource = struct("PrepareSource", codes=POINTER, block_scale=POINTER, expert_stride=I64, rows=I32, cols=I32)
 PrepareParams = struct(
-    "PrepareParams", source=PrepareSource, tiles=POINTER, scales=POINTER, num_slabs=I32, row_order=I32
-)
+    "PrepareParams", source=PrepareSource, tiles=POINTER, scales=POINTER, num_slabs=I32, row_order=I32, rounded=I32,
+    reserved=I32,
+)  # fmt: skip
 
 
 class Driver:
