@@ -23,6 +23,7 @@ __device__ Tile rows_of_warp(Tile tile) {
 template <class C, Epilogue kEpilogue>
 __device__ void multiply(const GemmSm120Params& p, SharedStorage<C>& shared) {
   const bool is_fused = C::kHBytes > 0 && p.h.packed;
+  if (is_fused) wait_for_previous();  // which left the scale
   const float static_scale = is_fused ? static_scale_of(p.h) : 0.0f;
   Ring<C> ring;
   for_each_tile<C::kTiles>(p.gemm.list, [&](const Tile& tile) {

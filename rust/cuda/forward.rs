@@ -108,7 +108,7 @@ impl LayerCall<'_> {
         let params = params::QuantizeParams {
             input: self.quantizer_x(chunk),
             static_scale: self.static_scale(0),
-            next_scale: if self.plan.h.line_rows > 0 { self.static_scale(1) } else { std::ptr::null() },
+            next_scale: if self.plan.gemm1_quantizes { self.static_scale(1) } else { std::ptr::null() },
             next_scale_copy: self.plan.h.global_scale.pointer(self.base),
             num_cols: self.config.hidden_size as i32,
             ..self.plan.x.as_output(self.base)

@@ -60,6 +60,9 @@ pub struct PlanRules {
     pub h_stride: usize,
     /// Does GEMM1 leave rows of bf16, for a quantiser that makes `h` of them?
     pub h_rows: bool,
+    /// Does GEMM1 quantise h itself, by a static scale? The quantiser of x copies that for all of the kernel, since the host may
+    /// set another meanwhile.
+    pub gemm1_quantizes: bool,
     /// The tile whose work follows its rows: lists of such tiles begin with the widest.
     pub widest_first_at: Option<u32>,
     /// Does GEMM1 leave its sums in f32, for a kernel that activates?
@@ -161,6 +164,8 @@ pub struct LayerPlan {
     pub x_by_row: bool,
     /// GEMM1's input where it is not the caller's x, of a chunk.
     pub x: Operand,
+    /// GEMM1 quantises h by the scale that the quantiser of x left where `h` has its first row's.
+    pub gemm1_quantizes: bool,
     /// bf16 rows of h that a quantiser reads, which makes `h` of them. Empty where GEMM1 leaves h itself.
     pub h_rows: Region<u16>,
     /// bf16: y, GEMM2's result; before that, where the activation is a kernel of its own, f32: GEMM1's gate and up.
@@ -224,6 +229,7 @@ impl LayerPlan {
             h_stride,
             x_by_row,
             x: Operand::default(),
+            gemm1_quantizes: rules.gemm1_quantizes,
             h_rows: Region::default(),
             gemm_out: Region::default(),
             workspace_size: 0,

@@ -134,6 +134,18 @@ fn capability_12_needs_no_more_workspace_than_hopper() {
     }
 }
 
+#[test]
+fn a_static_scale_of_h_is_copied_where_gemm1_quantises_by_it() {
+    let dynamic = layer(64, 64, 8, 8, Mode::Nvfp4);
+    let fixed = LayerConfig { scale_policy: ScalePolicy::Static, ..dynamic.clone() };
+    for family in [&Sm100 as &dyn Family, &Sm120] {
+        let plan = plan_of(family, &fixed, 3);
+        assert!(plan.gemm1_quantizes && plan.h.global_scale.len > 0, "{family:?}");
+        assert!(!plan_of(family, &dynamic, 3).gemm1_quantizes, "{family:?}");
+    }
+    assert!(!plan_of(&Hopper, &fixed, 3).gemm1_quantizes && !plan_of(&Portable, &fixed, 3).gemm1_quantizes);
+}
+
 /// 8.6, 8.9 and 12.x have 99 KB a block, others 163 KB and more.
 #[test]
 fn routing_counts_in_the_shared_memory_that_a_gpu_has() {

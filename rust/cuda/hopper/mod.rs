@@ -88,6 +88,7 @@ impl Family for Hopper {
             widest_first_at: Some(params::GEMM_SM90_WIDEST_ROWS),
             gemm1_sums: false,
             h_rows: false,
+            gemm1_quantizes: false,
         }
     }
 

@@ -86,6 +86,7 @@ impl Family for Portable {
             widest_first_at: None,
             gemm1_sums: true,
             h_rows: false,
+            gemm1_quantizes: false,
         }
     }
 

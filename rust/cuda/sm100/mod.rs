@@ -88,6 +88,7 @@ impl Family for Sm100 {
             h: form,
             h_stride: config.intermediate_size,
             h_rows: config.mode == Mode::Nvfp4 && !forward::is_fused(config),
+            gemm1_quantizes: forward::is_fused(config),
             widest_first_at: None,
             gemm1_sums: false,
         }

@@ -47,6 +47,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
     }
     if requantizes(config) {
         params.h = quantize_params(call, chunk);
+        params.h.static_scale = plan.h.global_scale.pointer(base); // as the quantiser of x found it
     }
     let kind = if config.activation.projections() == 2 { GemmKind::Gemm1 } else { GemmKind::Gemm2 };
     // SAFETY: regions of the workspace, prepared weights; the caller vouches for x.

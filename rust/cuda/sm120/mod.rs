@@ -80,6 +80,7 @@ impl Family for Sm120 {
             widest_first_at: None,
             gemm1_sums: false,
             h_rows: config.mode == Mode::Nvfp4 && !forward::requantizes(config),
+            gemm1_quantizes: forward::requantizes(config),
         }
     }
 
