@@ -50,7 +50,7 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def build_info() -> str:
-    """What the library was built with: "cpu hopper portable sm100 sm120", or "cpu" where no nvcc compiled CUDA kernels."""
+    """What was built in: "cpu hopper portable sm100 sm120", or "cpu" where no nvcc compiled CUDA kernels."""
     return OPS.build_info()
 
 

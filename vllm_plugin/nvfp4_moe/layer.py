@@ -78,7 +78,7 @@ class Layer(Handle):
         swiglu_limit  of "swiglu" gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
         has_bias      the weights may have biases
         tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses
-        device        "cpu", "cuda" (made for the GPU: compute capability 9.0, 10.x, 12.x) or "cuda-portable" (8.0 or later)
+        device        "cpu", "cuda" (made for the GPU: 9.0, 10.x, 12.x) or "cuda-portable" (8.0 or later)
         """
         self.device = resolve_device(device)
         self.hidden_size = hidden_size
