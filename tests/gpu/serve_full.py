@@ -5,6 +5,9 @@
     make gpu-serve-full GPU_FULL="--layout tp2"               all of Flash on two GPUs, about 90 s a run
     make gpu-serve-full GPU_FULL="--layout one --layers 12"   as many layers as one GPU holds
 
+The first run on a machine compiles kernels of vLLM's own (TileLang, Triton, DeepGEMM), which takes minutes: bring their
+caches along, or begin with `--once --runs "ours bf16"`.
+
 Runs go forth and back (A B C C B A), each a process of its own, so that the moods of a host cancel. The weights are
 random, valid, and the same for every backend (full/weights.py). Writes <date>-full-<size>-<layout>.csv: medians and
 the spread of every round of every run; under $OUT too, with the logs. Ends with PASS if every run ended.
@@ -160,7 +163,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.9)
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
-    parser.add_argument("--run-s", type=float, default=240, help="seconds that one run may take")
+    parser.add_argument("--run-s", type=float, default=420, help="seconds that one run may take")
     parser.add_argument("--total-s", type=float, default=570, help="seconds for all runs")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve-full")
     arguments = parser.parse_args()
