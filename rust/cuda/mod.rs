@@ -17,7 +17,7 @@
 //! | `prepared`, `prepare` | what prepare leaves; rules for what it takes |
 //! | `forward`, `route`, `linear_call` | one call, and the steps that all families share |
 //! | `family` | what a family of kernels must answer |
-//! | `hopper/`, `sm120/`, `portable/` | the families |
+//! | `hopper/`, `sm100/`, `sm120/`, `portable/` | the families |
 //! | `families`, `devices`, `counters` | the list of them; which GPU runs which; its counters |
 //! | `layer`, `linear` | the two backends |
 //! | `self_test/` | own kernels beside the portable ones, before a chip that nobody ran them on is used |
