@@ -117,6 +117,53 @@ impl LayerCall<'_> {
         unsafe { self.launch(self.by_x_rows(QUANTIZE_ROWS), &params) }
     }
 
+    /// A chunk's rows of h as GEMM1 left them in bf16: where a quantiser makes `h` of them, or in the place of `h`.
+    pub fn quantizer_h(&self, chunk: usize) -> params::QuantizerInput {
+        let (plan, apart) = (self.plan, self.plan.h_rows.len > 0);
+        let rows = if apart { plan.h_rows.pointer(self.base).cast() } else { plan.h.rows.pointer(self.base) };
+        params::QuantizerInput {
+            source: self.h_rows(chunk),
+            status: self.layer.device.status(),
+            row_to_token_slot: self.row_to_slot(chunk),
+            x: rows.cast_const().cast(),
+            x_row_stride: if apart { self.config.intermediate_size } else { plan.h_stride } as i64,
+        }
+    }
+
+    /// What makes NVFP4 of h, in a kernel of its own or in GEMM1.
+    pub fn quantize_h_params(&self, chunk: usize) -> params::QuantizeParams {
+        params::QuantizeParams {
+            input: self.quantizer_h(chunk),
+            static_scale: self.static_scale(1),
+            num_cols: self.config.intermediate_size as i32,
+            ..self.plan.h.as_output(self.base)
+        }
+    }
+
+    /// h in NVFP4, as GEMM2 reads it.
+    ///
+    /// # Safety
+    /// As [`Self::quantize_x`], after GEMM1.
+    pub unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
+        let launch = self.layer.device.by_rows(QUANTIZE_ROWS, self.plan.rows);
+        // SAFETY: regions of the workspace.
+        unsafe { self.launch(launch, &self.quantize_h_params(chunk)) }
+    }
+
+    /// A matrix in tiles, and the first of its output factors.
+    pub fn tile_weights(&self, matrix: &Matrix, alpha: usize) -> params::GemmParams {
+        let (slice, storage) = (&self.layer.slice, self.layer.weights.storage());
+        params::GemmParams {
+            tiles: matrix.codes.pointer(storage),
+            expert_stride: slice.stride,
+            alphas: slice.alphas.pointer(storage).wrapping_add(alpha),
+            top_k: self.config.top_k as i32,
+            k_valid: matrix.cols as i32,
+            num_slabs: matrix.slabs as i32,
+            ..Default::default()
+        }
+    }
+
     /// A launch whose blocks stride over what [`Self::quantizer_x`] names.
     pub fn by_x_rows(&self, kernel: Kernel) -> Launch {
         self.layer.device.by_rows(kernel, if self.plan.x_by_row { self.plan.rows } else { self.args.num_tokens })

@@ -5,7 +5,7 @@ use super::kernels::{AMAX_ROWS, QUANTIZE_ROWS, params};
 use super::plan::LinearPlan;
 use super::prepared::{PreparedLinear, State};
 use crate::call::{LinearArgs, Stream};
-use crate::config::{LinearConfig, ScalePolicy};
+use crate::config::{LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
 
 /// One forward: what it computes, and the workspace at `base`.
@@ -23,6 +23,30 @@ impl LinearCall<'_> {
     /// The caller's rows.
     pub fn source(&self) -> params::RowSource {
         params::RowSource { num_rows: self.args.num_tokens as i32, top_k: 1, ..Default::default() }
+    }
+
+    /// The GEMM of a weight in tiles: rows as they are, or as [`Self::quantize_x`] left them.
+    pub fn tile_params(&self, list: params::TileList) -> params::GemmParams {
+        let (linear, config, args, plan) = (self.linear, self.config, self.args, self.plan);
+        let (matrix, storage, quantised) =
+            (&linear.layout.weight, linear.weights.storage(), config.mode == Mode::Nvfp4);
+        params::GemmParams {
+            list,
+            tiles: matrix.codes.pointer(storage),
+            alphas: linear.layout.row_alphas.pointer(storage),
+            x: if quantised { plan.x.rows.pointer(self.base).cast_const().cast() } else { args.x.cast() },
+            x_row_stride: if quantised { config.in_features } else { args.x_row_stride } as i64,
+            row_scale: if quantised { plan.x.global_scale.pointer(self.base) } else { std::ptr::null_mut() },
+            out: args.out.cast(),
+            bias: linear.bias(),
+            out_row_stride: args.out_row_stride as i64,
+            top_k: 1,
+            k_valid: matrix.cols as i32,
+            num_slabs: matrix.slabs as i32,
+            features: config.out_features as i32,
+            tiles_known: 1,
+            ..Default::default()
+        }
     }
 
     /// Calibration: the largest input.

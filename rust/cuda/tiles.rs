@@ -2,6 +2,7 @@
 //! How many token rows a tile of a layer's GEMMs has, by the tokens of a call.
 
 use crate::config::LayerConfig;
+use crate::error::{Error, Result};
 
 /// Made at create, so that a forward only looks a size up.
 #[derive(Debug, Clone)]
@@ -49,5 +50,16 @@ impl TileTable {
     /// Rows of a tile for a call of so many tokens.
     pub fn rows(&self, num_tokens: usize) -> u32 {
         self.up_to.iter().find(|(most, _)| num_tokens <= *most).map_or(self.beyond, |(_, rows)| *rows)
+    }
+}
+
+/// Refuse a size that no kernel was compiled for.
+pub fn check_rows(tile_rows: Option<u32>, sizes: &[u32]) -> Result<()> {
+    match tile_rows {
+        Some(rows) if !sizes.contains(&rows) => {
+            let rule = format!("it must be 0 (the library chooses) or one of {sizes:?}");
+            Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
+        }
+        _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use super::tiles::{linear_rows, tiles_of_cta};
 use crate::activation::ActivationKind;
 use crate::config::{LayerConfig, Mode};
 use crate::cuda::forward::LayerCall;
-use crate::cuda::kernels::{QUANTIZE_ROWS, params};
+use crate::cuda::kernels::params;
 use crate::cuda::launch::Launch;
 use crate::cuda::linear_call::LinearCall;
 use crate::cuda::storage::Matrix;
@@ -71,7 +71,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
             Mode::Nvfp4 => {
                 call.quantize_x(chunk)?;
                 launch_gemm(call, kind, &params)?;
-                quantize_h(call, chunk)
+                call.quantize_h(chunk)
             }
             Mode::Fp8 => {
                 quantize_x_fp8(call, chunk)?;
@@ -80,28 +80,6 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
             }
         }
     }
-}
-
-/// A chunk's rows of h.
-fn quantizer_h(call: &LayerCall, chunk: usize) -> params::QuantizerInput {
-    params::QuantizerInput {
-        source: call.h_rows(chunk),
-        status: call.layer.device.status(),
-        row_to_token_slot: call.row_to_slot(chunk),
-        x: call.plan.h.rows.pointer(call.base).cast_const().cast(),
-        x_row_stride: call.plan.h_stride as i64,
-    }
-}
-
-unsafe fn quantize_h(call: &LayerCall, chunk: usize) -> Result<()> {
-    let params = params::QuantizeParams {
-        input: quantizer_h(call, chunk),
-        static_scale: call.static_scale(1),
-        num_cols: call.config.intermediate_size as i32,
-        ..call.plan.h.as_output(call.base)
-    };
-    // SAFETY: regions of the workspace.
-    unsafe { call.launch(call.layer.device.by_rows(QUANTIZE_ROWS, call.plan.rows), &params) }
 }
 
 /// e4m3 of x.
@@ -123,7 +101,7 @@ unsafe fn quantize_x_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
 unsafe fn quantize_h_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
     let h = &call.plan.h;
     let params = params::QuantizeFp8Params {
-        input: quantizer_h(call, chunk),
+        input: call.quantizer_h(chunk),
         out: h.rows.pointer(call.base),
         out_row_stride: 2 * call.plan.h_stride as i64,
         row_scale: h.global_scale.pointer(call.base),
@@ -175,16 +153,7 @@ fn padded_cols(config: &LayerConfig, cols: usize) -> usize {
 
 /// A matrix, and the first of its output factors.
 fn weights(call: &LayerCall, matrix: &Matrix, alpha: usize) -> params::GemmParams {
-    let (slice, storage) = (&call.layer.slice, call.layer.weights.storage());
-    params::GemmParams {
-        tiles: matrix.codes.pointer(storage),
-        expert_stride: slice.stride,
-        alphas: slice.alphas.pointer(storage).wrapping_add(alpha),
-        top_k: call.config.top_k as i32,
-        k_valid: padded_cols(call.config, matrix.cols) as i32,
-        num_slabs: matrix.slabs as i32,
-        ..Default::default()
-    }
+    params::GemmParams { k_valid: padded_cols(call.config, matrix.cols) as i32, ..call.tile_weights(matrix, alpha) }
 }
 
 unsafe fn launch_gemm(call: &LayerCall, kind: GemmKind, params: &params::GemmParams) -> Result<()> {
@@ -207,28 +176,10 @@ fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> La
 /// # Safety
 /// As [`gemm1`].
 pub unsafe fn linear(call: &LinearCall) -> Result<()> {
-    let (linear, config, args, plan) = (call.linear, call.config, call.args, call.plan);
-    let (matrix, quantised) = (&linear.layout.weight, config.mode == Mode::Nvfp4);
-    let num_sms = linear.device.num_sms;
-    let rows = config.tile_rows.unwrap_or_else(|| linear_rows(args.num_tokens, matrix.m_tiles, num_sms));
+    let (linear, num_sms, m_tiles) = (call.linear, call.linear.device.num_sms, call.linear.layout.weight.m_tiles);
+    let rows = call.config.tile_rows.unwrap_or_else(|| linear_rows(call.args.num_tokens, m_tiles, num_sms));
     let (list, tiles) = call.tiles(rows);
-    let params = params::GemmParams {
-        list,
-        tiles: matrix.codes.pointer(linear.weights.storage()),
-        alphas: linear.layout.row_alphas.pointer(linear.weights.storage()),
-        x: if quantised { plan.x.rows.pointer(call.base).cast_const().cast() } else { args.x.cast() },
-        x_row_stride: if quantised { config.in_features } else { args.x_row_stride } as i64,
-        row_scale: if quantised { plan.x.global_scale.pointer(call.base) } else { std::ptr::null_mut() },
-        out: args.out.cast(),
-        bias: linear.bias(),
-        out_row_stride: args.out_row_stride as i64,
-        top_k: 1,
-        k_valid: matrix.cols as i32,
-        num_slabs: matrix.slabs as i32,
-        features: config.out_features as i32,
-        tiles_known: 1,
-        ..Default::default()
-    };
+    let params = call.tile_params(list);
     // SAFETY: regions of the workspace, the prepared weight; the caller vouches for x and out.
     unsafe { linear.device.launch(gemm_launch(GemmKind::Linear, rows, tiles, num_sms), call.stream, &params) }
 }

@@ -4,8 +4,8 @@
 use super::kernels::{GEMM_ROWS, ROUNDED_ROWS};
 use crate::config::LayerConfig;
 use crate::cuda::kernels::params;
-use crate::cuda::tiles::TileTable;
-use crate::error::{Error, Result};
+use crate::cuda::tiles::{TileTable, check_rows};
+use crate::error::Result;
 
 /// The size by the mean of an expert's rows, `tokens * top_k / num_experts`: below the first number take the second.
 ///
@@ -47,26 +47,11 @@ fn sizes_of(config: &LayerConfig) -> &'static [u32] {
 
 /// The table of a layer, by tokens.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
-    check_rows_among(config.tile_rows, sizes_of(config))?;
+    check_rows(config.tile_rows, sizes_of(config))?;
     if let Some(rows) = config.tile_rows {
         return Ok(TileTable::always(rows));
     }
     Ok(TileTable::by_mean(SIZE_BY_MEAN_ROWS, SIZE_OF_MANY_ROWS, sizes_of(config), config))
-}
-
-/// Refuse a size that no kernel was compiled for.
-pub fn check_rows(tile_rows: Option<u32>) -> Result<()> {
-    check_rows_among(tile_rows, &GEMM_ROWS)
-}
-
-fn check_rows_among(tile_rows: Option<u32>, sizes: &[u32]) -> Result<()> {
-    match tile_rows {
-        Some(rows) if !sizes.contains(&rows) => {
-            let rule = format!("it must be 0 (the library chooses) or one of {sizes:?}");
-            Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Weight tiles of a CTA, as `tiles_of_cta` of `kernels/hopper/config.cuh`. A linear is one matrix: fewer tiles, so that more

@@ -7,7 +7,7 @@ use super::kernels::{
 use super::tiles::linear_rows;
 use crate::config::{LayerConfig, Mode, ScalePolicy};
 use crate::cuda::forward::LayerCall;
-use crate::cuda::kernels::{Kernel, QUANTIZE_ROWS, params};
+use crate::cuda::kernels::{Kernel, params};
 use crate::cuda::launch::Launch;
 use crate::cuda::linear_call::LinearCall;
 use crate::cuda::plan::Operand;
@@ -93,7 +93,7 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
             Mode::Bf16 | Mode::Fp8 => arrange_x(call, chunk)?,
         }
         launch_gemm(call, gemm1_kernel(config), &mut params)?;
-        if quantises_h { quantize_h(call, chunk) } else { Ok(()) }
+        if quantises_h { call.quantize_h(chunk) } else { Ok(()) }
     }
 }
 
@@ -117,24 +117,6 @@ fn arranged(operand: &Operand, base: *mut u8) -> params::ArrangeSm100Params {
         num_rows: operand.line_rows as i64,
         ..Default::default()
     }
-}
-
-unsafe fn quantize_h(call: &LayerCall, chunk: usize) -> Result<()> {
-    let (plan, config, base) = (call.plan, call.config, call.base);
-    let params = params::QuantizeParams {
-        input: params::QuantizerInput {
-            source: call.h_rows(chunk),
-            status: call.layer.device.status(),
-            row_to_token_slot: call.row_to_slot(chunk),
-            x: plan.h_rows.pointer(base).cast_const().cast(),
-            x_row_stride: config.intermediate_size as i64,
-        },
-        static_scale: call.static_scale(1),
-        num_cols: config.intermediate_size as i32,
-        ..plan.h.as_output(base)
-    };
-    // SAFETY: regions of the workspace.
-    unsafe { call.launch(call.layer.device.by_rows(QUANTIZE_ROWS, plan.rows), &params) }
 }
 
 /// GEMM2.

@@ -4,8 +4,8 @@
 //! multiples of 64 of its rows, which is how the tensor core's scales have been used before (`kernels/sm100/config.cuh`).
 
 use crate::config::{LayerConfig, Mode};
-use crate::cuda::tiles::TileTable;
-use crate::error::{Error, Result};
+use crate::cuda::tiles::{TileTable, check_rows};
+use crate::error::Result;
 
 /// Of a layer's tiles, and of a linear's in mode bf16: with a gate there are twice as many sums.
 pub const LAYER_ROWS: [u32; 2] = [64, 128];
@@ -40,16 +40,6 @@ pub fn linear_rows(asked: Option<u32>, mode: Mode, num_tokens: usize, m_tiles: u
         num_tokens > **rows as usize / 2 && row_tiles * m_tiles >= num_sms as usize
     };
     sizes.iter().rev().find(serves).copied().unwrap_or(smallest)
-}
-
-fn check_rows(tile_rows: Option<u32>, sizes: &[u32]) -> Result<()> {
-    match tile_rows {
-        Some(rows) if !sizes.contains(&rows) => {
-            let rule = format!("it must be 0 (the library chooses) or one of {sizes:?}");
-            Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use super::linear_call::LinearCall;
 use super::plan::{Form, PlanRules};
 use super::prepare::{CountedScales, Source, prepare_tiles};
 use super::storage::{Matrix, TILE};
-use super::tiles::TileTable;
+use super::tiles::{TileTable, check_rows};
 use crate::call::{LayerWeights, Stream};
 use crate::config::{LayerConfig, Mode};
 use crate::error::{Error, Result};
@@ -93,7 +93,7 @@ impl Family for Sm120 {
     }
 
     fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()> {
-        tiles::check_rows(tile_rows)
+        check_rows(tile_rows, &GEMM_ROWS)
     }
 
     /// A launch's second dimension is its tiles of rows.

@@ -7,8 +7,8 @@
 use super::kernels::GEMM_ROWS;
 use crate::config::LayerConfig;
 use crate::cuda::kernels::params;
-use crate::cuda::tiles::TileTable;
-use crate::error::{Error, Result};
+use crate::cuda::tiles::{TileTable, check_rows};
+use crate::error::Result;
 
 /// The size by the mean of an expert's rows, `tokens * top_k / num_experts`: below the first number take the second. Rows
 /// scatter around the mean by its root: `mean + 2 * sqrt(mean)` is what the size holds.
@@ -18,22 +18,11 @@ const LARGEST: u32 = 128;
 
 /// The table of a layer, by tokens.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
-    check_rows(config.tile_rows)?;
+    check_rows(config.tile_rows, &GEMM_ROWS)?;
     Ok(match config.tile_rows {
         Some(rows) => TileTable::always(rows),
         None => TileTable::by_mean(SIZE_BY_MEAN_ROWS, LARGEST, &GEMM_ROWS, config),
     })
-}
-
-/// Refuse a size that no kernel was compiled for.
-pub fn check_rows(tile_rows: Option<u32>) -> Result<()> {
-    match tile_rows {
-        Some(rows) if !GEMM_ROWS.contains(&rows) => {
-            let rule = format!("it must be 0 (the library chooses) or one of {GEMM_ROWS:?}");
-            Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Threads of a CTA with tiles of so many rows, as `kernels/sm120/config.cuh` has it.
