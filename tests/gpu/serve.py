@@ -83,8 +83,7 @@ class Runs:
                 reason = f"stopped after {limit_s:.0f} s"
         if reason:
             self.failed.append(f"{name}: {reason}")
-            tail = "\n".join(text(log).splitlines()[-TAIL_LINES:])
-            print(f"  {name}: FAILED, {reason}; the end of {log}:\n{tail}", flush=True)
+            print(failure(name, reason, log), flush=True)
         return reason is None
 
     def serve(self, model: Path, run: str) -> dict | None:
@@ -111,6 +110,22 @@ class Runs:
 
 def text(file: Path) -> str:
     return file.read_text(errors="replace")
+
+
+def failure(name: str, reason: str, log: Path) -> str:
+    """What is said of a run that failed: why, and the end of its log."""
+    tail = "\n".join(text(log).splitlines()[-TAIL_LINES:])
+    return f"  {name}: FAILED, {reason}; the end of {log}:\n{tail}"
+
+
+def records_of(device: str) -> Path:
+    """The folder of a GPU's records: `h100` of "NVIDIA H100 80GB HBM3"."""
+    return ROOT / "tests/bench/record" / device.split()[1].lower()
+
+
+def all_logs(work: Path) -> str:
+    """Every log of a work folder, one after another under its name."""
+    return "".join(f"==== {log.name}\n{text(log)}\n" for log in sorted(work.glob("*.log")))
 
 
 def experts(report: dict) -> str:
@@ -188,12 +203,6 @@ def write_record(path: Path, reports: dict[str, dict[str, dict]]) -> None:
             table.writerows(row(model, run, report, runs.get("marlin")) for run, report in runs.items())
 
 
-def records_of(reports: dict) -> Path:
-    """The folder of this GPU's records: `h100` of "NVIDIA H100 80GB HBM3"."""
-    device = next(report for runs in reports.values() for report in runs.values())["device"]
-    return ROOT / "tests/bench/record" / device.split()[1].lower()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="folder of a serve_smoke.py and a make_tiny_checkpoint.py")
@@ -221,7 +230,8 @@ def main() -> int:
         if served:
             reports[model] = served
     if reports:
-        record = (arguments.out or records_of(reports)) / f"{datetime.date.today()}-serve.csv"
+        device = next(report for runs in reports.values() for report in runs.values())["device"]
+        record = (arguments.out or records_of(device)) / f"{datetime.date.today()}-serve.csv"
         write_record(record, reports)
         print(f"{record}:\n{text(record)}")
         bring_back(arguments.work, record, reports)
@@ -237,8 +247,7 @@ def bring_back(work: Path, record: Path, reports: dict) -> None:
     if record.parent.resolve() != out.resolve():
         shutil.copy(record, out / record.name)
     (out / "serve.json").write_text(json.dumps(reports, indent=1))
-    logs = sorted(work.glob("*.log"))
-    (out / "serve.log").write_text("".join(f"==== {log.name}\n{text(log)}\n" for log in logs))
+    (out / "serve.log").write_text(all_logs(work))
 
 
 if __name__ == "__main__":

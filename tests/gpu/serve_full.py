@@ -29,9 +29,8 @@ import time
 from pathlib import Path
 
 from full import model, one
+from serve import HERE, ROOT, all_logs, failure, records_of, text
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 # name: arguments of full.one, environment
 RUNS = {
     "ours bf16": (["--backend", "ours"], {"NVFP4_MOE_MODE": "bf16"}),
@@ -46,7 +45,6 @@ LOGGED = {
     "graph_gib": r"Graph capturing finished in [\d.]+ secs, took (-?[\d.]+) GiB",
 }
 ENTRY_POINTS = "[vllm.general_plugins]\nfull_random = full.weights:register\nnvfp4_moe = nvfp4_moe.plugin:register\n"
-TAIL_LINES = 40
 
 
 def plugins(folder: Path) -> Path:
@@ -91,15 +89,14 @@ def run(name: str, arguments, turn: int, deadline: float) -> dict | None:
         return None
     start = time.monotonic()
     reason = ended(command, os.environ | environment, log, limit_s)
-    text = log.read_text(errors="replace")
     if reason or not report.exists():
-        tail = "\n".join(text.splitlines()[-TAIL_LINES:])
-        print(f"  {stem}: FAILED, {reason}; the end of {log}:\n{tail}", flush=True)
+        print(failure(stem, reason or "there is no report", log), flush=True)
         return None
+    said = text(log)
     found = json.loads(report.read_text())
-    logged = {key: [float(value) for value in re.findall(pattern, text)] for key, pattern in LOGGED.items()}
+    logged = {key: [float(value) for value in re.findall(pattern, said)] for key, pattern in LOGGED.items()}
     found["logged"] = {key: max(values) for key, values in logged.items() if values}
-    found["active"] = "ACTIVE for NVFP4 MoE on cuda" in text
+    found["active"] = "ACTIVE for NVFP4 MoE on cuda" in said
     medians = "  ".join(f"{n}: {ms:.2f}" for n, ms in found["medians"]["step_ms"].items())
     first = "  ".join(f"{n}: {ms:.0f}" for n, ms in found["medians"]["first_token_ms"].items())
     print(f"  {stem} ({time.monotonic() - start:.0f} s): step ms {medians}; first token ms {first}", flush=True)
@@ -155,7 +152,7 @@ def main() -> int:
     parser.add_argument("--size", choices=model.SIZES, default="flash")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--layout", choices=one.LAYOUTS, default="tp2")
-    parser.add_argument("--runs", type=lambda text: text.split(","), default=list(RUNS))
+    parser.add_argument("--runs", type=lambda names: names.split(","), default=list(RUNS))
     parser.add_argument("--once", action="store_true", help="forth, but not back")
     parser.add_argument("--sequences", default="1,8,64,256")
     parser.add_argument("--prompts", default="128,512,2048,8000")
@@ -188,8 +185,7 @@ def main() -> int:
             failed.append(f"{name}: the log does not say that the MoE is ACTIVE")
         reports.setdefault(name, []).append(report)
     if reports:
-        device = next(iter(reports.values()))[0]["device"].split()[1].lower()
-        folder = ROOT / "tests/bench/record" / device
+        folder = records_of(next(iter(reports.values()))[0]["device"])
         folder.mkdir(parents=True, exist_ok=True)
         record = folder / f"{datetime.date.today()}-full-{arguments.size}-{arguments.layout}.csv"
         write_record(record, reports, arguments)
@@ -199,10 +195,7 @@ def main() -> int:
             shutil.copy(record, out / record.name)
             (out / "full.json").write_text(json.dumps(reports))
     if os.environ.get("OUT"):
-        logs = sorted(arguments.work.glob("*.log"))
-        (Path(os.environ["OUT"]) / "full.log").write_text(
-            "".join(f"==== {log.name}\n{log.read_text(errors='replace')}\n" for log in logs)
-        )
+        (Path(os.environ["OUT"]) / "full.log").write_text(all_logs(arguments.work))
     print("\n".join([*failed, "gpu-serve-full: " + ("FAIL" if failed else "PASS")]))
     return 1 if failed else 0
 
