@@ -161,6 +161,9 @@ VLLM_LAUNCHES = 4 + 1 + 1 + 2 * 2 + 1 + 1 + 1 + 4
 # y; cast weights, product, sum.
 VLLM_ALLOCATIONS = 7 + 1 + 2 * 2 + 2 * 12 + 1 + 3
 FLASHINFER_LAUNCHES = 5  # at least: quantise x; routing; GEMM1 with the activation; GEMM2; finalise
+# FlashInfer 0.6.18, FP4BlockScaleLauncher: 9 of routing; a workspace of each GEMM; h and its scales; y; x and its scales.
+# The output is the caller's.
+FLASHINFER_ALLOCATIONS = 9 + 2 + 2 + 1 + 2
 
 
 def vllm_extra(shape: Shape) -> int:
@@ -190,13 +193,13 @@ def row(chip: Chip, shape: Shape, tokens: int) -> list[str]:
     ]  # fmt: skip
     if chip.family == "sm100":
         theirs = flashinfer_tiling(shape, tokens)
-        cells += [str(theirs.rows), of(theirs)[0]]
+        cells += [str(theirs.rows), of(theirs)[0], f"{FLASHINFER_LAUNCHES}+", str(FLASHINFER_ALLOCATIONS)]
     return cells
 
 
 HEAD = ["shape", "T", "rows", "MB", "us memory", "tile", "filled", "cycles", "us tensor", "launches"]
 HEAD_VLLM = ["vLLM filled", "us tensor", "launches", "tensors"]
-HEAD_FLASHINFER = ["FlashInfer tile", "filled"]
+HEAD_FLASHINFER = ["FlashInfer tile", "filled", "launches", "tensors"]
 
 
 def table(chip: Chip) -> str:
