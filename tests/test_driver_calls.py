@@ -86,10 +86,10 @@ def test_a_forked_child_is_refused_by_name(run):
 def test_few_tokens_take_few_launches(run):
     """Modes nvfp4 and fp8 quantise both GEMMs' inputs; the portable pipeline activates by a kernel of its own."""
     hopper, portable = forwards(run(OWN)[1]), forwards(run(PORTABLE)[1])
-    forward, linear = "forward, mode {}, 1 tokens", "linear, mode {}"
+    forward, linear, decoded = "forward, mode {}, 1 tokens", "linear, mode {}", "quantize_rows_decoded"
     assert launched(hopper[forward.format(1)]) == ["route_small", "gemm1_sm90_n8", "gemm2_sm90_n8", "combine"]
     assert launched(hopper[forward.format(2)]) == [
-        "route_small", "quantize_rows", "gemm1_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
+        "route_small", decoded, "gemm1_sm90_n8", decoded, "gemm2_sm90_n8", "combine"
     ]  # fmt: skip
     assert launched(hopper[forward.format(3)]) == [
         "route_small", "quantize_rows_fp8", "gemm1_fp8_sm90_n8", "quantize_rows_fp8", "gemm2_fp8_sm90_n8", "combine"
@@ -123,7 +123,7 @@ def test_compute_capability_10_has_kernels_of_its_own(run, capability):
     """In mode nvfp4 GEMM1 leaves h quantised if its scale is static; in mode bf16 x is brought into lines before it."""
     status, lines = run(OWN, capability)
     assert status == 0, lines[-1]
-    calls, quantize, arrange = forwards(lines), "quantize_rows", "arrange_sm100"
+    calls, quantize, arrange = forwards(lines), "quantize_rows_in_lines", "arrange_sm100"
     for title, made in calls.items():
         assert {call.split()[0] for call in made} <= ALLOWED, title
         launches = [call for call in made if call.startswith("cuLaunchKernelEx")]

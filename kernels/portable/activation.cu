@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) swiglu_rows(const
     const nvfp4::Row row = nvfp4::row_at(p.out.input.source, r);
     const nvfp4::LoadActivation load(p, r);
     if (p.out.packed) {
-      nvfp4::quantize_row(p.out, static_scale, r, row, load, scratch);
+      nvfp4::quantize_row<nvfp4::Form::kSwizzled>(p.out, static_scale, r, row, load, scratch);
     } else {
       nvfp4::store_row(p, r, row, load);
     }

@@ -4,16 +4,12 @@
 #include "../common/format.cuh"
 #include "../common/lines.cuh"
 #include "../common/rows.cuh"
+#include "../common/status.cuh"
 
 namespace nvfp4 {
 
 __device__ inline void report(DeviceStatus* status, const Block& block, int64_t token) {
-  if (!block.saturated && block.nonfinite == 0) return;
-  using ull = unsigned long long;
-  if (block.saturated) atomicAdd(reinterpret_cast<ull*>(&status->saturated_blocks), 1ull);
-  if (block.nonfinite) atomicAdd(reinterpret_cast<ull*>(&status->nonfinite_values), static_cast<ull>(block.nonfinite));
-  const ull calls = *reinterpret_cast<const volatile ull*>(&status->calls);
-  atomicMin(reinterpret_cast<ull*>(&status->first_bad), calls << 32 | static_cast<ull>(token));
+  report_block(status, block.saturated, block.nonfinite, token);
 }
 
 // e2m1 * block_scale, exact in bf16; two values to a word.
@@ -42,11 +38,28 @@ __device__ inline void store_scale_in_lines(const QuantizeParams& p, int32_t row
     p.block_scale[row_block_scale(row, b, quarter, p.line_rows)] = static_cast<uint8_t>(scale);
 }
 
-// The same of block b in the form that is asked for.
-__device__ inline void store_packed(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
-  if (p.line_rows == 0) return store_swizzled(p, row, b, num_blocks, block);
-  *reinterpret_cast<uint64_t*>(p.packed + row_code(row, b * kBlockSize, p.line_rows)) = block.codes();
-  store_scale_in_lines(p, row, b, block.scale);
+// How the rows of an output lie; each form has kernels of its own, so that none pays for another's.
+enum class Form { kDecoded, kSwizzled, kLines };
+
+// Block b of a row.
+template <Form kForm>
+__device__ void store_block(const QuantizeParams& p, int32_t row, int b, int num_blocks, const Block& block) {
+  if constexpr (kForm == Form::kDecoded) {
+    store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
+  } else if constexpr (kForm == Form::kSwizzled) {
+    store_swizzled(p, row, b, num_blocks, block);
+  } else {
+    *reinterpret_cast<uint64_t*>(p.packed + row_code(row, b * kBlockSize, p.line_rows)) = block.codes();
+    store_scale_in_lines(p, row, b, block.scale);
+  }
+}
+
+// The scale of a padding block: a tensor core reads the padding columns of a tile too, and a NaN there would spoil the
+// row.
+template <Form kForm>
+__device__ void store_padding_scale(const QuantizeParams& p, int32_t row, int b, int num_blocks) {
+  if constexpr (kForm == Form::kSwizzled) p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
+  if constexpr (kForm == Form::kLines) store_scale_in_lines(p, row, b, 0);
 }
 
 // Whose values row `row` holds, as the status names them.
@@ -61,7 +74,7 @@ __device__ inline float static_scale_of(const QuantizeParams& p) {
 }
 
 // Row `row` of the outputs: NVFP4 of the blocks that load(b, values) gives, or zeros where `source` has no row.
-template <class Load>
+template <Form kForm, class Load>
 __device__ void quantize_row(const QuantizeParams& p, float static_scale, int32_t row, const Row& source, Load load,
                              float (&scratch)[32]) {
   const bool empty = source.source < 0;
@@ -79,17 +92,11 @@ __device__ void quantize_row(const QuantizeParams& p, float static_scale, int32_
       block = quantize_block(values, scale);
       if (source.counts) report(p.input.status, block, token);
     }
-    if (p.decoded)
-      store_decoded(static_cast<__nv_bfloat16*>(p.decoded) + int64_t{row} * p.num_cols + b * kBlockSize, block);
-    if (p.packed) store_packed(p, row, b, num_blocks, block);
+    store_block<kForm>(p, row, b, num_blocks, block);
   }
-  // A tensor core reads the padding columns of a tile too: a NaN there would spoil the row.
-  for (int b = num_blocks + threadIdx.x; p.packed && b < (num_blocks + 3) / 4 * 4; b += blockDim.x) {
-    if (p.line_rows == 0) {
-      p.block_scale[sf_offset_128x4(row, b, num_blocks)] = 0;
-    } else {
-      store_scale_in_lines(p, row, b, 0);
-    }
+  if constexpr (kForm != Form::kDecoded) {
+    for (int b = num_blocks + threadIdx.x; b < (num_blocks + 3) / 4 * 4; b += blockDim.x)
+      store_padding_scale<kForm>(p, row, b, num_blocks);
   }
 }
 

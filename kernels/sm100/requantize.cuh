@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "../common/format.cuh"
+#include "../common/status.cuh"
 #include "../common/tiles.cuh"
 #include "layout.cuh"
 
@@ -31,16 +32,11 @@ __device__ inline float half_warp_amax(float v) {
   return __uint_as_float(amax);
 }
 
-// Counts what a block of this half warp lost: as report() of quantize/quantize_row.cuh. All lanes call.
-__device__ inline void report_block(const GemmSm100Params& p, int64_t row, bool saturated, float value) {
+// Counts what a block of this half warp lost. All lanes call.
+__device__ inline void report_half_warp(const GemmSm100Params& p, int64_t row, bool saturated, float value) {
   const uint32_t nonfinite = __ballot_sync(~0u, !isfinite(value)) >> (threadIdx.x & 16) & 0xFFFF;
-  if (threadIdx.x % 16 != 0 || (!saturated && nonfinite == 0)) return;
-  using ull = unsigned long long;
-  DeviceStatus* const status = p.status;
-  if (saturated) atomicAdd(reinterpret_cast<ull*>(&status->saturated_blocks), 1ull);
-  if (nonfinite) atomicAdd(reinterpret_cast<ull*>(&status->nonfinite_values), static_cast<ull>(__popc(nonfinite)));
-  const ull calls = *reinterpret_cast<const volatile ull*>(&status->calls);
-  atomicMin(reinterpret_cast<ull*>(&status->first_bad), calls << 32 | static_cast<ull>(p.row_to_slot[row] / p.top_k));
+  if (threadIdx.x % 16 == 0 && (saturated || nonfinite != 0))
+    report_block(p.status, saturated, __popc(nonfinite), p.row_to_slot[row] / p.top_k);
 }
 
 // Stores token rows n .. n + 7 of a tile; `values` are this lane's feature of each.
@@ -53,7 +49,7 @@ __device__ inline void requantize(const GemmSm100Params& p, const Tile& tile, in
     const float h = __bfloat162float(__float2bfloat16_rn(values[i]));
     const float wanted = __fmul_rn(half_warp_amax(h), quant.encode_sixth);
     const uint32_t scale = e4m3_encode(wanted);
-    if (__any_sync(~0u, !(wanted <= kE4m3Max))) report_block(p, tile.first_row + n + i, wanted > kE4m3Max, h);
+    if (__any_sync(~0u, !(wanted <= kE4m3Max))) report_half_warp(p, tile.first_row + n + i, wanted > kE4m3Max, h);
     const float decoded = e4m3_decode(scale);
     const float factor = decoded == 0.0f ? 0.0f : __fdiv_rn(quant.encode, decoded);
     codes |= e2m1_code(e2m1_round(__fmul_rn(h, factor))) << (4 * i);

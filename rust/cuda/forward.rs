@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One call of a layer: what it works on, and the steps that all families share.
 
-use super::kernels::{AMAX_ROWS, COMBINE, Kernel, QUANTIZE_ROWS, THREADS, params};
+use super::kernels::{AMAX_ROWS, COMBINE, Kernel, THREADS, params};
 use super::launch::Launch;
 use super::plan::LayerPlan;
 use super::prepared::{PreparedLayer, State};
@@ -114,7 +114,7 @@ impl LayerCall<'_> {
             ..self.plan.x.as_output(self.base)
         };
         // SAFETY: regions of the workspace; x as the header states.
-        unsafe { self.launch(self.by_x_rows(QUANTIZE_ROWS), &params) }
+        unsafe { self.launch(self.by_x_rows(self.plan.x.quantizer()), &params) }
     }
 
     /// A chunk's rows of h as GEMM1 left them in bf16: where a quantiser makes `h` of them, or in the place of `h`.
@@ -145,7 +145,7 @@ impl LayerCall<'_> {
     /// # Safety
     /// As [`Self::quantize_x`], after GEMM1.
     pub unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
-        let launch = self.layer.device.by_rows(QUANTIZE_ROWS, self.plan.rows);
+        let launch = self.layer.device.by_rows(self.plan.h.quantizer(), self.plan.rows);
         // SAFETY: regions of the workspace.
         unsafe { self.launch(launch, &self.quantize_h_params(chunk)) }
     }

@@ -114,6 +114,8 @@ kernel_table! {
     ROUTE_SCAN = "route_scan" of "route/route", threads: params::ROUTE_SCAN_THREADS;
     ROUTE_SCATTER = "route_scatter" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES;
     QUANTIZE_ROWS = "quantize_rows" of "quantize/quantize";
+    QUANTIZE_ROWS_DECODED = "quantize_rows_decoded" of "quantize/quantize";
+    QUANTIZE_ROWS_IN_LINES = "quantize_rows_in_lines" of "quantize/quantize";
     AMAX_ROWS = "amax_rows" of "calibrate/amax";
     COMBINE = "combine" of "combine/combine";
     CHECK_SCALES = "check_scales" of "prepare/check", start: AfterPrevious;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One call of a linear: what it works on, and the steps that all families share.
 
-use super::kernels::{AMAX_ROWS, QUANTIZE_ROWS, params};
+use super::kernels::{AMAX_ROWS, params};
 use super::plan::LinearPlan;
 use super::prepared::{PreparedLinear, State};
 use crate::call::{LinearArgs, Stream};
@@ -88,7 +88,7 @@ impl LinearCall<'_> {
             ..self.plan.x.as_output(self.base)
         };
         // SAFETY: regions of the workspace; the caller vouches for x.
-        unsafe { device.launch(device.by_rows(QUANTIZE_ROWS, self.args.num_tokens), self.stream, &params) }
+        unsafe { device.launch(device.by_rows(self.plan.x.quantizer(), self.args.num_tokens), self.stream, &params) }
     }
 
     /// All rows and all weight tiles, and how many tiles of `rows` rows that makes at most.

@@ -4,7 +4,7 @@
 //! Tokens are processed in *chunks*: contiguous ranges whose routed slots fit the rows of the workspace. Routing finds
 //! their borders on the device; the host launches as many as the worst routing needs, and empty ones return at once.
 
-use super::kernels::params;
+use super::kernels::{Kernel, QUANTIZE_ROWS, QUANTIZE_ROWS_DECODED, QUANTIZE_ROWS_IN_LINES, params};
 use crate::config::{LayerConfig, LinearConfig};
 use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
@@ -103,6 +103,15 @@ impl Operand {
             block_scale: walk.region(scales),
             global_scale: walk.region(if matches!(form, Form::Bf16 | Form::Bf16Lines) { 0 } else { rows }),
             line_rows,
+        }
+    }
+
+    /// The kernel that quantises rows to NVFP4 in this form.
+    pub fn quantizer(&self) -> Kernel {
+        match self.form {
+            Form::Swizzled => QUANTIZE_ROWS,
+            Form::Lines => QUANTIZE_ROWS_IN_LINES,
+            _ => QUANTIZE_ROWS_DECODED,
         }
     }
 
