@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The MoE layer on a GPU beside vLLM's Marlin, where vLLM can be imported: part of `make gpu-bench`.
+"""The MoE layer on a GPU beside vLLM's Marlin, where vLLM can be imported; sooner done than `make gpu-bench-peers`.
 
 Both are captured in a CUDA graph of several calls, each on inputs and every second on weights of its own; graphs are
 replayed in turn, and a row is the median of a call. Each result is checked first against the portable kernels, which

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The MoE layer on a GPU beside Humming 0.1.20 and Marlin, all in one process: part of `make gpu-bench`.
+"""The MoE layer on a GPU beside Humming 0.1.20 and Marlin, all in one process: `make gpu-bench-peers`.
 
     peers_bench.py [--shapes pro8,flash1,flash8] [--tokens 1,2,...] [--forms ours,humming_w4a8_row,...] [--out FILE.csv]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What peers are given, and what they are held to: weights that everyone can hold, tokens, exact rows, floors."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,17 @@ def make_batches(shape: str, num_tokens: int) -> list[tuple]:
         x = 3 * torch.randn(num_tokens, hidden, device="cuda")
         batches.append((x.bfloat16(), ids.cuda(), topk_weights.cuda()))
     return batches
+
+
+def tuned_rows(rows: int) -> int:
+    """The size for which Humming's table of configurations has the entry that holds `rows`."""
+    if rows <= 8:
+        return 1 << (rows - 1).bit_length()
+    step = 8
+    for limit, coarser in ((1024, 16), (2048, 32), (4096, 64), (16384, 128)):
+        if math.ceil(rows / step) * step > limit:
+            step = coarser
+    return math.ceil(rows / step) * step
 
 
 def sampled_rows(shape: str, ids: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Bring Humming, and what vLLM runs around it, to a machine without network: part of `make gpu-bench`.
+"""Bring Humming, and what vLLM runs around it, to a machine without network: `make peers-fetch`.
 
     peers_fetch.py [FOLDER]                  FOLDER/humming20 and FOLDER/humming20.tar.xz; FOLDER is .peers
     peers_fetch.py --cubins FILE [FOLDER]    the same with the kernels that peers_bench.py compiled (cubins.tar.xz)

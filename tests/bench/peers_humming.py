@@ -35,7 +35,7 @@ from humming.schema import BaseWeightSchema, HummingInputSchema
 from humming.transform import prepare_and_transform_humming_tensors
 from humming.tune import get_heuristics_config
 from humming.utils.nvrtc import get_nvrtc_library_path
-from peers_data import LIMIT, SHAPES, Weights
+from peers_data import LIMIT, SHAPES, Weights, tuned_rows
 
 FOLDER = Path(humming.__file__).parents[1]
 CUBINS = FOLDER / "cubins"
@@ -94,17 +94,6 @@ def install() -> None:
         return str(path)
 
     NVRTCCompiler.compile = classmethod(compile_once)
-
-
-def tuned_rows(rows: int) -> int:
-    """The size for which Humming's table of configurations has the entry that holds `rows`."""
-    if rows <= 8:
-        return 1 << (rows - 1).bit_length()
-    step = 8
-    for limit, coarser in ((1024, 16), (2048, 32), (4096, 64), (16384, 128)):
-        if math.ceil(rows / step) * step > limit:
-            step = coarser
-    return math.ceil(rows / step) * step
 
 
 @dataclass
