@@ -22,7 +22,6 @@ import argparse
 import contextlib
 import csv
 import datetime
-import inspect
 import lzma
 import statistics
 import sys
@@ -38,8 +37,6 @@ from gpu_layer import expert_map, make_layer
 from gpu_moe import marlin
 from gpu_timing import captured
 from peers_data import SHAPES, Weights, errors, exact, floors, make_batches, make_weights, sampled_rows
-
-from nvfp4_moe import Layer
 
 MODES = {"ours": "bf16", "ours_fp8": "fp8", "ours_nvfp4": "nvfp4"}
 HUMMING = ("humming_w4a16_indexed", "humming_w4a16_grouped", "humming_w4a8_group", "humming_w4a8_row")
@@ -87,10 +84,7 @@ def measured_rates() -> dict[str, float]:
 
 
 def ours(form: str, shape: str, weights: list[Weights], tokens: list[int]) -> list:
-    options = {}
-    if MODES[form] == "fp8" and "scale_block_size" in inspect.signature(Layer.__init__).parameters:
-        options["scale_block_size"] = 32
-    layers = [make_layer(shape, "cuda", MODES[form], **options).prepare(of.layer) for of in weights]
+    layers = [make_layer(shape, "cuda", MODES[form]).prepare(of.layer) for of in weights]
     workspace = torch.empty(layers[0].workspace_size(max(tokens)), dtype=torch.uint8, device="cuda")
     return [partial(layer, expert_map=expert_map(shape), workspace=workspace) for layer in layers]
 
