@@ -25,8 +25,7 @@ RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kern
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-standin standin gpu-bench gpu-bench-peers peers-fetch peers-publish gpu-serve gpu-serve-full gpu-reload \
-        clean
+        gpu-test gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -39,8 +38,8 @@ help:
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
 	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload    on a machine with a GPU; GPU_PY=a Python with"
 	@echo "                torch, pytest, vLLM"
-	@echo "make gpu-bench-peers    of gpu-bench the table beside peers; make peers-fetch brings Humming, peers-publish the record"
 	@echo "make gpu-standin    kernels for Blackwell on Hopper, with a stand-in for its tensor core (tests/standin/README.md)"
+	@echo "make gpu-bench-peers    the part of gpu-bench beside peers; peers-fetch brings Humming, peers-publish keeps the record"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -307,6 +306,7 @@ endif
 
 # Beside Humming 0.1.20 and Marlin, in PEERS_OUT: peers.csv, a table, and a plot if matplotlib is there. `make peers-publish`
 # makes a record of them, and the documents' numbers. Humming comes from `make peers-fetch`, to BUNDLE; setup.sh unpacks it.
+.PHONY: gpu-bench-peers peers-fetch peers-publish
 PEERS_OUT ?= build
 PEERS_BENCH := tests/bench/peers_bench.py --out $(PEERS_OUT)/peers.csv $(GPU_PEERS) --humming
 PEERS_RECORD := tests/bench/peers_record.py $(PEERS_OUT)/peers.csv
