@@ -89,23 +89,33 @@ def ours(form: str, shape: str, weights: list[Weights], tokens: list[int]) -> li
     return [partial(layer, expert_map=expert_map(shape), workspace=workspace) for layer in layers]
 
 
+def layers_of(form: str, shape: str, weights: list[Weights], tokens: list[int]) -> list | None:
+    """One for each set of weights, called with x, topk_ids and topk_weights; None where Marlin cannot be imported."""
+    if form in MODES:
+        return ours(form, shape, weights, tokens)
+    if form in HUMMING:
+        from peers_humming import Humming
+
+        return [Humming(form, shape, of, tokens) for of in weights]
+    layers = [marlin(of.layer, shape) for of in weights]
+    return None if None in layers else layers
+
+
 def built(forms: list[str], shape: str, weights: list[Weights], tokens: list[int]) -> dict[str, list]:
-    """Of each form the layers, called with x, topk_ids and topk_weights; each was called once, with the most tokens."""
     layers = {}
     for form in forms:
         try:
-            if form in MODES:
-                layers[form] = ours(form, shape, weights, tokens)
-            elif form in HUMMING:
-                from peers_humming import Humming
-
-                layers[form] = [Humming(form, shape, of, tokens) for of in weights]
-            elif (first := marlin(weights[0].layer, shape)) is not None:
-                layers[form] = [first, *(marlin(of.layer, shape) for of in weights[1:])]
+            layers[form] = layers_of(form, shape, weights, tokens)
         except Exception:  # a peer's; the others go on
             log(f"{shape} {form} could not be made:")
             traceback.print_exc()
+    layers = {form: of for form, of in layers.items() if of is not None}
     log(shape, "prepared:", *layers, f"{torch.cuda.memory_allocated() / 1e9:.0f} GB")
+    return layers
+
+
+def warm_up(layers: dict[str, list], shape: str, tokens: list[int]) -> None:
+    """Compile what is not compiled yet, many at a time: compilers are processes of their own."""
     if peers := [layer for form in layers if form in HUMMING for layer in layers[form]]:
         from peers_humming import compile_all
 
@@ -114,15 +124,13 @@ def built(forms: list[str], shape: str, weights: list[Weights], tokens: list[int
     largest = make_batches(shape, max(tokens))[0]
 
     def first_call(form: str) -> None:
-        with contextlib.suppress(Exception):  # whoever fails at every size says so there
+        with contextlib.suppress(Exception):  # whoever cannot be called says so at every size
             layers[form][0](*largest)
 
-    # Compiles what is left; a thread a form, since compilers are processes of their own.
     with ThreadPoolExecutor(max(1, len(layers))) as pool:
         list(pool.map(first_call, layers))
     torch.cuda.synchronize()
     log(shape, "first calls done")
-    return layers
 
 
 def graph_of(layers: list, batches: list[tuple]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
@@ -266,6 +274,7 @@ def main() -> None:
         local, experts = SHAPES[shape][3], SHAPES[shape][2]
         weights = [make_weights(shape, 11 + index) for index in range(1 if local == experts else 2)]
         layers = built(forms, shape, weights, args.tokens)
+        warm_up(layers, shape, args.tokens)
         for num_tokens in args.tokens:
             if time.time() - START > args.seconds:
                 log(f"{args.seconds:.0f} s are over before {shape} {num_tokens}")

@@ -14,6 +14,7 @@ quantises in groups before routing by a kernel of its own, here Humming's does.
 Needs the folder of peers_fetch.py on sys.path, before any other Humming, and a vLLM to import helpers from.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -114,9 +115,6 @@ class Gemm:
 
     def tile_rows(self, rows: int) -> int:
         return self.configurations[rows]["block_shape"][0]
-
-    def compile(self) -> None:
-        HummingKernel.prepare_kernels(self.config.to_str(), self.compute, self.tuning, 0)
 
     def __call__(self, x, scale, out, locks, **options) -> None:
         humming_forward(
@@ -272,6 +270,11 @@ class Humming:
 
 def compile_all(layers: list[Humming]) -> None:
     """Compile or load the GEMMs of layers, all at once: one takes seconds, and there are hundreds."""
+
+    def compiled(gemm: Gemm) -> None:
+        with contextlib.suppress(Exception):  # raised again by whoever calls it
+            HummingKernel.prepare_kernels(gemm.config.to_str(), gemm.compute, gemm.tuning, 0)
+
     gemms = [gemm for layer in layers for gemm in (layer.gemm1, layer.gemm2)]
     with ThreadPoolExecutor(len(gemms)) as pool:
-        list(pool.map(Gemm.compile, gemms))
+        list(pool.map(compiled, gemms))
