@@ -222,6 +222,29 @@ def write_documents(record: Record) -> None:
         path.write_text(written(path.read_text(), part(record)))
 
 
+def draw_times(panel, points: list[Point], columns: list[str]) -> None:
+    tokens = [point.tokens for point in points]
+    for column in columns:
+        measured = [point for point in points if column in point.us]
+        style = {"marker": "o", "ms": 3, **STYLES[column]}
+        panel.plot([p.tokens for p in measured], [p.us[column] for p in measured], label=column, **style)
+    panel.plot(tokens, [point.floor for point in points], "k-", lw=0.8, label="floor")
+    panel.plot(tokens, [point.floor_fp8 for point in points], "k:", lw=0.8, label="floor, fp8")
+    panel.set(yscale="log")
+    panel.grid(alpha=0.3)
+
+
+def draw_ratios(panel, points: list[Point]) -> None:
+    for mode, peer in PAIRS:
+        measured = [point for point in points if mode in point.us and peer in point.us]
+        ratio = [point.us[peer] / point.us[mode] for point in measured]
+        style = {"marker": "o", "ms": 3, **STYLES[peer]}
+        panel.plot([point.tokens for point in measured], ratio, label=f"{mode} over {peer}", **style)
+    panel.axhline(1, color="k", lw=0.8)
+    panel.set_ylim(bottom=0.5)
+    panel.grid(alpha=0.3)
+
+
 def plot(record: Record) -> None:
     try:
         import matplotlib
@@ -233,22 +256,18 @@ def plot(record: Record) -> None:
 
     matplotlib.rcParams["svg.hashsalt"] = "peers"  # the same record, the same file
     shapes = record.shapes()
-    size = (4.8 * len(shapes), 4.4)
-    figure, panels = pyplot.subplots(1, len(shapes), figsize=size, layout="constrained", squeeze=False)
-    for panel, shape in zip(panels[0], shapes, strict=True):
+    options = dict(layout="constrained", sharex=True, squeeze=False, height_ratios=(3, 2))
+    figure, panels = pyplot.subplots(2, len(shapes), figsize=(4.8 * len(shapes), 6.6), **options)
+    for (times, ahead), shape in zip(panels.T, shapes, strict=True):
         points = [point for point in record.points if point.shape == shape]
-        for column in record.columns():
-            measured = [point for point in points if column in point.us]
-            style = {"marker": "o", "ms": 3, **STYLES[column]}
-            panel.plot([p.tokens for p in measured], [p.us[column] for p in measured], label=column, **style)
-        tokens = [point.tokens for point in points]
-        panel.plot(tokens, [point.floor for point in points], "k-", lw=0.8, label="floor")
-        panel.plot(tokens, [point.floor_fp8 for point in points], "k:", lw=0.8, label="floor, fp8")
-        panel.set(yscale="log", title=TITLES[shape], xlabel="tokens")
-        panel.set_xscale("log", base=2)
-        panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("us a layer")
-    panels[0][0].legend(fontsize=8)
+        draw_times(times, points, record.columns())
+        draw_ratios(ahead, points)
+        times.set(title=TITLES[shape])
+        ahead.set(xlabel="tokens")
+        ahead.set_xscale("log", base=2)
+    for panel, label in zip(panels[:, 0], ("us a layer", "times as fast as the peer")):
+        panel.set_ylabel(label)
+        panel.legend(fontsize=8)
     for suffix in (".svg", ".png"):
         metadata = {"Date": None} if suffix == ".svg" else None
         figure.savefig(record.path.with_suffix(suffix), dpi=110, metadata=metadata)
