@@ -39,6 +39,7 @@ help:
 	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload    on a machine with a GPU; GPU_PY=a Python with"
 	@echo "                torch, pytest, vLLM"
 	@echo "make gpu-standin    kernels for Blackwell on Hopper, with a stand-in for its tensor core (tests/standin/README.md)"
+	@echo "make gpu-bench-peers    the part of gpu-bench beside peers; peers-fetch brings Humming, peers-publish keeps the record"
 
 # ---- Tools -----------------------------------------------------------------------------------------------------------
 
@@ -269,8 +270,8 @@ standin: build
 	$(PY) tests/standin/suite.py build
 	$(PY) tests/standin/cutlass_kernels.py build
 
-# With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, and which
-# serves, makes models and times peers by itself (serve_smoke.py, make_tiny_checkpoint.py, bench_peers.py).
+# With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, unpacks
+# what lies beside it to SITE, and which serves and makes models by itself (serve_smoke.py, make_tiny_checkpoint.py).
 HAS_BUNDLE := $(wildcard $(BUNDLE)/setup.sh)
 
 # Writes a record, tests/bench/record/<gpu>/<date>-serve.csv.
@@ -293,22 +294,36 @@ endif
 gpu-reload: $(OP)
 	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/reload.py --bundle $$PEERS'
 
-# Tables go to build/. A bundle's beside its peers, with a plot, to tests/bench/record/<gpu>/<date>-peers.*.
-GPU_BENCH_TOKENS := 1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192
-gpu-bench: $(OP)
-	mkdir -p build
+# Tables go to build/.
+gpu-bench: gpu-bench-peers
 ifdef HAS_BUNDLE
-	@bash -c '. $(BUNDLE)/setup.sh && export PYTHONPATH=$(CURDIR)/vllm_plugin:$(CURDIR)/tests/bench:$$PYTHONPATH && \
-	  python3 $$PEERS/bench_peers.py --peers marlin,humming --tokens $(GPU_BENCH_TOKENS) \
-	    --candidate ours=peers_candidate:build --out build/bench_peers.json && \
-	  python3 tests/bench/peers_record.py build/bench_peers.json && \
-	  python3 tests/bench/gpu_linear.py --out build/linear.csv'
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/bench/gpu_linear.py --out build/linear.csv'
 else
-	$(GPU_PY) tests/bench/gpu_moe.py --tokens $(GPU_BENCH_TOKENS) --out build/moe.csv
 	$(GPU_PY) tests/bench/gpu_linear.py --out build/linear.csv
 endif
 	$(GPU_PY) tests/bench/gpu_layer.py --out build/layer.csv
 	$(GPU_PY) tests/bench/gpu_tiles.py --out build/tiles.csv
+
+# Beside Humming 0.1.20 and Marlin, in PEERS_OUT: peers.csv, a table, and a plot if matplotlib is there. `make peers-publish`
+# makes a record of them, and the documents' numbers. Humming comes from `make peers-fetch`, to BUNDLE; setup.sh unpacks it.
+.PHONY: gpu-bench-peers peers-fetch peers-publish
+PEERS_OUT ?= build
+PEERS_BENCH := tests/bench/peers_bench.py --out $(PEERS_OUT)/peers.csv $(GPU_PEERS) --humming
+PEERS_RECORD := tests/bench/peers_record.py $(PEERS_OUT)/peers.csv
+gpu-bench-peers: $(OP)
+	mkdir -p build $(PEERS_OUT)
+ifdef HAS_BUNDLE
+	@bash -c '. $(BUNDLE)/setup.sh && python3 $(PEERS_BENCH) $$SITE/humming20; status=$$?; \
+	  python3 $(PEERS_RECORD) && exit $$status'
+else
+	@$(GPU_PY) $(PEERS_BENCH) $(BUNDLE)/humming20; status=$$?; $(GPU_PY) $(PEERS_RECORD) && exit $$status
+endif
+
+peers-fetch:
+	$(GPU_PY) tests/bench/peers_fetch.py $(BUNDLE)
+
+peers-publish:
+	$(GPU_PY) $(PEERS_RECORD) --publish
 
 # ---- Form ------------------------------------------------------------------------------------------------------------
 

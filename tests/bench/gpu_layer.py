@@ -60,6 +60,15 @@ def make_weights(shape: str) -> LayerWeights:
     )
 
 
+def expert_map(shape: str) -> torch.Tensor | None:
+    """Global to local expert: the first are local. None where all are."""
+    _, _, experts, local, _ = SHAPES[shape]
+    if local == experts:
+        return None
+    ids = torch.arange(experts, dtype=torch.int32, device="cuda")
+    return torch.where(ids < local, ids, -1)
+
+
 def prepare_rate(layer: Layer, weights: LayerWeights) -> float:
     """Bytes a second, read and written, of the best of five; prepare waits for the stream, so this has its overhead."""
     num_bytes = 2 * sum(t.numel() for t in (weights.w13, weights.w13_block_scale, weights.w2, weights.w2_block_scale))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The MoE layer on a GPU beside vLLM's Marlin, where vLLM can be imported: part of `make gpu-bench`.
+"""The MoE layer on a GPU beside vLLM's Marlin, where vLLM can be imported; sooner done than `make gpu-bench-peers`.
 
 Both are captured in a CUDA graph of several calls, each on inputs and every second on weights of its own; graphs are
 replayed in turn, and a row is the median of a call. Each result is checked first against the portable kernels, which
@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 import torch
-from gpu_layer import SHAPES, make_batches, make_layer, make_weights
+from gpu_layer import SHAPES, expert_map, make_batches, make_layer, make_weights
 from gpu_timing import captured, seconds, write_table
 
 from nvfp4_moe import LayerWeights
@@ -47,12 +47,10 @@ def marlin(weights: LayerWeights, shape: str):
         weights.w2_global_scale,
         True,
     )
-    expert_map = torch.full((experts,), -1, dtype=torch.int32)
-    expert_map[:local] = torch.arange(local, dtype=torch.int32)
-    expert_map = expert_map.cuda()
+    local_ids = expert_map(shape)
     return lambda x, ids, topk_weights: fused_marlin_moe(
         x, w13, w2, None, None, s13, s2, topk_weights, ids, scalar_types.float4_e2m1f.id, global_num_experts=experts,
-        expert_map=expert_map, global_scale1=g13, global_scale2=g2, clamp_limit=LIMIT,
+        expert_map=local_ids, global_scale1=g13, global_scale2=g2, clamp_limit=LIMIT,
     )  # fmt: skip
 
 
