@@ -43,7 +43,7 @@ __device__ void store_tile(const Staged& staged, int slab, bool fp8, uint8_t* ti
   uint32_t words[kSlabSteps];
 #pragma unroll
   for (int j = 0; j < kSlabSteps; ++j) {
-    const int block = first + (fp8 ? t % 4 : j);
+    const int block = fp8 ? fp8_block(slab, t % 4) : first + j;
     const uint2 low = staged.codes[row][block], high = staged.codes[row + 8][block];
     words[j] = fp8 ? fp8_fragment(low, high, j) : fragment(low, high, t % 4);
   }
