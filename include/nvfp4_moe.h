@@ -106,7 +106,11 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  *   block scale >= floor: e2m1 * block scale has 4 significant bits, to nearest, ties to even: 1.5, 3 and 6 may change;
  *   block scale < floor: floor * e2m1(e2m1 * block scale / floor), to nearest, ties to even.
  * prepare refuses a layer where that moves a matrix by more than fp8_max_error of its norm (global scale left out). What
- * is taken without rounding stays exact. */
+ * is taken without rounding stays exact.
+ *
+ * Where scale_block_size of nvfp4_moe_layer_desc is 32, block scales 2i and 2i + 1 of every row are equal, as a cast of
+ * MXFP4 makes them. Hidden and intermediate size are multiples of 32, and fp8_max_error is 0. On CUDA storage is 5.6 %
+ * smaller then, and kernels are faster. prepare refuses other weights, and names the first pair that differs. */
 
 /* Where mode NVFP4 takes the global scale of the activations from. */
 #define NVFP4_MOE_SCALE_STATIC 0  /* the checkpoint's input_scale, or one set by nvfp4_moe_*_set_input_scale(s) */
@@ -165,6 +169,7 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t activation; /* NVFP4_MOE_ACTIVATION_* */
   int32_t has_bias;   /* 1: weights may have biases, for which every slice of the storage has room */
   float fp8_max_error; /* mode FP8: 0 refuses weights that are not exact; up to 1: rounds them, if that is all it costs */
+  int32_t scale_block_size; /* mode FP8: weights with one scale: 16 (as 0), or 32: block scales come in equal pairs */
 } nvfp4_moe_layer_desc;
 
 /* Checkpoint tensors, stacked over local experts, contiguous, block scales linear. Without a gate 2I is I, and 2 is 1. */

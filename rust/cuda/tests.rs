@@ -31,6 +31,7 @@ pub fn layer_config() -> LayerConfig {
         has_bias: false,
         tile_rows: None,
         fp8_max_error: 0.0,
+        scale_block_size: 16,
     }
 }
 
@@ -44,7 +45,8 @@ fn plan_of(family: &dyn Family, config: &LayerConfig, tokens: usize) -> LayerPla
 }
 
 fn slice_of(family: &dyn Family, config: &LayerConfig) -> ExpertSlice {
-    ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols))
+    let matrix = |walk: &mut _, rows, cols| family.matrix(walk, config.weight_form(), rows, cols);
+    ExpertSlice::new(config.shape(), config.has_bias, matrix)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! The row-tile size of Hopper's GEMMs: how many token rows one CTA multiplies with its weight rows.
 
 use super::kernels::{GEMM_ROWS, ROUNDED_ROWS};
-use crate::config::LayerConfig;
+use crate::config::{LayerConfig, WeightForm};
 use crate::cuda::kernels::params;
 use crate::cuda::tiles::{TileTable, check_rows};
 use crate::error::Result;
@@ -42,7 +42,7 @@ const SIZE_OF_MANY_ROWS: u32 = 112;
 
 /// The sizes that the kernels of a layer are compiled for.
 fn sizes_of(config: &LayerConfig) -> &'static [u32] {
-    if config.rounds_weights() { &ROUNDED_ROWS } else { &GEMM_ROWS }
+    if config.weight_form() == WeightForm::Fp8 { &ROUNDED_ROWS } else { &GEMM_ROWS }
 }
 
 /// The table of a layer, by tokens.
