@@ -22,6 +22,8 @@ def _workspace(layer: Layer, num_tokens: int) -> torch.Tensor:
 
 
 def build(weights, shape, mode="bf16"):
+    scales = (weights[name].view(torch.uint8) for name in ("w13_scale", "w2_scale"))
+    paired = mode == "fp8" and all(torch.equal(of[..., ::2], of[..., 1::2]) for of in scales)
     layer = Layer(
         hidden_size=shape.hidden,
         intermediate_size=shape.inter,
@@ -31,6 +33,7 @@ def build(weights, shape, mode="bf16"):
         mode=mode,
         scale_policy="dynamic",
         swiglu_limit=shape.swiglu_limit,
+        scale_block_size=32 if paired else 16,
         device="cuda",
     )
     w13_global = weights["w13_global"].float()[:, None].repeat(1, 2).contiguous()
