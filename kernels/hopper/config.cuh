@@ -73,7 +73,8 @@ struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8
 template <int kN, int kColumnBytes, Epilogue kEpilogue>
 struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {};
 
-// Of block scales that are any, rounded or not, and in no pairs: kernels of their own, so that others do not pay for it.
+// Of block scales that are any, rounded or not, and in no pairs: kernels of their own, so that others do not pay for
+// it.
 template <int kN, Epilogue kEpilogue>
 struct RoundedConfigOf : ConfigOf<kN, 1, kEpilogue> {
   using Paired = ConfigOf<kN, 1, kEpilogue>;

@@ -146,7 +146,8 @@ __host__ __device__ constexpr int fp8_row_word(int block, int i) {
   const int pair = block / kPairBlocks, c = block % kPairBlocks / kPairSlabs, slab = pair * kPairSlabs + block % 2;
   return slab * (kSlabCols / 4) + i * 4 + c;
 }
-static_assert(fp8_row_word(0, 1) == 4 && fp8_row_word(6, 0) == 3 && fp8_row_word(11, 2) == 32 + 16 + 8 + 1, "by columns");
+static_assert(fp8_row_word(0, 1) == 4 && fp8_row_word(6, 0) == 3 && fp8_row_word(11, 2) == 32 + 16 + 8 + 1,
+              "by columns");
 
 constexpr int kFp8Span = 11;  // largest over smallest block scale of a matrix, as an exponent of two
 

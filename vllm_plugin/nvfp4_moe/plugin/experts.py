@@ -209,7 +209,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             getattr(layer, name).data = getattr(read, field)
 
     def _scale_block_size(self, layer) -> int:
-        """32 where block scales are equal in pairs, as in every cast of MXFP4: on all ranks, since experts may move.
+        """32 where block scales are equal in pairs, as in every cast of MXFP4: on all ranks that may exchange experts.
 
         A reload keeps what the first load found, which graphs hold; the library refuses what does not fit it.
         """
@@ -219,8 +219,9 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             return MX_BLOCK_SIZE
         parts = (getattr(layer, PARAMETERS[f"{gemm}_block_scale"]).data.view(torch.uint8) for gemm in ("w13", "w2"))
         paired = all(of.shape[-1] % 2 == 0 and torch.equal(of[..., ::2], of[..., 1::2]) for of in parts)
-        unpaired = scales.maximum_over_ranks([float(not paired)], self._use_ep, layer.w13_weight.device)
-        return MX_BLOCK_SIZE if unpaired == [0.0] else 16
+        if self._use_ep:
+            paired = scales.maximum_over_ranks([float(not paired)], True, layer.w13_weight.device) == [0.0]
+        return MX_BLOCK_SIZE if paired else 16
 
     def _input_scales(self, layer, mode: str, policy: str) -> tuple[float, float]:
         """Decoding input scales of both GEMMs, 0 for none."""
