@@ -106,11 +106,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  *   block scale >= floor: e2m1 * block scale has 4 significant bits, to nearest, ties to even: 1.5, 3 and 6 may change;
  *   block scale < floor: floor * e2m1(e2m1 * block scale / floor), to nearest, ties to even.
  * prepare refuses a layer where that moves a matrix by more than fp8_max_error of its norm (global scale left out). What
- * is taken without rounding stays exact.
- *
- * Where scale_block_size of nvfp4_moe_layer_desc is 32, block scales 2i and 2i + 1 of every row are equal, as a cast of
- * MXFP4 makes them. Hidden and intermediate size are multiples of 32, and fp8_max_error is 0. On CUDA storage is 5.6 %
- * smaller then, and kernels are faster. prepare refuses other weights, and names the first pair that differs. */
+ * is taken without rounding stays exact. With scale_block_size 32, where sizes divide by it, CUDA takes less storage and time. */
 
 /* Where mode NVFP4 takes the global scale of the activations from. */
 #define NVFP4_MOE_SCALE_STATIC 0  /* the checkpoint's input_scale, or one set by nvfp4_moe_*_set_input_scale(s) */
@@ -169,7 +165,7 @@ typedef struct nvfp4_moe_layer_desc {
   int32_t activation; /* NVFP4_MOE_ACTIVATION_* */
   int32_t has_bias;   /* 1: weights may have biases, for which every slice of the storage has room */
   float fp8_max_error; /* mode FP8: 0 refuses weights that are not exact; up to 1: rounds them, if that is all it costs */
-  int32_t scale_block_size; /* mode FP8: weights with one scale: 16 (as 0), or 32: block scales come in equal pairs */
+  int32_t scale_block_size; /* mode FP8: 16, as 0; or 32: scales 2i and 2i + 1 of each row are equal, as in MXFP4, else refused */
 } nvfp4_moe_layer_desc;
 
 /* Checkpoint tensors, stacked over local experts, contiguous, block scales linear. Without a gate 2I is I, and 2 is 1. */
@@ -223,11 +219,10 @@ void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
 
 /* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. A refusal
- * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is
- * NOT_PREPARED until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA
- * waits for the stream: not capturable. Graphs captured before take the new weights if the storage is the same, and the
- * new input scales in any case. What reads the storage on other streams, graphs included, must end before prepare and
- * begin after it. */
+ * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is NOT_PREPARED
+ * until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA waits for the
+ * stream: not capturable. Graphs captured before take the new weights if the storage is the same, and the new input scales
+ * in any case. What reads the storage on other streams, graphs included, must end before prepare and begin after it. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
 

@@ -3,8 +3,8 @@
 //! [`crate::linear`]) and the backends ([`crate::cpu`], [`crate::cuda`]) stand on.
 
 use crate::error::{Error, Result};
-use crate::format::{BLOCK_SIZE, Part, WeightError, check_global_scale};
-use crate::shape::{MoeShape, RowOrder};
+use crate::format::{WeightError, check_global_scale};
+use crate::shape::RowOrder;
 use std::fmt::Debug;
 
 /// A stream of the caller: `CUstream` or `cudaStream_t`; NULL on the CPU.
@@ -67,56 +67,6 @@ pub struct LayerWeights {
     pub w2_bias: Option<Tensor<u16>>,
     /// What the checkpoint says of the inputs.
     pub input_scales: InputScales,
-}
-
-impl LayerWeights {
-    /// The block scales of all experts' `part`, with these sizes.
-    pub fn scales_of(&self, shape: MoeShape, part: Part) -> PartScales {
-        let (hidden, inter) = (shape.hidden, shape.inter);
-        match part {
-            Part::Down => PartScales {
-                block_scale: self.w2_block_scale,
-                rows: hidden,
-                blocks: inter / BLOCK_SIZE,
-                expert_rows: hidden,
-                place: (0, 1),
-            },
-            Part::Gate | Part::Up => PartScales {
-                block_scale: self.w13_block_scale,
-                rows: inter,
-                blocks: hidden / BLOCK_SIZE,
-                expert_rows: shape.w13_rows(),
-                place: self.row_order.rows(part == Part::Up, inter),
-            },
-        }
-    }
-}
-
-/// Where the block scales of gate, up or down lie.
-#[derive(Debug, Clone, Copy)]
-pub struct PartScales {
-    /// Of w13 or w2.
-    pub block_scale: Tensor<u8>,
-    /// Of this part of an expert.
-    pub rows: usize,
-    /// In a row.
-    pub blocks: usize,
-    /// Of w13 or w2 of an expert.
-    expert_rows: usize,
-    /// First row there, and the step from one to the next.
-    place: (usize, usize),
-}
-
-impl PartScales {
-    /// A row's number in w13 or w2 of its expert, as they were given.
-    pub fn given(&self, row: usize) -> usize {
-        self.place.0 + self.place.1 * row
-    }
-
-    /// Where the scales of a row of an expert begin.
-    pub fn at(&self, expert: usize, row: usize) -> usize {
-        (expert * self.expert_rows + self.given(row)) * self.blocks
-    }
 }
 
 /// Decoding global scales of the inputs of GEMM1 and GEMM2; 0 = none.

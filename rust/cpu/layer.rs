@@ -12,6 +12,7 @@ use crate::format::{
     BLOCK_SIZE, ScaleRow, ScaleSpan, WeightError, check_block_scales, check_scale_pairs, check_scale_spans,
     check_weight_global_scales, parts_of,
 };
+use crate::part_scales::PartScales;
 use crate::shape::RowOrder;
 
 /// A layer, with or without weights.
@@ -72,7 +73,7 @@ impl CpuLayer {
     fn check_pairs(&self, weights: &LayerWeights) -> Result<()> {
         for expert in 0..self.config.num_local_experts {
             for part in parts_of(weights.row_order).iter().copied() {
-                let scales = weights.scales_of(self.config.shape(), part);
+                let scales = PartScales::of(weights, self.config.shape(), part);
                 // SAFETY: host memory that nobody writes during prepare.
                 let of_all = unsafe { scales.block_scale.slice() };
                 for row in 0..scales.rows {

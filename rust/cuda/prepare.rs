@@ -16,6 +16,7 @@ use crate::format::{
     check_scale_pairs, check_scale_spans, parts_of,
 };
 use crate::memory::filled;
+use crate::part_scales::PartScales;
 use crate::shape::{MoeShape, RowOrder};
 use crate::workspace::WORKSPACE_ALIGNMENT;
 use std::sync::Arc;
@@ -288,7 +289,7 @@ impl CountedScales {
             parts.map(move |(part, counted)| (expert, *part, counted.unpaired))
         });
         for (expert, part, row) in found.filter(|(_, _, row)| *row != params::NO_ROW) {
-            let (scales, row) = (weights.scales_of(config.shape(), part), row as usize);
+            let (scales, row) = (PartScales::of(weights, config.shape(), part), row as usize);
             let mut own = filled("block scales of a row", scales.blocks, 0)?;
             let source = scales.block_scale.pointer.wrapping_add(scales.at(expert, row));
             // SAFETY: a row of the tensor, which the caller vouches for.
