@@ -19,11 +19,10 @@ struct SlabWords<2, false> {
   uint2 scales;
 
   // Of slab `slab` of a run of them.
-  __device__ void read_codes(const uint8_t* run, int slab) {
-    codes = reinterpret_cast<const uint4*>(run + slab * kTileBytes)[threadIdx.x % 128];
-  }
-  __device__ void read_scales(const uint8_t* run, int slab) {
-    scales = reinterpret_cast<const uint2*>(run + slab * kTileBytes + kTileCodeBytes)[threadIdx.x % 128 / 4];
+  __device__ static SlabWords read(const uint8_t* run, int slab) {
+    const int t = threadIdx.x % 128;
+    const uint8_t* const tile = run + slab * kTileBytes;
+    return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4]};
   }
 
   // A fragments of all steps.
@@ -56,13 +55,14 @@ struct SlabWords<1, false> {
   uint4 codes;
   uint2 scales;  // of rows g and g + 8
 
-  __device__ void read_codes(const uint8_t* run, int slab) {
-    const uint8_t* const pair = run + slab / kPairSlabs * kPairBytes;
-    codes = reinterpret_cast<const uint4*>(pair + slab % kPairSlabs * kTileCodeBytes)[threadIdx.x % 128];
-  }
-  __device__ void read_scales(const uint8_t* run, int slab) {
+  __device__ static SlabWords read(const uint8_t* run, int slab) {
     const uint8_t* const own = run + slab / kPairSlabs * kPairBytes + kPairCodeBytes + threadIdx.x % 128;
-    scales = {own[0], own[128]};
+    return SlabWords{{}, {own[0], own[128]}}.with_codes(run, slab);
+  }
+  // The same scales, with the codes of this slab.
+  __device__ SlabWords with_codes(const uint8_t* run, int slab) const {
+    const uint8_t* const pair = run + slab / kPairSlabs * kPairBytes;
+    return {reinterpret_cast<const uint4*>(pair + slab % kPairSlabs * kTileCodeBytes)[threadIdx.x % 128], scales};
   }
 
   __device__ void dequantize_all(uint32_t (*a)[4]) const {
@@ -76,11 +76,10 @@ struct SlabWords<1, true> {
   uint4 codes;
   uint32_t scales;
 
-  __device__ void read_codes(const uint8_t* run, int slab) {
-    codes = reinterpret_cast<const uint4*>(run + slab * kTileBytes)[threadIdx.x % 128];
-  }
-  __device__ void read_scales(const uint8_t* run, int slab) {
-    scales = reinterpret_cast<const uint16_t*>(run + slab * kTileBytes + kTileCodeBytes)[threadIdx.x % 128];
+  __device__ static SlabWords read(const uint8_t* run, int slab) {
+    const int t = threadIdx.x % 128;
+    const uint8_t* const tile = run + slab * kTileBytes;
+    return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint16_t*>(tile + kTileCodeBytes)[t]};
   }
 
   __device__ void dequantize_all(uint32_t (*a)[4]) const {
@@ -202,11 +201,10 @@ class Accumulation {
 #pragma unroll
     for (int i = 0; i < kTurnSlabs; ++i) {
       const int slab = slab_of(turn) + i;
-      words_[i].read_codes(run, slab);
       if (slab % Words::kScaleSlabs == 0) {
-        words_[i].read_scales(run, slab);
-      } else if (i > 0) {
-        words_[i].scales = words_[i - 1].scales;
+        words_[i] = Words::read(run, slab);
+      } else if constexpr (Words::kScaleSlabs > 1) {
+        words_[i] = words_[i > 0 ? i - 1 : 0].with_codes(run, slab);
       }
     }
   }
@@ -261,9 +259,7 @@ class Accumulation {
     for (int slab = 0; slab < slabs; ++slab) {
 #pragma unroll
       for (int tile = 0; tile < C::kGroupTiles; ++tile) {
-        Words words;
-        words.read_codes(tiles_ + tile * kTileStride, slab);
-        words.read_scales(tiles_ + tile * kTileStride, slab);
+        const Words words = Words::read(tiles_ + tile * kTileStride, slab);
         uint32_t a[C::kSteps][4];
         words.dequantize_all(a);
         ptx::wgmma_fence();
