@@ -100,7 +100,6 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  * every operation rounded once to f32; NaN stays NaN; NaN and infinities are counted. It ignores the scale policy and
  * input scales. Weights must be exact in e4m3 with a power of two taken out: prepare refuses those whose nonzero block
  * scales, in the gate, the up or the down matrix of an expert, are not all powers of two within a factor of 2^11.
- *
  * Where fp8_max_error of nvfp4_moe_layer_desc is not 0 any weights are taken, and rounded to e4m3. The floor of such a
  * matrix is its largest block scale's power of two / 2^10, or / 2^11 where that scale is 1 or 1.125 times it.
  *   block scale >= floor: e2m1 * block scale has 4 significant bits, to nearest, ties to even: 1.5, 3 and 6 may change;
@@ -219,10 +218,11 @@ void nvfp4_moe_layer_destroy(nvfp4_moe_layer *layer);
 int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out);
 
 /* Take the weights: check their scales, and bring them into kernel layout. May be called again with new ones. A refusal
- * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is NOT_PREPARED
- * until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA waits for the
- * stream: not capturable. Graphs captured before take the new weights if the storage is the same, and the new input scales
- * in any case. What reads the storage on other streams, graphs included, must end before prepare and begin after it. */
+ * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is
+ * NOT_PREPARED until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA
+ * waits for the stream: not capturable. Graphs captured before take the new weights if the storage is the same, and the
+ * new input scales in any case. What reads the storage on other streams, graphs included, must end before prepare and
+ * begin after it. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
 
