@@ -76,7 +76,7 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
                      double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias,
-                     double fp8_max_error) {
+                     double fp8_max_error, int64_t scale_block_size) {
   nvfp4_moe_layer_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);
@@ -96,6 +96,7 @@ int64_t layer_create(const Device& device, bool portable, std::string mode, std:
   desc.activation = activation_from_name(activation);
   desc.has_bias = has_bias;
   desc.fp8_max_error = static_cast<float>(fp8_max_error);
+  desc.scale_block_size = to_int32("scale_block_size", scale_block_size);
 
   nvfp4_moe_layer* handle = nullptr;
   check_status(nvfp4_moe_layer_create(&desc, &handle));

@@ -17,8 +17,8 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def(
       "layer_create(Device device, bool portable, str mode, str scale_policy, int hidden_size, int intermediate_size, "
       "int num_experts, int num_local_experts, int first_local_expert, int top_k, float swiglu_limit, "
-      "float swiglu_alpha, float swiglu_beta, int tile_rows, str activation, bool has_bias, float fp8_max_error) "
-      "-> int");
+      "float swiglu_alpha, float swiglu_beta, int tile_rows, str activation, bool has_bias, float fp8_max_error, "
+      "int scale_block_size) -> int");
   m.def("layer_destroy(int layer) -> ()");
   m.def(
       "layer_prepare(Tensor w13, Tensor w13_block_scale, Tensor w13_global_scale, Tensor w2, Tensor w2_block_scale, "

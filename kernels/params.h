@@ -178,12 +178,15 @@ typedef struct CombineParams {
   int32_t top_k;
 } CombineParams;
 
+#define NO_ROW 0xFFFFFFFFu
+
 /* The block scales of one matrix that has an output factor of its own: gate, up or down of an expert. Mode fp8 stores
  * them relative to the largest. */
 typedef struct MatrixScales {
   uint32_t not_powers; /* scales that are neither 0 nor a power of two */
   uint32_t smallest;   /* e4m3, of those that are not 0; 0x7F if none */
   uint32_t largest;    /* e4m3; 0 if all are */
+  uint32_t unpaired;   /* the first row with scales 2 i and 2 i + 1 that differ; NO_ROW: none, or nobody asked */
 } MatrixScales;
 
 /* Counts what prepare refuses, before it writes anything. */
@@ -238,8 +241,8 @@ typedef struct PrepareAlphaParams {
   const MatrixScales *w13_scales; /* [L, 2], in the checkpoint's order, where scales are stored relative to the
                                      largest, which the output factor then holds. Or NULL */
   const MatrixScales *w2_scales;  /* [L] */
-  int32_t rounded; /* 1: weights are rounded to e4m3, for which a largest scale of 1.25 or more times a power of two is
-                      stored with one exponent less */
+  int32_t rounded; /* 1: mode fp8 for any scales, of which a largest of 1.25 or more times a power of two is stored with
+                      one exponent less */
   int32_t reserved;
 } PrepareAlphaParams;
 

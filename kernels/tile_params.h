@@ -35,11 +35,11 @@ typedef struct GemmParams {
 /* One matrix of checkpoint weights into the family's tiles (layout.cuh). */
 typedef struct PrepareParams {
   PrepareSource source;
-  uint8_t *tiles;             /* of expert 0; tile (m, slab) at (m * num_slabs + slab) * 2304 */
+  uint8_t *tiles;             /* of expert 0; tile (m, slab) at (m * num_slabs + slab) * 2304, or 2176 of scales in pairs */
   const MatrixScales *scales; /* mode fp8: [L, projections], in the checkpoint's order. NULL: for bf16 */
   int32_t num_slabs;
   int32_t row_order; /* ROWS_*; gate and up become interleaved by 8 */
-  int32_t rounded;   /* 1: mode fp8 for any weights, which are rounded to e4m3 */
+  int32_t rounded;   /* mode fp8: 1: for any scales, where products are rounded to e4m3; 0: for powers of two in pairs */
   int32_t reserved;
 } PrepareParams;
 

@@ -3,7 +3,7 @@
 
 use crate::activation::Activation;
 use crate::error::{Error, Result};
-use crate::format::BLOCK_SIZE;
+use crate::format::{BLOCK_SIZE, MX_BLOCK_SIZE};
 use crate::shape::MoeShape;
 
 /// Where pointers live and work runs.
@@ -45,6 +45,17 @@ pub enum ScalePolicy {
     Dynamic,
 }
 
+/// What kernels read weights for, which says how they are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightForm {
+    /// Any mode but fp8.
+    Exact,
+    /// e4m3 tensor cores, by block scales of any value.
+    Fp8,
+    /// The same by powers of two that are equal in pairs.
+    Fp8Pairs,
+}
+
 /// A checked layer description.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // the fields are those of nvfp4_moe_layer_desc
@@ -65,6 +76,8 @@ pub struct LayerConfig {
     pub tile_rows: Option<u32>,
     /// Mode fp8: the relative L2 error that rounding to e4m3 may cost a matrix; 0: none is rounded.
     pub fp8_max_error: f32,
+    /// Weights that share one scale: [`BLOCK_SIZE`], or [`MX_BLOCK_SIZE`] where block scales are equal in pairs (mode fp8).
+    pub scale_block_size: usize,
 }
 
 impl LayerConfig {
@@ -84,6 +97,7 @@ impl LayerConfig {
             has_bias: false,
             tile_rows: None,
             fp8_max_error: 0.0,
+            scale_block_size: BLOCK_SIZE,
         }
     }
 
@@ -91,6 +105,15 @@ impl LayerConfig {
     /// a graph computes with any that are prepared later.
     pub fn rounds_weights(&self) -> bool {
         self.mode == Mode::Fp8 && self.fp8_max_error > 0.0
+    }
+
+    /// What its kernels read weights for. A choice of the description as well: ranks that exchange experts store them alike.
+    pub fn weight_form(&self) -> WeightForm {
+        match (self.mode, self.scale_block_size) {
+            (Mode::Bf16 | Mode::Nvfp4, _) => WeightForm::Exact,
+            (Mode::Fp8, MX_BLOCK_SIZE) => WeightForm::Fp8Pairs,
+            (Mode::Fp8, _) => WeightForm::Fp8,
+        }
     }
 
     /// Lengths of its weights.
@@ -134,6 +157,29 @@ impl LayerConfig {
             let rule =
                 if is_fp8 { "it must be 0 (weights are exact) to 1" } else { "it must be 0 in modes other than fp8" };
             return Err(Error::argument("fp8_max_error", error, rule, "Pass 0, which rounds no weights."));
+        }
+        self.check_scale_block_size()
+    }
+
+    fn check_scale_block_size(&self) -> Result<()> {
+        let (size, is_fp8) = (self.scale_block_size, self.mode == Mode::Fp8);
+        let remedy = format!("Pass {BLOCK_SIZE}, which any weights have.");
+        if size != BLOCK_SIZE && !(is_fp8 && size == MX_BLOCK_SIZE) {
+            let rule = match is_fp8 {
+                true => format!("it must be {BLOCK_SIZE}, or {MX_BLOCK_SIZE} where block scales are equal in pairs"),
+                false => format!("it must be {BLOCK_SIZE} in modes other than fp8"),
+            };
+            return Err(Error::argument("scale_block_size", size, rule, remedy));
+        }
+        if size == MX_BLOCK_SIZE && self.fp8_max_error > 0.0 {
+            let rule = "it must be 0 where scale_block_size is 32, because such weights are exact";
+            return Err(Error::argument("fp8_max_error", self.fp8_max_error, rule, remedy));
+        }
+        for (name, cols) in [("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)] {
+            if !cols.is_multiple_of(size) {
+                let rule = format!("it must be a multiple of scale_block_size, which is {size}");
+                return Err(Error::argument(name, cols, rule, remedy));
+            }
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ mod memory;
 #[path = "no_cuda.rs"]
 mod no_cuda; // for its test
 mod panics;
+mod part_scales;
 mod process;
 pub mod routing;
 pub mod shape;

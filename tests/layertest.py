@@ -6,6 +6,7 @@
     layertest.py --checkpoint DIR --layer 3         a layer of a real checkpoint
     layertest.py --shape pro --tokens 1,8 --mode nvfp4 --experts 16 --ep-rank 1 --ep-size 4
     layertest.py --shape flash --mode bf16,fp8      weights with power-of-two block scales, which mode fp8 needs
+    layertest.py --mode fp8 --scale-block-size 32   one for 32 weights, as casts of MXFP4 have them
     layertest.py --mode fp8 --fp8-max-error 0.04    ordinary weights, which mode fp8 rounds to e4m3
     layertest.py --activation relu2 --bias          another kind of expert: relu2 has no gate
 
@@ -115,6 +116,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     rounded = "mode fp8: round weights to e4m3 where that costs no matrix more; generated ones are ordinary then"
     parser.add_argument("--fp8-max-error", type=float, default=0.0, help=rounded)
+    paired = "mode fp8: 32 for block scales that are equal in pairs; generated ones are then"
+    parser.add_argument("--scale-block-size", type=int, default=16, choices=(16, 32), help=paired)
     parser.add_argument("--scale-policy", default="static", choices=("static", "dynamic"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ep-rank", type=int, default=0)
@@ -159,9 +162,8 @@ def generated(args: argparse.Namespace) -> Subject:
     activation = ACTIVATIONS[args.activation](*numbers)
     generator = torch.Generator().manual_seed(args.seed)
     lossless = "fp8" in args.mode.split(",") and not args.fp8_max_error
-    weights = generate.normal_weights(
-        args.experts, hidden, intermediate, generator, lossless=lossless, gated=activation.gated
-    )
+    kind = {"lossless": lossless, "gated": activation.gated, "scale_block_size": args.scale_block_size}
+    weights = generate.normal_weights(args.experts, hidden, intermediate, generator, **kind)
     weights = weights.with_biases(generator) if args.bias else weights
     weights = weights.with_interleaved_rows() if args.interleaved else weights
     top_k = top_k_of(args, model_top_k, args.experts)
@@ -188,6 +190,7 @@ def make_layer(subject: Subject, mode: str, args: argparse.Namespace) -> nvfp4_m
         swiglu=subject.swiglu,
         first_local_expert=subject.first_local,
         fp8_max_error=args.fp8_max_error if mode == "fp8" else 0.0,
+        scale_block_size=args.scale_block_size if mode == "fp8" else 16,
         device=args.device,
     )
 

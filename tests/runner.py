@@ -27,9 +27,12 @@ def make_layer(
     first_local_expert: int = 0,
     tile_rows: int = 0,
     fp8_max_error: float = 0.0,
+    scale_block_size: int | None = None,
     device: str = "cpu",
 ) -> Layer:
-    """A prepared layer over the oracle's weights."""
+    """A prepared layer over the oracle's weights; mode fp8 is told if their block scales are equal in pairs."""
+    if scale_block_size is None:
+        scale_block_size = weights.scale_block_size if mode == "fp8" and not fp8_max_error else 16
     num_local, rows, half_h = weights.w13.shape
     layer = Layer(
         hidden_size=half_h * 2,
@@ -47,6 +50,7 @@ def make_layer(
         tile_rows=tile_rows,
         has_bias=weights.w13_bias is not None or weights.w2_bias is not None,
         fp8_max_error=fp8_max_error,
+        scale_block_size=scale_block_size,
         device=device,
     )
     own = LayerWeights(

@@ -88,7 +88,82 @@ def test_weights_that_e4m3_does_not_hold_are_refused(weights, change, device):
     make(other, device)
 
 
+# Tensor, index of a block scale in it, how its rows lie, and the pair that is named.
+UNPAIRED = {
+    "gate": (
+        "w13_block_scale",
+        (1, 5, 3),
+        "",
+        r"w13_block_scale\[1\] \(gate\), row 5 is .* in block 2 and 1 in block 3; ",
+    ),
+    "up": (
+        "w13_block_scale",
+        (3, INTER + 7, 0),
+        "",
+        rf"\[3\] \(up\), row {INTER + 7} is 1 in block 0 and .* in block 1",
+    ),
+    "in_turn": (
+        "w13_block_scale",
+        (2, 9, 15),
+        "interleaved",
+        r"\[2\] \(up\), row 9 is .* in block 14 and 1 in block 15",
+    ),
+    "down": (
+        "w2_block_scale",
+        (0, H - 1, 6),
+        "",
+        rf"w2_block_scale\[0\], row {H - 1} is 1 in block 6 and .* in block 7",
+    ),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("change", UNPAIRED)
+def test_a_pair_of_scales_that_differ_is_refused_by_its_place(weights, change, device):
+    name, place, order, message = UNPAIRED[change]
+    block_scale = getattr(weights, name).clone()
+    block_scale[place] = 0x38
+    block_scale[place[:2]][place[2] ^ 1] = 0x40
+    block_scale[-1, -1, -2:] = torch.tensor([0x38, 0x40])  # the first is named
+    other = replace(weights, **{name: block_scale}, **({order: True} if order else {}))
+    with pytest.raises(RuntimeError, match=message + r".*scale_block_size 32 needs one scale in both .*16\."):
+        make(other, device, scale_block_size=32)
+    make(other, device, scale_block_size=16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"scale_block_size": 24},
+            "scale_block_size is 24; it must be 16, or 32 where block scales are equal in pairs",
+        ),
+        ({"mode": "bf16"}, "scale_block_size is 32; it must be 16 in modes other than fp8"),
+        ({"fp8_max_error": 0.1}, r"fp8_max_error is 0\.1; it must be 0 where scale_block_size is 32"),
+        ({"intermediate_size": 48}, "intermediate_size is 48; it must be a multiple of scale_block_size, which is 32"),
+    ],
+)
+def test_pairs_that_there_cannot_be_are_refused(options, message):
+    sizes = {"hidden_size": H, "intermediate_size": INTER, "num_experts": E, "top_k": K}
+    with pytest.raises(RuntimeError, match=message + ".* Pass 16"):
+        nvfp4_moe.Layer(**(sizes | {"mode": "fp8", "scale_block_size": 32} | options))
+
+
 # ---- Weights -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("hidden", "inter"), [(H, INTER), (352, 96)])
+def test_pairs_of_scales_take_less_and_give_the_same_bits(generator, hidden, inter, device):
+    weights = generate.random_code_weights(E, hidden, inter, generator, lossless=True)
+    inputs = generate.tokens(100, hidden, generator), generate.random_ids(100, E, K, generator)
+    for tile_rows in (0,) if device == "cpu" else (8, 16, 24, 48, 64, 80, 112, 144):
+        pairs, single = (make(weights, device, tile_rows=tile_rows, scale_block_size=size) for size in (32, 16))
+        a, b = (runner.run(layer, *inputs).view(torch.int16) for layer in (pairs, single))
+        assert torch.equal(a, b), tile_rows
+    if device == "cuda":
+        tiles = -(-2 * inter // 64) * -(-hidden // 128) * 2 + -(-hidden // 64) * -(-inter // 128) * 2
+        assert single.expert_slices.shape[1] - pairs.expert_slices.shape[1] == tiles * 128
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -21,18 +21,22 @@ def bits(tensor):
 
 
 def random_layer(local, hidden, inter, *, num_experts, top_k, mode="bf16", seed=0, device="cuda", **options):
-    """A layer whose weights are made on the GPU: any codes, block scales from 2^-4 to 15, in mode fp8 powers of two."""
+    """A layer whose weights are made on the GPU: any codes, block scales from 2^-4 to 15; in mode fp8 powers of two, in
+    equal pairs."""
     g = torch.Generator(device="cuda").manual_seed(seed)
 
     def matrix(rows, cols):
         codes = torch.randint(0, 256, (local, rows, cols // 2), dtype=torch.uint8, device="cuda", generator=g)
         scales = torch.randint(0x18, 0x58, (local, rows, cols // 16), dtype=torch.uint8, device="cuda", generator=g)
-        return codes, scales & 0x78 if mode == "fp8" else scales
+        if mode == "fp8":
+            scales = (scales[..., ::2] & 0x78).repeat_interleave(2, dim=-1)
+        return codes, scales
 
     w13, w2 = matrix(2 * inter, hidden), matrix(hidden, inter)
     layer = Layer(
         hidden_size=hidden, intermediate_size=inter, num_experts=num_experts, num_local_experts=local, top_k=top_k,
-        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device, **options,
+        mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device,
+        scale_block_size=32 if mode == "fp8" else 16, **options,
     )  # fmt: skip
     globals_ = torch.full((local, 2), hidden**-0.5 / 15, device="cuda")
     return layer.prepare(LayerWeights(*w13, globals_, *w2, torch.full((local,), inter**-0.5 / 15, device="cuda")))

@@ -104,7 +104,9 @@ def test_the_original_deepseek_v4_becomes_a_layer_in_mode_fp8(tmp_path):
     x, ids = generate.tokens(9, info.hidden_size, generator), generate.random_ids(9, info.num_experts, 2, generator)
     topk_weights = generate.random_topk_weights(9, 2, generator)
     wanted = mxfp4.Layer(files, Swiglu(info.swiglu_limit)).forward(x, ids.long(), topk_weights, "fp8")
-    out = checkpoint.make_layer(1, mode="fp8")(x, ids, topk_weights)
+    layer = checkpoint.make_layer(1, mode="fp8")
+    assert layer.scale_block_size == 32
+    out = layer(x, ids, topk_weights)
     assert relative_l2(out, wanted.out) < gates.bound(wanted, "fp8", "cpu")
 
 

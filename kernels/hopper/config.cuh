@@ -23,14 +23,16 @@ struct Config {
   static constexpr int kLineSlabs = 2 / kColumnBytes;     // slabs in 128 bytes of a row
   static constexpr int kLines = kSlabs / kLineSlabs;      // of a row in a stage
   static constexpr int kSteps = kSlabSteps / kLineSlabs;  // of the tensor core in a slab
-  static constexpr bool kRounded = false;                 // weights of mode fp8 that are rounded to e4m3
+  static constexpr bool kRounded = false;                 // mode fp8: block scales of any value, in no pairs
+  static constexpr int kTileBytes = kColumnBytes == 1 ? kPairedTileBytes : nvfp4::kTileBytes;  // of a slab
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
   static constexpr int kPartialBytes = (kK - 1) * kM * kN * 256;  // sums of warpgroups along K
   static constexpr int kStageBytes = kLines * kN * 128 + kSlabs * kTiles * kTileBytes;
   static constexpr int kScaleBytes = kConsumers / 32 * kN * 4;  // of token rows
-  static constexpr int kStages = (GEMM_SM90_SHARED_BYTES - kPartialBytes - kScaleBytes - 1024) / (kStageBytes + 16);
+  static constexpr int kRingBytes = GEMM_SM90_SHARED_BYTES - kPartialBytes - kScaleBytes - 1024;
+  static constexpr int kStages = kRingBytes / (kStageBytes + 16);
   // Registers of a thread. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96, and
   // 256 * 208 + 128 * 88 = 384 * 168.
   static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 104;
@@ -71,16 +73,22 @@ struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8
 template <int kN, int kColumnBytes, Epilogue kEpilogue>
 struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {};
 
-// Of rounded weights: a kernel of its own, so that exact ones do not pay for it.
+// Of block scales that are any, rounded or not, and in no pairs: kernels of their own, so that others do not pay for
+// it.
 template <int kN, Epilogue kEpilogue>
 struct RoundedConfigOf : ConfigOf<kN, 1, kEpilogue> {
+  using Paired = ConfigOf<kN, 1, kEpilogue>;
   static constexpr bool kRounded = true;
+  static constexpr int kTileBytes = nvfp4::kTileBytes;
+  static constexpr int kStageBytes =
+      Paired::kStageBytes + Paired::kSlabs * Paired::kTiles * (kTileBytes - Paired::kTileBytes);
+  static constexpr int kStages = Paired::kRingBytes / (kStageBytes + 16);
 };
 
 template <class C>
 struct SharedStorage {
   alignas(1024) uint8_t rows[C::kStages][C::kLines][C::kN * 128];  // RowsDescriptor's layout
-  alignas(128) uint8_t tiles[C::kStages][C::kTiles][C::kSlabs * kTileBytes];
+  alignas(128) uint8_t tiles[C::kStages][C::kTiles][C::kSlabs * C::kTileBytes];
   float partial[C::kK > 1 ? C::kK - 1 : 1][C::kM][C::kK > 1 ? C::kN / 2 : 1][C::kK > 1 ? 128 : 1];
   float row_scale[C::kConsumers / 32][C::kN];  // of a warp's token rows
   uint64_t full[C::kStages];

@@ -49,7 +49,7 @@ __device__ inline void dequantize_fp8(uint32_t word, Fp8Table g, Fp8Table g8, ui
   constexpr uint32_t kSigns = 0x80808080u;
   const uint32_t magnitudes = word & 0x77777777u;
   row_g = ptx::masked_or(word, kSigns, g.look_up(magnitudes));
-  row_g8 = ptx::masked_or(word << 4, kSigns, g8.look_up(magnitudes >> 16));
+  row_g8 = ptx::masked_or(word << 4, kSigns, g8.look_up(ptx::high_half_f16(magnitudes)));  // f16 below 0x7777
 }
 
 }  // namespace nvfp4

@@ -28,19 +28,24 @@
 // Scales of a tile: 8 bytes for each (warp, g): steps 0 to 3, rows g and g + 8 of each; each word of four is rotated by
 // 4 bits, so that a mask finds two of them.
 //
-// In mode fp8 a tile holds the same for e4m3 tensor cores (k32), in another order of columns, which rows of x and h
-// follow (fp8_row_word): thread (g, c) has all of block c of 16 columns, so that rows g and g + 8 take one scale each.
-// Word j is columns 4j .. 4j+3 of the block, of both rows. Nibble i of a half word selects a byte of a table
-// (magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 times the block scale); the signs are where a mask leaves them at the top of
-// four bytes, of row g at once, of row g + 8 after a shift by 4:
+// In mode fp8 tiles hold the same for e4m3 tensor cores (k32), in another order of columns, which rows of x and h
+// follow (fp8_row_word). Slabs lie two by two, and thread (g, c) has 32 neighbours of their 128 columns: block 2c of 16
+// columns in the first slab, 2c + 1 in the second. Word j is columns 4j .. 4j+3 of the block, of both rows. Nibble i of
+// a half word selects a byte of a table (magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6 times the block scale); the signs are
+// where a mask leaves them at the top of four bytes, of row g at once, of row g + 8 after a shift by 4:
 //
 //   bit  31 .. 28   27 .. 24   23 .. 20   19 .. 16   15 .. 12   11 .. 8    7 .. 4     3 .. 0
 //        s3 m3'     s3' m2'    s2 m1'     s2' m0'    s1 m3      s1' m2     s0 m1      s0' m0       (' row g + 8)
 //
-// Scales of a tile: 2 bytes a thread, of rows g and g + 8. They are powers of two, stored as 8 * (11 + log2 of scale
-// over the matrix's largest), so that the largest is 2^6 and all products are normal e4m3 values: a table is two
-// constants plus the scale in each byte but zero's. The output factors hold the matrix's largest over 2^6. (A matrix
-// here is what has one output factor: gate, up or down of an expert.)
+// Scales that are powers of two are stored as 8 * (11 + log2 of scale over the matrix's largest), so that the largest
+// is 2^6 and all products are normal e4m3 values: a table is two constants plus the scale in each byte but zero's. The
+// output factors hold the matrix's largest over 2^6. (A matrix here is what has one output factor: gate, up or down of
+// an expert.)
+//
+// Where they come in equal pairs, as in every cast of MXFP4, both blocks of a thread's row have one scale and one
+// table. So two slabs of a tile are 4352 bytes, 2176 for each: codes of the first, codes of the second, then a byte a
+// thread of row g, and one of row g + 8. A byte that is loaded by itself needs no operation to take it out of a word.
+// Else a tile of a slab is as large as in mode bf16, with 2 bytes a thread, of rows g and g + 8.
 //
 // Weights that are rounded to e4m3 (fp8_max_error) have any block scales, (1 + m/8) * 2^e. Their products with 0.5, 1,
 // 2 and 4 are exact, so that a stored scale is 8 * exponent + m, and the bytes of the table follow. Products with 1.5,
@@ -124,12 +129,25 @@ __host__ __device__ constexpr uint32_t fp8_word(uint32_t low, uint32_t high) {
 }
 static_assert(fp8_word(0x8F21, 0) == 0x80800721 && fp8_word(0, 0x9ABC) == 0x1A3C0808, "signs at the tops of bytes");
 
-// Mode fp8: where words of four columns lie in a row of e4m3, as a count of words: word `i` of block `block`. A tensor
-// core's step of 32 columns takes words i = 2 step and 2 step + 1 of four blocks; of a slab, they are transposed.
-__host__ __device__ constexpr int fp8_row_word(int block, int i) {
-  return block / kSlabSteps * (kSlabCols / 4) + i * 4 + block % kSlabSteps;
+constexpr int kPairSlabs = 2, kPairBlocks = kPairSlabs * kSlabSteps;  // of the columns that mode fp8 orders anew
+// Where scales come in pairs: bytes of two slabs of a tile, and of one.
+constexpr int kPairCodeBytes = kPairSlabs * kTileCodeBytes, kPairBytes = kPairCodeBytes + kTileRows * kPairBlocks / 2;
+constexpr int kPairedTileBytes = kPairBytes / kPairSlabs;
+static_assert(kPairedTileBytes == 2176 && kPairBytes % 128 == 0, "bulk copies, and reads of 16 bytes a thread");
+
+// Mode fp8: the block that thread c has of a slab.
+__host__ __device__ constexpr int fp8_block(int slab, int c) {
+  return slab / kPairSlabs * kPairBlocks + c * kPairSlabs + slab % kPairSlabs;
 }
-static_assert(fp8_row_word(0, 1) == 4 && fp8_row_word(3, 0) == 3 && fp8_row_word(5, 2) == 16 + 8 + 1, "by columns");
+
+// Mode fp8: where words of four columns lie in a row of e4m3, as a count of words: word `i` of block `block`. A tensor
+// core's step of 32 columns takes words i = 2 step and 2 step + 1 of the blocks of four threads.
+__host__ __device__ constexpr int fp8_row_word(int block, int i) {
+  const int pair = block / kPairBlocks, c = block % kPairBlocks / kPairSlabs, slab = pair * kPairSlabs + block % 2;
+  return slab * (kSlabCols / 4) + i * 4 + c;
+}
+static_assert(fp8_row_word(0, 1) == 4 && fp8_row_word(6, 0) == 3 && fp8_row_word(11, 2) == 32 + 16 + 8 + 1,
+              "by columns");
 
 constexpr int kFp8Span = 11;  // largest over smallest block scale of a matrix, as an exponent of two
 

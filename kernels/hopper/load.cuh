@@ -100,7 +100,7 @@ struct WeightTiles {
 
   template <class C>
   __device__ static WeightTiles of(const GemmParams& p, const Tile& tile, uint64_t policy) {
-    return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * kTileBytes,
+    return {p.tiles + tile.expert * p.expert_stride + int64_t{tile.first_m_tile} * p.num_slabs * C::kTileBytes,
             tile.num_m_tiles, policy};
   }
 
@@ -111,10 +111,10 @@ struct WeightTiles {
   __device__ void start(const GemmParams& p, SharedStorage<C>& shared, uint32_t stage, int slab) const {
     constexpr int kStarters = C::kTiles == 4 ? 4 : 1;
     if (producer_thread<C>() >= kStarters) return;
-    const uint32_t bytes = min(C::kSlabs, p.num_slabs - slab) * kTileBytes;
+    const uint32_t bytes = min(C::kSlabs, p.num_slabs - slab) * C::kTileBytes;
     for (int m = kStarters == 1 ? 0 : producer_thread<C>(); m < num_tiles; m += kStarters) {
       ptx::mbarrier_expect_tx(shared.full[stage], bytes);
-      ptx::bulk_copy(shared.tiles[stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * kTileBytes, bytes,
+      ptx::bulk_copy(shared.tiles[stage][m], tiles + (int64_t{m} * p.num_slabs + slab) * C::kTileBytes, bytes,
                      shared.full[stage], policy);
     }
   }

@@ -14,11 +14,14 @@ struct SlabWords;
 
 template <>
 struct SlabWords<2, false> {
+  static constexpr int kScaleSlabs = 1;  // slabs that have the same scales
   uint4 codes;
   uint2 scales;
 
-  __device__ static SlabWords read(const uint8_t* tile) {
+  // Of slab `slab` of a run of them.
+  __device__ static SlabWords read(const uint8_t* run, int slab) {
     const int t = threadIdx.x % 128;
+    const uint8_t* const tile = run + slab * kTileBytes;
     return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint2*>(tile + kTileCodeBytes)[t / 4]};
   }
 
@@ -38,26 +41,50 @@ struct SlabWords<2, false> {
   }
 };
 
-template <bool kRounded>
-struct SlabWords<1, kRounded> {
+// A fragments of both steps of e4m3.
+__device__ inline void dequantize_fp8_all(const uint4& codes, Fp8Table g, Fp8Table g8, uint32_t (*a)[4]) {
+  dequantize_fp8(codes.x, g, g8, a[0][0], a[0][1]);
+  dequantize_fp8(codes.y, g, g8, a[0][2], a[0][3]);
+  dequantize_fp8(codes.z, g, g8, a[1][0], a[1][1]);
+  dequantize_fp8(codes.w, g, g8, a[1][2], a[1][3]);
+}
+
+template <>
+struct SlabWords<1, false> {
+  static constexpr int kScaleSlabs = kPairSlabs;
+  uint4 codes;
+  uint2 scales;  // of rows g and g + 8
+
+  __device__ static SlabWords read(const uint8_t* run, int slab) {
+    const uint8_t* const own = run + slab / kPairSlabs * kPairBytes + kPairCodeBytes + threadIdx.x % 128;
+    return SlabWords{{}, {own[0], own[128]}}.with_codes(run, slab);
+  }
+  // The same scales, with the codes of this slab.
+  __device__ SlabWords with_codes(const uint8_t* run, int slab) const {
+    const uint8_t* const pair = run + slab / kPairSlabs * kPairBytes;
+    return {reinterpret_cast<const uint4*>(pair + slab % kPairSlabs * kTileCodeBytes)[threadIdx.x % 128], scales};
+  }
+
+  __device__ void dequantize_all(uint32_t (*a)[4]) const {
+    dequantize_fp8_all(codes, Fp8Table(scales.x), Fp8Table(scales.y), a);
+  }
+};
+
+template <>
+struct SlabWords<1, true> {
+  static constexpr int kScaleSlabs = 1;
   uint4 codes;
   uint32_t scales;
 
-  __device__ static SlabWords read(const uint8_t* tile) {
+  __device__ static SlabWords read(const uint8_t* run, int slab) {
     const int t = threadIdx.x % 128;
+    const uint8_t* const tile = run + slab * kTileBytes;
     return {reinterpret_cast<const uint4*>(tile)[t], reinterpret_cast<const uint16_t*>(tile + kTileCodeBytes)[t]};
   }
 
   __device__ void dequantize_all(uint32_t (*a)[4]) const {
-    const Fp8Table g = table(scales & 0xFF), g8 = table(scales >> 8);
-    dequantize_fp8(codes.x, g, g8, a[0][0], a[0][1]);
-    dequantize_fp8(codes.y, g, g8, a[0][2], a[0][3]);
-    dequantize_fp8(codes.z, g, g8, a[1][0], a[1][1]);
-    dequantize_fp8(codes.w, g, g8, a[1][2], a[1][3]);
+    dequantize_fp8_all(codes, Fp8Table::rounded(scales & 0xFF), Fp8Table::rounded(scales >> 8), a);
   }
-
- private:
-  __device__ static Fp8Table table(uint32_t stored) { return kRounded ? Fp8Table::rounded(stored) : Fp8Table(stored); }
 };
 
 // Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the
@@ -144,7 +171,7 @@ class Accumulation {
   static constexpr int kTurnSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
   static constexpr int kTurns = C::kGroupTiles * C::kGroupSlabs / kTurnSlabs;
   static constexpr int kTurnSteps = kTurnSlabs * C::kSteps;
-  static constexpr int kTileStride = C::kSlabs * kTileBytes;
+  static constexpr int kTileStride = C::kSlabs * C::kTileBytes;
   static __device__ constexpr int tile_of(int turn) { return kByTile ? turn % 2 : 0; }
   static __device__ constexpr int slab_of(int turn) { return (kByTile ? turn / 2 : turn) * kTurnSlabs; }
   // Where a step reads token rows, in the descriptor's units of 16 bytes; a step is two of them.
@@ -168,17 +195,23 @@ class Accumulation {
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.empty[previous_]);
   }
 
-  // The words of a turn.
+  // The words of a turn. What has no scales of its own has those of the slab before, which may be of the last turn.
   __device__ void read(int turn) {
+    const uint8_t* const run = tiles_ + tile_of(turn) * kTileStride;
 #pragma unroll
     for (int i = 0; i < kTurnSlabs; ++i) {
-      words_[i] = Words::read(tiles_ + tile_of(turn) * kTileStride + (slab_of(turn) + i) * kTileBytes);
+      const int slab = slab_of(turn) + i;
+      if (slab % Words::kScaleSlabs == 0) {
+        words_[i] = Words::read(run, slab);
+      } else if constexpr (Words::kScaleSlabs > 1) {
+        words_[i] = words_[i > 0 ? i - 1 : 0].with_codes(run, slab);
+      }
     }
   }
 
   __device__ void open_stage() {
     ptx::mbarrier_wait(shared_.full[ring_.stage], ring_.parity);
-    tiles_ = shared_.tiles[ring_.stage][m_ * C::kGroupTiles] + k_ * C::kGroupSlabs * kTileBytes;
+    tiles_ = shared_.tiles[ring_.stage][m_ * C::kGroupTiles] + k_ * C::kGroupSlabs * C::kTileBytes;
   }
 
   __device__ void begin_stage() {
@@ -226,7 +259,7 @@ class Accumulation {
     for (int slab = 0; slab < slabs; ++slab) {
 #pragma unroll
       for (int tile = 0; tile < C::kGroupTiles; ++tile) {
-        const Words words = Words::read(tiles_ + tile * kTileStride + slab * kTileBytes);
+        const Words words = Words::read(tiles_ + tile * kTileStride, slab);
         uint32_t a[C::kSteps][4];
         words.dequantize_all(a);
         ptx::wgmma_fence();

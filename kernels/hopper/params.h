@@ -36,7 +36,7 @@
 /* Rows of bf16 to e4m3, each with one scale (mode fp8). */
 typedef struct QuantizeFp8Params {
   QuantizerInput input;
-  uint8_t *out;           /* e4m3 [rows, num_cols padded to 64 with 0], slabs transposed (layout.cuh); may be x, each row
+  uint8_t *out;           /* e4m3 [rows, num_cols padded to 128 with 0], in another order (layout.cuh); may be x, each row
                              in the place of its own start */
   int64_t out_row_stride; /* bytes */
   float *row_scale;       /* [rows] the scale that decodes */
@@ -47,9 +47,10 @@ typedef struct QuantizeFp8Params {
 /* Counts what mode fp8 asks of the block scales of each matrix. */
 typedef struct MatrixScalesParams {
   const uint8_t *block_scale; /* e4m3 [experts, matrices of an expert, scales_each] */
-  MatrixScales *matrices;     /* [experts, matrices of an expert]; starts as {0, 0x7F, 0} */
+  MatrixScales *matrices;     /* [experts, matrices of an expert]; starts as {0, 0x7F, 0, NO_ROW} */
   int64_t scales_each;        /* a multiple of 16 */
   int64_t row_scales;         /* 0: a matrix's scales are one run. Else those of a row: rows of two matrices take turns */
+  int64_t paired_row;         /* 0: scales need not be equal in pairs. Else those of a row, an even number */
 } MatrixScalesParams;
 
 /* Exponents of two of block scales: e4m3's, -9 to 8. */

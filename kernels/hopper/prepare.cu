@@ -31,32 +31,55 @@ __device__ uint32_t fragment(uint2 low, uint2 high, int c) {
   return word;
 }
 
+// Row g of the thread.
+__device__ int tile_row() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
+
 // Word j of a block in mode fp8.
 __device__ uint32_t fp8_fragment(uint2 low, uint2 high, int j) {
   const int shift = 16 * (j % 2);
   return fp8_word((j < 2 ? low.x : low.y) >> shift & 0xFFFF, (j < 2 ? high.x : high.y) >> shift & 0xFFFF);
 }
 
-// One tile of those that are staged.
-__device__ void store_tile(const Staged& staged, int slab, bool fp8, uint8_t* tile) {
-  const int t = threadIdx.x, row = t / 32 * 16 + t % 32 / 4, first = slab * kSlabSteps;
+// The codes of one tile of those that are staged.
+__device__ void store_codes(const Staged& staged, int slab, bool fp8, uint8_t* out) {
+  const int t = threadIdx.x, row = tile_row();
   uint32_t words[kSlabSteps];
 #pragma unroll
   for (int j = 0; j < kSlabSteps; ++j) {
-    const int block = first + (fp8 ? t % 4 : j);
+    const int block = fp8 ? fp8_block(slab, t % 4) : slab * kSlabSteps + j;
     const uint2 low = staged.codes[row][block], high = staged.codes[row + 8][block];
     words[j] = fp8 ? fp8_fragment(low, high, j) : fragment(low, high, t % 4);
   }
-  reinterpret_cast<uint4*>(tile)[t] = make_uint4(words[0], words[1], words[2], words[3]);
+  reinterpret_cast<uint4*>(out)[t] = make_uint4(words[0], words[1], words[2], words[3]);
+}
 
-  // 256 scales, two a thread, of rows g and g + 8: of step t % 4 (bf16), and of block t % 4 (fp8), which are the same.
-  const uint32_t pair = staged.scales[row][first + t % 4] | staged.scales[row + 8][first + t % 4] << 8;
+// Its 256 scales, two a thread, of rows g and g + 8.
+__device__ void store_scales(const Staged& staged, int slab, bool fp8, uint8_t* out) {
+  const int t = threadIdx.x, row = tile_row(), block = fp8 ? fp8_block(slab, t % 4) : slab * kSlabSteps + t % 4;
+  const uint32_t pair = staged.scales[row][block] | staged.scales[row + 8][block] << 8;
   const uint32_t next = __shfl_down_sync(~0u, pair, 1);
   if (fp8) {
-    reinterpret_cast<uint16_t*>(tile + kTileCodeBytes)[t] = static_cast<uint16_t>(pair);
+    reinterpret_cast<uint16_t*>(out)[t] = static_cast<uint16_t>(pair);
   } else if (t % 2 == 0) {
-    reinterpret_cast<uint32_t*>(tile + kTileCodeBytes)[t / 2] = scale_word(pair | next << 16);
+    reinterpret_cast<uint32_t*>(out)[t / 2] = scale_word(pair | next << 16);
   }
+}
+
+// One tile of a slab.
+__device__ void store_tile(const Staged& staged, int slab, bool fp8, uint8_t* tile) {
+  store_codes(staged, slab, fp8, tile);
+  store_scales(staged, slab, fp8, tile + kTileCodeBytes);
+}
+
+static_assert(kRun % kPairSlabs == 0, "a block of threads has both slabs of a pair");
+
+// Those of two slabs, whose scales are equal in pairs.
+__device__ void store_pair(const Staged& staged, int slab, uint8_t* tiles) {
+  for (int i = 0; i < kPairSlabs; ++i) store_codes(staged, slab + i, true, tiles + i * kTileCodeBytes);
+  const int row = tile_row(), block = fp8_block(slab, threadIdx.x % 4);
+  uint8_t* const scales = tiles + kPairCodeBytes + threadIdx.x;
+  scales[0] = staged.scales[row][block];
+  scales[128] = staged.scales[row + 8][block];
 }
 
 }  // namespace
@@ -70,8 +93,11 @@ extern "C" __global__ void __launch_bounds__(PREPARE_THREADS) prepare_tiles(cons
   const auto scale = [&](int row, uint32_t e4m3, uint2& codes) { return tile_scale(p, expert, row, e4m3, codes); };
   stage(p, expert, m, first * kSlabSteps, scale, staged);
   __syncthreads();
-  uint8_t* const tiles = p.tiles + expert * p.source.expert_stride + (int64_t{m} * p.num_slabs + first) * kTileBytes;
-  for (int slab = 0; slab < min(kRun, p.num_slabs - first); ++slab) {
-    store_tile(staged, slab, p.scales != nullptr, tiles + slab * kTileBytes);
+  const bool fp8 = p.scales != nullptr, paired = fp8 && !p.rounded;
+  const int tile_bytes = paired ? kPairedTileBytes : kTileBytes;
+  uint8_t* const tiles = p.tiles + expert * p.source.expert_stride + (int64_t{m} * p.num_slabs + first) * tile_bytes;
+  for (int slab = 0; slab < min(kRun, p.num_slabs - first); slab += paired ? kPairSlabs : 1) {
+    uint8_t* const own = tiles + slab * tile_bytes;
+    paired ? store_pair(staged, slab, own) : store_tile(staged, slab, fp8, own);
   }
 }

@@ -21,7 +21,7 @@ __device__ uint32_t e4m3_pair(float low, float high) {
 
 __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const Row& source, float (&scratch)[32]) {
   const int num_blocks = p.num_cols / kBlockSize;
-  const int padded_blocks = (num_blocks + kSlabSteps - 1) / kSlabSteps * kSlabSteps;
+  const int padded_blocks = (num_blocks + kPairBlocks - 1) / kPairBlocks * kPairBlocks;
   const LoadRow load(p.input.x, p.input.x_row_stride, source.source);
   const float scale = fp8_row_scale(row_amax(num_blocks, load, scratch)), encode = __fdiv_rn(1.0f, scale);
   if (threadIdx.x == 0) p.row_scale[row] = scale;

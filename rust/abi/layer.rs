@@ -11,7 +11,7 @@ use crate::activation::{Activation, ActivationKind};
 use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
 use crate::config::LayerConfig;
 use crate::error::{Error, Result};
-use crate::format::{Part, WeightError};
+use crate::format::{BLOCK_SIZE, Part, WeightError};
 use crate::layer::Layer;
 use crate::shape::RowOrder;
 
@@ -58,6 +58,10 @@ fn config(desc: &nvfp4_moe_layer_desc) -> Result<LayerConfig> {
         has_bias: flag("has_bias", desc.has_bias)?,
         tile_rows: tile_rows_of(device, desc.tile_rows)?,
         fp8_max_error: desc.fp8_max_error,
+        scale_block_size: match desc.scale_block_size {
+            0 => BLOCK_SIZE,
+            size => size_of_field("scale_block_size", size)?,
+        },
     })
 }
 

@@ -69,10 +69,11 @@ pub struct nvfp4_moe_layer_desc {
     pub activation: i32,
     pub has_bias: i32,
     pub fp8_max_error: f32,
+    pub scale_block_size: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 72usize];
+    ["Size of nvfp4_moe_layer_desc"][::std::mem::size_of::<nvfp4_moe_layer_desc>() - 76usize];
     ["Alignment of nvfp4_moe_layer_desc"][::std::mem::align_of::<nvfp4_moe_layer_desc>() - 4usize];
     ["Offset of field: nvfp4_moe_layer_desc::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, struct_size) - 0usize];
@@ -108,6 +109,8 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, has_bias) - 64usize];
     ["Offset of field: nvfp4_moe_layer_desc::fp8_max_error"]
         [::std::mem::offset_of!(nvfp4_moe_layer_desc, fp8_max_error) - 68usize];
+    ["Offset of field: nvfp4_moe_layer_desc::scale_block_size"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_desc, scale_block_size) - 72usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

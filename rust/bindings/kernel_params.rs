@@ -21,6 +21,7 @@ pub const ACTIVATION_GELU: u32 = 6;
 pub const ACTIVATION_NONE: u32 = 7;
 pub const COMBINE_COLUMNS: u32 = 8;
 pub const COMBINE_BLOCKS_PER_SM: u32 = 15;
+pub const NO_ROW: u32 = 4294967295;
 pub const ROWS_PLAIN: u32 = 0;
 pub const ROWS_GATE_FIRST: u32 = 1;
 pub const ROWS_UP_FIRST: u32 = 2;
@@ -272,6 +273,7 @@ pub struct MatrixScales {
     pub not_powers: u32,
     pub smallest: u32,
     pub largest: u32,
+    pub unpaired: u32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -488,6 +490,7 @@ pub struct MatrixScalesParams {
     pub matrices: *mut MatrixScales,
     pub scales_each: i64,
     pub row_scales: i64,
+    pub paired_row: i64,
 }
 impl Default for MatrixScalesParams {
     fn default() -> Self {

@@ -6,11 +6,13 @@ use super::isa;
 use super::plan::LayerPlan;
 use super::rounding;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::Result;
 use crate::format::{
-    BLOCK_SIZE, ScaleSpan, WeightError, check_block_scales, check_scale_spans, check_weight_global_scales,
+    BLOCK_SIZE, ScaleRow, ScaleSpan, WeightError, check_block_scales, check_scale_pairs, check_scale_spans,
+    check_weight_global_scales, parts_of,
 };
+use crate::part_scales::PartScales;
 use crate::shape::RowOrder;
 
 /// A layer, with or without weights.
@@ -66,6 +68,22 @@ impl CpuLayer {
         });
         check_scale_spans(spans, order)
     }
+
+    /// Refuse block scales that are not equal in pairs, where they were said to be. The CPU reads them one by one.
+    fn check_pairs(&self, weights: &LayerWeights) -> Result<()> {
+        for expert in 0..self.config.num_local_experts {
+            for part in parts_of(weights.row_order).iter().copied() {
+                let scales = PartScales::of(weights, self.config.shape(), part);
+                // SAFETY: host memory that nobody writes during prepare.
+                let of_all = unsafe { scales.block_scale.slice() };
+                for row in 0..scales.rows {
+                    let own = &of_all[scales.at(expert, row)..][..scales.blocks];
+                    check_scale_pairs(ScaleRow { expert, part, row: scales.given(row) }, own)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl LayerBackend for CpuLayer {
@@ -98,6 +116,9 @@ impl LayerBackend for CpuLayer {
             error = WeightError::of(matrices).check(self.config.fp8_max_error)?;
         } else if self.config.mode == Mode::Fp8 {
             self.check_exact_in_e4m3(w13, w2, weights.row_order)?;
+            if self.config.weight_form() == WeightForm::Fp8Pairs {
+                self.check_pairs(weights)?;
+            }
         }
         self.weights = Some(*weights);
         self.weight_error = error;

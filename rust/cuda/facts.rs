@@ -17,20 +17,20 @@ use super::family::Family;
 use super::hopper::Hopper;
 use super::sm100::Sm100;
 use super::sm120::Sm120;
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::Result;
 use crate::shape::MoeShape;
 
 /// How Hopper lays out the experts of a layer.
-pub fn hopper_slice(hidden: usize, inter: usize) -> ExpertSlice {
+pub fn hopper_slice(form: WeightForm, hidden: usize, inter: usize) -> ExpertSlice {
     let shape = MoeShape { experts: 1, hidden, inter, projections: 2 };
-    ExpertSlice::new(shape, false, |walk, rows, cols| Hopper.matrix(walk, rows, cols))
+    ExpertSlice::new(shape, false, |walk, rows, cols| Hopper.matrix(walk, form, rows, cols))
 }
 
 /// How compute capability 10.x lays out the experts of a layer.
 pub fn sm100_slice(hidden: usize, inter: usize) -> ExpertSlice {
     let shape = MoeShape { experts: 1, hidden, inter, projections: 2 };
-    ExpertSlice::new(shape, false, |walk, rows, cols| Sm100.matrix(walk, rows, cols))
+    ExpertSlice::new(shape, false, |walk, rows, cols| Sm100.matrix(walk, WeightForm::Exact, rows, cols))
 }
 
 /// What Hopper's products of bf16 lack.

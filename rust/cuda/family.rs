@@ -14,7 +14,7 @@ use super::prepare::{CountedScales, Source};
 use super::storage::Matrix;
 use super::tiles::TileTable;
 use crate::call::{LayerWeights, Stream};
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::{Error, Result};
 use crate::workspace::Walk;
 use std::fmt::Debug;
@@ -46,7 +46,7 @@ pub trait Family: Debug + Sync {
     fn check_mode(&self, ordinal: i32, mode: Mode) -> Result<()>;
 
     /// Where the next weight matrix of a slice lies: rows of the checkpoint's tensor, gate and up together, by columns.
-    fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix;
+    fn matrix(&self, walk: &mut Walk, form: WeightForm, rows: usize, cols: usize) -> Matrix;
 
     /// What the output factors must hold beside the global scales, because its GEMMs' products lack it.
     fn missing_factor(&self, mode: Mode) -> f32;

@@ -14,7 +14,7 @@ use super::prepared::{DevicePointer, PreparedLayer, State, Weights};
 use super::storage::ExpertSlice;
 use super::tiles::TileTable;
 use crate::call::{Calibration, InputScales, LayerArgs, LayerBackend, LayerWeights, Readiness, Storage, Stream};
-use crate::config::{KernelChoice, LayerConfig, Mode};
+use crate::config::{KernelChoice, LayerConfig, Mode, WeightForm};
 use crate::error::Result;
 use crate::format::WeightError;
 use crate::shape::RowOrder;
@@ -62,8 +62,8 @@ impl CudaLayer {
         };
         check_local_experts(config.num_local_experts, device.routing_bytes())?;
         let state = State::allocate(&device)?;
-        let slice =
-            ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols));
+        let matrix = |walk: &mut _, rows, cols| family.matrix(walk, config.weight_form(), rows, cols);
+        let slice = ExpertSlice::new(config.shape(), config.has_bias, matrix);
         Ok(CudaLayer {
             family,
             layer: PreparedLayer { device, slice, state, weights: Weights::None },
@@ -119,7 +119,7 @@ impl CudaLayer {
         unsafe {
             refuse_bad_scales(device, state, &matrices, stream)?;
             let counted = self.family.count_scales(device, &self.own.config, weights, stream)?;
-            let check = |counted: &CountedScales| counted.check(device, &self.own.config, weights.row_order, stream);
+            let check = |counted: &CountedScales| counted.check(device, &self.own.config, weights, stream);
             let error = counted.as_ref().map(check).transpose()?;
             Ok((counted, error.unwrap_or_default()))
         }
@@ -151,7 +151,7 @@ impl CudaLayer {
             stored_exponent: counted.as_ref().map_or(0, |counted| counted.stored_exponent),
             w13_scales: w13_counted,
             w2_scales: w2_counted,
-            rounded: counted.as_ref().is_some_and(CountedScales::rounded).into(),
+            rounded: (config.weight_form() == WeightForm::Fp8).into(),
             ..Default::default()
         };
         let blocks = alphas.num_local_experts.unsigned_abs().div_ceil(THREADS);

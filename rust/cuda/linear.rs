@@ -12,7 +12,7 @@ use super::prepared::{DevicePointer, PreparedLinear, State, Weights};
 use super::shared_workspaces::Scratch;
 use super::storage::LinearStorage;
 use crate::call::{LinearArgs, LinearBackend, LinearWeights, Readiness, Storage, Stream};
-use crate::config::{KernelChoice, LinearConfig, Mode};
+use crate::config::{KernelChoice, LinearConfig, Mode, WeightForm};
 use crate::error::Result;
 use crate::shape::RowOrder;
 
@@ -34,7 +34,7 @@ impl CudaLinear {
         family.check_tile_rows(config.tile_rows)?;
         family.check_rows("out_features", config.out_features, config.in_features)?;
         let state = State::allocate(&device)?;
-        let matrix = |walk: &mut _, rows, cols| family.matrix(walk, rows, cols);
+        let matrix = |walk: &mut _, rows, cols| family.matrix(walk, WeightForm::Exact, rows, cols);
         let layout = LinearStorage::new(config.in_features, config.out_features, matrix);
         Ok(CudaLinear {
             family,

@@ -8,14 +8,15 @@ use super::launch::BLOCKS_PER_SM;
 use super::memory::Buffer;
 use super::prepared::State;
 use super::storage::Matrix;
-use crate::call::{Storage, Stream, Tensor};
+use crate::call::{LayerWeights, Storage, Stream, Tensor};
 use crate::config::LayerConfig;
 use crate::error::{Error, Result};
 use crate::format::{
-    BINADES, BLOCK_SIZE, MatrixOf, Part, RoundedMatrix, RoundingSums, ScaleSpan, WeightError, check_scale_spans,
-    parts_of,
+    BINADES, BLOCK_SIZE, MatrixOf, Part, RoundedMatrix, RoundingSums, ScaleRow, ScaleSpan, WeightError,
+    check_scale_pairs, check_scale_spans, parts_of,
 };
 use crate::memory::filled;
+use crate::part_scales::PartScales;
 use crate::shape::{MoeShape, RowOrder};
 use crate::workspace::WORKSPACE_ALIGNMENT;
 use std::sync::Arc;
@@ -105,7 +106,7 @@ pub struct Source {
     pub row_order: RowOrder,
     /// Mode fp8: what the scales of its projections hold. Else NULL.
     pub counted: *const params::MatrixScales,
-    /// Are its weights rounded to e4m3?
+    /// Mode fp8: for block scales of any value, by which products are rounded to e4m3? Else for pairs of powers of two.
     pub rounded: bool,
 }
 
@@ -169,7 +170,8 @@ impl CountedScales {
     /// # Errors
     /// The driver's, of the allocation and the copy.
     pub fn new(device: &Arc<Device>, shape: MoeShape, stored_exponent: i32, stream: Stream) -> Result<Self> {
-        const NONE: params::MatrixScales = params::MatrixScales { not_powers: 0, smallest: 0x7f, largest: 0 };
+        const NONE: params::MatrixScales =
+            params::MatrixScales { not_powers: 0, smallest: 0x7f, largest: 0, unpaired: params::NO_ROW };
         let none = filled("experts", (shape.projections + 1) * shape.experts, NONE)?;
         let counted = device.allocate(size_of_val(&none[..]))?;
         // SAFETY: memory of that size.
@@ -207,17 +209,26 @@ impl CountedScales {
         Ok([w13, w13.wrapping_add(self.projections * self.num_experts)])
     }
 
-    /// Are weights rounded to e4m3?
-    pub fn rounded(&self) -> bool {
-        self.rounding.is_some()
-    }
-
-    /// Wait for the counting; refuse weights that are not exact in e4m3, or lose more than they may.
-    pub fn check(&self, device: &Device, config: &LayerConfig, order: RowOrder, stream: Stream) -> Result<WeightError> {
-        match &self.rounding {
-            None => self.check_exact(device, order, stream).map(|()| WeightError::default()),
-            Some(sums) => self.check_rounding(sums, device, config, order, stream),
+    /// Wait for the counting; refuse weights that are not exact in e4m3, or lose more than they may, or whose scales are not
+    /// equal in pairs where they were said to be.
+    ///
+    /// # Safety
+    /// The block scales are device memory as the header states, and the device is entered.
+    pub unsafe fn check(
+        &self,
+        device: &Device,
+        config: &LayerConfig,
+        weights: &LayerWeights,
+        stream: Stream,
+    ) -> Result<WeightError> {
+        if let Some(sums) = &self.rounding {
+            return self.check_rounding(sums, device, config, weights.row_order, stream);
         }
+        let counted = self.read(device, stream)?;
+        self.check_exact(&counted, weights.row_order)?;
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.check_pairs(&counted, device, config, weights, stream) }?;
+        Ok(WeightError::default())
     }
 
     fn check_rounding(
@@ -246,15 +257,46 @@ impl CountedScales {
         WeightError::of(matrices).check(config.fp8_max_error)
     }
 
-    fn check_exact(&self, device: &Device, order: RowOrder, stream: Stream) -> Result<()> {
+    /// What was counted, of w13 and of w2.
+    fn read(&self, device: &Device, stream: Stream) -> Result<Vec<params::MatrixScales>> {
         let num_matrices = (self.projections + 1) * self.num_experts;
         let mut counted = filled("experts", num_matrices, params::MatrixScales::default())?;
         // SAFETY: memory of that size, which the kernel has filled.
         unsafe { device.read_all(self.w13().cast_const(), &mut counted, stream) }?;
+        Ok(counted)
+    }
+
+    fn check_exact(&self, counted: &[params::MatrixScales], order: RowOrder) -> Result<()> {
         let (w13, w2) = counted.split_at(self.projections * self.num_experts);
         let experts = w13.chunks(self.projections).zip(w2);
         let spans = experts.map(|(w13, w2)| w13.iter().chain([w2]).map(|counted| self.span(counted)).collect());
         check_scale_spans(spans, order)
+    }
+
+    /// Refuse the first row of the first expert that has scales which are not equal in pairs; the kernel looked for them.
+    unsafe fn check_pairs(
+        &self,
+        counted: &[params::MatrixScales],
+        device: &Device,
+        config: &LayerConfig,
+        weights: &LayerWeights,
+        stream: Stream,
+    ) -> Result<()> {
+        let (w13, w2) = counted.split_at(self.projections * self.num_experts);
+        let experts = w13.chunks(self.projections).zip(w2).enumerate();
+        let found = experts.flat_map(|(expert, (w13, w2))| {
+            let parts = parts_of(weights.row_order).iter().zip(w13.iter().chain([w2]));
+            parts.map(move |(part, counted)| (expert, *part, counted.unpaired))
+        });
+        for (expert, part, row) in found.filter(|(_, _, row)| *row != params::NO_ROW) {
+            let (scales, row) = (PartScales::of(weights, config.shape(), part), row as usize);
+            let mut own = filled("block scales of a row", scales.blocks, 0)?;
+            let source = scales.block_scale.pointer.wrapping_add(scales.at(expert, row));
+            // SAFETY: a row of the tensor, which the caller vouches for.
+            unsafe { device.read_all(source, &mut own, stream) }?;
+            check_scale_pairs(ScaleRow { expert, part, row: scales.given(row) }, &own)?;
+        }
+        Ok(())
     }
 
     fn span(&self, counted: &params::MatrixScales) -> ScaleSpan {

@@ -4,19 +4,21 @@
 //! ```text
 //! slice     = w13 | w2 | f32 {gate, up, down} output factors | bf16 biases of w13, gate first, and of w2, if there may be
 //! Hopper,   tiles [m_tiles, slabs] of 64 rows x 64 columns, 2304 bytes (layout.cuh in kernels/hopper/ and in
-//! sm120     kernels/sm120/); in w13 gate and up rows alternate by 8
+//! sm120     kernels/sm120/); in w13 gate and up rows alternate by 8. Hopper, mode fp8: an even number of slabs, and 2176
+//!           bytes where block scales are equal in pairs
 //! sm100     tiles [m_tiles, slabs] of 128 rows x 256 columns, 18432 bytes (kernels/sm100/layout.cuh); in w13 tiles of gate and of
 //!           up take turns
 //! portable  codes [rows, cols / 2], then block scales in tiles of 128 x 4; in w13 gate rows come first
 //! ```
 
+use crate::format::BLOCK_SIZE;
 use crate::shape::MoeShape;
 use crate::workspace::{Region, Walk};
 
 /// Rows and columns of a weight tile of families whose weights are tiles (`kernels/common/gemm.cuh`).
 pub const TILE: usize = 64;
 /// Bytes of such a tile: codes and block scales.
-pub const TILE_BYTES: usize = TILE * TILE / 2 + TILE * TILE / 16;
+pub const TILE_BYTES: usize = TILE * TILE / 2 + TILE * TILE / BLOCK_SIZE;
 
 /// One weight matrix.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +39,9 @@ pub struct Matrix {
 
 impl Matrix {
     /// In tiles [m_tiles, slabs] of 64 x 64; in w13 gate and up rows alternate by 8, so that a tile holds 32 features.
-    pub fn of_tiles(walk: &mut Walk, rows: usize, cols: usize) -> Self {
-        let (m_tiles, slabs) = (rows.div_ceil(TILE), cols.div_ceil(TILE));
-        let (codes, block_scale) = (walk.region(m_tiles * slabs * TILE_BYTES), walk.region(0));
+    pub fn of_tiles(walk: &mut Walk, [rows, cols]: [usize; 2], slabs: usize, tile_bytes: usize) -> Self {
+        let m_tiles = rows.div_ceil(TILE);
+        let (codes, block_scale) = (walk.region(m_tiles * slabs * tile_bytes), walk.region(0));
         Matrix { rows, cols, m_tiles, slabs, codes, block_scale }
     }
 }

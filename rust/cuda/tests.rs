@@ -31,6 +31,7 @@ pub fn layer_config() -> LayerConfig {
         has_bias: false,
         tile_rows: None,
         fp8_max_error: 0.0,
+        scale_block_size: 16,
     }
 }
 
@@ -44,7 +45,8 @@ fn plan_of(family: &dyn Family, config: &LayerConfig, tokens: usize) -> LayerPla
 }
 
 fn slice_of(family: &dyn Family, config: &LayerConfig) -> ExpertSlice {
-    ExpertSlice::new(config.shape(), config.has_bias, |walk, rows, cols| family.matrix(walk, rows, cols))
+    let matrix = |walk: &mut _, rows, cols| family.matrix(walk, config.weight_form(), rows, cols);
+    ExpertSlice::new(config.shape(), config.has_bias, matrix)
 }
 
 #[test]
@@ -53,6 +55,8 @@ fn a_slice_costs_9_bits_a_weight_and_no_more_where_tiles_fit() {
         let slice = slice_of(family, &layer_config());
         assert_eq!(slice.stride, (3 * 7168 * 3072 * 9 / 16) as u64 + 256, "{family:?}");
     }
+    let pairs = LayerConfig { mode: Mode::Fp8, scale_block_size: 32, ..layer_config() };
+    assert_eq!(slice_of(&Hopper, &pairs).stride, (3 * 7168 * 3072 * 17 / 32) as u64 + 256, "one scale for 32 weights");
     let biased = LayerConfig { has_bias: true, ..layer_config() };
     let biases = 2 * (2 * 3072 + 7168);
     assert_eq!(slice_of(&Hopper, &biased).stride, slice_of(&Hopper, &layer_config()).stride + biases, "at the end");
@@ -62,6 +66,8 @@ fn a_slice_costs_9_bits_a_weight_and_no_more_where_tiles_fit() {
     let odd = layer(144, 48, 8, 8, Mode::Bf16);
     let slice = slice_of(&Hopper, &odd);
     assert_eq!((slice.w13.m_tiles, slice.w13.slabs, slice.w2.m_tiles, slice.w2.slabs), (2, 3, 3, 1));
+    let slice = slice_of(&Hopper, &layer(144, 48, 8, 8, Mode::Fp8));
+    assert_eq!((slice.w13.m_tiles, slice.w13.slabs, slice.w2.m_tiles, slice.w2.slabs), (2, 4, 3, 2), "two by two");
     let slice = slice_of(&Portable, &odd);
     assert_eq!((slice.w13.codes.len, slice.w13.block_scale.len), (96 * 72, 128 * 12), "scales padded to 128 x 4");
     assert_eq!((slice.w2.codes.len, slice.w2.block_scale.len), (144 * 24, 256 * 4));

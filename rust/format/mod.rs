@@ -13,6 +13,7 @@ mod rounding;
 mod rounding_sums;
 mod row;
 mod scale_layout;
+mod scale_pairs;
 mod scale_span;
 mod weight_scales;
 
@@ -27,6 +28,7 @@ pub use rounding::{RoundedWeights, Rounding};
 pub use rounding_sums::{BINADES, MatrixOf, RoundedMatrix, RoundingSums, WeightError};
 pub use row::{fp8_row_scale, quantize_row_fp8};
 pub use scale_layout::{SfLayout, sf_offset_128x4, sf_size_128x4};
+pub use scale_pairs::{ScaleRow, check_scale_pairs};
 pub use scale_span::{MAX_SCALE_SPAN, Part, ScaleSpan, check_scale_spans, parts_of};
 pub use weight_scales::{check_block_scales, check_weight_global_scales};
 

@@ -54,7 +54,8 @@ def make_layer(shape: tuple, gated: bool, mode: str, **options) -> Layer:
     kind = {"swiglu_limit": LIMIT} if gated else {"activation": "relu2"}
     return Layer(
         hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local, top_k=top_k,
-        mode=mode, scale_policy="dynamic", device="cuda", **kind, **options,
+        mode=mode, scale_policy="dynamic", scale_block_size=32 if mode == "fp8" else 16, device="cuda",
+        **kind, **options,
     )  # fmt: skip
 
 

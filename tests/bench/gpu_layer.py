@@ -16,6 +16,7 @@ quantised or bf16 operands of the other family of kernels; mode fp8's, which tha
 import argparse
 import datetime
 import statistics
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -47,8 +48,8 @@ def make_weights(shape: str) -> LayerWeights:
         return torch.randint(low, high, shape, dtype=torch.uint8, device="cuda", generator=generator)
 
     def scales(*shape):
-        """Powers of two from 2^-4 to 2^3, which every mode takes."""
-        return codes(*shape, low=3, high=11) << 3
+        """Powers of two from 2^-4 to 2^3, equal in pairs as casts of MXFP4 have them: which every mode takes."""
+        return (codes(*shape[:-1], shape[-1] // 2, low=3, high=11) << 3).repeat_interleave(2, dim=-1)
 
     return LayerWeights(
         codes(local, 2 * inter, hidden // 2),
@@ -101,6 +102,8 @@ def route(skew: str, num_tokens: int, experts: int, local: int, top_k: int, gene
 
 def make_layer(shape: str, device: str, mode: str, **options) -> Layer:
     hidden, inter, experts, local, top_k = SHAPES[shape]
+    if mode == "fp8" and "fp8_max_error" not in options and "scale_block_size" in signature(Layer).parameters:
+        options = {"scale_block_size": 32} | options  # which an older build that is measured beside this one lacks
     return Layer(
         hidden_size=hidden, intermediate_size=inter, num_experts=experts, num_local_experts=local, top_k=top_k,
         mode=mode, scale_policy="dynamic", swiglu_limit=10.0, device=device, **options,

@@ -20,8 +20,11 @@
 
 namespace {
 
-using nvfp4::kTileBytes;
 constexpr bool kFp8 = COLUMN_BYTES == 1;
+constexpr int kTileBytes = kFp8 ? nvfp4::kPairedTileBytes : nvfp4::kTileBytes;
+// Bytes of what is codes first, then scales.
+constexpr int kRunBytes = kFp8 ? nvfp4::kPairBytes : kTileBytes;
+constexpr int kRunCodeBytes = kFp8 ? nvfp4::kPairCodeBytes : nvfp4::kTileCodeBytes;
 
 __device__ uint32_t random_bits(size_t i) {
   uint32_t h = static_cast<uint32_t>(i) * 2654435761u;
@@ -31,10 +34,10 @@ __device__ uint32_t random_bits(size_t i) {
 
 // Codes of any value; scales of a few powers of two (fp8) or near 1.
 __global__ void fill_tiles(uint32_t* words, size_t count) {
-  constexpr size_t kWords = kTileBytes / 4;
+  constexpr size_t kWords = kRunBytes / 4;
   for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < count; i += size_t{gridDim.x} * blockDim.x) {
     const uint32_t bits = random_bits(i);
-    const bool is_scale = i % kWords >= nvfp4::kTileCodeBytes / 4;
+    const bool is_scale = i % kWords >= kRunCodeBytes / 4;
     words[i] = !is_scale ? bits : kFp8 ? 0x40404040u + (bits & 0x18181818u) : 0xA0A0A0A0u + (bits & 0x1F1F1F1Fu);
   }
 }

@@ -45,7 +45,7 @@ DEQUANTIZE = [
     ("mma.cuh", FRAGMENTS + first, FRAGMENTS + RAW.format(steps=steps, scale=scale) + first)
     for first, steps, scale in (
         ("    dequantize_two<0>(a[0], a[1]);", 4, "scales.x"),
-        ("    const Fp8Table g = table(", 2, "scales"),
+        ("    dequantize_fp8_all(codes, Fp8Table(", 2, "scales.x"),
     )
 ]
 PARTS = {

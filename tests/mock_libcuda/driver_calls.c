@@ -59,7 +59,8 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, int
                                .top_k = 6,
                                .activation = activation,
                                .has_bias = activation != NVFP4_MOE_ACTIVATION_SWIGLU,
-                               .fp8_max_error = fp8_max_error};
+                               .fp8_max_error = fp8_max_error,
+                               .scale_block_size = mode == NVFP4_MOE_MODE_FP8 && fp8_max_error == 0 ? 32 : 0};
   nvfp4_moe_layer* layer = NULL;
   check(nvfp4_moe_layer_create(&desc, &layer));
   uint64_t storage = 0, workspace = 0;

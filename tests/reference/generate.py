@@ -2,6 +2,7 @@
 """Layers, tokens and routings to test with."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,6 +49,13 @@ class Weights:
             unquantized=self.unquantized and tuple(w[part] for w in self.unquantized),
         )
 
+    @property
+    def scale_block_size(self) -> int:
+        """32 where all block scales are equal in pairs, else 16."""
+        scales = (self.w13_block_scale, self.w2_block_scale)
+        even = all(of.shape[-1] % 2 == 0 and torch.equal(of[..., ::2], of[..., 1::2]) for of in scales)
+        return 32 if even else 16
+
     def with_interleaved_rows(self) -> "Weights":
         """The same layer with rows of gate and up in turn, as gpt-oss has them."""
 
@@ -73,13 +81,17 @@ def normal_weights(
     *,
     lossless: bool = False,
     gated: bool = True,
+    scale_block_size: int = nvfp4.BLOCK_SIZE,
 ) -> Weights:
-    """Normal bf16 weights, quantised (lossless: by powers of two); gate and up with their own global scales."""
+    """Normal bf16 weights, quantised; gate and up with their own global scales.
+
+    lossless: by powers of two, one for `scale_block_size` weights.
+    """
     projections = 2 if gated else 1
     w13 = torch.empty(num_experts, projections * intermediate, hidden, dtype=torch.bfloat16)
     w2 = torch.empty(num_experts, hidden, intermediate, dtype=torch.bfloat16)
     gate_up, down = [], []
-    quantize = cast_matrix if lossless else quantize_matrix
+    quantize = partial(cast_matrix, size=scale_block_size) if lossless else quantize_matrix
     for e in range(num_experts):
         w13[e].normal_(generator=generator).mul_(hidden**-0.5 * 5)  # a few percent pass the clamp of 10
         w2[e].normal_(generator=generator).mul_(intermediate**-0.5)
@@ -103,14 +115,15 @@ def quantize_matrix(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, f
     return nvfp4.pack(q.codes), q.block_scale, float(q.global_scale[0])
 
 
-def cast_matrix(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """The same with scales that are powers of two, as MXFP4 casts have them; the largest block scale is 2^8."""
-    blocks = matrix.float().unflatten(-1, (-1, nvfp4.BLOCK_SIZE))
+def cast_matrix(matrix: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """The same with scales that are powers of two, one for `size` weights; the largest block scale is 2^8."""
+    blocks = matrix.float().unflatten(-1, (-1, size))
     exponents = torch.log2(blocks.abs().amax(dim=-1, keepdim=True)).floor() - 2  # amax in e2m1's last binade
     top = float(exponents.max())
     exponents = exponents.clamp(min=top - 11)  # what mode fp8 takes
     codes = nvfp4.encode_e2m1(blocks * torch.exp2(-exponents)).flatten(-2)
-    return nvfp4.pack(codes), nvfp4.encode_e4m3(torch.exp2(exponents[..., 0] - top + 8)), 2.0 ** (top - 8)
+    block_scale = nvfp4.encode_e4m3(torch.exp2(exponents[..., 0] - top + 8))
+    return nvfp4.pack(codes), block_scale.repeat_interleave(size // nvfp4.BLOCK_SIZE, dim=-1), 2.0 ** (top - 8)
 
 
 def random_code_weights(
@@ -123,7 +136,8 @@ def random_code_weights(
     lossless: bool = False,
     gated: bool = True,
 ) -> Weights:
-    """Any codes, any block scale from 2^-4 to 15 (lossless: powers of two only): quick to make at any size.
+    """Any codes, any block scale from 2^-4 to 15 (lossless: powers of two only, equal in pairs where a row's are even,
+    as casts of MXFP4 have them): quick to make at any size.
 
     Only the `touched` experts (None: all) are filled. The others stay zero pages that nothing has written, so that a
     layer of hundreds of large experts fits in memory.
@@ -137,7 +151,11 @@ def random_code_weights(
         for e in range(num_experts) if touched is None else touched:
             packed[e] = torch.from_numpy(numbers.integers(0, 256, packed[e].shape, np.uint8))
             scales = numbers.integers(0x18, 0x58, block_scale[e].shape, np.uint8)
-            block_scale[e] = torch.from_numpy(scales & 0x78 if lossless else scales)  # without mantissa, or with
+            if lossless:
+                scales &= 0x78  # no mantissa
+            if lossless and cols % 32 == 0:
+                scales[:, 1::2] = scales[:, ::2]
+            block_scale[e] = torch.from_numpy(scales)
         return packed, block_scale
 
     projections = 2 if gated else 1

@@ -137,6 +137,27 @@ def test_mode_fp8_rounds_weights_where_a_setting_allows_it_and_says_what_it_cost
     assert relative_l2(out, wanted.out) < BOUND + wanted.slack
 
 
+def test_mode_fp8_finds_scales_that_are_equal_in_pairs_and_stays_with_them(batch, monkeypatch, generator):
+    monkeypatch.setenv("NVFP4_MOE_MODE", "fp8")
+    cast, other = (
+        generate.normal_weights(EXPERTS, HIDDEN, INTER, generator, lossless=True, scale_block_size=size)
+        for size in (32, 16)
+    )
+    x, ids, topk_weights = batch
+    for weights, size in ((cast, 32), (other, 16)):
+        experts = make_experts(Module(weights))
+        assert experts.layer.scale_block_size == size
+        wanted = ReferenceLayer(weights, Swiglu(limit=LIMIT))
+        result = wanted.forward(x, local_ids(ids, EXPERTS, EXPERTS), topk_weights, "fp8")
+        assert relative_l2(run(experts, *batch), result.out) < BOUND + result.slack
+        experts.process_weights_after_loading(Module(cast))  # a reload of what fits both
+    paired = make_experts(Module(cast))
+    with pytest.raises(
+        ValueError, match=r"experts: w13_block_scale\[0\].* scale_block_size 32 needs one scale in both"
+    ):
+        paired.process_weights_after_loading(Module(other))
+
+
 def test_weights_already_on_the_input_are_not_applied_again(weights, batch):
     x, ids, topk_weights = batch
     out = run(make_experts(Module(weights)), x, ids, topk_weights, weight_on_input=True)

@@ -54,6 +54,11 @@ class CheckpointLayer(NamedTuple):
         """Does w13 stack gate and up?"""
         return self.activation not in ("relu2", "silu")
 
+    @property
+    def scale_block_size(self) -> int:
+        """Weights that share one scale, as `Layer` takes it."""
+        return 32 if self.lossless_cast or self.format == "mxfp4" else 16
+
 
 class Checkpoint(Handle):
     """A directory of safetensors files with its config.json; opening it reads headers only.
@@ -141,6 +146,7 @@ class Checkpoint(Handle):
             **{name: getattr(info, name) for name in ACTIVATION} | given,
             has_bias=info.has_bias,
             fp8_max_error=fp8_max_error,
+            scale_block_size=info.scale_block_size if mode == "fp8" and not fp8_max_error else 16,
             device=device,
         )
         return made.prepare(weights.to(made.device))

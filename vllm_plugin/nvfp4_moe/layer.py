@@ -63,6 +63,7 @@ class Layer(Handle):
         activation: str = "swiglu",
         has_bias: bool = False,
         fp8_max_error: float = 0.0,
+        scale_block_size: int = 16,
         device: torch.device | str = "cpu",
     ):
         """Make a layer without weights; refuses what the header's nvfp4_moe_layer_desc refuses.
@@ -72,6 +73,9 @@ class Layer(Handle):
                       each expert's gate, up and down matrix; not on "cuda-portable")
         fp8_max_error of mode fp8: any weights are taken, and rounded to e4m3, where that costs no matrix more (relative
                       L2 error, up to 1; 0.04 lets pass what exporters made of normal weights); 0: refused as above
+        scale_block_size
+                      of mode fp8: 32 says that block scales come in equal pairs, as casts of MXFP4 have them: on
+                      CUDA less to store, and faster. `prepare` refuses others
         scale_policy  of mode nvfp4: "static" (input scales) or "dynamic" (per row)
         activation    "swiglu", "swiglu_step", "situ", "gelu_tanh", "gelu"; without a gate "relu2", "silu". Formulas,
                       and what limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
@@ -87,6 +91,7 @@ class Layer(Handle):
         self.num_local_experts = num_experts if num_local_experts is None else num_local_experts
         self.top_k = top_k
         self.mode = mode
+        self.scale_block_size = scale_block_size
         id = OPS.layer_create(
             self.device,
             is_portable(device),
@@ -105,6 +110,7 @@ class Layer(Handle):
             activation,
             has_bias,
             fp8_max_error,
+            scale_block_size,
         )
         self._own(id, OPS.layer_destroy)
         self.expert_slices: torch.Tensor | None = None

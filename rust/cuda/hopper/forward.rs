@@ -5,7 +5,7 @@ use super::kernels::{GemmKind, QUANTIZE_ROWS_FP8, gemm};
 use super::layout::fp8_row_bytes;
 use super::tiles::{linear_rows, tiles_of_cta};
 use crate::activation::ActivationKind;
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::cuda::forward::LayerCall;
 use crate::cuda::kernels::params;
 use crate::cuda::launch::Launch;
@@ -18,7 +18,7 @@ use crate::error::Result;
 fn gemm1_kind(config: &LayerConfig) -> GemmKind {
     let is_plain = config.activation.projections() == 1;
     let is_swiglu = config.activation.kind == ActivationKind::Swiglu && !config.has_bias;
-    if config.rounds_weights() {
+    if config.weight_form() == WeightForm::Fp8 {
         return match (is_plain, is_swiglu) {
             (true, _) => GemmKind::Gemm2AnyRounded,
             (false, true) => GemmKind::Gemm1Rounded,
@@ -119,13 +119,13 @@ unsafe fn quantize_h_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
 pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
     let (plan, config, base) = (call.plan, call.config, call.base);
     // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
-    let (kind, stride) = match (config.mode, config.has_bias) {
-        (Mode::Fp8, false) if config.rounds_weights() => (GemmKind::Gemm2Rounded, 2 * plan.h_stride),
-        (Mode::Fp8, true) if config.rounds_weights() => (GemmKind::Gemm2AnyRounded, 2 * plan.h_stride),
-        (Mode::Fp8, false) => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
-        (Mode::Fp8, true) => (GemmKind::Gemm2AnyFp8, 2 * plan.h_stride),
-        (Mode::Bf16 | Mode::Nvfp4, false) => (GemmKind::Gemm2, plan.h_stride),
-        (Mode::Bf16 | Mode::Nvfp4, true) => (GemmKind::Gemm2Any, plan.h_stride),
+    let (kind, stride) = match (config.weight_form(), config.has_bias) {
+        (WeightForm::Fp8, false) => (GemmKind::Gemm2Rounded, 2 * plan.h_stride),
+        (WeightForm::Fp8, true) => (GemmKind::Gemm2AnyRounded, 2 * plan.h_stride),
+        (WeightForm::Fp8Pairs, false) => (GemmKind::Gemm2Fp8, 2 * plan.h_stride),
+        (WeightForm::Fp8Pairs, true) => (GemmKind::Gemm2AnyFp8, 2 * plan.h_stride),
+        (WeightForm::Exact, false) => (GemmKind::Gemm2, plan.h_stride),
+        (WeightForm::Exact, true) => (GemmKind::Gemm2Any, plan.h_stride),
     };
     let quantised = config.mode != Mode::Bf16;
     let matrix = &call.layer.slice.w2;

@@ -9,7 +9,7 @@ use crate::cuda::kernels::{Kernel, ROW_WISE, Row, params};
 pub enum GemmKind {
     /// SwiGLU of gate and up, to bf16: h.
     Gemm1,
-    /// The same, of e4m3 rows and weights prepared for mode fp8.
+    /// The same, of e4m3 rows and weights prepared for mode fp8 whose block scales are equal in pairs.
     Gemm1Fp8,
     /// Any activation of gate and up, with biases.
     Gemm1Any,
@@ -25,7 +25,7 @@ pub enum GemmKind {
     Gemm2AnyFp8,
     /// bf16 with bias.
     Linear,
-    /// As those of e4m3 rows, of weights that are rounded to e4m3.
+    /// As those of e4m3 rows, of block scales of any value, by which products are rounded to e4m3.
     Gemm1Rounded,
     /// The same.
     Gemm1AnyRounded,

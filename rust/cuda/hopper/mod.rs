@@ -12,6 +12,7 @@ mod prepare;
 mod tiles;
 
 pub use kernels::{GEMM_ROWS, KERNELS};
+use layout::PAIRED_TILE_BYTES;
 pub use layout::fp8_row_bytes;
 pub use tiles::{rounds, tiles_of_cta};
 
@@ -25,10 +26,10 @@ use super::kernels::{Row, params};
 use super::linear_call::LinearCall;
 use super::plan::{Form, PlanRules};
 use super::prepare::{CountedScales, Source, prepare_tiles};
-use super::storage::{Matrix, TILE};
+use super::storage::{Matrix, TILE, TILE_BYTES};
 use super::tiles::{TileTable, check_rows};
 use crate::call::{LayerWeights, Stream};
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::Result;
 use crate::workspace::Walk;
 use std::sync::Arc;
@@ -56,8 +57,13 @@ impl Family for Hopper {
         }
     }
 
-    fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix {
-        Matrix::of_tiles(walk, rows, cols)
+    fn matrix(&self, walk: &mut Walk, form: WeightForm, rows: usize, cols: usize) -> Matrix {
+        let (columns, tile_bytes) = match form {
+            WeightForm::Exact => (cols, TILE_BYTES),
+            WeightForm::Fp8 => (fp8_row_bytes(cols), TILE_BYTES),
+            WeightForm::Fp8Pairs => (fp8_row_bytes(cols), PAIRED_TILE_BYTES),
+        };
+        Matrix::of_tiles(walk, [rows, cols], columns.div_ceil(TILE), tile_bytes)
     }
 
     /// Dequantising to bf16 in registers leaves out 2^8. What it leaves out in mode fp8 is each projection's own.

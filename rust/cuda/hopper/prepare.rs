@@ -3,7 +3,7 @@
 
 use super::kernels::{MATRIX_SCALES, MEASURE_ROUNDING};
 use crate::call::{LayerWeights, Stream};
-use crate::config::LayerConfig;
+use crate::config::{LayerConfig, WeightForm};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{THREADS, params};
 use crate::cuda::launch::BLOCKS_PER_SM;
@@ -29,12 +29,13 @@ pub unsafe fn count_scales(
     let scales = shape.projection_block_scales();
     let w13_row = if weights.row_order == RowOrder::Interleaved { shape.hidden / BLOCK_SIZE } else { 0 };
     let sources = [
-        (weights.w13_block_scale.pointer, counted.w13(), shape.projections, w13_row),
-        (weights.w2_block_scale.pointer, counted.w2(), 1, 0),
+        (weights.w13_block_scale.pointer, counted.w13(), shape.projections, w13_row, shape.hidden),
+        (weights.w2_block_scale.pointer, counted.w2(), 1, 0, shape.inter),
     ];
-    for (block_scale, matrices, of_an_expert, row_scales) in sources {
+    for (block_scale, matrices, of_an_expert, row_scales, cols) in sources {
         let (scales_each, row_scales) = (scales as i64, row_scales as i64);
-        let params = params::MatrixScalesParams { block_scale, matrices, scales_each, row_scales };
+        let paired_row = if config.weight_form() == WeightForm::Fp8Pairs { (cols / BLOCK_SIZE) as i64 } else { 0 };
+        let params = params::MatrixScalesParams { block_scale, matrices, scales_each, row_scales, paired_row };
         let blocks = scales.div_ceil(THREADS as usize * 8).min(BLOCKS_PER_SM as usize * 4) as u32;
         // SAFETY: the caller vouches for the scales; `counted` has room for every projection.
         unsafe {

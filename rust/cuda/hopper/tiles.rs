@@ -2,7 +2,7 @@
 //! The row-tile size of Hopper's GEMMs: how many token rows one CTA multiplies with its weight rows.
 
 use super::kernels::{GEMM_ROWS, ROUNDED_ROWS};
-use crate::config::LayerConfig;
+use crate::config::{LayerConfig, WeightForm};
 use crate::cuda::kernels::params;
 use crate::cuda::tiles::{TileTable, check_rows};
 use crate::error::Result;
@@ -42,7 +42,7 @@ const SIZE_OF_MANY_ROWS: u32 = 112;
 
 /// The sizes that the kernels of a layer are compiled for.
 fn sizes_of(config: &LayerConfig) -> &'static [u32] {
-    if config.rounds_weights() { &ROUNDED_ROWS } else { &GEMM_ROWS }
+    if config.weight_form() == WeightForm::Fp8 { &ROUNDED_ROWS } else { &GEMM_ROWS }
 }
 
 /// The table of a layer, by tokens.
@@ -203,11 +203,12 @@ mod tests {
         let forced = |rows| layer_table(&LayerConfig { tile_rows: Some(rows), ..layer_config() });
         assert_eq!(forced(96).unwrap().rows(1), 96);
         let all_tokens = LayerConfig { num_experts: 6, ..layer_config() }; // of which every expert has a row
-        let rounded = LayerConfig { mode: Mode::Fp8, fp8_max_error: 0.1, ..all_tokens };
+        let single = LayerConfig { mode: Mode::Fp8, ..all_tokens };
         for (tokens, rows) in [(1, 8), (8, 8), (9, 16), (25, 48), (1 << 20, 112)] {
-            assert_eq!(layer_table(&rounded).unwrap().rows(tokens), rows, "{tokens} tokens");
+            assert_eq!(layer_table(&single).unwrap().rows(tokens), rows, "{tokens} tokens");
         }
-        assert!(layer_table(&LayerConfig { tile_rows: Some(96), ..rounded }).is_err());
+        assert!(layer_table(&LayerConfig { tile_rows: Some(96), ..single.clone() }).is_err());
+        assert!(layer_table(&LayerConfig { tile_rows: Some(96), scale_block_size: 32, ..single }).is_ok());
         let text = forced(13).unwrap_err().to_string();
         assert!(text.contains("tile_rows is 13; it must be 0 (the library chooses) or one of [8, 16"), "{text}");
     }

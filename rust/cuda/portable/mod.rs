@@ -24,7 +24,7 @@ use super::prepare::{CountedScales, Source};
 use super::storage::Matrix;
 use super::tiles::TileTable;
 use crate::call::{LayerWeights, Stream};
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::Walk;
@@ -61,7 +61,7 @@ impl Family for Portable {
     }
 
     /// Codes [rows, cols / 2], then block scales in tiles of 128 x 4; in w13 gate rows come first.
-    fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix {
+    fn matrix(&self, walk: &mut Walk, _: WeightForm, rows: usize, cols: usize) -> Matrix {
         let scales = sf_size_128x4(rows as u64, (cols / BLOCK_SIZE) as u64) as usize;
         let (codes, block_scale) = (walk.region(rows * cols / 2), walk.region(scales));
         Matrix { rows, cols, m_tiles: rows.div_ceil(TILE), slabs: cols.div_ceil(TILE), codes, block_scale }

@@ -26,7 +26,7 @@ use super::prepare::{CountedScales, Source};
 use super::storage::Matrix;
 use super::tiles::TileTable;
 use crate::call::{LayerWeights, Stream};
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::{Error, Result};
 use crate::shape::RowOrder;
 use crate::workspace::Walk;
@@ -64,7 +64,7 @@ impl Family for Sm100 {
 
     /// Tiles [m_tiles, slabs] of 128 x 256, an even number of rows of them: with a gate, one of gate and one of up take
     /// turns.
-    fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix {
+    fn matrix(&self, walk: &mut Walk, _: WeightForm, rows: usize, cols: usize) -> Matrix {
         let (m_tiles, slabs) = (rows.div_ceil(TILE_ROWS), cols.div_ceil(params::SM100_TILE_COLS as usize));
         let codes = walk.region(m_tiles.next_multiple_of(2) * slabs * params::SM100_TILE_BYTES as usize);
         Matrix { rows, cols, m_tiles, slabs, codes, block_scale: walk.region(0) }

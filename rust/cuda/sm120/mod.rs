@@ -22,10 +22,10 @@ use super::kernels::Row;
 use super::linear_call::LinearCall;
 use super::plan::{Form, PlanRules};
 use super::prepare::{CountedScales, Source, prepare_tiles};
-use super::storage::{Matrix, TILE};
+use super::storage::{Matrix, TILE, TILE_BYTES};
 use super::tiles::{TileTable, check_rows};
 use crate::call::{LayerWeights, Stream};
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::error::{Error, Result};
 use crate::workspace::Walk;
 use std::sync::Arc;
@@ -57,8 +57,8 @@ impl Family for Sm120 {
         }
     }
 
-    fn matrix(&self, walk: &mut Walk, rows: usize, cols: usize) -> Matrix {
-        Matrix::of_tiles(walk, rows, cols)
+    fn matrix(&self, walk: &mut Walk, _: WeightForm, rows: usize, cols: usize) -> Matrix {
+        Matrix::of_tiles(walk, [rows, cols], cols.div_ceil(TILE), TILE_BYTES)
     }
 
     fn missing_factor(&self, _: Mode) -> f32 {

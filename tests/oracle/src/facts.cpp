@@ -110,6 +110,8 @@ int32_t sm120_chunk_offset(bool is_nvfp4, int32_t line_bytes, int32_t row, int32
 
 uint32_t tile_bytes() { return kTileBytes; }
 
+uint32_t paired_tile_bytes() { return kPairedTileBytes; }
+
 int32_t fp8_span() { return kFp8Span; }
 
 rust::Vec<Tile> walk(const Launch& launch) {

@@ -25,6 +25,7 @@ int32_t sm120_row_of_code(int32_t lane, int32_t r, int32_t i);
 int32_t sm120_column_of_code(int32_t lane, int32_t r, int32_t i);
 int32_t sm120_chunk_offset(bool is_nvfp4, int32_t line_bytes, int32_t row, int32_t chunk);
 uint32_t tile_bytes();
+uint32_t paired_tile_bytes();
 int32_t fp8_span();
 rust::Vec<Tile> walk(const Launch& launch);
 Slots slots_of_segment(const Routing& routing, int32_t segment);

@@ -86,6 +86,7 @@ pub mod facts {
         fn checkpoint_row_of(order: i32, row: i32, rows: i32) -> i32;
         fn projection_of_row(order: i32, row: i32, rows: i32) -> i32;
         fn fp8_row_word(block: i32, i: i32) -> i32;
+        fn fp8_block(slab: i32, c: i32) -> i32;
         fn fp8_scale(e4m3: u32, largest: u32) -> u32;
         fn fp8_table_low(scale: u32) -> u32;
         fn fp8_table_high(scale: u32) -> u32;
@@ -136,6 +137,7 @@ pub mod facts {
         fn sm120_column_of_code(lane: i32, r: i32, i: i32) -> i32;
         fn sm120_chunk_offset(is_nvfp4: bool, line_bytes: i32, row: i32, chunk: i32) -> i32;
         fn tile_bytes() -> u32;
+        fn paired_tile_bytes() -> u32;
         fn fp8_span() -> i32;
         /// Every step of every CTA.
         fn walk(launch: &Launch) -> Vec<Tile>;

@@ -2,6 +2,7 @@
 //! Hopper's weight tiles (`kernels/hopper/layout.cuh`) against what `rust/cuda` allocates for them and scales by, and
 //! against the format's law.
 
+use nvfp4_moe::config::WeightForm;
 use nvfp4_moe::cuda::facts::{FP8_LARGEST_EXPONENT, TILE, fp8_row_bytes, hopper_missing_factor, hopper_slice};
 use nvfp4_moe::format::{E2M1_VALUES, MAX_SCALE_SPAN, e4m3_decode, is_power_of_two};
 use nvfp4_moe::shape::RowOrder;
@@ -11,10 +12,14 @@ const GATED: [RowOrder; 3] = [RowOrder::GateFirst, RowOrder::UpFirst, RowOrder::
 
 #[test]
 fn tiles_are_as_large_as_the_storage_has_room_for() {
-    for (hidden, inter) in [(64, 64), (144, 48), (7168, 3072)] {
-        let slice = hopper_slice(hidden, inter);
-        for matrix in [slice.w13, slice.w2] {
-            assert_eq!(matrix.codes.len, matrix.m_tiles * matrix.slabs * facts::tile_bytes() as usize);
+    let (single, paired) = (facts::tile_bytes() as usize, facts::paired_tile_bytes() as usize);
+    for (form, bytes) in [(WeightForm::Exact, single), (WeightForm::Fp8, single), (WeightForm::Fp8Pairs, paired)] {
+        for (hidden, inter) in [(64, 64), (160, 96), (7168, 3072)] {
+            let slice = hopper_slice(form, hidden, inter);
+            for matrix in [slice.w13, slice.w2] {
+                assert_eq!(matrix.codes.len, matrix.m_tiles * matrix.slabs * bytes, "{form:?}");
+                assert!(form == WeightForm::Exact || matrix.slabs * TILE == fp8_row_bytes(matrix.cols), "{matrix:?}");
+            }
         }
     }
 }
@@ -28,7 +33,7 @@ fn checkpoint_rows(m_tiles: usize, rows: usize, order: RowOrder) -> Vec<Option<u
 #[test]
 fn tiles_hold_every_row_once() {
     for (hidden, inter) in [(16, 16), (144, 48), (272, 208), (4096, 2048)] {
-        let slice = hopper_slice(hidden, inter);
+        let slice = hopper_slice(WeightForm::Exact, hidden, inter);
         for (matrix, order) in GATED.map(|order| (slice.w13, order)).into_iter().chain([(slice.w2, RowOrder::Plain)]) {
             let mut rows: Vec<usize> =
                 checkpoint_rows(matrix.m_tiles, matrix.rows, order).into_iter().flatten().collect();
@@ -41,7 +46,7 @@ fn tiles_hold_every_row_once() {
 #[test]
 fn gate_and_up_rows_alternate_by_8() {
     let inter = 208;
-    let slice = hopper_slice(64, inter);
+    let slice = hopper_slice(WeightForm::Exact, 64, inter);
     for order in GATED {
         let row_of = |is_up: bool, feature: usize| {
             let (first, step) = order.rows(is_up, inter);
@@ -75,8 +80,10 @@ fn rows_of_e4m3_are_permuted_within_what_is_allocated() {
             for i in 0..4 {
                 let word = facts::fp8_row_word(block as i32, i) as usize;
                 assert!(!std::mem::replace(&mut seen[word], true), "word {word} of {cols} columns is taken twice");
-                // Slabs stay where they are: 16 words each.
-                assert_eq!(word / 16, block / 4);
+                // A thread's blocks are neighbours, 2c and 2c + 1 of the 8 of two slabs; a slab has 16 words.
+                let (slab, c) = (word / 16, word % 4);
+                assert_eq!(facts::fp8_block(slab as i32, c as i32) as usize, block);
+                assert_eq!((slab / 2, c), (block / 8, block % 8 / 2));
             }
         }
         assert!(seen.into_iter().all(|seen| seen));

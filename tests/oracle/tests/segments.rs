@@ -30,6 +30,7 @@ fn plans() -> impl Iterator<Item = (LayerConfig, LayerPlan, Routing)> {
             has_bias: false,
             tile_rows: None,
             fp8_max_error: 0.0,
+            scale_block_size: 16,
         };
         let plans = host::plans(&config, tokens).expect("a plan");
         plans.into_iter().map(move |plan| {

@@ -191,6 +191,7 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             mode=mode,
             scale_policy="dynamic" if policy == "dynamic" else "static",
             fp8_max_error=max_error,
+            scale_block_size=self._scale_block_size(layer) if mode == "fp8" and not max_error else 16,
             device=layer.w13_weight.device,
         )
         w13_input_scale, w2_input_scale = self._input_scales(layer, mode, policy)
@@ -206,6 +207,21 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
             log.weights_rounded(self.layer_name, self.layer.weight_error())
         for field, name in names.items():
             getattr(layer, name).data = getattr(read, field)
+
+    def _scale_block_size(self, layer) -> int:
+        """32 where block scales are equal in pairs, as in every cast of MXFP4: on all ranks that may exchange experts.
+
+        A reload keeps what the first load found, which graphs hold; the library refuses what does not fit it.
+        """
+        if self.layer is not None:
+            return self.layer.scale_block_size
+        if self.weights == "MXFP4":
+            return MX_BLOCK_SIZE
+        parts = (getattr(layer, PARAMETERS[f"{gemm}_block_scale"]).data.view(torch.uint8) for gemm in ("w13", "w2"))
+        paired = all(of.shape[-1] % 2 == 0 and torch.equal(of[..., ::2], of[..., 1::2]) for of in parts)
+        if self._use_ep:
+            paired = scales.maximum_over_ranks([float(not paired)], True, layer.w13_weight.device) == [0.0]
+        return MX_BLOCK_SIZE if paired else 16
 
     def _input_scales(self, layer, mode: str, policy: str) -> tuple[float, float]:
         """Decoding input scales of both GEMMs, 0 for none."""
