@@ -39,22 +39,6 @@ __device__ inline void lower_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// The high half of `a` in both halves, for what is no NaN of f16. A shift would take the integer pipe, which is what is
-// short in mode fp8; -0 is added as f16, on another, which changes no bit. Subnormals stay, too.
-__device__ inline uint32_t high_half_f16(uint32_t a) {
-  uint32_t d;
-  asm("{\n"
-      ".reg .b16 low, high;\n"
-      ".reg .b32 both;\n"
-      "mov.b32 {low, high}, %1;\n"
-      "mov.b32 both, {high, high};\n"
-      "add.rn.f16x2 %0, both, %2;\n"
-      "}\n"
-      : "=r"(d)
-      : "r"(a), "r"(0x80008000u));
-  return d;
-}
-
 // Both halves of a times half kHalf of b. The broadcast costs nothing: it becomes an operand's modifier.
 template <int kHalf>
 __device__ uint32_t mul_bf16x2_half(uint32_t a, uint32_t b);
@@ -86,6 +70,22 @@ __device__ inline uint32_t mul_bf16x2_half<1>(uint32_t a, uint32_t b) {
       "}\n"
       : "=r"(d)
       : "r"(a), "r"(b));
+  return d;
+}
+
+// The high half of `a` in both halves, for what is no NaN of f16. A shift would take the integer pipe, which is what is
+// short in mode fp8; -0 is added as f16, on another, which changes no bit. Subnormals stay, too.
+__device__ inline uint32_t high_half_f16(uint32_t a) {
+  uint32_t d;
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      ".reg .b32 both;\n"
+      "mov.b32 {low, high}, %1;\n"
+      "mov.b32 both, {high, high};\n"
+      "add.rn.f16x2 %0, both, %2;\n"
+      "}\n"
+      : "=r"(d)
+      : "r"(a), "r"(0x80008000u));
   return d;
 }
 
