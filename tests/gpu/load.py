@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Load a checkpoint from disk with real vLLM and our plugin: seconds, bytes a second beside the disk's, and memory.
+
+    make gpu-load                                4 GB of DeepSeek-V4-Flash, written below build/ and deleted again
+    make gpu-load GPU_LOAD="--gigabytes 40"      as many layers as 40 GB hold
+
+Writes the checkpoint (full/checkpoint.py), reads its files once for the disk's rate, then loads it with cold files (the
+page cache has been told to forget them) and with warm ones. PASS if, each time, the most that the GPU held is not above
+the finished model and one layer's experts. Writes <date>-load.csv to the GPU's records, and under $OUT.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from full import checkpoint, model
+from full.process import Process
+from serve import HERE, ROOT, failure, records_of, text
+from serve_full import plugins
+
+CHUNK = 16 << 20
+SPARE = 1.1
+"""Of a disk, beside the checkpoint; and of a layer, what allocations are rounded up by."""
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The checkpoint's files with tensors."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def forget(folder: Path) -> None:
+    """Tell the page cache that nobody needs these files."""
+    for file in files_of(folder):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def read(file: Path) -> int:
+    """Its bytes, all read."""
+    buffer, total = bytearray(CHUNK), 0
+    with file.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            total += count
+    return total
+
+
+def disk_rate(folder: Path, readers: int) -> float:
+    """Bytes a second of cold files, with so many readers."""
+    forget(folder)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(readers) as pool:
+        total = sum(pool.map(read, files_of(folder)))
+    return total / (time.perf_counter() - start)
+
+
+def load(folder: Path, arguments, name: str) -> dict | None:
+    """One loading: what full/load_watch.py found, and what vLLM's log says; None after a failure was shown."""
+    report, log = arguments.work / f"{name}.json", arguments.work / f"{name}.log"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "full.one", str(folder), "--out", os.devnull, "--load-format", "auto"]
+    command += ["--layout", "one", "--sequences", "1", "--prompts", "128"]
+    wanted = ",".join(filter(None, ["full.load_watch", arguments.plugins]))
+    environment = os.environ | {"FULL_LOAD": str(report), "FULL_PLUGINS": wanted}
+    reason = Process(command, environment, log).wait(arguments.run_s)
+    if not report.exists():
+        print(failure(name, reason or "there is no report", log), flush=True)
+        return None
+    found = json.loads(report.read_text())
+    found["progress"] = text(log).count("Loading safetensors checkpoint shards")
+    return found
+
+
+def wrong(name: str, found: dict) -> list[str]:
+    """What is against the promise."""
+    most = found["finished"] + SPARE * found["largest_layer"]
+    checks = {
+        f"{name}: peak is {found['peak']} bytes; it must be at most {most:.0f}, the model and one layer": found["peak"]
+        <= most,
+        f"{name}: the log shows no progress": found["progress"] > 0,
+        f"{name}: no layer has experts": found["largest_layer"] > 0,
+    }
+    return [sentence for sentence, good in checks.items() if not good]
+
+
+def write_record(path: Path, size: int, rates: dict[str, float], loads: dict[str, dict], layers: int) -> None:
+    """One line a quantity."""
+    device = next(iter(loads.values()))["device"]
+    with path.open("w", newline="") as file:
+        file.write(
+            f"# {device}, {datetime.date.today()}: a checkpoint of {layers} layers of DeepSeek-V4, {size} bytes\n"
+        )
+        file.write(
+            "# disk: the files read alone, cold. cold, warm: vLLM's load_model, with the page cache empty and full\n"
+        )
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["what", "seconds", "gb_per_s", "peak_gib", "finished_gib", "layer_gib"])
+        for name, rate in rates.items():
+            table.writerow([name, f"{size / rate:.2f}", f"{rate / 1e9:.2f}", "", "", ""])
+        for name, found in loads.items():
+            memory = (found[key] / 2**30 for key in ("peak", "finished", "largest_layer"))
+            line = [found["seconds"], size / found["seconds"] / 1e9, *memory]
+            table.writerow([f"load, {name}", *(f"{value:.2f}" for value in line)])
+
+
+def main() -> int:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=model.SIZES, default="flash")
+    parser.add_argument("--gigabytes", type=float, default=6, help="of the checkpoint, at most; default 6, one layer")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint goes; default: the work folder")
+    parser.add_argument("--keep", action="store_true", help="the checkpoint, for another run")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="writers and readers")
+    parser.add_argument("--run-s", type=float, default=240, help="seconds that one loading may take")
+    parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
+    parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-load")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    folder = (arguments.folder or arguments.work) / "checkpoint"
+    config = checkpoint.of_size(arguments.size, arguments.gigabytes)
+    needed, free = checkpoint.bytes_of(config) * SPARE, shutil.disk_usage(folder.parent).free
+    if free < needed:
+        parser.error(f"{folder.parent} has {free / 1e9:.1f} GB free; it must have {needed / 1e9:.1f}. Take --folder.")
+    path = [str(ROOT / "vllm_plugin"), str(HERE), str(plugins(arguments.work / "plugins"))]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
+    try:
+        return measure(folder, config, arguments)
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(folder: Path, config: dict, arguments) -> int:
+    """Write, read, load; 1 if something is wrong."""
+    start = time.perf_counter()
+    size = checkpoint.write(folder, config, arguments.workers)
+    rates = {"disk, written": size / (time.perf_counter() - start)}
+    print(f"written: {size / 1e9:.1f} GB in {size / rates['disk, written']:.1f} s", flush=True)
+    rates[f"disk, {arguments.workers} readers"] = disk_rate(folder, arguments.workers)
+    rates["disk, one reader"] = disk_rate(folder, 1)
+    loads, faults = {}, []
+    for name in ("cold", "warm"):
+        if name == "cold":
+            forget(folder)
+        found = load(folder, arguments, name)
+        if found is None:
+            faults.append(f"{name}: did not load")
+            continue
+        loads[name] = found
+        faults += wrong(name, found)
+        print(f"{name}: {found}", flush=True)
+    if loads:
+        records = records_of(loads[next(iter(loads))]["device"])
+        records.mkdir(parents=True, exist_ok=True)
+        record = records / f"{datetime.date.today()}-load.csv"
+        write_record(record, size, rates, loads, config["num_hidden_layers"])
+        print(record.read_text())
+        if os.environ.get("OUT"):
+            shutil.copy(record, Path(os.environ["OUT"]) / record.name)
+    print("\n".join([*faults, "gpu-load: " + ("FAIL" if faults else "PASS")]))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
