@@ -73,7 +73,7 @@ class Run:
         command = [sys.executable, "-m", "full.one", str(arguments.work / "model"), "--out", str(self.report), *options]
         command += ["--layout", arguments.layout, "--sequences", arguments.sequences, "--prompts", arguments.prompts]
         command += ["--rounds", str(arguments.rounds), "--memory", str(arguments.memory)]
-        if index < len(arguments.runs):  # once each
+        if index < len(arguments.runs) and name in arguments.profiled:  # once each
             command += ["--profile", arguments.profile, "--host", arguments.host]
         self.process = Process(command, os.environ | environment | {"FULL_TURN": str(self.turn)}, self.log)
 
@@ -89,7 +89,8 @@ class Run:
         said, found = text(self.log), json.loads(self.report.read_text())
         logged = {key: [float(value) for value in re.findall(pattern, said)] for key, pattern in LOGGED.items()}
         found["logged"] = {key: max(values) for key, values in logged.items() if values}
-        found["active"] = "ACTIVE for NVFP4 MoE on cuda" in said
+        found |= {"name": self.name, "active": "ACTIVE for NVFP4 MoE on cuda" in said}
+        self.report.write_text(json.dumps(found, indent=1))
         return found
 
 
@@ -208,6 +209,7 @@ def main() -> int:
     parser.add_argument("--sequences", default="1,8,64,256")
     parser.add_argument("--prompts", default="128,512,2048,8000")
     parser.add_argument("--profile", default="1,8,64", help="numbers of sequences whose step is taken apart")
+    parser.add_argument("--profiled", type=lambda names: names.split(","), default=list(RUNS), help="only these runs")
     parser.add_argument("--host", default="128,512,2048", help="lengths of prompts whose layers' host time is taken")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.9)

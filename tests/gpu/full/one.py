@@ -97,17 +97,22 @@ class Server:
             self.llm.generate(prompts, greedy, use_tqdm=False)
         return time.perf_counter() - start
 
-    def first_token_ms(self, length: int, rounds: int) -> list[float]:
-        """Of a prompt of this length alone; one more round warms up."""
-        return [self.seconds(self.prompts(1, length), 1) * 1e3 for _ in range(rounds + 1)][1:]
-
-    def step_ms(self, sequences: int, rounds: int) -> list[float]:
-        """Of one decoding step of so many sequences."""
-        found = []
+    def first_token_ms(self, lengths: list[int], rounds: int) -> dict[int, list[float]]:
+        """Of a prompt of each length alone; one more round warms up. Lengths take turns, as the host's moods do."""
+        found = {length: [] for length in lengths}
         for _ in range(rounds + 1):
-            prompts = self.prompts(sequences, 16)
-            found.append((self.seconds(prompts, LONG) - self.seconds(prompts, 1)) / (LONG - 1) * 1e3)
-        return found[1:]
+            for length in lengths:
+                found[length].append(self.seconds(self.prompts(1, length), 1) * 1e3)
+        return {length: ms[1:] for length, ms in found.items()}
+
+    def step_ms(self, sizes: list[int], rounds: int) -> dict[int, list[float]]:
+        """Of one decoding step of each number of sequences, which take turns."""
+        found = {sequences: [] for sequences in sizes}
+        for _ in range(rounds):
+            for sequences in sizes:
+                prompts = self.prompts(sequences, 16)
+                found[sequences].append((self.seconds(prompts, LONG) - self.seconds(prompts, 1)) / (LONG - 1) * 1e3)
+        return found
 
     def profile(self, sequences: int) -> dict:
         """Microseconds of a step, by part, as the first rank's kernels have it; and its kernels' number."""
@@ -149,12 +154,12 @@ def measure(arguments) -> dict:
         "kv_blocks": cache.num_gpu_blocks,
     }
     start = time.perf_counter()
-    server.step_ms(max(arguments.sequences), 1)  # the first touch of every kernel is not measured
+    server.step_ms(sorted(arguments.sequences)[::-1], 1)  # the first touch of every kernel is not measured
     report["first_touch_s"] = time.perf_counter() - start
     save(report, arguments.out)
-    report["step_ms"] = {n: server.step_ms(n, arguments.rounds) for n in arguments.sequences}
+    report["step_ms"] = server.step_ms(arguments.sequences, arguments.rounds)
     save(report, arguments.out)
-    report["first_token_ms"] = {n: server.first_token_ms(n, arguments.rounds) for n in arguments.prompts}
+    report["first_token_ms"] = server.first_token_ms(arguments.prompts, arguments.rounds)
     save(report, arguments.out)
     report["memory"] = server.llm.collective_rpc("full_memory")
     report["host_us"] = {n: server.host_us(n, arguments.rounds) for n in arguments.host}
