@@ -18,11 +18,10 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from full import checkpoint, model
-from full.process import Process
+from full.process import InTurn
 from serve import HERE, ROOT, failure, records_of, text
 from serve_full import plugins
 
@@ -56,30 +55,40 @@ def read(file: Path) -> int:
     return total
 
 
-def disk_rate(folder: Path, readers: int) -> float:
-    """Bytes a second of cold files, with so many readers."""
+def disk_rate(folder: Path) -> float:
+    """Bytes a second of the largest file, cold, by one reader, as vLLM has one; the file is cold again afterwards."""
+    file = max(files_of(folder), key=lambda file: file.stat().st_size)
     forget(folder)
     start = time.perf_counter()
-    with ThreadPoolExecutor(readers) as pool:
-        total = sum(pool.map(read, files_of(folder)))
-    return total / (time.perf_counter() - start)
+    rate = read(file) / (time.perf_counter() - start)
+    forget(folder)
+    return rate
 
 
-def load(folder: Path, arguments, name: str) -> dict | None:
-    """One loading: what full/load_watch.py found, and what vLLM's log says; None after a failure was shown."""
-    report, log = arguments.work / f"{name}.json", arguments.work / f"{name}.log"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "full.one", str(folder), "--out", os.devnull, "--load-format", "auto"]
-    command += ["--layout", "one", "--sequences", "1", "--prompts", "128"]
-    wanted = ",".join(filter(None, ["full.load_watch", arguments.plugins]))
-    environment = os.environ | {"FULL_LOAD": str(report), "FULL_PLUGINS": wanted}
-    reason = Process(command, environment, log).wait(arguments.run_s)
-    if not report.exists():
-        print(failure(name, reason or "there is no report", log), flush=True)
-        return None
-    found = json.loads(report.read_text())
-    found["progress"] = text(log).count("Loading safetensors checkpoint shards")
-    return found
+class Loading:
+    """One process of vLLM, which ends when the model is loaded."""
+
+    def __init__(self, name: str, folder: Path, arguments):
+        self.name, self.log = name, arguments.work / f"{name}.log"
+        self.report = self.log.with_suffix(".json")
+        self.report.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "full.one", str(folder), "--out", os.devnull, "--load-format", "auto"]
+        command += ["--layout", "one", "--sequences", "1", "--prompts", "128"]
+        wanted = ",".join(filter(None, ["full.load_watch", arguments.plugins]))
+        environment = {"FULL_LOAD": str(self.report), "FULL_PLUGINS": wanted}
+        self.process = InTurn(command, os.environ | environment, self.log)
+
+    def found(self, limit_s: float) -> dict | None:
+        """What full/load_watch.py found, and what vLLM's log says; None after a failure was shown."""
+        reason = self.process.take_turn(limit_s)
+        if not self.report.exists():
+            print(failure(self.name, reason or "there is no report", self.log), flush=True)
+            return None
+        found = json.loads(self.report.read_text())
+        said = text(self.log)
+        found["progress"] = said.count("Loading safetensors checkpoint shards")
+        found["active"] = "ACTIVE for NVFP4 MoE on cuda" in said
+        return found
 
 
 def wrong(name: str, found: dict) -> list[str]:
@@ -90,6 +99,7 @@ def wrong(name: str, found: dict) -> list[str]:
         <= most,
         f"{name}: the log shows no progress": found["progress"] > 0,
         f"{name}: no layer has experts": found["largest_layer"] > 0,
+        f"{name}: the log does not say that the MoE is ACTIVE": found["active"],
     }
     return [sentence for sentence, good in checks.items() if not good]
 
@@ -121,7 +131,7 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=6, help="of the checkpoint, at most; default 6, one layer")
     parser.add_argument("--folder", type=Path, help="where the checkpoint goes; default: the work folder")
     parser.add_argument("--keep", action="store_true", help="the checkpoint, for another run")
-    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="writers and readers")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="writers")
     parser.add_argument("--run-s", type=float, default=240, help="seconds that one loading may take")
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-load")
@@ -143,23 +153,32 @@ def main() -> int:
 
 def measure(folder: Path, config: dict, arguments) -> int:
     """Write, read, load; 1 if something is wrong."""
+    checkpoint.write_config(folder, config)
+    runs = [Loading(name, folder, arguments) for name in ("cold", "warm")]  # import while the checkpoint is written
+    try:
+        return measure_in_turn(runs, folder, config, arguments)
+    finally:
+        for run in runs:
+            run.process.stop()
+
+
+def measure_in_turn(runs: list[Loading], folder: Path, config: dict, arguments) -> int:
+    """Write and read the files, then one loading after the other."""
     start = time.perf_counter()
     size = checkpoint.write(folder, config, arguments.workers)
-    rates = {"disk, written": size / (time.perf_counter() - start)}
-    print(f"written: {size / 1e9:.1f} GB in {size / rates['disk, written']:.1f} s", flush=True)
-    rates[f"disk, {arguments.workers} readers"] = disk_rate(folder, arguments.workers)
-    rates["disk, one reader"] = disk_rate(folder, 1)
+    rates = {f"disk, {arguments.workers} writers": size / (time.perf_counter() - start)}
+    print(f"written: {size / 1e9:.1f} GB in {time.perf_counter() - start:.1f} s", flush=True)
+    rates["disk, one reader"] = disk_rate(folder)
+    print(f"disk: {rates['disk, one reader'] / 1e9:.2f} GB/s of one reader", flush=True)
     loads, faults = {}, []
-    for name in ("cold", "warm"):
-        if name == "cold":
-            forget(folder)
-        found = load(folder, arguments, name)
+    for run in runs:
+        found = run.found(arguments.run_s)
         if found is None:
-            faults.append(f"{name}: did not load")
+            faults.append(f"{run.name}: did not load")
             continue
-        loads[name] = found
-        faults += wrong(name, found)
-        print(f"{name}: {found}", flush=True)
+        loads[run.name] = found
+        faults += wrong(run.name, found)
+        print(f"{run.name}: {found}", flush=True)
     if loads:
         records = records_of(loads[next(iter(loads))]["device"])
         records.mkdir(parents=True, exist_ok=True)

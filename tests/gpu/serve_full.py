@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 from full import model, one
-from full.process import Process
+from full.process import InTurn
 from serve import HERE, ROOT, all_logs, failure, records_of, text
 
 # name: arguments of full.one, environment
@@ -62,25 +62,19 @@ def plugins(folder: Path) -> Path:
 
 
 class Run:
-    """One process, which imports now and takes the GPU when its turn comes."""
+    """One process of vLLM, and what it found."""
 
     def __init__(self, name: str, arguments, index: int):
         self.name, self.stem = name, f"{index}-{name.replace(' ', '-')}"
-        self.report, self.log, self.turn = (arguments.work / f"{self.stem}.{kind}" for kind in ("json", "log", "turn"))
-        for stale in (self.report, self.turn, self.turn.with_suffix(".waiting")):
-            stale.unlink(missing_ok=True)
+        self.report, self.log = (arguments.work / f"{self.stem}.{kind}" for kind in ("json", "log"))
+        self.report.unlink(missing_ok=True)
         options, environment = RUNS[name]
         command = [sys.executable, "-m", "full.one", str(arguments.work / "model"), "--out", str(self.report), *options]
         command += ["--layout", arguments.layout, "--sequences", arguments.sequences, "--prompts", arguments.prompts]
         command += ["--rounds", str(arguments.rounds), "--memory", str(arguments.memory)]
         if index < len(arguments.runs) and name in arguments.profiled:  # once each
             command += ["--profile", arguments.profile, "--host", arguments.host]
-        self.process = Process(command, os.environ | environment | {"FULL_TURN": str(self.turn)}, self.log)
-
-    def take_turn(self, limit_s: float) -> str | None:
-        """Let it have the GPU, and wait; why it failed, if it did."""
-        self.turn.touch()
-        return self.process.wait(limit_s)
+        self.process = InTurn(command, os.environ | environment, self.log)
 
     def found(self) -> dict | None:
         """What it has measured, however far it came, and what its log says of it."""
@@ -151,10 +145,22 @@ def rows(name: str, reports: list[dict]) -> list[list]:
     return found
 
 
-def write_record(path: Path, reports: dict[str, list[dict]], arguments) -> None:
-    """The table, with the device and the command's numbers on top."""
+def record_of(arguments) -> int:
+    """The record alone, of reports that are there."""
+    reports: dict[str, list[dict]] = {}
+    for report in map(json.loads, map(text, arguments.reports)):
+        reports.setdefault(report["name"], []).append(report)
+    write_record(reports, arguments)
+    return 0
+
+
+def write_record(reports: dict[str, list[dict]], arguments) -> None:
+    """The table, with the device and the command's numbers on top: to the GPU's records, the screen, and $OUT."""
     first = next(iter(reports.values()))[0]
     layers = model.config(arguments.size, arguments.layers)["num_hidden_layers"]
+    folder = records_of(first["device"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{datetime.date.today()}-full-{arguments.size}-{arguments.layout}.csv"
     with path.open("w", newline="") as file:
         file.write(f"# {first['device']}, {datetime.date.today()}, vLLM {first['vllm']}, layout {arguments.layout}\n")
         file.write(
@@ -172,6 +178,9 @@ def write_record(path: Path, reports: dict[str, list[dict]], arguments) -> None:
         table.writerow(["run", "quantity", "size", "median", "smallest", "largest", "samples"])
         for name, found in reports.items():
             table.writerows(rows(name, found))
+    print(f"{path.relative_to(ROOT)}:\n{path.read_text()}")
+    if os.environ.get("OUT"):
+        shutil.copy(path, Path(os.environ["OUT"]) / path.name)
 
 
 def take_turns(runs: list[Run], arguments, deadline: float) -> tuple[dict[str, list[dict]], list[str]]:
@@ -185,7 +194,7 @@ def take_turns(runs: list[Run], arguments, deadline: float) -> tuple[dict[str, l
             run.process.stop()
             failed.append(f"{run.stem}: not run, the time is over")
             continue
-        reason, found = run.take_turn(limit_s), run.found()
+        reason, found = run.process.take_turn(limit_s), run.found()
         if reason or not found:
             failed.append(run.stem)
             print(failure(run.stem, reason or "there is no report", run.log), flush=True)
@@ -217,11 +226,14 @@ def main() -> int:
     parser.add_argument("--run-s", type=float, default=420, help="seconds that one run may take")
     parser.add_argument("--total-s", type=float, default=570, help="seconds for all runs")
     parser.add_argument("--caches", help="folder of kernels that the engine compiles; what is new in it goes to $OUT")
+    parser.add_argument("--reports", type=Path, nargs="+", help="only the record, from reports of several commands")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve-full")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.runs if name not in RUNS]
     if unknown:
         parser.error(f"--runs has {unknown}; it must be of {', '.join(RUNS)}, with commas between.")
+    if arguments.reports:
+        return record_of(arguments)
     deadline, arguments.began = time.monotonic() + arguments.total_s, int(time.time())
     arguments.work.mkdir(parents=True, exist_ok=True)
     model.write(arguments.work / "model", arguments.size, arguments.layers)
@@ -237,13 +249,7 @@ def main() -> int:
         for run in runs:
             run.process.stop()
     if reports:
-        folder = records_of(next(iter(reports.values()))[0]["device"])
-        folder.mkdir(parents=True, exist_ok=True)
-        record = folder / f"{datetime.date.today()}-full-{arguments.size}-{arguments.layout}.csv"
-        write_record(record, reports, arguments)
-        print(f"{record.relative_to(ROOT)}:\n{record.read_text()}")
-        if os.environ.get("OUT"):
-            shutil.copy(record, Path(os.environ["OUT"]) / record.name)
+        write_record(reports, arguments)
     print("\n".join([*failed, "gpu-serve-full: " + ("FAIL" if failed else "PASS")]))
     return 1 if failed else 0
 

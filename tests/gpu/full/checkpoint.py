@@ -179,10 +179,15 @@ def write_file(path: Path, tensors: list[tuple[str, str, Shape]], config: dict) 
     return path.stat().st_size
 
 
-def write(folder: Path, config: dict, workers: int = 1) -> int:
-    """The whole checkpoint; its bytes."""
+def write_config(folder: Path, config: dict) -> None:
+    """What vLLM reads first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
+def write(folder: Path, config: dict, workers: int = 1) -> int:
+    """The whole checkpoint; its bytes."""
+    write_config(folder, config)
     parts = [list(rest(config)), *(list(layer(index, config)) for index in range(config["num_hidden_layers"]))]
     files = [folder / f"model-{index + 1:05}-of-{len(parts):05}.safetensors" for index in range(len(parts))]
     with ProcessPoolExecutor(workers) as pool:

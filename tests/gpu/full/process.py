@@ -39,3 +39,18 @@ class Process:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.poll()
                 time.sleep(0.05)
+
+
+class InTurn(Process):
+    """One that imports now, and takes the GPU when its turn comes (ahead.py)."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+        self.turn = log.with_suffix(".turn")
+        for stale in (self.turn, self.turn.with_suffix(".waiting")):
+            stale.unlink(missing_ok=True)
+        super().__init__(command, environment | {"FULL_TURN": str(self.turn)}, log)
+
+    def take_turn(self, limit_s: float) -> str | None:
+        """Let it have the GPU until it ends, or is stopped; why it failed, if it did."""
+        self.turn.touch()
+        return self.wait(limit_s)
