@@ -163,10 +163,11 @@ def test_a_stopped_process_takes_its_children_along(tmp_path):
         os.killpg(begun.process.pid, 0)
 
 
-def test_kernels_on_two_streams_count_once():
-    assert worker.union([(0, 10), (5, 12), (20, 21), (20.5, 20.8)]) == 13
+def test_kernels_on_two_streams_share_the_time():
+    found = worker.shares([(0, 10, "a"), (5, 15, "b"), (20, 30, "a"), (20, 30, "a"), (20, 30, "b")])
+    assert found == pytest.approx({"a": 7.5 + 20 / 3, "b": 7.5 + 10 / 3})
     assert worker.part_of("_combine_topk_swa_indices_kernel") == "attention"
-    assert worker.part_of("nvfp4_moe_combine") == "experts"
+    assert worker.part_of("combine") == "experts"
 
 
 def test_a_steps_picture_has_what_no_kernel_filled():
@@ -177,4 +178,4 @@ def test_a_steps_picture_has_what_no_kernel_filled():
         ("step_ms", "64", 2.0),
     ]
     read = [{"run": "ours", "quantity": what, "size": size, "median": str(value)} for what, size, value in lines]
-    assert picture.steps(read) == {("ours", "8"): {"experts": 600.0, "no kernel": 300.0}}
+    assert picture.steps(read) == {("ours", "8"): {"experts": 700.0, "no kernel": 300.0}}

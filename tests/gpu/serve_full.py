@@ -135,9 +135,10 @@ def rows(name: str, reports: list[dict]) -> list[list]:
         if values:
             line = [statistics.median(values), min(values), max(values)]
             found.append([name, kind, "", *(f"{value:.2f}" for value in line), len(values)])
-    for size, us in reports[0].get("host_us", {}).items():
+    apart = max(reports, key=lambda report: len(report.get("profile", {})))  # the one that was taken apart
+    for size, us in apart.get("host_us", {}).items():
         found += [[name, f"host_us {what}", size, f"{value:.1f}", "", "", ""] for what, value in us.items()]
-    for size, profile in reports[0].get("profile", {}).items():
+    for size, profile in apart.get("profile", {}).items():
         parts = sorted(profile["parts"].items(), key=lambda item: -item[1])
         found += [[name, f"kernels_us {part}", size, f"{us:.1f}", "", "", 1] for part, us in parts]
         found.append([name, "kernels_us any", size, f"{profile['busy']['any']:.1f}", "", "", 1])
@@ -170,7 +171,9 @@ def write_record(reports: dict[str, list[dict]], arguments) -> None:
         file.write(
             "# host_us N: medians of a layer's host time in a prompt of N tokens, eager; experts: the backend's own\n"
         )
-        file.write("# kernels_us N: of a step of N sequences, by the profiler; any: while at least one kernel ran\n")
+        file.write(
+            "# kernels_us N: of a step of N sequences, by the profiler; overlapping ones share time; any: all of it\n"
+        )
         file.write(
             "# used_gib holds the KV cache, which takes what is left; activation_gib: the most above the weights\n"
         )

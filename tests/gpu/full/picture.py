@@ -6,7 +6,7 @@
 
 A bar is a step of one run and number of sequences: its kernels by part, and on top `no kernel`, the time in which the
 GPU waited for the host or for the next kernel of its graph: the step by the clock, less the time in which any kernel
-ran. Parts are sums: kernels on two streams count twice in them, and once in the time in which any ran.
+ran. Kernels that ran at the same time share it (worker.py). Where a record has sums, parts are scaled to that time.
 """
 
 import csv
@@ -32,7 +32,8 @@ def steps(lines: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, float]
         if part not in (quantity, "any"):
             found.setdefault((run, size), {})[part] = us
     for (run, size), parts in found.items():
-        busy = values[run, "kernels_us any", size]
+        busy, total = values[run, "kernels_us any", size], sum(parts.values())
+        parts.update({part: us * busy / total for part, us in parts.items()})
         parts["no kernel"] = max(0.0, values[run, "step_ms", size] * 1e3 - busy)
     return found
 

@@ -30,13 +30,16 @@ def part_of(kernel: str) -> str:
     return next((part for part, words in PARTS.items() if any(word in name for word in words)), "rest")
 
 
-def union(spans: list[tuple[float, float]]) -> float:
-    """The time in which at least one of the spans runs: kernels on two streams count once."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
+def shares(spans: list[tuple[float, float, str]]) -> dict[str, float]:
+    """Time by part; while several kernels run, each has an equal share. All shares are the time in which any ran."""
+    edges = sorted([(start, 1, part) for start, _, part in spans] + [(end, -1, part) for _, end, part in spans])
+    found, running, last = collections.Counter(), collections.Counter(), 0.0
+    for at, change, part in edges:
+        for other, count in running.items():
+            found[other] += (at - last) * count / running.total() if count else 0.0
+        running[part] += change
+        last = at
+    return dict(found)
 
 
 def modular_experts(model: torch.nn.Module) -> list:
@@ -117,16 +120,16 @@ class Watch:
         profile = self._full_profile
         del self._full_profile
         profile.__exit__(None, None, None)
-        parts, kernels, spans = collections.Counter(), collections.Counter(), []
+        kernels, spans = collections.Counter(), []
         for event in profile.profiler.kineto_results.events():
             if "CUDA" in str(event.device_type()):
                 us = event.duration_ns() / 1e3
-                parts[part_of(event.name())] += us
                 kernels[event.name()[:120]] += us
-                spans.append((event.start_ns() / 1e3, event.start_ns() / 1e3 + us))
+                spans.append((event.start_ns() / 1e3, event.start_ns() / 1e3 + us, part_of(event.name())))
+        parts = shares(spans)
         return {
-            "parts": dict(parts),
+            "parts": parts,
             "kernels": dict(kernels.most_common(60)),
-            "busy": {"any": union(spans)},
+            "busy": {"any": sum(parts.values())},
             "launches": {"all": len(spans)},
         }
