@@ -5,8 +5,8 @@
     make gpu-serve-full GPU_FULL="--layout tp2"               all of Flash on two GPUs, about 90 s a run
     make gpu-serve-full GPU_FULL="--layout one --layers 12"   as many layers as one GPU holds
 
-The first run on a machine compiles kernels of vLLM's own (TileLang, Triton, DeepGEMM), which takes minutes: bring their
-caches along, or begin with `--once --runs "ours bf16"`.
+The first run on a machine compiles kernels of vLLM's own (TileLang, Triton, DeepGEMM), which takes minutes: make their
+caches on a machine without a GPU (absent/absent.py) and bring them along, or begin with `--once --runs "ours bf16"`.
 
 Runs go forth and back (A B C C B A), each a process of its own, so that the moods of a host cancel. All import at once,
 and take the GPU in turn (full/ahead.py). The weights are
