@@ -9,9 +9,11 @@ The first run on a machine compiles kernels of vLLM's own (TileLang, Triton, Dee
 caches on a machine without a GPU (absent/absent.py) and bring them along, or begin with `--once --runs "ours bf16"`.
 
 Runs go forth and back (A B C C B A), each a process of its own, so that the moods of a host cancel. All import at once,
-and take the GPU in turn (full/ahead.py). The weights are
-random, valid, and the same for every backend (full/weights.py). Writes <date>-full-<size>-<layout>.csv: medians and
-the spread of every round of every run; under $OUT too, with the logs. Ends with PASS if every run ended.
+and take the GPU in turn (full/ahead.py). The weights are random, valid, and the same for every backend
+(full/weights.py). Writes <date>-full-<size>-<layout>.csv: medians and the spread of every round of every run; under
+$OUT too, with the reports, the logs and the kernels that were compiled. Ends with PASS if every run ended.
+
+Several commands make one record: `--reports` with the full.json of each.
 """
 
 import argparse
@@ -102,8 +104,8 @@ def bring_back(arguments) -> None:
         return
     out = Path(os.environ["OUT"])
     (out / "full.log").write_text(all_logs(arguments.work))
-    for report in arguments.work.glob("*.json"):
-        shutil.copy(report, out / report.name)
+    reports = {report.stem: json.loads(text(report)) for report in sorted(arguments.work.glob("*.json"))}
+    (out / "full.json").write_text(json.dumps(reports))
     if arguments.caches:
         with contextlib.suppress(subprocess.TimeoutExpired):
             caches = Path(arguments.caches)
@@ -118,7 +120,7 @@ def rows(name: str, reports: list[dict]) -> list[list]:
     """Lines of the record: quantity, size, median, smallest, largest, samples."""
     found = []
     for kind in ("step_ms", "first_token_ms"):
-        for size in reports[0].get(kind, {}):
+        for size in sorted({size for report in reports for size in report.get(kind, {})}, key=int):
             values = [value for report in reports for value in report.get(kind, {}).get(size, [])]
             line = [statistics.median(values), min(values), max(values)]
             found.append([name, kind, size, *(f"{value:.3f}" for value in line), len(values)])
@@ -149,8 +151,9 @@ def rows(name: str, reports: list[dict]) -> list[list]:
 def record_of(arguments) -> int:
     """The record alone, of reports that are there."""
     reports: dict[str, list[dict]] = {}
-    for report in map(json.loads, map(text, arguments.reports)):
-        reports.setdefault(report["name"], []).append(report)
+    for file in arguments.reports:
+        for report in json.loads(text(file)).values():
+            reports.setdefault(report["name"], []).append(report)
     write_record(reports, arguments)
     return 0
 
@@ -229,7 +232,9 @@ def main() -> int:
     parser.add_argument("--run-s", type=float, default=420, help="seconds that one run may take")
     parser.add_argument("--total-s", type=float, default=570, help="seconds for all runs")
     parser.add_argument("--caches", help="folder of kernels that the engine compiles; what is new in it goes to $OUT")
-    parser.add_argument("--reports", type=Path, nargs="+", help="only the record, from reports of several commands")
+    parser.add_argument(
+        "--reports", type=Path, nargs="+", help="only the record, from the full.json of several commands"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve-full")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.runs if name not in RUNS]
