@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
-KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/oracle/src/*.?pp)
+KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/oracle/src/*.?pp tests/gpu/absent/*.cpp)
 RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kernels -type f)
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \

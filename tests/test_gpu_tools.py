@@ -44,7 +44,7 @@ def test_each_model_has_its_run(bundle, tmp_path, monkeypatch):
     assert all(script.parent == bundle if bundle else script.exists() for script in scripts), scripts
 
 
-@pytest.mark.parametrize("target", ["gpu-serve", "gpu-bench"])
+@pytest.mark.parametrize("target", ["gpu-serve", "gpu-bench", "gpu-serve-full", "gpu-load", "gpu-soak"])
 def test_no_bundle_is_needed(target):
     lines = subprocess.run(
         ["make", "--dry-run", target, "BUNDLE=none", "GPU_PY=/an/own/python"],

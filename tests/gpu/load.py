@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load a checkpoint from disk with real vLLM and our plugin: seconds, bytes a second beside the disk's, and memory.
 
-    make gpu-load                                4 GB of DeepSeek-V4-Flash, written below build/ and deleted again
+    make gpu-load                                a layer of DeepSeek-V4-Flash, 6 GB, written below build/, deleted again
     make gpu-load GPU_LOAD="--gigabytes 40"      as many layers as 40 GB hold
 
-Writes the checkpoint (full/checkpoint.py), reads its files once for the disk's rate, then loads it with cold files (the
+Writes the checkpoint (full/checkpoint.py), reads a file for the disk's rate, then loads all with cold files (the
 page cache has been told to forget them) and with warm ones. PASS if, each time, the most that the GPU held is not above
 the finished model and one layer's experts. Writes <date>-load.csv to the GPU's records, and under $OUT.
 """
@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -104,15 +105,18 @@ def wrong(name: str, found: dict) -> list[str]:
     return [sentence for sentence, good in checks.items() if not good]
 
 
-def write_record(path: Path, size: int, rates: dict[str, float], loads: dict[str, dict], layers: int) -> None:
-    """One line a quantity."""
+def write_record(size: int, rates: dict[str, float], loads: dict[str, dict], layers: int) -> None:
+    """One line a quantity: to the GPU's records, the screen, and $OUT."""
     device = next(iter(loads.values()))["device"]
+    folder = records_of(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{datetime.date.today()}-load.csv"
     with path.open("w", newline="") as file:
         file.write(
             f"# {device}, {datetime.date.today()}: a checkpoint of {layers} layers of DeepSeek-V4, {size} bytes\n"
         )
         file.write(
-            "# disk: the files read alone, cold. cold, warm: vLLM's load_model, with the page cache empty and full\n"
+            "# one reader: the largest file; seconds as for all. cold, warm: load_model, the page cache empty, full\n"
         )
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["what", "seconds", "gb_per_s", "peak_gib", "finished_gib", "layer_gib"])
@@ -122,6 +126,9 @@ def write_record(path: Path, size: int, rates: dict[str, float], loads: dict[str
             memory = (found[key] / 2**30 for key in ("peak", "finished", "largest_layer"))
             line = [found["seconds"], size / found["seconds"] / 1e9, *memory]
             table.writerow([f"load, {name}", *(f"{value:.2f}" for value in line)])
+    print(path.read_text(), flush=True)
+    if os.environ.get("OUT"):
+        shutil.copy(path, Path(os.environ["OUT"]) / path.name)
 
 
 def main() -> int:
@@ -144,6 +151,7 @@ def main() -> int:
         parser.error(f"{folder.parent} has {free / 1e9:.1f} GB free; it must have {needed / 1e9:.1f}. Take --folder.")
     path = [str(ROOT / "vllm_plugin"), str(HERE), str(plugins(arguments.work / "plugins"))]
     os.environ["PYTHONPATH"] = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu-load: ended from outside"))
     try:
         return measure(folder, config, arguments)
     finally:
@@ -179,14 +187,7 @@ def measure_in_turn(runs: list[Loading], folder: Path, config: dict, arguments) 
         loads[run.name] = found
         faults += wrong(run.name, found)
         print(f"{run.name}: {found}", flush=True)
-    if loads:
-        records = records_of(loads[next(iter(loads))]["device"])
-        records.mkdir(parents=True, exist_ok=True)
-        record = records / f"{datetime.date.today()}-load.csv"
-        write_record(record, size, rates, loads, config["num_hidden_layers"])
-        print(record.read_text())
-        if os.environ.get("OUT"):
-            shutil.copy(record, Path(os.environ["OUT"]) / record.name)
+        write_record(size, rates, loads, config["num_hidden_layers"])  # now: the next one may outlast our time
     print("\n".join([*faults, "gpu-load: " + ("FAIL" if faults else "PASS")]))
     return 1 if faults else 0
 
