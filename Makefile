@@ -20,12 +20,12 @@ unexport PYTHONDONTWRITEBYTECODE
 
 OP := vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so
 CPP_FILES := $(wildcard cpp/*.cpp cpp/*.h)
-KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/oracle/src/*.?pp)
+KERNEL_FILES := $(wildcard kernels/*.hpp kernels/*/*.cu kernels/*/*.cuh tests/oracle/src/*.?pp tests/gpu/absent/*.cpp)
 RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kernels -type f)
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-reload clean
+        gpu-test gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -36,8 +36,8 @@ help:
 	@echo "make fmt lint   rustfmt, clippy, clang-format, ruff"
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
-	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-reload    on a machine with a GPU; GPU_PY=a Python with"
-	@echo "                torch, pytest, vLLM"
+	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload    on a machine with a GPU;"
+	@echo "                GPU_PY=a Python with torch, pytest, vLLM"
 	@echo "make gpu-standin    kernels for Blackwell on Hopper, with a stand-in for its tensor core (tests/standin/README.md)"
 	@echo "make gpu-bench-peers    the part of gpu-bench beside peers; peers-fetch brings Humming, peers-publish keeps the record"
 
@@ -288,6 +288,22 @@ ifdef HAS_BUNDLE
 	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve_full.py $(GPU_FULL)'
 else
 	$(GPU_PY) tests/gpu/serve_full.py $(GPU_FULL)
+endif
+
+# A checkpoint made here, loaded from disk by vLLM: rate, memory; a record as above. GPU_LOAD="--gigabytes 40" and more.
+gpu-load: $(OP)
+ifdef HAS_BUNDLE
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/load.py --plugins dsv4_triton_compressor $(GPU_LOAD)'
+else
+	$(GPU_PY) tests/gpu/load.py $(GPU_LOAD)
+endif
+
+# Clients of mixed lengths at vLLM's OpenAI server, two minutes unless GPU_SOAK says otherwise.
+gpu-soak: $(OP)
+ifdef HAS_BUNDLE
+	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/soak.py $(GPU_SOAK)'
+else
+	$(GPU_PY) tests/gpu/soak.py $(GPU_SOAK)
 endif
 
 # A served model's weights loaded again under captured graphs, and sleep; needs the bundle. Under four minutes.

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `make gpu-serve` and `make gpu-bench` start with, on a machine that has neither a GPU nor vLLM."""
 
+import importlib
 import json
+import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from gpu import serve, tiny_qwen3
+from gpu.full import checkpoint, picture, process, weights, worker
 from gpu.full import model as full_model
-from gpu.full import weights
 from nvfp4_moe import Checkpoint
 from reference import nvfp4
 
@@ -40,7 +44,7 @@ def test_each_model_has_its_run(bundle, tmp_path, monkeypatch):
     assert all(script.parent == bundle if bundle else script.exists() for script in scripts), scripts
 
 
-@pytest.mark.parametrize("target", ["gpu-serve", "gpu-bench"])
+@pytest.mark.parametrize("target", ["gpu-serve", "gpu-bench", "gpu-serve-full", "gpu-load", "gpu-soak"])
 def test_no_bundle_is_needed(target):
     lines = subprocess.run(
         ["make", "--dry-run", target, "BUNDLE=none", "GPU_PY=/an/own/python"],
@@ -93,5 +97,85 @@ def test_the_full_model_has_the_published_number_of_layers():
     assert {size: len(full_model.config(size)["compress_ratios"]) for size in full_model.SIZES} == {
         "flash": 43,
         "pro": 61,
+        "tiny": 4,
     }
     assert full_model.config("flash", 4)["num_hidden_layers"] == 4
+
+
+TINY = {
+    "hidden_size": 256,
+    "moe_intermediate_size": 128,
+    "n_routed_experts": 12,
+    "num_attention_heads": 2,
+    "q_lora_rank": 128,
+    "o_lora_rank": 128,
+    "o_groups": 2,
+    "vocab_size": 100,
+    "num_hash_layers": 1,
+}
+
+
+def test_a_checkpoint_to_load_has_the_tensors_of_one_that_vllm_serves(monkeypatch):
+    """Names and shapes are those of the tiny DeepSeek-V4 whose flavours vLLM serves in CI."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/vllm"))
+    served = importlib.import_module("tiny_deepseek_v4")
+    tiny, config = served.Model(), served.CONFIG | {"hc_mult": served.HC}
+    wanted = {name: tuple(tensor.shape) for name, tensor in tiny.plain.items()}
+    for name, tensor in tiny.fp8.items():
+        rows, columns = tensor.shape
+        wanted |= {f"{name}.weight": (rows, columns), f"{name}.scale": (rows // 128, columns // 128)}
+    for pattern, tensor in tiny.experts.items():
+        experts, rows, columns = tensor.shape
+        for name in map(pattern.format, range(experts)):
+            wanted |= {f"{name}.weight": (rows, columns // 2), f"{name}.weight_scale": (rows, columns // 16)}
+            wanted |= {f"{name}.weight_scale_2": (), f"{name}.input_scale": ()}
+    parts = [checkpoint.rest(config), *(checkpoint.layer(index, config) for index in range(4))]
+    assert {name: shape for part in parts for name, _, shape in part} == wanted
+
+
+def test_a_checkpoint_to_load_is_one_that_the_library_takes(tmp_path, monkeypatch):
+    """Layers of every kind of attention."""
+    monkeypatch.setattr(checkpoint, "POOL_BYTES", 1 << 20)
+    config = full_model.config("flash", 4) | TINY
+    size = checkpoint.write(tmp_path, config)
+    assert checkpoint.bytes_of(config) < size < 1.2 * checkpoint.bytes_of(config)
+    found = Checkpoint(str(tmp_path))
+    for index in range(4):
+        layer = found.layer_info(index)
+        assert (layer.hidden_size, layer.intermediate_size, layer.num_experts) == (256, 128, 12)
+
+
+def test_a_checkpoints_layers_are_as_many_as_fit():
+    one, two = (checkpoint.bytes_of(full_model.config("flash", layers)) for layers in (1, 2))
+    assert checkpoint.of_size("flash", (two + 1) / 1e9)["num_hidden_layers"] == 2
+    assert 3.4 < (two - one) / 2**30 < 4
+    with pytest.raises(ValueError, match="it must be at least"):
+        checkpoint.of_size("flash", 1)
+
+
+def test_a_stopped_process_takes_its_children_along(tmp_path):
+    """A rank that outlives its engine holds the GPU's memory, and the next run does not start."""
+    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    begun = process.Process([sys.executable, "-c", f"{child}; time.sleep(60)"], dict(os.environ), tmp_path / "log")
+    time.sleep(1)
+    assert begun.wait(0.1) == "stopped after 0 s"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(begun.process.pid, 0)
+
+
+def test_kernels_on_two_streams_share_the_time():
+    found = worker.shares([(0, 10, "a"), (5, 15, "b"), (20, 30, "a"), (20, 30, "a"), (20, 30, "b")])
+    assert found == pytest.approx({"a": 7.5 + 20 / 3, "b": 7.5 + 10 / 3})
+    assert worker.part_of("_combine_topk_swa_indices_kernel") == "attention"
+    assert worker.part_of("combine") == "experts"
+
+
+def test_a_steps_picture_has_what_no_kernel_filled():
+    lines = [
+        ("kernels_us experts", "8", 600),
+        ("kernels_us any", "8", 700),
+        ("step_ms", "8", 1.0),
+        ("step_ms", "64", 2.0),
+    ]
+    read = [{"run": "ours", "quantity": what, "size": size, "median": str(value)} for what, size, value in lines]
+    assert picture.steps(read) == {("ours", "8"): {"experts": 700.0, "no kernel": 300.0}}

@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-# Sizes as DeepSeek published them; the ratios are the sliding window alone, then 4 and 128 in turn.
+# Sizes as DeepSeek published them, but for the tiny one. Ratios: the sliding window alone, then 4 and 128 in turn.
 COMMON = {
     "architectures": ["DeepseekV4ForCausalLM"],
     "model_type": "deepseek_v4",
@@ -80,6 +80,21 @@ SIZES = {
         "q_lora_rank": 1536,
         "o_groups": 16,
         "compress_ratios": [128, 128] + [4, 128] * 29 + [4],
+    },
+    # As small as vLLM's kernels allow, with a layer of every kind: to try the tools out.
+    "tiny": {
+        "hidden_size": 2048,
+        "moe_intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "n_routed_experts": 16,
+        "routed_scaling_factor": 1.5,
+        "num_attention_heads": 8,
+        "q_lora_rank": 256,
+        "o_lora_rank": 256,
+        "o_groups": 2,
+        "vocab_size": 1024,
+        "num_hash_layers": 1,
+        "compress_ratios": [0, 4, 128, 4],
     },
 }
 

@@ -12,8 +12,11 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
+
+from . import ahead
 
 LAYOUTS = {
     "one": {"tensor_parallel_size": 1},
@@ -22,6 +25,8 @@ LAYOUTS = {
 }
 BACKENDS = {"ours": "auto", "marlin": "marlin"}
 LONG = 33
+PROFILED = 9
+"""Tokens of a generation that is profiled: every kernel's event is read in Python."""
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -38,7 +43,7 @@ def options(arguments) -> dict:
     graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": arguments.sequences}
     return {
         "model": arguments.model,
-        "load_format": "full_random",
+        "load_format": arguments.load_format,
         "skip_tokenizer_init": True,
         "dtype": "bfloat16",
         "kv_cache_dtype": "fp8",
@@ -62,48 +67,73 @@ class Server:
     def __init__(self, arguments):
         from vllm import LLM
 
-        start = time.perf_counter()
+        start = time.time()
         self.llm = LLM(**options(arguments))
-        self.start_s = time.perf_counter() - start
+        self.start_s = time.time() - (ahead.began() or start)
         self.random = random.Random(20261130)
+        self.vocabulary = self.llm.llm_engine.model_config.get_vocab_size()
 
     def prompts(self, count: int, length: int) -> list[dict]:
         """Random ids, never the same twice."""
-        return [{"prompt_token_ids": [self.random.randrange(2, 129000) for _ in range(length)]} for _ in range(count)]
+        return [
+            {"prompt_token_ids": [self.random.randrange(2, self.vocabulary) for _ in range(length)]}
+            for _ in range(count)
+        ]
 
     def seconds(self, prompts: list[dict], tokens: int) -> float:
-        """Of one generation."""
+        """Of one generation. Several prompts begin in one step, so that batches are the same again."""
         from vllm import SamplingParams
 
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        core = self.llm.llm_engine.engine_core
+        if len(prompts) > 1:
+            core.call_utility("pause_scheduler", "keep", False)
+            self.llm.enqueue(prompts, greedy, use_tqdm=False)
         start = time.perf_counter()
-        self.llm.generate(prompts, greedy, use_tqdm=False)
+        if len(prompts) > 1:
+            core.call_utility("resume_scheduler")
+            self.llm.wait_for_completion(use_tqdm=False)
+        else:
+            self.llm.generate(prompts, greedy, use_tqdm=False)
         return time.perf_counter() - start
 
-    def first_token_ms(self, length: int, rounds: int) -> list[float]:
-        """Of a prompt of this length alone; one more round warms up."""
-        return [self.seconds(self.prompts(1, length), 1) * 1e3 for _ in range(rounds + 1)][1:]
-
-    def step_ms(self, sequences: int, rounds: int) -> list[float]:
-        """Of one decoding step of so many sequences."""
-        found = []
+    def first_token_ms(self, lengths: list[int], rounds: int) -> dict[int, list[float]]:
+        """Of a prompt of each length alone; one more round warms up. Lengths take turns, as the host's moods do."""
+        found = {length: [] for length in lengths}
         for _ in range(rounds + 1):
-            prompts = self.prompts(sequences, 16)
-            found.append((self.seconds(prompts, LONG) - self.seconds(prompts, 1)) / (LONG - 1) * 1e3)
-        return found[1:]
+            for length in lengths:
+                found[length].append(self.seconds(self.prompts(1, length), 1) * 1e3)
+        return {length: ms[1:] for length, ms in found.items()}
+
+    def step_ms(self, sizes: list[int], rounds: int) -> dict[int, list[float]]:
+        """Of one decoding step of each number of sequences, which take turns."""
+        found = {sequences: [] for sequences in sizes}
+        for _ in range(rounds):
+            for sequences in sizes:
+                prompts = self.prompts(sequences, 16)
+                found[sequences].append((self.seconds(prompts, LONG) - self.seconds(prompts, 1)) / (LONG - 1) * 1e3)
+        return found
 
     def profile(self, sequences: int) -> dict:
-        """Microseconds of a step, by part, as the first rank's kernels have it."""
+        """Microseconds of a step, by part, as the first rank's kernels have it; and its kernels' number."""
         prompts = self.prompts(sequences, 16)
-        parts = []
-        for tokens in (LONG, 1):
+        found = []
+        for tokens in (PROFILED, 1):
             self.llm.collective_rpc("full_profile_start")
             self.seconds(prompts, tokens)
-            parts.append(self.llm.collective_rpc("full_profile_stop")[0])
+            found.append(self.llm.collective_rpc("full_profile_stop")[0])
         return {
-            kind: {name: (us - parts[1][kind].get(name, 0)) / (LONG - 1) for name, us in parts[0][kind].items()}
-            for kind in ("parts", "kernels")
+            kind: {name: (us - found[1][kind].get(name, 0)) / (PROFILED - 1) for name, us in found[0][kind].items()}
+            for kind in found[0]
         }
+
+    def host_us(self, length: int, rounds: int) -> dict[str, float]:
+        """Medians of the host's time in an MoE layer, while a prompt of this length is read, eagerly."""
+        self.llm.collective_rpc("full_host_start")
+        for _ in range(rounds):
+            self.seconds(self.prompts(1, length), 1)
+        calls = self.llm.collective_rpc("full_host_stop")[0]
+        return {name: statistics.median(us) for name, us in calls.items()}
 
 
 def measure(arguments) -> dict:
@@ -123,11 +153,26 @@ def measure(arguments) -> dict:
         "start_s": server.start_s,
         "kv_blocks": cache.num_gpu_blocks,
     }
-    report["step_ms"] = {n: server.step_ms(n, arguments.rounds) for n in arguments.sequences}
-    report["first_token_ms"] = {n: server.first_token_ms(n, arguments.rounds) for n in arguments.prompts}
+    start = time.perf_counter()
+    server.step_ms(sorted(arguments.sequences)[::-1], 1)  # the first touch of every kernel is not measured
+    report["first_touch_s"] = time.perf_counter() - start
+    save(report, arguments.out)
+    report["step_ms"] = server.step_ms(arguments.sequences, arguments.rounds)
+    save(report, arguments.out)
+    report["first_token_ms"] = server.first_token_ms(arguments.prompts, arguments.rounds)
+    save(report, arguments.out)
     report["memory"] = server.llm.collective_rpc("full_memory")
+    report["host_us"] = {n: server.host_us(n, arguments.rounds) for n in arguments.host}
+    save(report, arguments.out)
     report["profile"] = {n: server.profile(n) for n in arguments.profile}
     return report
+
+
+def save(report: dict, file: Path) -> None:
+    """As JSON, with the medians of the times; after each quantity, so that a run that is stopped leaves what it has."""
+    timed = [kind for kind in ("step_ms", "first_token_ms") if kind in report]
+    report["medians"] = {kind: {n: statistics.median(values) for n, values in report[kind].items()} for kind in timed}
+    file.write_text(json.dumps(report, indent=1))
 
 
 def numbers(text: str) -> list[int]:
@@ -141,21 +186,20 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backend", choices=BACKENDS, default="ours")
+    parser.add_argument("--load-format", default="full_random", help="auto reads a checkpoint")
     parser.add_argument("--layout", choices=LAYOUTS, default="tp2")
     parser.add_argument("--sequences", type=numbers, default=[1, 8, 64, 256])
     parser.add_argument("--prompts", type=numbers, default=[128, 512, 2048, 8000])
     parser.add_argument("--profile", type=numbers, default=[], help="numbers of sequences whose step is taken apart")
+    parser.add_argument("--host", type=numbers, default=[], help="lengths of prompts whose layers' host time is taken")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.9)
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    report = measure(arguments)
-    report["medians"] = {
-        kind: {n: statistics.median(values) for n, values in report[kind].items()}
-        for kind in ("step_ms", "first_token_ms")
-    }
-    arguments.out.write_text(json.dumps(report, indent=1))
+    save(measure(arguments), arguments.out)
+    sys.stdout.flush()
+    os._exit(0)  # vLLM takes five seconds to end; who started this process ends what is left of it
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import zlib
 
 import torch
 
+from . import ahead
+
 # Root mean square of uniformly random e2m1 codes.
 E2M1_RMS = math.sqrt((0.5**2 + 1 + 1.5**2 + 2**2 + 3**2 + 4**2 + 6**2) / 8)
 # Block scales, as e4m3 bits of 1, 2, 4 and 8, and their root mean square.
@@ -86,7 +88,11 @@ def fill_model(model: torch.nn.Module, rank: int) -> None:
 
 
 def register() -> None:
-    """vLLM's entry point: name the load format, in every process; and import what the user asked for beside it."""
+    """vLLM's entry point: name the load format, in every process; and import what the user asked for beside it.
+
+    A process that will touch the GPU waits here for its turn.
+    """
+    ahead.wait()
     for name in filter(None, os.environ.get("FULL_PLUGINS", "").split(",")):
         importlib.import_module(name)
     from vllm.distributed import get_tensor_model_parallel_rank
