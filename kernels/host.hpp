@@ -48,6 +48,14 @@ inline float max_nan(float a, float b) { return a > b || std::isnan(a) ? a : b; 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 
+// common/warp.cuh
+template <class Holds>
+int32_t first_lane(Holds holds) {
+  int32_t lane = 0;
+  while (lane < 32 && !holds(lane)) ++lane;
+  return lane;
+}
+
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }

@@ -157,16 +157,18 @@ def test_experts_that_move_need_no_new_layer(mode, device):
     assert torch.equal(bits(layer(x, ids, expert_map=expert_map)), bits(before))
 
 
+@pytest.mark.parametrize("mode, widest, bound", [("bf16", 144, 3e-3), ("fp8", 208, 6e-3)])
 @pytest.mark.parametrize("num_tokens", [50, 500])
-def test_every_row_tile_size_can_be_forced(num_tokens):
+def test_every_row_tile_size_can_be_forced(num_tokens, mode, widest, bound):
     x = generate.tokens(num_tokens, 256, torch.Generator().manual_seed(1)).cuda()
     ids = generate.random_ids(num_tokens, 8, 3, torch.Generator().manual_seed(2)).cuda()
-    chosen = random_layer(8, 256, 128, num_experts=8, top_k=3)(x, ids).cpu().double()
-    for rows in (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144):
-        forced = random_layer(8, 256, 128, num_experts=8, top_k=3, tile_rows=rows)
-        assert relative_l2(forced(x, ids).cpu(), chosen) < 3e-3
+    options = dict(num_experts=8, top_k=3, mode=mode)
+    chosen = random_layer(8, 256, 128, **options)(x, ids).cpu().double()
+    for rows in (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144, widest):
+        forced = random_layer(8, 256, 128, tile_rows=rows, **options)
+        assert relative_l2(forced(x, ids).cpu(), chosen) < bound
     with pytest.raises(RuntimeError, match=r"tile_rows is 13; it must be 0 .the library chooses. or one of .8, 16, .*"):
-        random_layer(8, 256, 128, num_experts=8, top_k=3, tile_rows=13)
+        random_layer(8, 256, 128, tile_rows=13, **options)
 
 
 @pytest.mark.parametrize("mode", cases.MODES)

@@ -40,11 +40,13 @@ struct Pair {
 
 // Stores the sums of one tile of rows. Made before they are computed, so that what it reads comes meanwhile. C is the
 // family's Config: kM warpgroups along the weight rows, of kGroupTiles tiles each, whose warps take 16 rows of each.
-// Shared has `row_scale`, an array for each warp.
+// Shared has `row_scale`, an array for each warp; or, kScalesByProducer, one for each tile in flight, which the
+// producer fills before the tile's sums are complete.
 template <class C, Epilogue kEpilogue, class Shared>
 class Output {
  public:
-  __device__ Output(const GemmParams& p, const Tile& tile, Shared& shared) : p_(p), tile_(tile) {
+  __device__ Output(const GemmParams& p, const Tile& tile, Shared& shared, uint32_t scale_slot = 0)
+      : p_(p), tile_(tile), scale_slot_(C::kScalesByProducer ? scale_slot : threadIdx.x / 32) {
     const int lane = threadIdx.x % 32;
     if constexpr (kEpilogue == Epilogue::kLinear) {
       const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane / 16;
@@ -63,7 +65,7 @@ class Output {
         if (is_gemm1(kEpilogue) && first < p.features) ptx::prefetch(biases() + p.features + first);
       }
     }
-    if (!p.row_scale) return;
+    if (C::kScalesByProducer || !p.row_scale) return;
     wait_for_previous();  // which may have written them
     __syncwarp();         // the previous tile's have been read
     for (int r = lane; r < tile.num_rows; r += 32) {
@@ -110,12 +112,14 @@ class Output {
 
   template <int kValues>
   __device__ void scale_rows(float (&acc)[kValues], const Shared& shared) const {
-    ptx::cp_async_wait_all();
-    __syncwarp();
+    if (!C::kScalesByProducer) {
+      ptx::cp_async_wait_all();
+      __syncwarp();
+    }
 #pragma unroll
     for (int j = 0; j < kValues / 4; ++j) {
       const float2 scale =
-          *reinterpret_cast<const float2*>(&shared.row_scale[threadIdx.x / 32][8 * j + threadIdx.x % 4 * 2]);
+          *reinterpret_cast<const float2*>(&shared.row_scale[scale_slot_][8 * j + threadIdx.x % 4 * 2]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[4 * j + i] *= i % 2 == 0 ? scale.x : scale.y;
     }
@@ -212,6 +216,7 @@ class Output {
 
   const GemmParams& p_;
   const Tile& tile_;
+  const uint32_t scale_slot_;
   // Of the expert: gemm1 {gate, up}, gemm2 {down}, in lanes 0 and 1. Linear: of the warp's 16 weight rows in each tile.
   float alpha_ = 0.0f;
   float bias_ = 0.0f;

@@ -3,6 +3,9 @@
 // tiles, so that CTAs that run together share weights through L2.
 #pragma once
 #include "../params.h"
+#ifdef __CUDACC__
+#include "warp.cuh"
+#endif
 
 namespace nvfp4 {
 
@@ -20,12 +23,22 @@ struct Tile {
   int32_t num_rows;      // 1 .. tile_rows
 };
 
+// Of the groups from `i` on, the first that begins beyond a tile or ends the list, or one on the way there: a lane of
+// the warp looks at each. Many experts of few tiles then cost one wait for L2 a tile, not one each.
+__device__ inline int32_t group_beyond(const TileList& p, int32_t i, int32_t tile, int32_t m_blocks) {
+  const int32_t found = first_lane([&](int32_t lane) {
+    const RowGroup own = p.groups[min(i + lane, p.last_group)];
+    return own.expert < 0 || tile < own.first_tile * m_blocks;
+  });
+  return i + min(found, 31);
+}
+
 // A CTA's tile is kMTiles weight tiles of 64 rows by up to tile_rows rows. An expert's rows are spread evenly over as
 // few tiles as hold them, in steps of kRowStep, a power of two that divides tile_rows: two tiles of 80 cost less than
 // one of 144 and one of 16 where the kernel's work follows the rows, and no more elsewhere. The CTAs' last round, if
 // that gives work to twice as many, is done in halves of a tile's weight tiles: half of a CTA's warpgroups are faster
-// by themselves.
-template <int kMTiles, int kRowStep = 8, class Body>
+// by themselves. kByWarps: whole warps call, all lanes at once.
+template <int kMTiles, int kRowStep = 8, bool kByWarps = false, class Body>
 __device__ void for_each_tile(const TileList& p, Body body) {
   const int32_t m_blocks = (p.m_tiles + kMTiles - 1) / kMTiles;
   RowGroup group = p.groups ? p.groups[0] : RowGroup{0, 0, p.num_rows, 0};
@@ -42,7 +55,12 @@ __device__ void for_each_tile(const TileList& p, Body body) {
     const int32_t tile = halved ? whole + (at - whole) / 2 : at;
     while (tile >= next.first_tile * m_blocks) {
       if (next.expert < 0) return;
-      group = next;
+      if constexpr (kByWarps) {
+        i = group_beyond(p, i, tile, m_blocks);
+        group = p.groups[i - 1];
+      } else {
+        group = next;
+      }
       next = p.groups[i++];
     }
     const int32_t row_tiles = next.first_tile - group.first_tile, in_group = tile - group.first_tile * m_blocks;

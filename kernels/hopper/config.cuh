@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a GEMM kernel is made of: tile, warps, shared memory. One instance a row-tile size; rust/cuda/tiles.rs chooses.
 #pragma once
+#include <type_traits>
+
 #include "../common/tiles.cuh"
 #include "layout.cuh"
 #include "params.h"
@@ -25,29 +27,37 @@ struct Config {
   static constexpr int kSteps = kSlabSteps / kLineSlabs;  // of the tensor core in a slab
   static constexpr bool kRounded = false;                 // mode fp8: block scales of any value, in no pairs
   static constexpr int kTileBytes = kColumnBytes == 1 ? kPairedTileBytes : nvfp4::kTileBytes;  // of a slab
+  static constexpr bool kByWarps = kColumnBytes == 1;     // how warps look for their next tile (for_each_tile)
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
   static constexpr int kPartialBytes = (kK - 1) * kM * kN * 256;  // sums of warpgroups along K
   static constexpr int kStageBytes = kLines * kN * 128 + kSlabs * kTiles * kTileBytes;
-  static constexpr int kScaleBytes = kConsumers / 32 * kN * 4;  // of token rows
+  // Scales of token rows: of e4m3 rows the producer copies them ahead with the rows, since what it takes to find them
+  // would hold up consumers at the start of each tile; else each warp those of its tile.
+  static constexpr bool kScalesByProducer = kColumnBytes == 1;
+  static constexpr int kScaleSlots = kScalesByProducer ? 8 : kConsumers / 32;
+  static constexpr int kScaleBytes = kScaleSlots * kN * 4;
   static constexpr int kRingBytes = GEMM_SM90_SHARED_BYTES - kPartialBytes - kScaleBytes - 1024;
   static constexpr int kStages = kRingBytes / (kStageBytes + 16);
   // Registers of a thread. setmaxnreg deals out what the CTA was launched with: 512 * 104 + 128 * 64 = 640 * 96, and
-  // 256 * 208 + 128 * 88 = 384 * 168.
-  static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : 104;
-  static constexpr int kProducerRegisters = kGroupTiles > 1 ? 88 : 64;
+  // 256 * 208 + 128 * 88 = 256 * 200 + 128 * 104 = 384 * 168. Producers of many rows need a pointer for each of theirs.
+  static constexpr int kConsumerRegisters = kGroupTiles > 1 ? 208 : kConsumers == 256 ? 200 : 104;
+  static constexpr int kProducerRegisters = kGroupTiles > 1 ? 88 : kConsumers == 256 ? 104 : 64;
   static_assert(kTiles % kM == 0 && kSlabs % kK == 0 && kGroupSlabs % kLineSlabs == 0,
                 "every warpgroup gets as many tiles and slabs");
   static_assert(kGroupTiles == 1 || (kGroupTiles == 2 && kK == 1),
                 "one tile at a time, or two; sums along K are of one");
 };
 
-// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
-constexpr int tiles_of_cta(int rows, bool is_linear) {
-  return rows >= (is_linear ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS : GEMM_SM90_FOUR_TILES_ROWS) ? 4
-         : rows >= GEMM_SM90_TWO_TILES_ROWS                                                 ? 2
-                                                                                            : 1;
+// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it. Words become e4m3 by fewer
+// instructions than bf16, so that few warps, which take the fewest for all else, keep up with HBM sooner.
+constexpr int tiles_of_cta(int rows, int column_bytes, bool is_linear) {
+  if (column_bytes == 1 && rows >= GEMM_SM90_FP8_WIDE_ROWS) return 2;
+  const int four = is_linear           ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS
+                   : column_bytes == 1 ? GEMM_SM90_FP8_FOUR_TILES_ROWS
+                                       : GEMM_SM90_FOUR_TILES_ROWS;
+  return rows >= four ? 4 : rows >= GEMM_SM90_TWO_TILES_ROWS ? 2 : 1;
 }
 
 // Slabs of a stage with four tiles: as many of four as fit three times, because copies and waits cost the less the
@@ -70,8 +80,16 @@ struct ConfigOfTiles<kN, kColumnBytes, 2> : Config<kN, 2, 2, 2, 4, kColumnBytes>
 template <int kN, int kColumnBytes>
 struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8, kColumnBytes> {};
 
+// So many rows that two tiles of an expert become one: its weights are dequantised once. Tensor cores are what is short
+// then, and two warpgroups have the registers for the sums.
+template <int kN, int kColumnBytes>
+struct WideConfig : Config<kN, 2, 2, 1, 4, kColumnBytes> {};
+
 template <int kN, int kColumnBytes, Epilogue kEpilogue>
-struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {};
+struct ConfigOf : std::conditional_t<
+                      kN >= GEMM_SM90_FP8_WIDE_ROWS, WideConfig<kN, kColumnBytes>,
+                      ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kColumnBytes, kEpilogue == Epilogue::kLinear)>> {
+};
 
 // Of block scales that are any, rounded or not, and in no pairs: kernels of their own, so that others do not pay for
 // it.
@@ -90,7 +108,7 @@ struct SharedStorage {
   alignas(1024) uint8_t rows[C::kStages][C::kLines][C::kN * 128];  // RowsDescriptor's layout
   alignas(128) uint8_t tiles[C::kStages][C::kTiles][C::kSlabs * C::kTileBytes];
   float partial[C::kK > 1 ? C::kK - 1 : 1][C::kM][C::kK > 1 ? C::kN / 2 : 1][C::kK > 1 ? 128 : 1];
-  float row_scale[C::kConsumers / 32][C::kN];  // of a warp's token rows
+  alignas(8) float row_scale[C::kScaleSlots][C::kN];  // of a tile's token rows
   uint64_t full[C::kStages];
   uint64_t empty[C::kStages];
 };
@@ -98,8 +116,24 @@ struct SharedStorage {
 static_assert(GEMM_SM90_WIDEST_ROWS == kWidestTile && GEMM_SM90_COLUMN_STEP == kWidthStep,
               "routing orders experts by what the widest kernel's work follows");
 
+// Which slot of row scales the next tile has; both roles count. A tile's scales are copied once the stages before it
+// are, and read after its last stage is free again. Tiles may be of one stage: so two slots more than stages.
 template <class C>
-constexpr bool kFitsLaunch = C::kThreads == (C::kTiles == 4 ? GEMM_SM90_FOUR_TILES_THREADS : GEMM_SM90_THREADS) &&
-                             C::kStages >= 3 && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
+struct ScaleSlot {
+  uint32_t slot = 0;
+
+  __device__ uint32_t next() {
+    const uint32_t own = slot;
+    slot = own + 1 == C::kScaleSlots ? 0 : own + 1;
+    return own;
+  }
+};
+
+template <class C>
+constexpr bool kHasFewThreads = C::kTiles == 4 || C::kN >= GEMM_SM90_FP8_WIDE_ROWS;
+template <class C>
+constexpr bool kFitsLaunch =
+    C::kThreads == (kHasFewThreads<C> ? GEMM_SM90_FEW_THREADS : GEMM_SM90_THREADS) && C::kStages >= 3 &&
+    (!C::kScalesByProducer || C::kStages + 2 <= C::kScaleSlots) && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

@@ -33,12 +33,17 @@ struct RowGather {
   __device__ static int first_line() { return producer_thread<C>() / 8 / kRowStep; }
   __device__ static int chunk() { return producer_thread<C>() % 8; }
 
-  __device__ RowGather(const GemmParams& p, const Tile& tile) {
+  // Copies the scales of the tile's rows, too, where the producer does that.
+  __device__ RowGather(const GemmParams& p, const Tile& tile, float* scales) {
     num_rows = (tile.num_rows - first_row() + kRowStep - 1) / kRowStep;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       int64_t at = tile.first_row + min(first_row() + kRowStep * i, tile.num_rows - 1);
       if (p.row_to_slot) at = p.row_to_slot[at] / p.top_k;
+      if constexpr (C::kScalesByProducer) {
+        const bool copies = first_line() == 0 && chunk() == 0 && i < num_rows;
+        if (copies) ptx::cp_async_4(ptx::shared_address(scales + first_row() + kRowStep * i), p.row_scale + at);
+      }
       row[i] =
           static_cast<const uint8_t*>(p.x) + at * p.x_row_stride * C::kColumnBytes + first_line() * 128 + chunk() * 16;
     }
@@ -147,12 +152,13 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
   // An expert's row tiles are done together; those of a linear may be many rounds apart.
   const uint64_t policy = ptx::read_policy(p.list.groups != nullptr);
   Ring<C> ring;
+  ScaleSlot<C> scales;
   bool is_first = true;
-  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
+  for_each_tile<C::kTiles, 8, C::kByWarps>(p.list, [&](const Tile& tile) {
     const WeightTiles weights = WeightTiles::of<C>(p, tile, policy);
     const int started = is_first ? weights.load_ahead(p, shared) : 0;
     is_first = false;
-    RowGather<C> rows(p, tile);
+    RowGather<C> rows(p, tile, shared.row_scale[scales.next()]);
     for (int slab = 0; slab < p.num_slabs; slab += C::kSlabs) {
       if (slab >= started) weights.load(p, shared, ring, slab);
       const uint32_t target = rows.target(shared, ring.stage);
@@ -166,6 +172,7 @@ __device__ void load(const GemmParams& p, SharedStorage<C>& shared) {
       if (aligned) {
         ptx::cp_async_arrive(shared.full[ring.stage]);
       } else {
+        if (C::kScalesByProducer) ptx::cp_async_wait_all();
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(shared.full[ring.stage]);
       }

@@ -289,8 +289,9 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0);
   const int m = warpgroup % C::kM, k = warpgroup / C::kM;
   Ring<C> ring;
-  for_each_tile<C::kTiles>(p.list, [&](const Tile& tile) {
-    const Output output(p, tile, shared);
+  ScaleSlot<C> scales;
+  for_each_tile<C::kTiles, 8, C::kByWarps>(p.list, [&](const Tile& tile) {
+    const Output output(p, tile, shared, scales.next());
     Accumulation<C> sums(shared, ring, m, k);
     // A second weight tile that there is not is multiplied as the stage held it before, and not stored.
     if (C::kM == 1 || m * C::kGroupTiles < tile.num_m_tiles) {

@@ -8,13 +8,16 @@
 /* Row-tile sizes that the GEMMs are compiled for: of(rows) for each. rust/cuda/tiles.rs chooses. */
 #define GEMM_SM90_ROW_TILES(of) of(8) of(16) of(24) of(32) of(48) of(64) of(80) of(96) of(112) of(128) of(144)
 
+/* The same of e4m3 rows: one size more. */
+#define GEMM_SM90_FP8_ROW_TILES(of) GEMM_SM90_ROW_TILES(of) of(208)
+
 /* The same of weights that are rounded to e4m3: fewer, because every size is four kernels. */
-#define GEMM_SM90_ROUNDED_ROW_TILES(of) of(8) of(16) of(24) of(48) of(64) of(80) of(112) of(144)
+#define GEMM_SM90_ROUNDED_ROW_TILES(of) of(8) of(16) of(24) of(48) of(64) of(80) of(112) of(144) of(208)
 
 /* Launch shape of every GEMM of Hopper: one CTA a multiprocessor, all of its shared memory. Those whose CTA has four
- * weight tiles have fewer threads, with more registers. */
+ * weight tiles, or more token rows than any other, have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
-#define GEMM_SM90_FOUR_TILES_THREADS 384
+#define GEMM_SM90_FEW_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
 /* The widest kernel multiplies as many token rows as a tile has, in steps: fine down to where most tiles are, then
@@ -25,10 +28,13 @@
 #define GEMM_SM90_COARSE_STEP 32
 #define GEMM_SM90_FEWEST_COLUMNS 48
 
-/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, in a linear later. */
+/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, of e4m3 rows sooner,
+ * in a linear later; and from so many, of e4m3 rows, two again, whose sums take all registers. */
 #define GEMM_SM90_TWO_TILES_ROWS 24
 #define GEMM_SM90_FOUR_TILES_ROWS 48
+#define GEMM_SM90_FP8_FOUR_TILES_ROWS 16
 #define GEMM_SM90_LINEAR_FOUR_TILES_ROWS 80
+#define GEMM_SM90_FP8_WIDE_ROWS 208
 
 /* Mode fp8: exponent of two of a matrix's largest block scale as it is stored. */
 #define FP8_LARGEST_EXPONENT 6

@@ -62,6 +62,14 @@ struct Wgmma;  // multiply_add_*(d, a, b): D += A * B^T, D the first kN / 2 regi
 #define NVFP4_NAMES_64 NVFP4_NAMES_60 ", %60, %61, %62, %63"
 #define NVFP4_NAMES_68 NVFP4_NAMES_64 ", %64, %65, %66, %67"
 #define NVFP4_NAMES_72 NVFP4_NAMES_68 ", %68, %69, %70, %71"
+#define NVFP4_NAMES_76 NVFP4_NAMES_72 ", %72, %73, %74, %75"
+#define NVFP4_NAMES_80 NVFP4_NAMES_76 ", %76, %77, %78, %79"
+#define NVFP4_NAMES_84 NVFP4_NAMES_80 ", %80, %81, %82, %83"
+#define NVFP4_NAMES_88 NVFP4_NAMES_84 ", %84, %85, %86, %87"
+#define NVFP4_NAMES_92 NVFP4_NAMES_88 ", %88, %89, %90, %91"
+#define NVFP4_NAMES_96 NVFP4_NAMES_92 ", %92, %93, %94, %95"
+#define NVFP4_NAMES_100 NVFP4_NAMES_96 ", %96, %97, %98, %99"
+#define NVFP4_NAMES_104 NVFP4_NAMES_100 ", %100, %101, %102, %103"
 
 #define NVFP4_OPERANDS_4 NVFP4_D4(0)
 #define NVFP4_OPERANDS_8 NVFP4_OPERANDS_4, NVFP4_D4(4)
@@ -81,6 +89,14 @@ struct Wgmma;  // multiply_add_*(d, a, b): D += A * B^T, D the first kN / 2 regi
 #define NVFP4_OPERANDS_64 NVFP4_OPERANDS_60, NVFP4_D4(60)
 #define NVFP4_OPERANDS_68 NVFP4_OPERANDS_64, NVFP4_D4(64)
 #define NVFP4_OPERANDS_72 NVFP4_OPERANDS_68, NVFP4_D4(68)
+#define NVFP4_OPERANDS_76 NVFP4_OPERANDS_72, NVFP4_D4(72)
+#define NVFP4_OPERANDS_80 NVFP4_OPERANDS_76, NVFP4_D4(76)
+#define NVFP4_OPERANDS_84 NVFP4_OPERANDS_80, NVFP4_D4(80)
+#define NVFP4_OPERANDS_88 NVFP4_OPERANDS_84, NVFP4_D4(84)
+#define NVFP4_OPERANDS_92 NVFP4_OPERANDS_88, NVFP4_D4(88)
+#define NVFP4_OPERANDS_96 NVFP4_OPERANDS_92, NVFP4_D4(92)
+#define NVFP4_OPERANDS_100 NVFP4_OPERANDS_96, NVFP4_D4(96)
+#define NVFP4_OPERANDS_104 NVFP4_OPERANDS_100, NVFP4_D4(100)
 
 // `n` columns in `num_d` registers; a0 to a3 and b are num_d, num_d + 1, ... `types` of D, A and B; `rest` are the
 // scales of A and B and, where it may be transposed, B's order.
@@ -111,5 +127,6 @@ NVFP4_WGMMA(96, 48, 48, 49, 50, 51, 52)
 NVFP4_WGMMA(112, 56, 56, 57, 58, 59, 60)
 NVFP4_WGMMA(128, 64, 64, 65, 66, 67, 68)
 NVFP4_WGMMA(144, 72, 72, 73, 74, 75, 76)
+NVFP4_WGMMA(208, 104, 104, 105, 106, 107, 108)
 
 }  // namespace nvfp4::ptx

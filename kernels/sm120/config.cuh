@@ -17,6 +17,7 @@ struct Config {
   static constexpr int kN = kN_;  // token rows of a tile
   static constexpr Rows kRows = kRows_;
   static constexpr bool kIsNvfp4 = kRows == Rows::kNvfp4;
+  static constexpr bool kScalesByProducer = false;
   static constexpr int kTiles = 2;               // weight tiles of a CTA, and of each warp
   static constexpr int kM = 1, kGroupTiles = 2;  // as the epilogue (../common/epilogue.cuh) counts them
   static constexpr int kSplit = kN >= GEMM_SM120_WIDE_ROWS ? 2 : 1;  // groups of warps along the token rows

@@ -14,7 +14,7 @@ mod tiles;
 pub use kernels::{GEMM_ROWS, KERNELS};
 use layout::PAIRED_TILE_BYTES;
 pub use layout::fp8_row_bytes;
-pub use tiles::{rounds, tiles_of_cta};
+pub use tiles::{rounds, threads_of_cta, tiles_of_cta};
 
 #[cfg(test)]
 pub use kernels::PREPARE_TILES;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The row-tile size of Hopper's GEMMs: how many token rows one CTA multiplies with its weight rows.
 
-use super::kernels::{GEMM_ROWS, ROUNDED_ROWS};
-use crate::config::{LayerConfig, WeightForm};
+use super::kernels::{FP8_ROWS, GEMM_ROWS, ROUNDED_ROWS};
+use crate::config::{LayerConfig, Mode, WeightForm};
 use crate::cuda::kernels::params;
 use crate::cuda::tiles::{TileTable, check_rows};
 use crate::error::Result;
@@ -40,9 +40,44 @@ const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
 /// Beyond the table: so many tiles that it matters little how full the last is.
 const SIZE_OF_MANY_ROWS: u32 = 112;
 
+/// The same of e4m3 rows, found by the bare GEMMs on an H200. Tensor cores are twice as fast there, and so dequantising
+/// weights is more of a tile's time: an expert's rows are better in one tile of 208 than in two, and the widest bf16 kernel
+/// pays more for its branches.
+const FP8_SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
+    (5.6, 8),     // decoding: Flash up to 238 tokens, Pro up to 358
+    (11.85, 16),  // Pro, 512 tokens: 8 rows, up to 14
+    (18.65, 24),  // Flash, 512 tokens: 12 rows, up to 19; Pro, 1024: 16 rows, up to 24
+    (27.4, 32),   // Flash, 1024 tokens: 24 rows, up to 34
+    (41.4, 48),   // Pro, 2048 tokens: 32 rows, up to 44
+    (56.2, 64),   // Flash, 2048 tokens: 48 rows, up to 62
+    (70.3, 80),   // Pro, 4096 tokens: 64 rows, up to 80
+    (85.2, 96),   // Kimi-K2, 4096 tokens: 85 rows, just below
+    (102.6, 112), // Flash, 4096 tokens: 96 rows, up to 116
+    (139.0, 144), // Pro, 8192 tokens: 128 rows, up to 150
+    (203.3, 208), // Flash, 8192 tokens: 192 rows, up to 220; Kimi-K2, 8192: 171 rows
+    (219.4, 112), // two tiles
+    (286.7, 144), // Qwen3-235B, 4096 tokens: 256 rows are two tiles of 128
+    (306.4, 112), // three tiles
+];
+
+/// Beyond that table.
+const FP8_SIZE_OF_MANY_ROWS: u32 = 208;
+
 /// The sizes that the kernels of a layer are compiled for.
 fn sizes_of(config: &LayerConfig) -> &'static [u32] {
-    if config.weight_form() == WeightForm::Fp8 { &ROUNDED_ROWS } else { &GEMM_ROWS }
+    match (config.mode, config.weight_form()) {
+        (Mode::Fp8, WeightForm::Fp8) => &ROUNDED_ROWS,
+        (Mode::Fp8, _) => &FP8_ROWS,
+        (Mode::Bf16 | Mode::Nvfp4, _) => &GEMM_ROWS,
+    }
+}
+
+/// The sizes by the mean of an expert's rows, and the one beyond.
+fn sizes_by_mean(mode: Mode) -> (&'static [(f64, u32)], u32) {
+    match mode {
+        Mode::Fp8 => (FP8_SIZE_BY_MEAN_ROWS, FP8_SIZE_OF_MANY_ROWS),
+        Mode::Bf16 | Mode::Nvfp4 => (SIZE_BY_MEAN_ROWS, SIZE_OF_MANY_ROWS),
+    }
 }
 
 /// The table of a layer, by tokens.
@@ -51,20 +86,32 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
     if let Some(rows) = config.tile_rows {
         return Ok(TileTable::always(rows));
     }
-    Ok(TileTable::by_mean(SIZE_BY_MEAN_ROWS, SIZE_OF_MANY_ROWS, sizes_of(config), config))
+    let (by_mean, beyond) = sizes_by_mean(config.mode);
+    Ok(TileTable::by_mean(by_mean, beyond, sizes_of(config), config))
 }
 
 /// Weight tiles of a CTA, as `tiles_of_cta` of `kernels/hopper/config.cuh`. A linear is one matrix: fewer tiles, so that more
 /// CTAs share it.
-pub fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
-    let four = match is_linear {
-        true => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
-        false => params::GEMM_SM90_FOUR_TILES_ROWS,
+pub fn tiles_of_cta(rows: u32, column_bytes: usize, is_linear: bool) -> usize {
+    let four = match (is_linear, column_bytes) {
+        (true, _) => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
+        (false, 1) => params::GEMM_SM90_FP8_FOUR_TILES_ROWS,
+        (false, _) => params::GEMM_SM90_FOUR_TILES_ROWS,
     };
     match rows {
+        params::GEMM_SM90_FP8_WIDE_ROWS.. if column_bytes == 1 => 2,
         rows if rows >= four => 4,
         params::GEMM_SM90_TWO_TILES_ROWS.. => 2,
         _ => 1,
+    }
+}
+
+/// Threads of a CTA, as `kFitsLaunch` there.
+pub fn threads_of_cta(rows: u32, column_bytes: usize, is_linear: bool) -> u32 {
+    if tiles_of_cta(rows, column_bytes, is_linear) == 4 || rows >= params::GEMM_SM90_FP8_WIDE_ROWS {
+        params::GEMM_SM90_FEW_THREADS
+    } else {
+        params::GEMM_SM90_THREADS
     }
 }
 
@@ -84,7 +131,7 @@ pub fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
 /// table would say no more.
 pub fn linear_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
     let cost = |rows: u32| {
-        let weight_tiles = tiles_of_cta(rows, true);
+        let weight_tiles = tiles_of_cta(rows, 2, true);
         let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(weight_tiles);
         rounds(tiles, weight_tiles, num_sms) * (weight_tiles * (rows as usize + LINEAR_OVERHEAD)) as f64
     };
@@ -100,22 +147,28 @@ mod tests {
     /// The size for a call of so many tokens.
     fn size_for(num_tokens: usize, config: &LayerConfig) -> u32 {
         let mean = (num_tokens * config.top_k) as f64 / config.num_experts as f64;
-        let by_mean =
-            SIZE_BY_MEAN_ROWS.iter().find(|(limit, _)| mean < *limit).map_or(SIZE_OF_MANY_ROWS, |(_, size)| *size);
-        let enough = GEMM_ROWS.into_iter().find(|size| *size as usize >= num_tokens).unwrap_or(by_mean);
+        let (limits, beyond) = sizes_by_mean(config.mode);
+        let by_mean = limits.iter().find(|(limit, _)| mean < *limit).map_or(beyond, |(_, size)| *size);
+        let enough = sizes_of(config).iter().copied().find(|size| *size as usize >= num_tokens).unwrap_or(by_mean);
         by_mean.min(enough)
     }
 
     /// What an expert's rows cost in tiles of a size, in rows: rows are spread evenly over as few tiles as hold them, and
     /// the widest kernel multiplies as many columns as a tile has, in steps. A tile costs 64 or 80 rows beside its own, to
-    /// dequantise weights (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
-    fn expert_cost(rows: f64, size: u32) -> f64 {
+    /// dequantise weights (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights); of e4m3 rows 72, and the widest
+    /// kernel's branches 28 (measured on an H200: Flash EP1 and Pro EP8).
+    fn expert_cost(rows: f64, size: u32, mode: Mode) -> f64 {
         let tiles = (rows / f64::from(size)).ceil();
+        let branches = if mode == Mode::Fp8 { 28.0 } else { 4.0 };
         let columns = match size {
-            params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + 4.0,
+            params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + branches,
             _ => f64::from(size),
         };
-        let beside = if (params::GEMM_SM90_FOUR_TILES_ROWS..=112).contains(&size) { 64.0 } else { 80.0 };
+        let beside = match mode {
+            Mode::Fp8 => 72.0,
+            _ if (params::GEMM_SM90_FOUR_TILES_ROWS..=112).contains(&size) => 64.0,
+            _ => 80.0,
+        };
         tiles * (columns + beside)
     }
 
@@ -135,7 +188,7 @@ mod tests {
         let deviation = (mean * (1.0 - share)).sqrt();
         let likely = (-32..=32).map(|eighth| f64::from(eighth) / 8.0).map(|z: f64| {
             let rows = (mean + z * deviation).round().clamp(1.0, num_tokens.max(1) as f64);
-            (-z * z / 2.0).exp() * expert_cost(rows, size)
+            (-z * z / 2.0).exp() * expert_cost(rows, size, config.mode)
         });
         likely.sum()
     }
@@ -143,16 +196,20 @@ mod tests {
     const LAYERS: [(usize, usize); 8] =
         [(6, 256), (6, 384), (8, 384), (8, 256), (8, 128), (10, 512), (22, 512), (4, 128)];
 
+    fn layers() -> impl Iterator<Item = (Mode, usize, usize)> {
+        [Mode::Bf16, Mode::Fp8].into_iter().flat_map(|mode| LAYERS.map(|(top_k, experts)| (mode, top_k, experts)))
+    }
+
     fn best_by_model(tokens: usize, config: &LayerConfig) -> u32 {
-        let costs = GEMM_ROWS.map(|size| (cost(tokens, config, size), size));
-        costs.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1
+        let sizes = sizes_of(config).iter().filter(|size| **size != 128); // which no layer takes
+        sizes.map(|size| (cost(tokens, config, *size), *size)).min_by(|a, b| a.0.total_cmp(&b.0)).unwrap().1
     }
 
     /// At the token counts that were swept on GPUs.
     #[test]
     fn the_table_chooses_what_the_model_does_where_it_was_measured() {
-        for (top_k, experts) in LAYERS {
-            let config = LayerConfig { top_k, num_experts: experts, ..layer_config() };
+        for (mode, top_k, experts) in layers() {
+            let config = LayerConfig { mode, top_k, num_experts: experts, ..layer_config() };
             let table = layer_table(&config).unwrap();
             for tokens in (0..14).map(|power| 1 << power) {
                 let what = format!("{top_k} of {experts}, {tokens} tokens");
@@ -164,8 +221,8 @@ mod tests {
     /// Everywhere else; where it changes, the model's own choice jumps with single tokens.
     #[test]
     fn the_table_is_nowhere_far_from_the_model() {
-        for (top_k, experts) in LAYERS {
-            let config = LayerConfig { top_k, num_experts: experts, ..layer_config() };
+        for (mode, top_k, experts) in layers() {
+            let config = LayerConfig { mode, top_k, num_experts: experts, ..layer_config() };
             let table = layer_table(&config).unwrap();
             for tokens in (1..1100).step_by(3).chain((1100..28_000).step_by(137)) {
                 let best = cost(tokens, &config, best_by_model(tokens, &config));
@@ -204,7 +261,7 @@ mod tests {
         assert_eq!(forced(96).unwrap().rows(1), 96);
         let all_tokens = LayerConfig { num_experts: 6, ..layer_config() }; // of which every expert has a row
         let single = LayerConfig { mode: Mode::Fp8, ..all_tokens };
-        for (tokens, rows) in [(1, 8), (8, 8), (9, 16), (25, 48), (1 << 20, 112)] {
+        for (tokens, rows) in [(1, 8), (8, 8), (9, 16), (25, 48), (1 << 20, 208)] {
             assert_eq!(layer_table(&single).unwrap().rows(tokens), rows, "{tokens} tokens");
         }
         assert!(layer_table(&LayerConfig { tile_rows: Some(96), ..single.clone() }).is_err());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nvfp4-moe-oracle/src/facts.hpp"
 
+#include <algorithm>
 #include <vector>
 
 #include "nvfp4-moe-oracle/src/lib.rs.h"
@@ -10,13 +11,14 @@ namespace {
 
 #define NVFP4_ROWS(rows) rows,
 constexpr uint32_t kRowTileSizes[] = {GEMM_SM90_ROW_TILES(NVFP4_ROWS)};
+constexpr uint32_t kFp8RowTileSizes[] = {GEMM_SM90_FP8_ROW_TILES(NVFP4_ROWS)};
 constexpr uint32_t kSm120RowTileSizes[] = {GEMM_SM120_ROW_TILES(NVFP4_ROWS)};
 #undef NVFP4_ROWS
 
-template <int kMTiles, int kRowStep = 8>
+template <int kMTiles, int kRowStep = 8, bool kByWarps = false>
 void walk(const TileList& list, rust::Vec<Tile>& tiles) {
   for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    for_each_tile<kMTiles, kRowStep>(list, [&](const nvfp4::Tile& tile) {
+    for_each_tile<kMTiles, kRowStep, kByWarps>(list, [&](const nvfp4::Tile& tile) {
       tiles.push_back(
           Tile{blockIdx.x, tile.expert, tile.first_m_tile, tile.num_m_tiles, tile.first_row, tile.num_rows});
     });
@@ -47,17 +49,26 @@ Block quantize(const std::array<float, kBlockSize>& values, float global_scale) 
   return {block.codes(), block.scale, block.saturated, block.nonfinite};
 }
 
-rust::Vec<uint32_t> row_tile_sizes() {
+rust::Vec<uint32_t> row_tile_sizes(uint32_t column_bytes) {
   rust::Vec<uint32_t> sizes;
-  for (const uint32_t rows : kRowTileSizes) sizes.push_back(rows);
+  const auto add = [&](uint32_t rows) { sizes.push_back(rows); };
+  if (column_bytes == 1) {
+    std::for_each(std::begin(kFp8RowTileSizes), std::end(kFp8RowTileSizes), add);
+  } else {
+    std::for_each(std::begin(kRowTileSizes), std::end(kRowTileSizes), add);
+  }
   return sizes;
 }
 
-uint32_t threads_of_gemm(uint32_t rows, bool is_linear) {
+uint32_t threads_of_gemm(uint32_t rows, uint32_t column_bytes, bool is_linear) {
+#define NVFP4_FP8_THREADS(n) \
+  if (column_bytes == 1 && rows == n) return ConfigOf<n, 1, Epilogue::kGemm1>::kThreads;
 #define NVFP4_THREADS(n) \
   if (rows == n)         \
     return is_linear ? ConfigOf<n, 2, Epilogue::kLinear>::kThreads : ConfigOf<n, 2, Epilogue::kGemm1>::kThreads;
+  GEMM_SM90_FP8_ROW_TILES(NVFP4_FP8_THREADS)
   GEMM_SM90_ROW_TILES(NVFP4_THREADS)
+#undef NVFP4_FP8_THREADS
 #undef NVFP4_THREADS
   return 0;
 }
@@ -132,9 +143,9 @@ rust::Vec<Tile> walk(const Launch& launch) {
     return tiles;
   }
   switch (launch.weight_tiles) {
-    case 1: walk<1>(list, tiles); break;
-    case 2: walk<2>(list, tiles); break;
-    case 4: walk<4>(list, tiles); break;
+    case 1: launch.by_warps ? walk<1, 8, true>(list, tiles) : walk<1>(list, tiles); break;
+    case 2: launch.by_warps ? walk<2, 8, true>(list, tiles) : walk<2>(list, tiles); break;
+    case 4: launch.by_warps ? walk<4, 8, true>(list, tiles) : walk<4>(list, tiles); break;
   }
   return tiles;
 }

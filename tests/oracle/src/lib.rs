@@ -27,10 +27,12 @@ pub mod facts {
         weight_tiles: i32,
         /// By the step of compute capability 10.x; its CTA has one weight tile.
         is_sm100: bool,
+        /// Whole warps look for their next tile.
+        by_warps: bool,
     }
 
     /// What one step of `for_each_tile` multiplies.
-    #[derive(Debug, Clone, Copy)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Tile {
         cta: i32,
         expert: i32,
@@ -81,7 +83,7 @@ pub mod facts {
         fn sf_offset_128x4(row: u64, col: u64, num_cols: u64) -> u64;
 
         fn row_tiles_of(rows: i32, tile_rows: i32) -> i32;
-        fn tiles_of_cta(rows: i32, is_linear: bool) -> i32;
+        fn tiles_of_cta(rows: i32, column_bytes: i32, is_linear: bool) -> i32;
         fn checkpoint_row(m: i32, r: i32, rows: i32, order: i32) -> i32;
         fn checkpoint_row_of(order: i32, row: i32, rows: i32) -> i32;
         fn projection_of_row(order: i32, row: i32, rows: i32) -> i32;
@@ -124,9 +126,9 @@ pub mod facts {
         fn activation(kind: i32, limit: f32, alpha: f32, beta: f32, gate: f32, up: f32) -> f32;
         fn quantize(values: &[f32; 16], global_scale: f32) -> Block;
         /// Row-tile sizes that Hopper's GEMMs are compiled for.
-        fn row_tile_sizes() -> Vec<u32>;
+        fn row_tile_sizes(column_bytes: u32) -> Vec<u32>;
         /// Threads of the GEMM of bf16 rows with this row-tile size, by its `Config`; 0 if there is none.
-        fn threads_of_gemm(rows: u32, is_linear: bool) -> u32;
+        fn threads_of_gemm(rows: u32, column_bytes: u32, is_linear: bool) -> u32;
         /// The same of compute capability 12.x.
         fn sm120_row_tile_sizes() -> Vec<u32>;
         fn sm120_threads_of_gemm(rows: u32) -> u32;

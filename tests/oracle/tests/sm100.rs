@@ -84,7 +84,16 @@ fn tiles_start_at_multiples_of_64_of_an_experts_rows() {
             let group = Group { expert: 0, first_row: 8, num_rows, first_tile: 0 };
             let end = Group { expert: -1, first_row: 0, num_rows: 0, first_tile: row_tiles };
             let groups = vec![group, end, end];
-            let list = Launch { groups, num_rows, m_tiles: 1, tile_rows, num_ctas: 1, weight_tiles: 1, is_sm100: true };
+            let list = Launch {
+                groups,
+                num_rows,
+                m_tiles: 1,
+                tile_rows,
+                num_ctas: 1,
+                weight_tiles: 1,
+                is_sm100: true,
+                by_warps: false,
+            };
             let tiles = facts::walk(&list);
             assert_eq!(tiles.len(), row_tiles as usize);
             let mut next = 8;

@@ -2,7 +2,7 @@
 //! `kernels/common/tiles.cuh` and `kernels/hopper/config.cuh`: which CTA multiplies what, for many routings, matrices and
 //! grids, against the host's plans for it.
 
-use nvfp4_moe::cuda::facts::{GEMM_ROWS, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS, rounds, tiles_of_cta};
+use nvfp4_moe::cuda::facts::{FP8_ROWS, GEMM_ROWS, rounds, threads_of_cta, tiles_of_cta};
 use nvfp4_moe_oracle::facts::{self, Group, Launch, Tile};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -10,20 +10,21 @@ use proptest::test_runner::TestRunner;
 
 #[test]
 fn gemms_are_compiled_for_the_row_tiles_that_the_host_chooses_from() {
-    assert_eq!(facts::row_tile_sizes(), GEMM_ROWS);
+    assert_eq!(facts::row_tile_sizes(2), GEMM_ROWS);
+    assert_eq!(facts::row_tile_sizes(1), FP8_ROWS);
 }
 
 #[test]
 fn a_cta_has_as_many_weight_tiles_on_both_sides() {
-    for is_linear in [false, true] {
+    for (bytes, is_linear) in [(2, false), (1, false), (2, true)] {
+        let what = format!("rows of {bytes} bytes a column, linear {is_linear}");
         for rows in 1..=200 {
-            let wanted = tiles_of_cta(rows, is_linear) as i32;
-            assert_eq!(facts::tiles_of_cta(rows as i32, is_linear), wanted, "{rows} rows, linear {is_linear}");
+            let wanted = tiles_of_cta(rows, bytes, is_linear) as i32;
+            assert_eq!(facts::tiles_of_cta(rows as i32, bytes as i32, is_linear), wanted, "{rows} {what}");
         }
-        for rows in GEMM_ROWS {
-            let four = tiles_of_cta(rows, is_linear) == 4;
-            let wanted = if four { GEMM_SM90_FOUR_TILES_THREADS } else { GEMM_SM90_THREADS };
-            assert_eq!(facts::threads_of_gemm(rows, is_linear), wanted, "{rows} rows, linear {is_linear}");
+        for rows in facts::row_tile_sizes(bytes as u32) {
+            let wanted = threads_of_cta(rows, bytes, is_linear);
+            assert_eq!(facts::threads_of_gemm(rows, bytes as u32, is_linear), wanted, "{rows} {what}");
         }
     }
 }
@@ -41,6 +42,7 @@ fn launches() -> impl Strategy<Value = [Launch; 2]> {
             num_ctas: 1,
             weight_tiles: 1,
             is_sm100: false,
+            by_warps: false,
         };
         // Behind the end marks lies what an earlier call left.
         let mut groups = vec![Group { expert: 7, first_row: 7, num_rows: 7, first_tile: 7 }; experts.len() + 2];
@@ -66,6 +68,7 @@ fn launches() -> impl Strategy<Value = [Launch; 2]> {
 /// how many tiles were halved.
 fn check(launch: &Launch) -> usize {
     let tiles = facts::walk(launch);
+    assert_eq!(facts::walk(&Launch { by_warps: true, ..launch.clone() }), tiles, "{launch:?}");
     let mut seen = vec![0u8; (launch.num_rows * launch.m_tiles) as usize];
     let mut half_rounds = vec![0; launch.num_ctas as usize];
     // Whole but for the last ones of a matrix, which may have fewer weight tiles.
