@@ -41,11 +41,13 @@ struct Config {
                 "one tile at a time, or two; sums along K are of one");
 };
 
-// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
-constexpr int tiles_of_cta(int rows, bool is_linear) {
-  return rows >= (is_linear ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS : GEMM_SM90_FOUR_TILES_ROWS) ? 4
-         : rows >= GEMM_SM90_TWO_TILES_ROWS                                                 ? 2
-                                                                                            : 1;
+// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it. Words become e4m3 by fewer
+// instructions than bf16, so that few warps, which take the fewest for all else, keep up with HBM sooner.
+constexpr int tiles_of_cta(int rows, int column_bytes, bool is_linear) {
+  const int four = is_linear           ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS
+                   : column_bytes == 1 ? GEMM_SM90_FP8_FOUR_TILES_ROWS
+                                       : GEMM_SM90_FOUR_TILES_ROWS;
+  return rows >= four ? 4 : rows >= GEMM_SM90_TWO_TILES_ROWS ? 2 : 1;
 }
 
 // Slabs of a stage with four tiles: as many of four as fit three times, because copies and waits cost the less the
@@ -69,7 +71,7 @@ template <int kN, int kColumnBytes>
 struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8, kColumnBytes> {};
 
 template <int kN, int kColumnBytes, Epilogue kEpilogue>
-struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {};
+struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kColumnBytes, kEpilogue == Epilogue::kLinear)> {};
 
 // Of rounded weights: a kernel of its own, so that exact ones do not pay for it.
 template <int kN, Epilogue kEpilogue>

@@ -25,9 +25,11 @@
 #define GEMM_SM90_COARSE_STEP 32
 #define GEMM_SM90_FEWEST_COLUMNS 48
 
-/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, in a linear later. */
+/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, of e4m3 rows sooner,
+ * in a linear later. */
 #define GEMM_SM90_TWO_TILES_ROWS 24
 #define GEMM_SM90_FOUR_TILES_ROWS 48
+#define GEMM_SM90_FP8_FOUR_TILES_ROWS 16
 #define GEMM_SM90_LINEAR_FOUR_TILES_ROWS 80
 
 /* Mode fp8: exponent of two of a matrix's largest block scale as it is stored. */

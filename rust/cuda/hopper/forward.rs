@@ -164,7 +164,7 @@ unsafe fn launch_gemm(call: &LayerCall, kind: GemmKind, params: &params::GemmPar
 
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles.
 fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> Launch {
-    let weight_tiles = tiles_of_cta(tile_rows, kind == GemmKind::Linear);
+    let weight_tiles = tiles_of_cta(tile_rows, kind.column_bytes(), kind == GemmKind::Linear);
     let threads = if weight_tiles == 4 { params::GEMM_SM90_FOUR_TILES_THREADS } else { params::GEMM_SM90_THREADS };
     let most = tiles * weight_tiles.min(2); // halves, in the last round
     let blocks = most.clamp(1, num_sms as usize) as u32;

@@ -35,6 +35,17 @@ pub enum GemmKind {
     Gemm2AnyRounded,
 }
 
+impl GemmKind {
+    /// Of a column of a token row: bf16, or e4m3.
+    pub fn column_bytes(self) -> usize {
+        match self {
+            Self::Gemm1 | Self::Gemm1Any | Self::Gemm2 | Self::Gemm2Any | Self::Linear => 2,
+            Self::Gemm1Fp8 | Self::Gemm1AnyFp8 | Self::Gemm2Fp8 | Self::Gemm2AnyFp8 => 1,
+            Self::Gemm1Rounded | Self::Gemm1AnyRounded | Self::Gemm2Rounded | Self::Gemm2AnyRounded => 1,
+        }
+    }
+}
+
 /// Its place among the tables of `families.rs`.
 const TABLE: usize = 1;
 

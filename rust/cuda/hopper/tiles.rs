@@ -56,10 +56,11 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
 
 /// Weight tiles of a CTA, as `tiles_of_cta` of `kernels/hopper/config.cuh`. A linear is one matrix: fewer tiles, so that more
 /// CTAs share it.
-pub fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
-    let four = match is_linear {
-        true => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
-        false => params::GEMM_SM90_FOUR_TILES_ROWS,
+pub fn tiles_of_cta(rows: u32, column_bytes: usize, is_linear: bool) -> usize {
+    let four = match (is_linear, column_bytes) {
+        (true, _) => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
+        (false, 1) => params::GEMM_SM90_FP8_FOUR_TILES_ROWS,
+        (false, _) => params::GEMM_SM90_FOUR_TILES_ROWS,
     };
     match rows {
         rows if rows >= four => 4,
@@ -84,7 +85,7 @@ pub fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
 /// table would say no more.
 pub fn linear_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
     let cost = |rows: u32| {
-        let weight_tiles = tiles_of_cta(rows, true);
+        let weight_tiles = tiles_of_cta(rows, 2, true);
         let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(weight_tiles);
         rounds(tiles, weight_tiles, num_sms) * (weight_tiles * (rows as usize + LINEAR_OVERHEAD)) as f64
     };

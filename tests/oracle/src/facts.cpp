@@ -53,10 +53,12 @@ rust::Vec<uint32_t> row_tile_sizes() {
   return sizes;
 }
 
-uint32_t threads_of_gemm(uint32_t rows, bool is_linear) {
-#define NVFP4_THREADS(n) \
-  if (rows == n)         \
-    return is_linear ? ConfigOf<n, 2, Epilogue::kLinear>::kThreads : ConfigOf<n, 2, Epilogue::kGemm1>::kThreads;
+uint32_t threads_of_gemm(uint32_t rows, uint32_t column_bytes, bool is_linear) {
+#define NVFP4_THREADS(n)                                                     \
+  if (rows == n)                                                             \
+    return is_linear           ? ConfigOf<n, 2, Epilogue::kLinear>::kThreads \
+           : column_bytes == 1 ? ConfigOf<n, 1, Epilogue::kGemm1>::kThreads  \
+                               : ConfigOf<n, 2, Epilogue::kGemm1>::kThreads;
   GEMM_SM90_ROW_TILES(NVFP4_THREADS)
 #undef NVFP4_THREADS
   return 0;

@@ -17,7 +17,7 @@ struct Tile;
 float activation(int32_t kind, float limit, float alpha, float beta, float gate, float up);
 Block quantize(const std::array<float, kBlockSize>& values, float global_scale);
 rust::Vec<uint32_t> row_tile_sizes();
-uint32_t threads_of_gemm(uint32_t rows, bool is_linear);
+uint32_t threads_of_gemm(uint32_t rows, uint32_t column_bytes, bool is_linear);
 rust::Vec<uint32_t> sm120_row_tile_sizes();
 uint32_t sm120_threads_of_gemm(uint32_t rows);
 uint32_t sm120_pipeline(uint32_t rows, bool is_nvfp4, bool is_gemm1);

@@ -81,7 +81,7 @@ pub mod facts {
         fn sf_offset_128x4(row: u64, col: u64, num_cols: u64) -> u64;
 
         fn row_tiles_of(rows: i32, tile_rows: i32) -> i32;
-        fn tiles_of_cta(rows: i32, is_linear: bool) -> i32;
+        fn tiles_of_cta(rows: i32, column_bytes: i32, is_linear: bool) -> i32;
         fn checkpoint_row(m: i32, r: i32, rows: i32, order: i32) -> i32;
         fn checkpoint_row_of(order: i32, row: i32, rows: i32) -> i32;
         fn projection_of_row(order: i32, row: i32, rows: i32) -> i32;
@@ -125,7 +125,7 @@ pub mod facts {
         /// Row-tile sizes that Hopper's GEMMs are compiled for.
         fn row_tile_sizes() -> Vec<u32>;
         /// Threads of the GEMM of bf16 rows with this row-tile size, by its `Config`; 0 if there is none.
-        fn threads_of_gemm(rows: u32, is_linear: bool) -> u32;
+        fn threads_of_gemm(rows: u32, column_bytes: u32, is_linear: bool) -> u32;
         /// The same of compute capability 12.x.
         fn sm120_row_tile_sizes() -> Vec<u32>;
         fn sm120_threads_of_gemm(rows: u32) -> u32;

@@ -15,15 +15,16 @@ fn gemms_are_compiled_for_the_row_tiles_that_the_host_chooses_from() {
 
 #[test]
 fn a_cta_has_as_many_weight_tiles_on_both_sides() {
-    for is_linear in [false, true] {
+    for (bytes, is_linear) in [(2, false), (1, false), (2, true)] {
+        let what = format!("rows of {bytes} bytes a column, linear {is_linear}");
         for rows in 1..=200 {
-            let wanted = tiles_of_cta(rows, is_linear) as i32;
-            assert_eq!(facts::tiles_of_cta(rows as i32, is_linear), wanted, "{rows} rows, linear {is_linear}");
+            let wanted = tiles_of_cta(rows, bytes, is_linear) as i32;
+            assert_eq!(facts::tiles_of_cta(rows as i32, bytes as i32, is_linear), wanted, "{rows} {what}");
         }
         for rows in GEMM_ROWS {
-            let four = tiles_of_cta(rows, is_linear) == 4;
+            let four = tiles_of_cta(rows, bytes, is_linear) == 4;
             let wanted = if four { GEMM_SM90_FOUR_TILES_THREADS } else { GEMM_SM90_THREADS };
-            assert_eq!(facts::threads_of_gemm(rows, is_linear), wanted, "{rows} rows, linear {is_linear}");
+            assert_eq!(facts::threads_of_gemm(rows, bytes as u32, is_linear), wanted, "{rows} {what}");
         }
     }
 }
