@@ -24,6 +24,7 @@ struct Config {
   static constexpr int kLines = kSlabs / kLineSlabs;      // of a row in a stage
   static constexpr int kSteps = kSlabSteps / kLineSlabs;  // of the tensor core in a slab
   static constexpr bool kRounded = false;                 // weights of mode fp8 that are rounded to e4m3
+  static constexpr int kNarrow = kN;                      // columns of a tile that has no more rows
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
@@ -41,13 +42,26 @@ struct Config {
                 "one tile at a time, or two; sums along K are of one");
 };
 
-// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it. Words become e4m3 by fewer
-// instructions than bf16, so that few warps, which take the fewest for all else, keep up with HBM sooner.
-constexpr int tiles_of_cta(int rows, int column_bytes, bool is_linear) {
-  const int four = is_linear           ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS
-                   : column_bytes == 1 ? GEMM_SM90_FP8_FOUR_TILES_ROWS
-                                       : GEMM_SM90_FOUR_TILES_ROWS;
-  return rows >= four ? 4 : rows >= GEMM_SM90_TWO_TILES_ROWS ? 2 : 1;
+// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
+constexpr int tiles_of_cta(int rows, bool is_linear) {
+  return rows >= (is_linear ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS : GEMM_SM90_FOUR_TILES_ROWS) ? 4
+         : rows >= GEMM_SM90_TWO_TILES_ROWS                                                 ? 2
+                                                                                            : 1;
+}
+
+// Warpgroups along the weight rows of a CTA with four tiles. Words become bf16 by more instructions than e4m3, and so
+// by more warps; each tile's sums must leave them the registers.
+constexpr int groups_of_cta(int rows, int column_bytes) {
+  return column_bytes == 2 && rows <= GEMM_SM90_FOUR_GROUPS_ROWS ? 4 : 2;
+}
+
+// Columns that a tile has which has no more rows. Every eight cost as much as 8 % of dequantising; but a loop for them
+// costs registers, and code of which a multiprocessor's cache holds little.
+constexpr int narrow_columns(int rows, int column_bytes, Epilogue epilogue) {
+  const bool is_common = epilogue == Epilogue::kGemm1 || epilogue == Epilogue::kGemm2;
+  return column_bytes == 2 && is_common && rows >= GEMM_SM90_FOUR_TILES_ROWS && rows < GEMM_SM90_FOUR_GROUPS_ROWS
+             ? rows - 8
+             : rows;
 }
 
 // Slabs of a stage with four tiles: as many of four as fit three times, because copies and waits cost the less the
@@ -64,14 +78,17 @@ static_assert(slabs_of_stage(64, 2) == 4 && slabs_of_stage(112, 2) == 3 && slabs
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
 template <int kN, int kColumnBytes, int kTiles>
-struct ConfigOfTiles : Config<kN, kTiles, 2, 1, slabs_of_stage(kN, kColumnBytes), kColumnBytes> {};
+struct ConfigOfTiles
+    : Config<kN, kTiles, groups_of_cta(kN, kColumnBytes), 1, slabs_of_stage(kN, kColumnBytes), kColumnBytes> {};
 template <int kN, int kColumnBytes>
 struct ConfigOfTiles<kN, kColumnBytes, 2> : Config<kN, 2, 2, 2, 4, kColumnBytes> {};
 template <int kN, int kColumnBytes>
 struct ConfigOfTiles<kN, kColumnBytes, 1> : Config<kN, 1, 1, 4, kN == 8 ? 16 : 8, kColumnBytes> {};
 
 template <int kN, int kColumnBytes, Epilogue kEpilogue>
-struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kColumnBytes, kEpilogue == Epilogue::kLinear)> {};
+struct ConfigOf : ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kEpilogue == Epilogue::kLinear)> {
+  static constexpr int kNarrow = narrow_columns(kN, kColumnBytes, kEpilogue);
+};
 
 // Of rounded weights: a kernel of its own, so that exact ones do not pay for it.
 template <int kN, Epilogue kEpilogue>
@@ -93,7 +110,7 @@ static_assert(GEMM_SM90_WIDEST_ROWS == kWidestTile && GEMM_SM90_COLUMN_STEP == k
               "routing orders experts by what the widest kernel's work follows");
 
 template <class C>
-constexpr bool kFitsLaunch = C::kThreads == (C::kTiles == 4 ? GEMM_SM90_FOUR_TILES_THREADS : GEMM_SM90_THREADS) &&
+constexpr bool kFitsLaunch = C::kThreads == (C::kGroupTiles == 2 ? GEMM_SM90_TWO_GROUPS_THREADS : GEMM_SM90_THREADS) &&
                              C::kStages >= 3 && sizeof(SharedStorage<C>) <= GEMM_SM90_SHARED_BYTES;
 
 }  // namespace nvfp4

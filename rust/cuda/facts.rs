@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What Rust states and the C++ of `kernels/` states too. `tests/oracle` compares the two; nobody else needs it.
 
-pub use super::hopper::{GEMM_ROWS, fp8_row_bytes, rounds, tiles_of_cta};
+pub use super::hopper::{GEMM_ROWS, fp8_row_bytes, rounds, threads_of_cta, tiles_of_cta};
 pub use super::kernels::ROUTE_SHARED_BYTES;
-pub use super::kernels::params::{
-    FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS, GEMM_SM120_SHARED_BYTES,
-};
+pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM120_SHARED_BYTES};
 pub use super::plan::LayerPlan;
 pub use super::self_test::forced as self_test;
 pub use super::sm100::{LAYER_ROWS, LINEAR_ROWS};

@@ -3,7 +3,7 @@
 
 use super::kernels::{GemmKind, QUANTIZE_ROWS_FP8, gemm};
 use super::layout::fp8_row_bytes;
-use super::tiles::{linear_rows, tiles_of_cta};
+use super::tiles::{linear_rows, threads_of_cta, tiles_of_cta};
 use crate::activation::ActivationKind;
 use crate::config::{LayerConfig, Mode};
 use crate::cuda::forward::LayerCall;
@@ -164,8 +164,9 @@ unsafe fn launch_gemm(call: &LayerCall, kind: GemmKind, params: &params::GemmPar
 
 /// The kernel of a GEMM with this row-tile size, and its launch for up to `tiles` tiles.
 fn gemm_launch(kind: GemmKind, tile_rows: u32, tiles: usize, num_sms: u32) -> Launch {
-    let weight_tiles = tiles_of_cta(tile_rows, kind.column_bytes(), kind == GemmKind::Linear);
-    let threads = if weight_tiles == 4 { params::GEMM_SM90_FOUR_TILES_THREADS } else { params::GEMM_SM90_THREADS };
+    let is_linear = kind == GemmKind::Linear;
+    let weight_tiles = tiles_of_cta(tile_rows, is_linear);
+    let threads = threads_of_cta(tile_rows, kind.column_bytes(), is_linear);
     let most = tiles * weight_tiles.min(2); // halves, in the last round
     let blocks = most.clamp(1, num_sms as usize) as u32;
     gemm(kind, tile_rows).over([blocks, 1, 1]).with_threads(threads).sharing(params::GEMM_SM90_SHARED_BYTES)

@@ -13,7 +13,7 @@ mod tiles;
 
 pub use kernels::{GEMM_ROWS, KERNELS};
 pub use layout::fp8_row_bytes;
-pub use tiles::{rounds, tiles_of_cta};
+pub use tiles::{rounds, threads_of_cta, tiles_of_cta};
 
 #[cfg(test)]
 pub use kernels::PREPARE_TILES;

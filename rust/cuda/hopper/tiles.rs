@@ -13,11 +13,12 @@ use crate::error::Result;
 /// the model in this file's tests: an expert's rows scatter around the mean, so a size must hold the usual most of them,
 /// and two even tiles cost less than one that is full and one that is not. The last column is a workload of each row.
 const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
-    (5.4, 8),      // decoding: Flash up to 229 tokens, Pro up to 343
-    (11.8, 16),    // Pro, 512 tokens: 8 rows, up to 14
-    (18.65, 24),   // Flash, 512 tokens: 12 rows, up to 19; Pro, 1024: 16 rows, up to 24
-    (41.37, 48),   // Flash, 1024 tokens: 24 rows, up to 34; Pro, 2048: 32 rows, up to 44
-    (56.2, 64),    // Flash, 2048 tokens: 48 rows, up to 62
+    (5.2, 8),      // decoding: Flash up to 221 tokens, Pro up to 332
+    (9.4, 16),     // Flash, 256 tokens: 6 rows, up to 11; Pro, 512: 8 rows, up to 14
+    (15.8, 24),    // Flash, 512 tokens: 12 rows, up to 19
+    (25.8, 32),    // Flash, 1024 tokens: 24 rows, up to 34; Pro, 1024: 16 rows, up to 24
+    (41.37, 48),   // Pro, 2048: 32 rows, up to 44
+    (57.1, 64),    // Flash, 2048 tokens: 48 rows, up to 62
     (70.2, 80),    // Pro, 4096 tokens: 64 rows, up to 80
     (85.2, 96),    // Kimi-K2, 4096 tokens: 85 rows, just below
     (101.33, 112), // Flash, 4096 tokens: 96 rows, up to 116
@@ -56,16 +57,24 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
 
 /// Weight tiles of a CTA, as `tiles_of_cta` of `kernels/hopper/config.cuh`. A linear is one matrix: fewer tiles, so that more
 /// CTAs share it.
-pub fn tiles_of_cta(rows: u32, column_bytes: usize, is_linear: bool) -> usize {
-    let four = match (is_linear, column_bytes) {
-        (true, _) => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
-        (false, 1) => params::GEMM_SM90_FP8_FOUR_TILES_ROWS,
-        (false, _) => params::GEMM_SM90_FOUR_TILES_ROWS,
+pub fn tiles_of_cta(rows: u32, is_linear: bool) -> usize {
+    let four = match is_linear {
+        true => params::GEMM_SM90_LINEAR_FOUR_TILES_ROWS,
+        false => params::GEMM_SM90_FOUR_TILES_ROWS,
     };
     match rows {
         rows if rows >= four => 4,
         params::GEMM_SM90_TWO_TILES_ROWS.. => 2,
         _ => 1,
+    }
+}
+
+/// Threads of a CTA, as `ConfigOf` of `kernels/hopper/config.cuh` has them: fewer where a warpgroup has two weight tiles.
+pub fn threads_of_cta(rows: u32, column_bytes: usize, is_linear: bool) -> u32 {
+    let four_groups = column_bytes == 2 && rows <= params::GEMM_SM90_FOUR_GROUPS_ROWS;
+    match tiles_of_cta(rows, is_linear) {
+        4 if !four_groups => params::GEMM_SM90_TWO_GROUPS_THREADS,
+        _ => params::GEMM_SM90_THREADS,
     }
 }
 
@@ -85,7 +94,7 @@ pub fn rounds(tiles: usize, weight_tiles: usize, num_sms: u32) -> f64 {
 /// table would say no more.
 pub fn linear_rows(num_tokens: usize, m_tiles: usize, num_sms: u32) -> u32 {
     let cost = |rows: u32| {
-        let weight_tiles = tiles_of_cta(rows, 2, true);
+        let weight_tiles = tiles_of_cta(rows, true);
         let tiles = num_tokens.div_ceil(rows as usize) * m_tiles.div_ceil(weight_tiles);
         rounds(tiles, weight_tiles, num_sms) * (weight_tiles * (rows as usize + LINEAR_OVERHEAD)) as f64
     };
@@ -112,12 +121,25 @@ mod tests {
     /// dequantise weights (measured: 200 clocks and 2.3 a row for 2 x 64 x 64 weights).
     fn expert_cost(rows: f64, size: u32) -> f64 {
         let tiles = (rows / f64::from(size)).ceil();
-        let columns = match size {
-            params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + 4.0,
-            _ => f64::from(size),
+        let tile = match size {
+            params::GEMM_SM90_WIDEST_ROWS => f64::from(widest_columns(rows / tiles)) + 84.0,
+            params::GEMM_SM90_FOUR_TILES_ROWS..=params::GEMM_SM90_FOUR_GROUPS_ROWS => {
+                four_groups_cost(rows / tiles, size)
+            }
+            ..params::GEMM_SM90_FOUR_TILES_ROWS => f64::from(size) + 78.0,
+            ..=112 => f64::from(size) + 64.0,
+            _ => f64::from(size) + 80.0,
         };
-        let beside = if (params::GEMM_SM90_FOUR_TILES_ROWS..=112).contains(&size) { 64.0 } else { 80.0 };
-        tiles * (columns + beside)
+        tiles * tile
+    }
+
+    /// A tile of a kernel with four warpgroups along the weight rows, which multiplies 8 columns fewer where there are no
+    /// rows for them. Below 24 columns HBM is short, and they count less (H200: 960 us for 16 and 8 columns, 1104 for 24
+    /// and 16, 1285 for 32 and 24, 1297 for 40, 1659 for 64, of 256 experts of Flash).
+    fn four_groups_cost(rows: f64, size: u32) -> f64 {
+        let narrow = if size < params::GEMM_SM90_FOUR_GROUPS_ROWS { size - 8 } else { size };
+        let columns = f64::from(if rows <= f64::from(narrow) { narrow } else { size });
+        (78.0 + 0.72 * columns).max(90.5 + 0.2 * columns)
     }
 
     /// What the widest kernel multiplies for a tile of so many rows.
@@ -193,7 +215,7 @@ mod tests {
     fn sizes_grow_with_rows_per_expert() {
         let rows =
             |tokens, experts| size_for(tokens, &LayerConfig { top_k: 6, num_experts: experts, ..layer_config() });
-        assert_eq!([rows(1, 256), rows(512, 256), rows(1024, 384), rows(1024, 256)], [8, 24, 24, 48]);
+        assert_eq!([rows(1, 256), rows(512, 256), rows(1024, 384), rows(1024, 256)], [8, 24, 32, 32]);
         assert_eq!([rows(2048, 384), rows(4096, 384), rows(8192, 384)], [48, 80, 144]);
         assert_eq!([rows(4096, 256), rows(8192, 256)], [112, 112]);
         assert_eq!([40.0, 48.5, 81.0, 112.0, 113.0, 144.0].map(widest_columns), [48, 80, 112, 112, 128, 144]);

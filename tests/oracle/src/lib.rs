@@ -81,7 +81,7 @@ pub mod facts {
         fn sf_offset_128x4(row: u64, col: u64, num_cols: u64) -> u64;
 
         fn row_tiles_of(rows: i32, tile_rows: i32) -> i32;
-        fn tiles_of_cta(rows: i32, column_bytes: i32, is_linear: bool) -> i32;
+        fn tiles_of_cta(rows: i32, is_linear: bool) -> i32;
         fn checkpoint_row(m: i32, r: i32, rows: i32, order: i32) -> i32;
         fn checkpoint_row_of(order: i32, row: i32, rows: i32) -> i32;
         fn projection_of_row(order: i32, row: i32, rows: i32) -> i32;

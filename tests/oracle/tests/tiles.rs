@@ -2,7 +2,7 @@
 //! `kernels/common/tiles.cuh` and `kernels/hopper/config.cuh`: which CTA multiplies what, for many routings, matrices and
 //! grids, against the host's plans for it.
 
-use nvfp4_moe::cuda::facts::{GEMM_ROWS, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS, rounds, tiles_of_cta};
+use nvfp4_moe::cuda::facts::{GEMM_ROWS, rounds, threads_of_cta, tiles_of_cta};
 use nvfp4_moe_oracle::facts::{self, Group, Launch, Tile};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -14,16 +14,15 @@ fn gemms_are_compiled_for_the_row_tiles_that_the_host_chooses_from() {
 }
 
 #[test]
-fn a_cta_has_as_many_weight_tiles_on_both_sides() {
+fn a_cta_has_as_many_weight_tiles_and_threads_on_both_sides() {
     for (bytes, is_linear) in [(2, false), (1, false), (2, true)] {
         let what = format!("rows of {bytes} bytes a column, linear {is_linear}");
         for rows in 1..=200 {
-            let wanted = tiles_of_cta(rows, bytes, is_linear) as i32;
-            assert_eq!(facts::tiles_of_cta(rows as i32, bytes as i32, is_linear), wanted, "{rows} {what}");
+            let wanted = tiles_of_cta(rows, is_linear) as i32;
+            assert_eq!(facts::tiles_of_cta(rows as i32, is_linear), wanted, "{rows} {what}");
         }
         for rows in GEMM_ROWS {
-            let four = tiles_of_cta(rows, bytes, is_linear) == 4;
-            let wanted = if four { GEMM_SM90_FOUR_TILES_THREADS } else { GEMM_SM90_THREADS };
+            let wanted = threads_of_cta(rows, bytes, is_linear);
             assert_eq!(facts::threads_of_gemm(rows, bytes as u32, is_linear), wanted, "{rows} {what}");
         }
     }
