@@ -28,6 +28,7 @@ struct Config {
   static constexpr bool kRounded = false;                 // mode fp8: block scales of any value, in no pairs
   static constexpr int kTileBytes = kColumnBytes == 1 ? kPairedTileBytes : nvfp4::kTileBytes;  // of a slab
   static constexpr bool kByWarps = kColumnBytes == 1;     // how warps look for their next tile (for_each_tile)
+  static constexpr int kNarrow = kN;                      // columns of a tile that has no more rows
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;
@@ -50,14 +51,27 @@ struct Config {
                 "one tile at a time, or two; sums along K are of one");
 };
 
-// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it. Words become e4m3 by fewer
-// instructions than bf16, so that few warps, which take the fewest for all else, keep up with HBM sooner.
+// Weight tiles of a CTA. A linear is one matrix: fewer tiles, so that more CTAs share it.
 constexpr int tiles_of_cta(int rows, int column_bytes, bool is_linear) {
   if (column_bytes == 1 && rows >= GEMM_SM90_FP8_WIDE_ROWS) return 2;
-  const int four = is_linear           ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS
-                   : column_bytes == 1 ? GEMM_SM90_FP8_FOUR_TILES_ROWS
-                                       : GEMM_SM90_FOUR_TILES_ROWS;
-  return rows >= four ? 4 : rows >= GEMM_SM90_TWO_TILES_ROWS ? 2 : 1;
+  return rows >= (is_linear ? GEMM_SM90_LINEAR_FOUR_TILES_ROWS : GEMM_SM90_FOUR_TILES_ROWS) ? 4
+         : rows >= GEMM_SM90_TWO_TILES_ROWS                                                 ? 2
+                                                                                            : 1;
+}
+
+// Warpgroups along the weight rows of a CTA with four tiles. Words become bf16 by more instructions than e4m3, and so
+// by more warps; each tile's sums must leave them the registers.
+constexpr int groups_of_cta(int rows, int column_bytes) {
+  return column_bytes == 2 && rows <= GEMM_SM90_FOUR_GROUPS_ROWS ? 4 : 2;
+}
+
+// Columns that a tile has which has no more rows. Every eight cost as much as 8 % of dequantising; but a loop for them
+// costs registers, and code of which a multiprocessor's cache holds little.
+constexpr int narrow_columns(int rows, int column_bytes, Epilogue epilogue) {
+  const bool is_common = epilogue == Epilogue::kGemm1 || epilogue == Epilogue::kGemm2;
+  return column_bytes == 2 && is_common && rows >= GEMM_SM90_FOUR_TILES_ROWS && rows < GEMM_SM90_FOUR_GROUPS_ROWS
+             ? rows - 8
+             : rows;
 }
 
 // Slabs of a stage with four tiles: as many of four as fit three times, because copies and waits cost the less the
@@ -74,7 +88,8 @@ static_assert(slabs_of_stage(64, 2) == 4 && slabs_of_stage(112, 2) == 3 && slabs
 // and instructions are what few rows are short of. Many rows need registers for their sums: fewer threads, of two tiles
 // each.
 template <int kN, int kColumnBytes, int kTiles>
-struct ConfigOfTiles : Config<kN, kTiles, 2, 1, slabs_of_stage(kN, kColumnBytes), kColumnBytes> {};
+struct ConfigOfTiles
+    : Config<kN, kTiles, groups_of_cta(kN, kColumnBytes), 1, slabs_of_stage(kN, kColumnBytes), kColumnBytes> {};
 template <int kN, int kColumnBytes>
 struct ConfigOfTiles<kN, kColumnBytes, 2> : Config<kN, 2, 2, 2, 4, kColumnBytes> {};
 template <int kN, int kColumnBytes>
@@ -89,6 +104,7 @@ template <int kN, int kColumnBytes, Epilogue kEpilogue>
 struct ConfigOf : std::conditional_t<
                       kN >= GEMM_SM90_FP8_WIDE_ROWS, WideConfig<kN, kColumnBytes>,
                       ConfigOfTiles<kN, kColumnBytes, tiles_of_cta(kN, kColumnBytes, kEpilogue == Epilogue::kLinear)>> {
+  static constexpr int kNarrow = narrow_columns(kN, kColumnBytes, kEpilogue);
 };
 
 // Of block scales that are any, rounded or not, and in no pairs: kernels of their own, so that others do not pay for
@@ -130,7 +146,7 @@ struct ScaleSlot {
 };
 
 template <class C>
-constexpr bool kHasFewThreads = C::kTiles == 4 || C::kN >= GEMM_SM90_FP8_WIDE_ROWS;
+constexpr bool kHasFewThreads = C::kGroupTiles == 2 || C::kN >= GEMM_SM90_FP8_WIDE_ROWS;
 template <class C>
 constexpr bool kFitsLaunch =
     C::kThreads == (kHasFewThreads<C> ? GEMM_SM90_FEW_THREADS : GEMM_SM90_THREADS) && C::kStages >= 3 &&

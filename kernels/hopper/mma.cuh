@@ -89,21 +89,21 @@ struct SlabWords<1, true> {
 
 // Adds the sums of the warpgroups along K to those of the first, in order. True for the warpgroup that holds the
 // result.
-template <class C>
-__device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&acc)[C::kN / 2]) {
+template <class C, int kValues>
+__device__ bool reduce_along_k(SharedStorage<C>& shared, int m, int k, float (&acc)[kValues]) {
   if constexpr (C::kK == 1) return true;
   const int t = threadIdx.x % 128;
   ptx::named_barrier(1, C::kConsumers);  // the previous tile's sums have been read
   if (k > 0) {
 #pragma unroll
-    for (int i = 0; i < C::kN / 2; ++i) shared.partial[k - 1][m][i][t] = acc[i];
+    for (int i = 0; i < kValues; ++i) shared.partial[k - 1][m][i][t] = acc[i];
   }
   ptx::named_barrier(1, C::kConsumers);
   if (k > 0) return false;
 #pragma unroll
   for (int other = 0; other < C::kK - 1; ++other) {
 #pragma unroll
-    for (int i = 0; i < C::kN / 2; ++i) acc[i] += shared.partial[other][m][i][t];
+    for (int i = 0; i < kValues; ++i) acc[i] += shared.partial[other][m][i][t];
   }
   return true;
 }
@@ -125,20 +125,30 @@ __device__ void with_columns(int num_rows, Body body) {
   body(Columns<kColumns>{});
 }
 
+// The same once a tile, with a loop of its own for each number of columns. Two are what the registers of few rows
+// allow.
+template <class C, class Body>
+__device__ void with_columns_of_tile(int num_rows, Body body) {
+  if constexpr (C::kNarrow < C::kN) {
+    if (num_rows <= C::kNarrow) return body(Columns<C::kNarrow>{});
+  }
+  body(Columns<C::kN>{});
+}
+
 // The sums of a warpgroup's weight tiles over its share of the slabs. A stage is done in turns, each of one tile, with
 // two sets of fragments: one is dequantised while the tensor core reads the other. Warpgroups of two tiles are few, and
 // have registers: they read the words of a turn one turn ahead.
-template <class C>
+template <class C, int kTileColumns>
 class Accumulation {
  public:
-  float acc[C::kGroupTiles][C::kN / 2];
+  float acc[C::kGroupTiles][kTileColumns / 2];
 
   __device__ Accumulation(SharedStorage<C>& shared, Ring<C> ring, int m, int k)
       : shared_(shared), ring_(ring), m_(m), k_(k) {
 #pragma unroll
     for (int i = 0; i < C::kGroupTiles; ++i) {
 #pragma unroll
-      for (int j = 0; j < C::kN / 2; ++j) acc[i][j] = 0.0f;
+      for (int j = 0; j < kTileColumns / 2; ++j) acc[i][j] = 0.0f;
     }
   }
 
@@ -168,7 +178,7 @@ class Accumulation {
   using Words = SlabWords<C::kColumnBytes, C::kRounded>;
   static constexpr bool kByTile = C::kGroupTiles == 2;  // else by columns
   static constexpr bool kReadsAhead = kByTile;
-  static constexpr int kTurnSlabs = kByTile ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
+  static constexpr int kTurnSlabs = C::kK == 1 ? kSlabSteps / C::kSteps : C::kGroupSlabs / 2;
   static constexpr int kTurns = C::kGroupTiles * C::kGroupSlabs / kTurnSlabs;
   static constexpr int kTurnSteps = kTurnSlabs * C::kSteps;
   static constexpr int kTileStride = C::kSlabs * C::kTileBytes;
@@ -180,7 +190,7 @@ class Accumulation {
   }
 
   template <int kColumns>
-  __device__ static void multiply_add(float (&d)[C::kN / 2], const uint32_t (&a)[4], uint64_t rows) {
+  __device__ static void multiply_add(float (&d)[kTileColumns / 2], const uint32_t (&a)[4], uint64_t rows) {
     if constexpr (C::kColumnBytes == 2) {
       ptx::Wgmma<kColumns>::multiply_add_bf16(d, a, rows);
     } else {
@@ -233,7 +243,7 @@ class Accumulation {
         words_[i].dequantize_all(&a[turn % 2][i * C::kSteps]);
       }
       if (kReadsAhead && turn + 1 < kTurns) read(turn + 1);
-      with_columns<C>(num_rows, [&](auto columns) {
+      with_columns<C, kTileColumns>(num_rows, [&](auto columns) {
         ptx::wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kTurnSteps; ++i) {
@@ -265,7 +275,7 @@ class Accumulation {
         ptx::wgmma_fence();
 #pragma unroll
         for (int i = 0; i < C::kSteps; ++i) {
-          multiply_add<C::kN>(acc[tile], a[i], rows.at(rows_of(slab, i)));
+          multiply_add<kTileColumns>(acc[tile], a[i], rows.at(rows_of(slab, i)));
         }
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>();
@@ -292,26 +302,28 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   ScaleSlot<C> scales;
   for_each_tile<C::kTiles, 8, C::kByWarps>(p.list, [&](const Tile& tile) {
     const Output output(p, tile, shared, scales.next());
-    Accumulation<C> sums(shared, ring, m, k);
-    // A second weight tile that there is not is multiplied as the stage held it before, and not stored.
-    if (C::kM == 1 || m * C::kGroupTiles < tile.num_m_tiles) {
-      sums.run(p.num_slabs, tile.num_rows);
-    } else {
-      sums.skip(p.num_slabs);
-    }
-    // Where the ring stands now. `sums` knows, and asking it costs least; but what two branches leave there the
-    // compiler does not know to be the same in a whole warp, so that after them it is computed.
-    if constexpr (C::kM == 1) {
-      ring = sums.ring();
-    } else {
-      ring.advance((p.num_slabs + C::kSlabs - 1) / C::kSlabs);
-    }
-    if (!reduce_along_k<C>(shared, m, k, sums.acc[0])) return;
+    with_columns_of_tile<C>(tile.num_rows, [&](auto columns) {
+      Accumulation<C, decltype(columns)::kCount> sums(shared, ring, m, k);
+      // A second weight tile that there is not is multiplied as the stage held it before, and not stored.
+      if (C::kM == 1 || m * C::kGroupTiles < tile.num_m_tiles) {
+        sums.run(p.num_slabs, tile.num_rows);
+      } else {
+        sums.skip(p.num_slabs);
+      }
+      // Where the ring stands now. `sums` knows, and asking it costs least; but what two branches leave there the
+      // compiler does not know to be the same in a whole warp, so that after them it is computed.
+      if constexpr (C::kM == 1) {
+        ring = sums.ring();
+      } else {
+        ring.advance((p.num_slabs + C::kSlabs - 1) / C::kSlabs);
+      }
+      if (!reduce_along_k<C>(shared, m, k, sums.acc[0])) return;
 #pragma unroll
-    for (int i = 0; i < C::kGroupTiles; ++i) {
-      const int own = m * C::kGroupTiles + i;
-      if (own < tile.num_m_tiles) output.store(tile.first_m_tile + own, i, sums.acc[i], shared);
-    }
+      for (int i = 0; i < C::kGroupTiles; ++i) {
+        const int own = m * C::kGroupTiles + i;
+        if (own < tile.num_m_tiles) output.store(tile.first_m_tile + own, i, sums.acc[i], shared);
+      }
+    });
   });
 }
 

@@ -14,8 +14,8 @@
 /* The same of weights that are rounded to e4m3: fewer, because every size is four kernels. */
 #define GEMM_SM90_ROUNDED_ROW_TILES(of) of(8) of(16) of(24) of(48) of(64) of(80) of(112) of(144) of(208)
 
-/* Launch shape of every GEMM of Hopper: one CTA a multiprocessor, all of its shared memory. Those whose CTA has four
- * weight tiles, or more token rows than any other, have fewer threads, with more registers. */
+/* Launch shape of every GEMM of Hopper: one CTA a multiprocessor, all of its shared memory. Those whose warpgroups
+ * have two weight tiles each, or more token rows than any other, have fewer threads, with more registers. */
 #define GEMM_SM90_THREADS 640
 #define GEMM_SM90_FEW_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
@@ -28,13 +28,14 @@
 #define GEMM_SM90_COARSE_STEP 32
 #define GEMM_SM90_FEWEST_COLUMNS 48
 
-/* A CTA multiplies one weight tile of 64 rows; from so many token rows on two; from so many on four, of e4m3 rows sooner,
- * in a linear later; and from so many, of e4m3 rows, two again, whose sums take all registers. */
+/* A CTA multiplies one weight tile of 64 rows; of a linear from so many token rows on two; from so many on four, in a
+ * linear later; and from so many, of e4m3 rows, two again, whose sums take all registers. Of four, two warpgroups take
+ * two each; of bf16 up to so many rows, four one each. */
 #define GEMM_SM90_TWO_TILES_ROWS 24
-#define GEMM_SM90_FOUR_TILES_ROWS 48
-#define GEMM_SM90_FP8_FOUR_TILES_ROWS 16
+#define GEMM_SM90_FOUR_TILES_ROWS 16
 #define GEMM_SM90_LINEAR_FOUR_TILES_ROWS 80
 #define GEMM_SM90_FP8_WIDE_ROWS 208
+#define GEMM_SM90_FOUR_GROUPS_ROWS 64
 
 /* Mode fp8: exponent of two of a matrix's largest block scale as it is stored. */
 #define FP8_LARGEST_EXPONENT 6

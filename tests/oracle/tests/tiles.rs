@@ -15,7 +15,7 @@ fn gemms_are_compiled_for_the_row_tiles_that_the_host_chooses_from() {
 }
 
 #[test]
-fn a_cta_has_as_many_weight_tiles_on_both_sides() {
+fn a_cta_has_as_many_weight_tiles_and_threads_on_both_sides() {
     for (bytes, is_linear) in [(2, false), (1, false), (2, true)] {
         let what = format!("rows of {bytes} bytes a column, linear {is_linear}");
         for rows in 1..=200 {
