@@ -4,6 +4,7 @@ pub const BLOCK_THREADS: u32 = 256;
 pub const ROUTE_MAX_SEGMENTS: u32 = 256;
 pub const ROUTE_SCAN_THREADS: u32 = 1024;
 pub const ROUTE_SMALL_THREADS: u32 = 1024;
+pub const ROUTE_CLUSTER_BLOCKS: u32 = 8;
 pub const LINE_BYTES: u32 = 128;
 pub const LINE_CODE_COLS: u32 = 256;
 pub const LINE_BF16_COLS: u32 = 64;

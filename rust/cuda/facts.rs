@@ -5,6 +5,7 @@ pub use super::hopper::{GEMM_ROWS, fp8_row_bytes, rounds, tiles_of_cta};
 pub use super::kernels::ROUTE_SHARED_BYTES;
 pub use super::kernels::params::{
     FP8_LARGEST_EXPONENT, GEMM_SM90_FOUR_TILES_THREADS, GEMM_SM90_THREADS, GEMM_SM120_SHARED_BYTES,
+    ROUTE_CLUSTER_BLOCKS,
 };
 pub use super::plan::LayerPlan;
 pub use super::self_test::forced as self_test;
