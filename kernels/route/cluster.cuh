@@ -64,77 +64,78 @@ struct ClusterSegments {
   }
 };
 
-// What a block keeps in dynamic shared memory: rust/cuda/plan.rs has its size.
+// What a block keeps in dynamic shared memory: cluster_routing_words() has its size.
 struct ClusterRouting {
-  int2* slots;      // [W, segment_slots] local expert or negative; rank among its segment's
-  int32_t* before;  // [W, L] an expert's rows in a segment, then those before it in its chunk, then the first row
-  int32_t* open;    // [L] an expert's rows in the chunk of this block's last segment
+  int2* slots;       // [W, segment_slots] local expert or negative; rank among its segment's
+  int32_t* before;   // [W, stride] an expert's rows in a segment, then those before it in this block and its chunk
+  int32_t* open;     // [L] an expert's rows in the chunk of this block's last segment
+  int32_t* carried;  // [L] those in the chunk that this block begins in the middle of; then those of the blocks before
   int segment_slots;
+  int stride;           // odd, so that lanes can take a segment each
   int warps, segments;  // W, and of these those that there are
 
   __device__ ClusterRouting(const RouteParams& p, int32_t* shared) {
     segment_slots = p.segment_tokens * p.top_k;
+    stride = cluster_routing_stride(p);
     warps = blockDim.x / 32;
     segments = max(0, min(warps, p.num_segments - static_cast<int>(blockIdx.x) * warps));
     slots = reinterpret_cast<int2*>(shared);
     before = shared + 2 * warps * segment_slots;
-    open = before + warps * p.num_local_experts;
+    open = before + warps * stride;
+    carried = open + p.num_local_experts;
   }
 
-  __device__ int32_t* of_segment(const RouteParams& p, int segment) const {
-    return before + segment * p.num_local_experts;
+  __device__ int32_t* of_segment(int segment) const { return before + segment * stride; }
+  __device__ bool is_last(const RouteParams& p) const {
+    return segments > 0 && static_cast<int>(blockIdx.x) * warps + segments == p.num_segments;
   }
 
-  // Of the segments of this block: an expert's rows since the chunk changed last.
-  __device__ void sum_open(const RouteParams& p, const ClusterSegments& at) const {
-    for (int e = threadIdx.x; e < p.num_local_experts; e += blockDim.x) {
-      int32_t sum = 0, chunk = at.chunk_before[blockIdx.x];
-      for (int s = 0; s < segments; ++s) {
-        if (at.chunk_of[s] != chunk) sum = 0;
-        chunk = at.chunk_of[s];
-        sum += of_segment(p, s)[e];
-      }
-      open[e] = sum;
+  // Turns `before` into rows before the segment within this block and its chunk, and sums the chunks that lie within
+  // the block: a warp for each expert, a lane for each segment.
+  __device__ void sum_block(const RouteParams& p, const ClusterSegments& at) const {
+    const int lane = threadIdx.x % 32, last = max(segments - 1, 0);
+    const bool valid = lane < segments;
+    const bool begins = valid && at.chunk_of[lane] != (lane == 0 ? at.chunk_before[blockIdx.x] : at.chunk_of[lane - 1]);
+    const uint32_t heads = __ballot_sync(~0u, begins), heads_here = heads & (~0u >> (31 - lane));
+    const int head = 31 - __clz(heads_here | 1), first_end = heads ? __ffs(heads) - 2 : last;
+    const bool ends = lane + 1 < segments && (heads >> 1 >> lane & 1) != 0;
+    for (int e = threadIdx.x / 32; e < p.num_local_experts; e += warps) {
+      const int32_t own = valid ? of_segment(lane)[e] : 0;
+      const int32_t end = warp_inclusive_scan(own), begin = __shfl_sync(~0u, end - own, head);
+      const int32_t rows = end - (heads_here ? begin : 0);  // of the chunk, up to this segment
+      if (valid) of_segment(lane)[e] = rows - own;
+      if (ends && heads_here) p.tables.row_counts[int64_t{at.chunk_of[lane]} * p.num_local_experts + e] = rows;
+      const int32_t first = __shfl_sync(~0u, rows, max(first_end, 0)), all = __shfl_sync(~0u, rows, last);
+      if (lane == 0) open[e] = all, carried[e] = first_end < 0 ? 0 : first;
     }
   }
 
-  // Turns `before` into rows before the segment within its chunk, and sums each chunk.
-  __device__ void sum_chunks(const RouteParams& p, const ClusterSegments& at) const {
-    const int64_t num_local = p.num_local_experts;
-    for (int e = threadIdx.x; e < num_local && segments > 0; e += blockDim.x) {
-      int32_t chunk = at.chunk_before[blockIdx.x], sum = 0;
+  // Adds what the blocks before have of the chunk that this one begins in the middle of.
+  __device__ void sum_blocks(const RouteParams& p, const ClusterSegments& at) const {
+    const int32_t chunk = at.chunk_before[blockIdx.x];
+    for (int e = threadIdx.x; e < p.num_local_experts && segments > 0; e += blockDim.x) {
+      int32_t sum = 0;
       for (int block = blockIdx.x - 1; block >= 0; --block) {
         sum += read_of_block(open + e, block);
         if (at.chunk_before[block] != chunk) break;  // its rows began within the chunk
       }
-      for (int s = 0; s < segments; ++s) {
-        int32_t* const own = of_segment(p, s) + e;
-        if (at.chunk_of[s] != chunk) {
-          p.tables.row_counts[chunk * num_local + e] = sum;
-          chunk = at.chunk_of[s];
-          sum = 0;
-        }
-        const int32_t count = *own;
-        *own = sum;
-        sum += count;
-      }
-      if (static_cast<int>(blockIdx.x) * warps + segments == p.num_segments) {
-        p.tables.row_counts[chunk * num_local + e] = sum;
-      }
+      const int32_t last = at.chunk_of[segments - 1];
+      int32_t* const counts = p.tables.row_counts + e;
+      if (last != chunk || is_last(p)) counts[int64_t{chunk} * p.num_local_experts] = sum + carried[e];
+      if (last != chunk && is_last(p)) counts[int64_t{last} * p.num_local_experts] = open[e];
+      carried[e] = sum;
     }
   }
 
-  // Turns `before` into the first row of each segment and expert.
-  __device__ void add_offsets(const RouteParams& p, const ClusterSegments& at) const {
-    const int64_t num_local = p.num_local_experts;
-    for (int e = threadIdx.x; e < num_local; e += blockDim.x) {
-      int32_t chunk = -1, offset = 0;
-      for (int s = 0; s < segments; ++s) {
-        if (at.chunk_of[s] != chunk) offset = p.tables.row_offsets[at.chunk_of[s] * (num_local + 1) + e];
-        chunk = at.chunk_of[s];
-        of_segment(p, s)[e] += offset;
-      }
+  // Turns `before` into the first row of a segment's experts. One warp.
+  __device__ void add_offsets(const RouteParams& p, const ClusterSegments& at, int segment) const {
+    const int32_t chunk = at.chunk_of[segment];
+    const int32_t* const offsets = p.tables.row_offsets + int64_t{chunk} * (p.num_local_experts + 1);
+    const bool carries = chunk == at.chunk_before[blockIdx.x];
+    for (int e = threadIdx.x % 32; e < p.num_local_experts; e += 32) {
+      of_segment(segment)[e] += offsets[e] + (carries ? carried[e] : 0);
     }
+    __syncwarp();
   }
 };
 #endif

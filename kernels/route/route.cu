@@ -242,7 +242,7 @@ extern "C" __global__ void NVFP4_CLUSTER __launch_bounds__(ROUTE_SMALL_THREADS, 
   const ClusterRouting own(p, shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, segment = blockIdx.x * own.warps + warp;
   int2* const kept = own.slots + warp * own.segment_slots;
-  int32_t* const counts = own.of_segment(p, warp);
+  int32_t* const counts = own.of_segment(warp);
   int32_t routed = 0;
   if (warp < own.segments) {
     for (int e = lane; e < p.num_local_experts; e += 32) counts[e] = 0;
@@ -271,9 +271,9 @@ extern "C" __global__ void NVFP4_CLUSTER __launch_bounds__(ROUTE_SMALL_THREADS, 
   }
   if (warp == 0) at.place(p, own.warps);
   __syncthreads();
-  own.sum_open(p, at);
+  own.sum_block(p, at);
   cluster_barrier();
-  own.sum_chunks(p, at);
+  own.sum_blocks(p, at);
   cluster_barrier();
   for (int c = warp * ROUTE_CLUSTER_BLOCKS + blockIdx.x; c < p.num_chunks; c += own.warps * ROUTE_CLUSTER_BLOCKS) {
     const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
@@ -284,9 +284,8 @@ extern "C" __global__ void NVFP4_CLUSTER __launch_bounds__(ROUTE_SMALL_THREADS, 
   }
   if (blockIdx.x == 0) count_call(p);
   cluster_barrier();
-  own.add_offsets(p, at);
-  __syncthreads();
   if (warp >= own.segments) return;
+  own.add_offsets(p, at, warp);
   const SlotRange slots(p, segment);
   const int64_t chunk = at.chunk_of[warp];
   for (uint32_t slot = slots.first + lane; slot < slots.end; slot += 32) {

@@ -164,14 +164,17 @@ fn routing_counts_in_the_shared_memory_that_a_gpu_has() {
     let plan = plan_of(&Portable, &config, 1024);
     assert_eq!(plan.one_block_routing(&config, kernels::ROUTE_SHARED_BYTES), Some(33 * 512 * 4 + 1024 * 6 * 8));
     assert_eq!(plan.one_block_routing(&config, 101_376), None, "others route then");
+    assert_eq!(plan.cluster_routing(&config, 163_840), None, "4 warps a block for 512 experts");
+    let many = plan_of(&Portable, &config, 8192);
+    let bytes = 32 * 32 * 6 * 8 + (32 * 513 + 2 * 512) * 4;
     assert_eq!(
-        plan.cluster_routing(&config, 163_840),
-        Some((4, 4 * 32 * 6 * 8 + 5 * 512 * 4)),
-        "32 segments of 32 tokens"
+        many.cluster_routing(&config, 163_840),
+        Some((32, bytes)),
+        "a warp for each of 256 segments of 32 tokens"
     );
-    assert_eq!(plan.cluster_routing(&config, 0), None, "there are no clusters");
-    let many = plan_of(&Portable, &config, 65_536);
-    assert_eq!(many.cluster_routing(&config, 163_840), None, "slots of 32 segments of 256 tokens are too many to keep");
+    assert_eq!(many.cluster_routing(&config, 0), None, "there are no clusters");
+    let most = plan_of(&Portable, &config, 65_536);
+    assert_eq!(most.cluster_routing(&config, 163_840), None, "slots of 32 segments of 256 tokens are too many to keep");
     assert!(check_local_experts(25_344, 101_376).is_ok() && check_local_experts(25_345, 163_840).is_ok());
     let text = check_local_experts(25_345, 101_376).unwrap_err().to_string();
     assert!(text.contains("is 25345; on CUDA it must be at most 25344, whose counters fit 101376 bytes"), "{text}");
