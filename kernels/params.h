@@ -62,6 +62,8 @@ typedef struct RoutingTables {
 #define ROUTE_MAX_SEGMENTS 256
 #define ROUTE_SCAN_THREADS 1024
 #define ROUTE_SMALL_THREADS 1024
+/* Blocks of route_cluster, one cluster; a warp takes a segment. */
+#define ROUTE_CLUSTER_BLOCKS 8
 
 typedef struct RouteParams {
   RoutingTables tables;

@@ -107,6 +107,18 @@ def test_few_tokens_take_few_launches(run):
     assert launched(portable[linear.format(2)]) == ["quantize_rows", nvfp4]
 
 
+def test_many_tokens_are_routed_in_one_launch_where_a_gpu_has_clusters(run):
+    """And the first chunk's launches are those of the others, but for routing."""
+    many = "forward, mode 1, 8192 tokens"
+    hopper = launched(forwards(run(OWN)[1])[many])
+    assert hopper[0] == "route_cluster"
+    gemm1, gemm2, combine = hopper[1:4]
+    assert hopper[1:] == [gemm1, gemm2, combine] * (len(hopper) // 3)
+    three = ["route_count", "route_scan", "route_scatter"]
+    for capability in (80, 120):
+        assert launched(forwards(run(PORTABLE, capability)[1])[many])[:3] == three
+
+
 def test_experts_without_a_gate_take_the_kernels_of_plain_rows(run):
     """And their biases are prepared with them, by one launch a matrix."""
     lines = run(OWN)[1]

@@ -113,20 +113,8 @@ struct Columns {
   static constexpr int kCount = kCount_;
 };
 
-// Calls body(columns): how many token rows the tensor core multiplies. In the widest kernel its time is what is short,
-// so that a tile costs what its rows cost, in steps; in others the branches would cost more than they save.
-template <class C, int kColumns = C::kN, class Body>
-__device__ void with_columns(int num_rows, Body body) {
-  if constexpr (C::kN == GEMM_SM90_WIDEST_ROWS && kColumns > GEMM_SM90_FEWEST_COLUMNS) {
-    constexpr int kFewer =
-        kColumns - (kColumns > GEMM_SM90_COARSE_COLUMNS ? GEMM_SM90_COLUMN_STEP : GEMM_SM90_COARSE_STEP);
-    if (num_rows <= kFewer) return with_columns<C, kFewer>(num_rows, body);
-  }
-  body(Columns<kColumns>{});
-}
-
-// The same once a tile, with a loop of its own for each number of columns. Two are what the registers of few rows
-// allow.
+// Calls body(columns) once a tile, with a loop of its own for each number of columns that the tensor core multiplies.
+// Two are what the registers of few rows allow.
 template <class C, class Body>
 __device__ void with_columns_of_tile(int num_rows, Body body) {
   if constexpr (C::kNarrow < C::kN) {
@@ -198,6 +186,27 @@ class Accumulation {
     }
   }
 
+  // The steps of a turn, as one group. In the widest kernel the tensor core's time is what is short, so that a tile
+  // costs what its rows cost, in steps of 16.
+  __device__ static void multiply_turn(float (&d)[kTileColumns / 2], const uint32_t (&a)[kTurnSteps][4],
+                                       const ptx::RowsDescriptor& rows, int slab, int num_rows) {
+    const auto at = [&](int i) { return rows.at(rows_of(slab + i / C::kSteps, i % C::kSteps)); };
+    if constexpr (C::kN == GEMM_SM90_WIDEST_ROWS) {
+      const ptx::WidestSteps steps(num_rows);
+      const uint64_t b[4] = {at(0), at(1), at(2), at(3)};
+      if constexpr (C::kColumnBytes == 2) {
+        steps.multiply_add_bf16(d, a, b);
+      } else {
+        steps.multiply_add_e4m3(d, a, b);
+      }
+    } else {
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < kTurnSteps; ++i) multiply_add<kTileColumns>(d, a[i], at(i));
+      ptx::wgmma_commit();
+    }
+  }
+
   // The tensor core has read it.
   __device__ void release_previous() {
     if (previous_ < 0) return;
@@ -243,15 +252,7 @@ class Accumulation {
         words_[i].dequantize_all(&a[turn % 2][i * C::kSteps]);
       }
       if (kReadsAhead && turn + 1 < kTurns) read(turn + 1);
-      with_columns<C, kTileColumns>(num_rows, [&](auto columns) {
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < kTurnSteps; ++i) {
-          const int at = rows_of(slab_of(turn) + i / C::kSteps, i % C::kSteps);
-          multiply_add<decltype(columns)::kCount>(acc[tile_of(turn)], a[turn % 2][i], rows.at(at));
-        }
-        ptx::wgmma_commit();
-      });
+      multiply_turn(acc[tile_of(turn)], a[turn % 2], rows, slab_of(turn), num_rows);
       if (kReadsAhead && turn + 1 == kTurns && has_next) begin_stage();
       ptx::wgmma_wait<1>();
       if (turn == 0) release_previous();

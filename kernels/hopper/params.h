@@ -20,13 +20,10 @@
 #define GEMM_SM90_FEW_THREADS 384
 #define GEMM_SM90_SHARED_BYTES 232448
 
-/* The widest kernel multiplies as many token rows as a tile has, in steps: fine down to where most tiles are, then
- * coarse, and no fewer than the last. */
+/* The widest kernel multiplies as many token rows as a tile has, in steps, and no fewer than the last number. */
 #define GEMM_SM90_WIDEST_ROWS 144
 #define GEMM_SM90_COLUMN_STEP 16
-#define GEMM_SM90_COARSE_COLUMNS 112
-#define GEMM_SM90_COARSE_STEP 32
-#define GEMM_SM90_FEWEST_COLUMNS 48
+#define GEMM_SM90_FEWEST_COLUMNS 32
 
 /* A CTA multiplies one weight tile of 64 rows; of a linear from so many token rows on two; from so many on four, in a
  * linear later; and from so many, of e4m3 rows, two again, whose sums take all registers. Of four, two warpgroups take

@@ -8,7 +8,9 @@
 //   route_scan     one block turns counts into chunks, row offsets, and the list of experts that have rows
 //   route_scatter  segments rank their slots and write the maps
 //   route_small    all three in one block, for few tokens of one chunk
+//   route_cluster  all three in one cluster of blocks, where a GPU has such
 #include "../common/overlap.cuh"
+#include "cluster.cuh"
 #include "segments.cuh"
 #include "tables.cuh"
 
@@ -221,4 +223,74 @@ extern "C" __global__ void __launch_bounds__(ROUTE_SMALL_THREADS, 1)
     const int2 kept = small.slots[slot];  // segments follow each other without a gap
     write_slot(p, 0, slot, kept.x < 0 ? kNotRouted : small.rows[kept.x] + before[kept.x] + kept.y);
   }
+}
+
+#if __CUDA_ARCH__ >= 900
+#define NVFP4_CLUSTER __cluster_dims__(ROUTE_CLUSTER_BLOCKS, 1, 1)
+#else
+#define NVFP4_CLUSTER  // there are none: nobody launches it
+#endif
+
+// A warp for each segment, ROUTE_CLUSTER_BLOCKS * blockDim.x / 32 in all.
+extern "C" __global__ void NVFP4_CLUSTER __launch_bounds__(ROUTE_SMALL_THREADS, 1)
+    route_cluster(const __grid_constant__ RouteParams p) {
+#if __CUDA_ARCH__ >= 900
+  using namespace nvfp4;
+  extern __shared__ __align__(8) int32_t shared[];
+  __shared__ ClusterSegments at;
+  let_next_start();
+  const ClusterRouting own(p, shared);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, segment = blockIdx.x * own.warps + warp;
+  int2* const kept = own.slots + warp * own.segment_slots;
+  int32_t* const counts = own.of_segment(warp);
+  int32_t routed = 0;
+  if (warp < own.segments) {
+    for (int e = lane; e < p.num_local_experts; e += 32) counts[e] = 0;
+    __syncwarp();
+    const uint32_t first = SlotRange(p, segment).first;
+    for_each_slot<true>(p, segment, counts, [&](uint32_t slot, int32_t expert, int32_t rank) {
+      kept[slot - first] = make_int2(expert, rank);
+      routed += expert >= 0;
+    });
+    routed = __reduce_add_sync(~0u, routed);
+  }
+  if (lane == 0) at.slots[warp] = routed;
+  if (p.num_chunks > 1) {
+    if (blockIdx.x == 0) {
+      const int64_t counters = int64_t{p.num_chunks} * p.num_local_experts;
+      for (int64_t i = threadIdx.x; i < counters; i += blockDim.x) p.tables.row_counts[i] = 0;
+    }
+    __syncthreads();
+    if (warp == 0) {
+      const int32_t all = __reduce_add_sync(~0u, lane < own.warps ? at.slots[lane] : 0);
+      if (lane == 0) at.all_slots = all, at.last_slots = at.slots[own.warps - 1];
+    }
+    cluster_barrier();
+  } else {
+    __syncthreads();
+  }
+  if (warp == 0) at.place(p, own.warps);
+  __syncthreads();
+  own.sum_block(p, at);
+  cluster_barrier();
+  own.sum_blocks(p, at);
+  cluster_barrier();
+  for (int c = warp * ROUTE_CLUSTER_BLOCKS + blockIdx.x; c < p.num_chunks; c += own.warps * ROUTE_CLUSTER_BLOCKS) {
+    const int32_t* const rows = p.tables.row_counts + int64_t{c} * p.num_local_experts;
+    const auto rows_of = [&](int e) { return rows[e]; };
+    lay_out_chunk(p, c, rows_of, [](int, int32_t) {});
+    __syncwarp();
+    if (p.widest_first) list_widest_first(p, c, rows_of);
+  }
+  if (blockIdx.x == 0) count_call(p);
+  cluster_barrier();
+  if (warp >= own.segments) return;
+  own.add_offsets(p, at, warp);
+  const SlotRange slots(p, segment);
+  const int64_t chunk = at.chunk_of[warp];
+  for (uint32_t slot = slots.first + lane; slot < slots.end; slot += 32) {
+    const int2 kept_slot = kept[slot - slots.first];
+    write_slot(p, chunk, slot, kept_slot.x < 0 ? kNotRouted : counts[kept_slot.x] + kept_slot.y);
+  }
+#endif
 }

@@ -34,4 +34,11 @@ __host__ __device__ inline int32_t small_routing_words(const RouteParams& p) {
   return counters + small_routing_padding(p) + 2 * p.num_segments * p.segment_tokens * p.top_k;
 }
 
+// What a block of route_cluster keeps there, in words: two for each slot of its warps' segments, then counters of each
+// segment, at an odd stride, and two more of each expert.
+__host__ __device__ inline int32_t cluster_routing_stride(const RouteParams& p) { return p.num_local_experts | 1; }
+__host__ __device__ inline int32_t cluster_routing_words(const RouteParams& p, int32_t warps) {
+  return 2 * warps * p.segment_tokens * p.top_k + warps * cluster_routing_stride(p) + 2 * p.num_local_experts;
+}
+
 }  // namespace nvfp4

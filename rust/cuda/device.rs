@@ -133,6 +133,12 @@ impl Device {
         ROUTE_SHARED_BYTES.min(self.most_shared_bytes)
     }
 
+    /// The same of a block of a cluster; 0 where routing has no cluster. The kernel is for 9.0 and on; it was run on 9.0, and 12.x
+    /// has less shared memory to keep slots in.
+    pub fn cluster_routing_bytes(&self) -> u32 {
+        if matches!(self.capability.0, 9 | 10) { self.routing_bytes() } else { 0 }
+    }
+
     /// Where kernels count.
     pub fn status(&self) -> *mut params::DeviceStatus {
         self.status as *mut params::DeviceStatus

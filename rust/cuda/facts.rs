@@ -3,7 +3,7 @@
 
 pub use super::hopper::{FP8_ROWS, GEMM_ROWS, fp8_row_bytes, rounds, threads_of_cta, tiles_of_cta};
 pub use super::kernels::ROUTE_SHARED_BYTES;
-pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM120_SHARED_BYTES};
+pub use super::kernels::params::{FP8_LARGEST_EXPONENT, GEMM_SM120_SHARED_BYTES, ROUTE_CLUSTER_BLOCKS};
 pub use super::plan::LayerPlan;
 pub use super::self_test::forced as self_test;
 pub use super::sm100::{LAYER_ROWS, LINEAR_ROWS};

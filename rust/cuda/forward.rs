@@ -2,7 +2,7 @@
 //! One call of a layer: what it works on, and the steps that all families share.
 
 use super::kernels::{AMAX_ROWS, COMBINE, Kernel, THREADS, params};
-use super::launch::Launch;
+use super::launch::{BLOCKS_PER_SM, LATER_BLOCKS_PER_SM, Launch};
 use super::plan::LayerPlan;
 use super::prepared::{PreparedLayer, State};
 use super::storage::Matrix;
@@ -114,7 +114,7 @@ impl LayerCall<'_> {
             ..self.plan.x.as_output(self.base)
         };
         // SAFETY: regions of the workspace; x as the header states.
-        unsafe { self.launch(self.by_x_rows(self.plan.x.quantizer()), &params) }
+        unsafe { self.launch(self.by_x_rows(self.plan.x.quantizer(), chunk), &params) }
     }
 
     /// A chunk's rows of h as GEMM1 left them in bf16: where a quantiser makes `h` of them, or in the place of `h`.
@@ -145,7 +145,7 @@ impl LayerCall<'_> {
     /// # Safety
     /// As [`Self::quantize_x`], after GEMM1.
     pub unsafe fn quantize_h(&self, chunk: usize) -> Result<()> {
-        let launch = self.layer.device.by_rows(self.plan.h.quantizer(), self.plan.rows);
+        let launch = self.by_rows(self.plan.h.quantizer(), chunk);
         // SAFETY: regions of the workspace.
         unsafe { self.launch(launch, &self.quantize_h_params(chunk)) }
     }
@@ -165,8 +165,20 @@ impl LayerCall<'_> {
     }
 
     /// A launch whose blocks stride over what [`Self::quantizer_x`] names.
-    pub fn by_x_rows(&self, kernel: Kernel) -> Launch {
-        self.layer.device.by_rows(kernel, if self.plan.x_by_row { self.plan.rows } else { self.args.num_tokens })
+    pub fn by_x_rows(&self, kernel: Kernel, chunk: usize) -> Launch {
+        self.by_up_to(kernel, if self.plan.x_by_row { self.plan.rows } else { self.args.num_tokens }, chunk)
+    }
+
+    /// A launch whose blocks stride over a chunk's rows.
+    pub fn by_rows(&self, kernel: Kernel, chunk: usize) -> Launch {
+        self.by_up_to(kernel, self.plan.rows, chunk)
+    }
+
+    /// Chunks after the first are empty but for skewed routings, and an empty launch takes the longer the more blocks it has (1.2
+    /// ns each): fewer do nearly as well where there is work.
+    fn by_up_to(&self, kernel: Kernel, rows: usize, chunk: usize) -> Launch {
+        let blocks_per_sm = if chunk == 0 { BLOCKS_PER_SM } else { LATER_BLOCKS_PER_SM };
+        self.layer.device.by_rows(kernel, rows.min((self.layer.device.num_sms * blocks_per_sm) as usize))
     }
 
     /// The slots of a chunk's rows.
@@ -245,7 +257,8 @@ impl LayerCall<'_> {
             top_k: self.config.top_k as i32,
         };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
-        let blocks = self.layer.device.num_sms * params::COMBINE_BLOCKS_PER_SM;
+        let per_sm = if chunk == 0 { params::COMBINE_BLOCKS_PER_SM } else { LATER_BLOCKS_PER_SM };
+        let blocks = self.layer.device.num_sms * per_sm;
         let tokens = args.num_tokens as u32;
         let col_blocks =
             blocks.div_ceil(tokens).min((self.config.hidden_size as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));

@@ -110,6 +110,7 @@ kernel_table! {
     /// What runs on every GPU, for every family.
     NEUTRAL = 0;
     ROUTE_SMALL = "route_small" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES, start: AfterPrevious;
+    ROUTE_CLUSTER = "route_cluster" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES, start: AfterPrevious;
     ROUTE_COUNT = "route_count" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES, start: AfterPrevious;
     ROUTE_SCAN = "route_scan" of "route/route", threads: params::ROUTE_SCAN_THREADS;
     ROUTE_SCATTER = "route_scatter" of "route/route", threads: 0, shared_bytes: ROUTE_SHARED_BYTES;

@@ -5,6 +5,8 @@ use super::kernels::Kernel;
 
 /// Blocks a multiprocessor for kernels that stride over rows or tiles.
 pub const BLOCKS_PER_SM: u32 = 8;
+/// The same for chunks that are empty under most routings.
+pub const LATER_BLOCKS_PER_SM: u32 = 5;
 
 /// A kernel, and the shape of its launch.
 #[derive(Debug, Clone, Copy)]

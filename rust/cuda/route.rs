@@ -2,7 +2,7 @@
 //! The first step of a call: from router choices to rows grouped by expert, chunk by chunk.
 
 use super::forward::LayerCall;
-use super::kernels::{Kernel, ROUTE_COUNT, ROUTE_SCAN, ROUTE_SCATTER, ROUTE_SMALL, THREADS, params};
+use super::kernels::{Kernel, ROUTE_CLUSTER, ROUTE_COUNT, ROUTE_SCAN, ROUTE_SCATTER, ROUTE_SMALL, THREADS, params};
 use crate::call::TopkIds;
 use crate::error::Result;
 
@@ -56,6 +56,10 @@ impl LayerCall<'_> {
                 let threads =
                     (plan.segments as u32 * 32).max(local.next_multiple_of(32).min(params::ROUTE_SMALL_THREADS));
                 return self.launch(ROUTE_SMALL.over([1, 1, 1]).with_threads(threads).sharing(shared), &params);
+            }
+            if let Some((warps, shared)) = plan.cluster_routing(config, self.layer.device.cluster_routing_bytes()) {
+                let launch = ROUTE_CLUSTER.over([params::ROUTE_CLUSTER_BLOCKS, 1, 1]).with_threads(warps * 32);
+                return self.launch(launch.sharing(shared), &params);
             }
             let warps = (routing_bytes / warp_bytes).clamp(1, THREADS / 32);
             let blocks = [(plan.segments as u32).div_ceil(warps), 1, 1];

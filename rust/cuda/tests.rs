@@ -86,6 +86,17 @@ fn pro_under_ep8_with_8192_tokens_stays_within_150_megabytes() {
     assert_eq!((plan.chunks, plan.rows), (1, 8192 * 6), "all experts here, 192 rows each");
 }
 
+/// DeepSeek-V4-Flash under EP8 would take 2, 3 and 5 by bytes alone.
+#[test]
+fn powers_of_two_of_tokens_fill_their_chunks() {
+    let chunks = |tokens| {
+        let plan = plan_of(&Hopper, &layer(4096, 2048, 256, 32, Mode::Fp8), tokens);
+        assert!(plan.workspace_size <= 150_000_000 * 105 / 100, "{tokens} tokens: {}", plan.workspace_size);
+        plan.chunks
+    };
+    assert_eq!([2048, 4096, 8192].map(chunks), [1, 2, 4]);
+}
+
 #[test]
 fn sm100_needs_no_more_workspace_than_hopper_but_for_aligned_rows() {
     for (mode, scale_policy) in
@@ -158,7 +169,18 @@ fn routing_counts_in_the_shared_memory_that_a_gpu_has() {
     let config = layer(64, 64, 512, 512, Mode::Bf16);
     let plan = plan_of(&Portable, &config, 1024);
     assert_eq!(plan.one_block_routing(&config, kernels::ROUTE_SHARED_BYTES), Some(33 * 512 * 4 + 1024 * 6 * 8));
-    assert_eq!(plan.one_block_routing(&config, 101_376), None, "three kernels route then");
+    assert_eq!(plan.one_block_routing(&config, 101_376), None, "others route then");
+    assert_eq!(plan.cluster_routing(&config, 163_840), None, "4 warps a block for 512 experts");
+    let many = plan_of(&Portable, &config, 8192);
+    let bytes = 32 * 32 * 6 * 8 + (32 * 513 + 2 * 512) * 4;
+    assert_eq!(
+        many.cluster_routing(&config, 163_840),
+        Some((32, bytes)),
+        "a warp for each of 256 segments of 32 tokens"
+    );
+    assert_eq!(many.cluster_routing(&config, 0), None, "there are no clusters");
+    let most = plan_of(&Portable, &config, 65_536);
+    assert_eq!(most.cluster_routing(&config, 163_840), None, "slots of 32 segments of 256 tokens are too many to keep");
     assert!(check_local_experts(25_344, 101_376).is_ok() && check_local_experts(25_345, 163_840).is_ok());
     let text = check_local_experts(25_345, 101_376).unwrap_err().to_string();
     assert!(text.contains("is 25345; on CUDA it must be at most 25344, whose counters fit 101376 bytes"), "{text}");

@@ -94,7 +94,7 @@ unsafe fn quantize_x_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
         ..Default::default()
     };
     // SAFETY: regions of the workspace; the caller vouches for x.
-    unsafe { call.launch(call.by_x_rows(QUANTIZE_ROWS_FP8), &params) }
+    unsafe { call.launch(call.by_x_rows(QUANTIZE_ROWS_FP8, chunk), &params) }
 }
 
 /// e4m3 of h: a row is written over its own bf16.
@@ -109,7 +109,7 @@ unsafe fn quantize_h_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
         ..Default::default()
     };
     // SAFETY: regions of the workspace.
-    unsafe { call.launch(call.layer.device.by_rows(QUANTIZE_ROWS_FP8, call.plan.rows), &params) }
+    unsafe { call.launch(call.by_rows(QUANTIZE_ROWS_FP8, chunk), &params) }
 }
 
 /// GEMM2.

@@ -108,7 +108,7 @@ unsafe fn arrange_x(call: &LayerCall, chunk: usize) -> Result<()> {
         ..arranged(&call.plan.x, call.base)
     };
     // SAFETY: regions of the workspace; the caller vouches for x.
-    unsafe { call.launch(call.by_x_rows(ARRANGE_ROWS), &params) }
+    unsafe { call.launch(call.by_x_rows(ARRANGE_ROWS, chunk), &params) }
 }
 
 fn arranged(operand: &Operand, base: *mut u8) -> params::ArrangeSm100Params {

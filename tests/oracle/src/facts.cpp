@@ -160,5 +160,8 @@ int32_t chunk_of(const Routing& routing, int32_t routed_before) {
 }
 
 uint32_t small_routing_bytes(const Routing& routing) { return 4 * small_routing_words(params_of(routing)); }
+uint32_t cluster_routing_bytes(const Routing& routing, uint32_t warps) {
+  return 4 * cluster_routing_words(params_of(routing), warps);
+}
 
 }  // namespace nvfp4::oracle

@@ -31,5 +31,6 @@ rust::Vec<Tile> walk(const Launch& launch);
 Slots slots_of_segment(const Routing& routing, int32_t segment);
 int32_t chunk_of(const Routing& routing, int32_t routed_before);
 uint32_t small_routing_bytes(const Routing& routing);
+uint32_t cluster_routing_bytes(const Routing& routing, uint32_t warps);
 
 }  // namespace nvfp4::oracle

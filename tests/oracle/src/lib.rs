@@ -147,5 +147,7 @@ pub mod facts {
         fn chunk_of(routing: &Routing, routed_before: i32) -> i32;
         /// Shared memory of route_small.
         fn small_routing_bytes(routing: &Routing) -> u32;
+        /// Shared memory of a block of route_cluster with so many warps.
+        fn cluster_routing_bytes(routing: &Routing, warps: u32) -> u32;
     }
 }

@@ -98,3 +98,19 @@ fn one_block_routing_asks_for_what_its_kernel_keeps() {
     }
     assert!(small > 20, "only {small} plans route in one block");
 }
+
+#[test]
+fn cluster_routing_has_a_warp_for_every_segment() {
+    let mut clusters = 0;
+    for (config, plan, routing) in plans() {
+        if let Some((warps, bytes)) = plan.cluster_routing(&config, host::ROUTE_SHARED_BYTES) {
+            assert_eq!(bytes, facts::cluster_routing_bytes(&routing, warps), "{routing:?}");
+            assert!(
+                warps <= 32 && warps as usize * host::ROUTE_CLUSTER_BLOCKS as usize >= plan.segments,
+                "{routing:?}"
+            );
+            clusters += 1;
+        }
+    }
+    assert!(clusters > 20, "only {clusters} plans route in one cluster");
+}
