@@ -44,6 +44,20 @@ typedef struct QuantizeFp8Params {
   int32_t reserved;
 } QuantizeFp8Params;
 
+/* Few tokens: calls of up to so many tokens and slots take two launches, whose CTAs find the routing by themselves and keep
+ * its tables in shared memory. */
+#define FEW_TOKENS 8
+#define FEW_SLOTS 64
+
+/* gemm1_few: `tables`, `gemm.list.groups` and `gemm.row_to_slot` are NULL. Its first CTA counts the call and bad ids.
+ * gemm2_few: `gemm.out` is NULL, and the combined rows are left in `combine.out`. A CTA of a cluster of `ranks` takes every
+ * ranks-th expert that has rows; a cluster all of them, for a weight tile of 64 rows. */
+typedef struct FewParams {
+  RouteParams route;
+  GemmParams gemm;
+  CombineParams combine; /* of gemm2_few */
+} FewParams;
+
 /* Counts what mode fp8 asks of the block scales of each matrix. */
 typedef struct MatrixScalesParams {
   const uint8_t *block_scale; /* e4m3 [experts, matrices of an expert, scales_each] */

@@ -38,6 +38,8 @@ pub const GEMM_SM90_FEWEST_COLUMNS: u32 = 48;
 pub const GEMM_SM90_TWO_TILES_ROWS: u32 = 24;
 pub const GEMM_SM90_FOUR_TILES_ROWS: u32 = 48;
 pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
+pub const FEW_TOKENS: u32 = 8;
+pub const FEW_SLOTS: u32 = 64;
 pub const FP8_LARGEST_EXPONENT: u32 = 6;
 pub const ROUNDING_BINADES: u32 = 18;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
@@ -473,6 +475,22 @@ pub struct QuantizeFp8Params {
     pub reserved: i32,
 }
 impl Default for QuantizeFp8Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct FewParams {
+    pub route: RouteParams,
+    pub gemm: GemmParams,
+    pub combine: CombineParams,
+}
+impl Default for FewParams {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

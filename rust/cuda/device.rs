@@ -93,7 +93,7 @@ impl Device {
     /// # Safety
     /// The pointers in `params` must be what the kernel's parameters say, until the stream has passed it.
     pub unsafe fn launch<P>(&self, launch: Launch, stream: Stream, params: &P) -> Result<()> {
-        let Launch { kernel, grid, threads, shared_bytes } = launch;
+        let Launch { kernel, grid, threads, shared_bytes, cluster } = launch;
         let overlapping = kernel.row().start == Start::Overlapping && self.capability >= OVERLAPPING_FROM;
         let during = format_args!(
             "Launching {} with {grid:?} blocks of {threads} threads and {shared_bytes} bytes of shared memory on CUDA \
@@ -101,7 +101,7 @@ impl Device {
             kernel.row().name,
             self.ordinal
         );
-        let shape = (grid, threads, shared_bytes);
+        let shape = (grid, threads, shared_bytes, cluster);
         // SAFETY: the caller vouches for the pointers in `params`.
         unsafe { self.functions.get(kernel).launch(shape, overlapping, stream, params, during) }
     }

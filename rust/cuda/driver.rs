@@ -210,25 +210,34 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Function {
-    /// Enqueue over `grid` blocks; the context is current. `overlapping`: its start may overlap the end of the kernel before
-    /// it, for which it waits by itself (`kernels/common/overlap.cuh`).
+    /// Enqueue: blocks, threads, shared memory, blocks of a cluster along the second dimension; the context is current.
+    /// `overlapping`: its start may overlap the end of the kernel before it, for which it waits by itself
+    /// (`kernels/common/overlap.cuh`).
     ///
     /// # Safety
     /// The kernel takes one struct by value, `P`, whose pointers must be what its fields say until the stream has passed.
     pub unsafe fn launch<P>(
         self,
-        shape: ([u32; 3], u32, u32),
+        shape: ([u32; 3], u32, u32, u32),
         overlapping: bool,
         stream: Stream,
         params: &P,
         during: impl Display,
     ) -> Result<()> {
-        let (grid, threads, shared_bytes) = shape;
-        let mut overlaps = sys::CUlaunchAttribute {
+        let (grid, threads, shared_bytes, cluster) = shape;
+        let overlaps = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let clusters = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: cluster, z: 1 },
+            },
+        };
+        let mut attributes = if overlapping { [overlaps, clusters] } else { [clusters, overlaps] };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         let config = sys::CUlaunchConfig {
             gridDimX: grid[0],
@@ -239,8 +248,8 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: shared_bytes,
             hStream: stream.cast(),
-            attrs: &raw mut overlaps,
-            numAttrs: overlapping.into(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(overlapping) + u32::from(cluster > 1),
         };
         // SAFETY: the arguments are one `P`; its pointers are the caller's promise.
         let outcome =
