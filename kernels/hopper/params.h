@@ -44,18 +44,20 @@ typedef struct QuantizeFp8Params {
   int32_t reserved;
 } QuantizeFp8Params;
 
-/* Few tokens: calls of up to so many tokens and slots take two launches, whose CTAs find the routing by themselves and keep
- * its tables in shared memory. */
+/* Few tokens: calls of up to so many tokens and slots take one launch. */
 #define FEW_TOKENS 8
 #define FEW_SLOTS 64
 
-/* gemm1_few: `tables`, `gemm.list.groups` and `gemm.row_to_slot` are NULL. Its first CTA counts the call and bad ids.
- * gemm2_few: `gemm.out` is NULL, and the combined rows are left in `combine.out`. A CTA of a cluster of `ranks` takes every
- * ranks-th expert that has rows; a cluster all of them, for a weight tile of 64 rows. */
+/* few_sm90: a whole call. All its CTAs run at once, one a multiprocessor, as a cooperative launch has them. `tables` of
+ * `route`, `list.groups` of both GEMMs, gemm1.row_to_slot and gemm2.out are NULL: CTAs keep these in shared memory. */
 typedef struct FewParams {
   RouteParams route;
-  GemmParams gemm;
-  CombineParams combine; /* of gemm2_few */
+  GemmParams gemm1;
+  GemmParams gemm2;
+  CombineParams combine;
+  uint32_t *arrivals; /* [1] of CTAs between the GEMMs: bit 31 changes when all have come, the others are 0 again then. One
+                         a device: no two of these launches run at once */
+  WaitBound wait;
 } FewParams;
 
 /* Counts what mode fp8 asks of the block scales of each matrix. */

@@ -45,6 +45,18 @@ __device__ inline void lower_registers() {
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 
+__device__ inline int rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+__device__ inline int ctas_of_cluster() {
+  uint32_t ctas;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ctas));
+  return static_cast<int>(ctas);
+}
+
 // The same place in the shared memory of the cluster's first CTA.
 __device__ inline void* in_first_of_cluster(void* shared) {
   uint64_t at;

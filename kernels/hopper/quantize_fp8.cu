@@ -2,12 +2,22 @@
 // Rows of bf16 to e4m3, one block of threads a row, with a scale from the row's largest finite magnitude: the law of
 // rust/format/row.rs. e4m3 by the conversion of sm_89 and later.
 #include "../quantize/quantize_row.cuh"
-#include "e4m3.cuh"
 #include "layout.cuh"
 #include "params.h"
 
 namespace nvfp4 {
 namespace {
+
+__device__ float fp8_row_scale(float amax) {
+  return amax == 0.0f ? 1.0f : fmaxf(__fdiv_rn(amax, kE4m3Max), kMinGlobalScale);
+}
+
+// Two values, the first in the low byte; ties to even, saturating; NaN is 0x7F.
+__device__ uint32_t e4m3_pair(float low, float high) {
+  uint16_t both;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
+  return both;
+}
 
 __device__ void quantize_row_fp8(const QuantizeFp8Params& p, int32_t row, const Row& source, float (&scratch)[32]) {
   const int num_blocks = p.num_cols / kBlockSize;

@@ -487,8 +487,11 @@ impl Default for QuantizeFp8Params {
 #[derive(Debug, Copy, Clone)]
 pub struct FewParams {
     pub route: RouteParams,
-    pub gemm: GemmParams,
+    pub gemm1: GemmParams,
+    pub gemm2: GemmParams,
     pub combine: CombineParams,
+    pub arrivals: *mut u32,
+    pub wait: WaitBound,
 }
 impl Default for FewParams {
     fn default() -> Self {

@@ -15,7 +15,7 @@ pub struct Launch {
     pub threads: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
-    /// Blocks of a cluster, along the grid's second dimension; 1: none.
+    /// Blocks of a cluster; 1: none.
     pub cluster: u32,
 }
 
@@ -32,7 +32,7 @@ impl Launch {
         Launch { shared_bytes, ..self }
     }
 
-    /// With so many blocks a cluster, along the grid's second dimension.
+    /// With so many blocks a cluster.
     pub fn in_clusters(self, cluster: u32) -> Self {
         Launch { cluster, ..self }
     }

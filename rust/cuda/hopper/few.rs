@@ -1,27 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A call of few tokens in two launches: GEMM1 that routes, and GEMM2 that combines (`kernels/hopper/few.cuh`).
+//! A call of few tokens in one launch (`kernels/hopper/few.cuh`).
 
 use super::forward::{gemm1_kind, gemm1_params, gemm2_params};
-use super::kernels::few;
+use super::kernels::{FEW, GemmKind};
 use crate::config::Mode;
 use crate::cuda::forward::LayerCall;
-use crate::cuda::kernels::{Kernel, params};
+use crate::cuda::kernels::params;
 use crate::error::Result;
 
-/// CTAs that share the experts of a weight tile, at most.
-const MOST_RANKS: u32 = 4;
-
-/// CTAs that share the experts of a weight tile, so that as many as run at once have work. None where weight tiles alone are
-/// more than that.
-fn ranks(m_tiles: u32, num_sms: u32) -> Option<u32> {
-    (num_sms / m_tiles).min(MOST_RANKS).checked_ilog2().map(|power| 1 << power)
+/// CTAs that share a weight tile of GEMM2. None where its tiles, one or half a one a CTA, leave more than a fifth of the
+/// multiprocessors without work: four launches deal an expert's tiles to all of them.
+fn ranks(m_tiles: u32, num_sms: u32, pairs_at_once: u32) -> Option<u32> {
+    let pairs_fill = 2 * pairs_at_once == num_sms;
+    let fits = |ranks: &u32| ranks * m_tiles <= num_sms && (*ranks == 1 || pairs_fill);
+    [2, 1].into_iter().find(fits).filter(|ranks| 5 * ranks * m_tiles >= 4 * num_sms)
 }
 
-/// The kernels of a call of few tokens, where there are any.
-fn kernels(call: &LayerCall) -> Option<[Kernel; 2]> {
+/// Does the kernel compute this call? Its tiles are those of the smallest size, so that bits are the same.
+fn is_few(call: &LayerCall) -> bool {
     let (tokens, config) = (call.args.num_tokens, call.config);
-    let is_few = tokens <= params::FEW_TOKENS as usize && tokens * config.top_k <= params::FEW_SLOTS as usize;
-    (is_few && config.mode != Mode::Nvfp4 && config.tile_rows.is_none()).then(|| few(gemm1_kind(config)))?
+    tokens <= params::FEW_TOKENS as usize
+        && tokens * config.top_k <= params::FEW_SLOTS as usize
+        && call.plan.tile_rows == params::FEW_TOKENS
+        && gemm1_kind(config) == GemmKind::Gemm1
+        && config.mode == Mode::Bf16
 }
 
 /// Enqueue all of a call of few tokens; false where it is none.
@@ -29,36 +31,24 @@ fn kernels(call: &LayerCall) -> Option<[Kernel; 2]> {
 /// # Safety
 /// The pointers of the call are device memory as the header states, and the device is entered.
 pub unsafe fn whole_call(call: &LayerCall) -> Result<bool> {
-    let num_sms = call.layer.device.num_sms;
-    let m_tiles = call.layer.slice.w2.m_tiles as u32;
-    let (Some(ranks), Some([gemm1, gemm2])) = (ranks(m_tiles, num_sms), kernels(call)) else { return Ok(false) };
-    let (first, second) = params_of(call);
-    let tiles = call.worst_tiles(&first.gemm.list).clamp(1, num_sms as usize) as u32;
-    let (shared, clusters) = (params::GEMM_SM90_SHARED_BYTES, [m_tiles, ranks, 1]);
-    // SAFETY: regions of the workspace, prepared weights; the caller vouches for the rest.
-    unsafe {
-        call.launch(gemm1.over([tiles, 1, 1]).sharing(shared), &first)?;
-        call.launch(gemm2.over(clusters).sharing(shared).in_clusters(ranks), &second)?;
+    let (device, m_tiles) = (&call.layer.device, call.layer.slice.w2.m_tiles as u32);
+    let Some(ranks) = ranks(m_tiles, device.num_sms, device.pairs_at_once) else { return Ok(false) };
+    if !is_few(call) {
+        return Ok(false);
     }
+    let params = params::FewParams {
+        route: call.route_params(),
+        gemm1: gemm1_params(call, 0),
+        gemm2: gemm2_params(call, 0).1,
+        combine: call.combine_params(0),
+        arrivals: device.arrivals(),
+        wait: device.wait_bound(FEW),
+    };
+    // A CTA on every multiprocessor, with all of its shared memory: no two of these launches run at once.
+    let launch = FEW.over([device.num_sms, 1, 1]).sharing(params::GEMM_SM90_SHARED_BYTES).in_clusters(ranks);
+    // SAFETY: regions of the workspace, prepared weights; the caller vouches for the rest.
+    unsafe { call.launch(launch, &params) }?;
     Ok(true)
-}
-
-/// Of both kernels. Rows are bf16: those of mode fp8 are quantised as they are read.
-fn params_of(call: &LayerCall) -> (params::FewParams, params::FewParams) {
-    let (plan, slice) = (call.plan, &call.layer.slice);
-    let gemm1 = params::GemmParams {
-        k_valid: slice.w13.cols as i32,
-        tiles_known: (call.config.mode == Mode::Fp8).into(),
-        ..gemm1_params(call, 0)
-    };
-    let gemm2 = params::GemmParams {
-        k_valid: slice.w2.cols as i32,
-        x_row_stride: plan.h_stride as i64,
-        row_scale: std::ptr::null(),
-        ..gemm2_params(call, 0).1
-    };
-    let first = params::FewParams { route: call.route_params(), gemm: gemm1, ..Default::default() };
-    (first, params::FewParams { gemm: gemm2, combine: call.combine_params(0), ..first })
 }
 
 #[cfg(test)]
@@ -66,8 +56,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ctas_of_a_weight_tile_run_at_once() {
-        assert_eq!([7168, 4096, 2048, 1024].map(|hidden| ranks(hidden / 64, 132)), [1, 2, 4, 4].map(Some));
-        assert_eq!([132 * 64, 133 * 64].map(|hidden| ranks(hidden / 64, 132)), [Some(1), None]);
+    fn ctas_of_a_weight_tile_run_at_once_and_are_most_of_them() {
+        assert_eq!([7168, 4096].map(|hidden| ranks(hidden / 64, 132, 66)), [Some(1), Some(2)], "Pro and Flash");
+        assert_eq!([106, 105].map(|m_tiles| ranks(m_tiles, 132, 66)), [Some(1), None]);
+        assert_eq!([132, 133].map(|m_tiles| ranks(m_tiles, 132, 66)), [Some(1), None]);
+        assert_eq!([66, 53, 52].map(|m_tiles| ranks(m_tiles, 132, 66)), [Some(2), Some(2), None]);
+        assert_eq!(ranks(64, 132, 65), None, "two multiprocessors would be left to another such launch");
     }
 }

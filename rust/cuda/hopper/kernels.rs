@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hopper's table of kernels.
 
-use crate::cuda::kernels::Start::AfterPrevious;
+use crate::cuda::kernels::Start::{AfterPrevious, Together};
 use crate::cuda::kernels::{Kernel, ROW_WISE, Row, params};
 
 /// What becomes of the result of a GEMM.
@@ -40,7 +40,6 @@ const TABLE: usize = 1;
 
 /// A GEMM takes all of a multiprocessor's shared memory. Its threads follow its row-tile size.
 const GEMM: Row = Row { module: "hopper/gemm", threads: 0, shared_bytes: params::GEMM_SM90_SHARED_BYTES, ..ROW_WISE };
-const FEW: Row = Row { module: "hopper/few", threads: params::GEMM_SM90_THREADS, ..GEMM };
 const ROUNDED_GEMM: Row = Row { module: "hopper/gemm_rounded", ..GEMM };
 
 /// Rows of the table, and the row-tile sizes, for the sizes that `kernels/hopper/gemm.cu` is compiled for.
@@ -67,12 +66,7 @@ macro_rules! kernels_of_sizes {
             $(Row { name: concat!("gemm1_any_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
             $(Row { name: concat!("gemm2_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
             $(Row { name: concat!("gemm2_any_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
-            Row { name: "gemm1_few_sm90", start: AfterPrevious, ..FEW },
-            Row { name: "gemm2_few_sm90", ..FEW },
-            Row { name: "gemm1_few_fp8_sm90", start: AfterPrevious, ..FEW },
-            Row { name: "gemm2_few_fp8_sm90", ..FEW },
-            Row { name: "gemm1_few_rounded_sm90", start: AfterPrevious, ..FEW },
-            Row { name: "gemm2_few_rounded_sm90", ..FEW },
+            Row { name: "few_sm90", module: "hopper/few", threads: params::GEMM_SM90_THREADS, start: Together, ..GEMM },
             Row { name: "quantize_rows_fp8", module: "hopper/quantize_fp8", ..ROW_WISE },
             Row { name: "part_scales", module: "hopper/scales_fp8", start: AfterPrevious, ..ROW_WISE },
             Row { name: "measure_rounding", module: "hopper/rounding", start: AfterPrevious, ..ROW_WISE },
@@ -90,28 +84,18 @@ kernels_of_sizes!(8 16 24 32 48 64 80 96 112 128 144; 8 16 24 48 64 80 112 144);
 
 /// The first row of a GEMM of rounded weights, and the first that is not a GEMM's.
 const ROUNDED: usize = 9 * GEMM_ROWS.len();
-const FEW_GEMMS: usize = ROUNDED + 4 * ROUNDED_ROWS.len();
-const OTHERS: usize = FEW_GEMMS + 6;
+const OTHERS: usize = ROUNDED + 4 * ROUNDED_ROWS.len();
 
+/// A whole call of few tokens.
+pub const FEW: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
 /// Rows of bf16 to e4m3.
-pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
+pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
 /// Counts what mode fp8 asks of block scales.
-pub const MATRIX_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
+pub const MATRIX_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
 /// Measures what rounding to e4m3 does to weights.
-pub const MEASURE_ROUNDING: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
+pub const MEASURE_ROUNDING: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 3);
 /// A weight matrix into tiles.
-pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 3);
-
-/// The kernels of few tokens for layers with this GEMM1: the one that routes, and the one that combines.
-pub fn few(gemm1: GemmKind) -> Option<[Kernel; 2]> {
-    let row = match gemm1 {
-        GemmKind::Gemm1 => FEW_GEMMS,
-        GemmKind::Gemm1Fp8 => FEW_GEMMS + 2,
-        GemmKind::Gemm1Rounded => FEW_GEMMS + 4,
-        _ => return None,
-    };
-    Some([Kernel::of(KERNELS, TABLE, row), Kernel::of(KERNELS, TABLE, row + 1)])
-}
+pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 4);
 
 /// The GEMM of this kind and row-tile size, which must be one of [`GEMM_ROWS`], or of [`ROUNDED_ROWS`].
 pub fn gemm(kind: GemmKind, rows: u32) -> Kernel {
@@ -129,12 +113,7 @@ mod tests {
 
     #[test]
     fn constants_and_kinds_find_their_rows() {
-        for (gemm1, kind) in [(GemmKind::Gemm1, ""), (GemmKind::Gemm1Fp8, "_fp8"), (GemmKind::Gemm1Rounded, "_rounded")]
-        {
-            let names = few(gemm1).unwrap().map(|kernel| kernel.row().name.to_owned());
-            assert_eq!(names, [1, 2].map(|gemm| format!("gemm{gemm}_few{kind}_sm90")));
-        }
-        assert!(few(GemmKind::Gemm1Any).is_none());
+        assert_eq!(FEW.row().name, "few_sm90");
         assert_eq!(QUANTIZE_ROWS_FP8.row().name, "quantize_rows_fp8");
         assert_eq!(MATRIX_SCALES.row().name, "part_scales");
         assert_eq!(MEASURE_ROUNDING.row().name, "measure_rounding");
