@@ -88,7 +88,7 @@ def test_few_tokens_take_few_launches(run):
     hopper, portable = forwards(run(OWN)[1]), forwards(run(PORTABLE)[1])
     forward, linear = "forward, mode {}, {} tokens", "linear, mode {}"
     for tokens in (1, 8):
-        assert hopper[forward.format(1, tokens)][-1:] == ["cuLaunchKernelEx few_sm90 together"]
+        assert "cuLaunchKernelEx few_sm90 together" in hopper[forward.format(1, tokens)]
         assert launched(hopper[forward.format(1, tokens)]) == ["few_sm90"]
     assert launched(hopper[forward.format(2, 1)]) == [
         "route_small", "quantize_rows", "gemm1_sm90_n8", "quantize_rows", "gemm2_sm90_n8", "combine"
