@@ -84,7 +84,7 @@ def test_a_forked_child_is_refused_by_name(run):
 
 
 def test_few_tokens_take_few_launches(run):
-    """One in mode bf16. Modes nvfp4 and fp8 quantise both inputs; the portable pipeline activates by a kernel of its own."""
+    """One in mode bf16. Modes nvfp4 and fp8 quantise both inputs; portable, the activation is a kernel of its own."""
     hopper, portable = forwards(run(OWN)[1]), forwards(run(PORTABLE)[1])
     forward, linear = "forward, mode {}, {} tokens", "linear, mode {}"
     for tokens in (1, 8):

@@ -220,6 +220,9 @@ unsafe impl Send for Function {}
 // SAFETY: they are never changed after loading.
 unsafe impl Sync for Function {}
 
+/// Blocks, threads, shared memory.
+type Shape = ([u32; 3], u32, u32);
+
 fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute {
         id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
@@ -230,24 +233,30 @@ fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
     }
 }
 
+/// It points to the attributes.
+fn launch_config(shape: Shape, stream: Stream, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
+    let (grid, threads, shared_bytes) = shape;
+    sys::CUlaunchConfig {
+        gridDimX: grid[0],
+        gridDimY: grid[1],
+        gridDimZ: grid[2],
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared_bytes,
+        hStream: stream.cast(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
+}
+
 impl Function {
     /// Clusters of two blocks that run at once on an idle device: where a chip's parts have odd numbers of multiprocessors, fewer
     /// than half of all.
     pub fn pairs_at_once(self, threads: u32, shared_bytes: u32, during: impl Display) -> Result<u32> {
         let mut pairs = 0;
-        let mut attribute = cluster_attribute(2);
-        let config = sys::CUlaunchConfig {
-            gridDimX: 2,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
-            hStream: std::ptr::null_mut(),
-            attrs: &raw mut attribute,
-            numAttrs: 1,
-        };
+        let mut attributes = [cluster_attribute(2)];
+        let config = launch_config(([2, 1, 1], threads, shared_bytes), std::ptr::null_mut(), &mut attributes);
         // SAFETY: a loaded kernel of the current context; a local to write to.
         let outcome = unsafe { sys::cuOccupancyMaxActiveClusters(&mut pairs, self.0, &config) }.result();
         check("cuOccupancyMaxActiveClusters", outcome, during)?;
@@ -260,13 +269,12 @@ impl Function {
     /// The kernel takes one struct by value, `P`, whose pointers must be what its fields say until the stream has passed.
     pub unsafe fn launch<P>(
         self,
-        shape: ([u32; 3], u32, u32),
+        shape: Shape,
         attributes: Attributes,
         stream: Stream,
         params: &P,
         during: impl Display,
     ) -> Result<()> {
-        let (grid, threads, shared_bytes) = shape;
         let Attributes { overlapping, together, cluster } = attributes;
         let overlaps = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -285,18 +293,7 @@ impl Function {
         let asked = attributes.iter().filter(|(asked, _)| *asked).count();
         let mut attributes = attributes.map(|(_, attribute)| attribute);
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid[0],
-            gridDimY: grid[1],
-            gridDimZ: grid[2],
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
-            hStream: stream.cast(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: asked as u32,
-        };
+        let config = launch_config(shape, stream, &mut attributes[..asked]);
         // SAFETY: the arguments are one `P`; its pointers are the caller's promise.
         let outcome =
             unsafe { sys::cuLaunchKernelEx(&config, self.0, arguments.as_mut_ptr(), std::ptr::null_mut()) }.result();
