@@ -13,7 +13,7 @@ const TORCH_CUDA: &str = "NVFP4_MOE_TORCH_CUDA";
 
 /// A source file under `kernels/`, without `.cu`, and the GPUs it is compiled for. The folder says which: a family's own
 /// GPUs, or every supported one.
-const MODULES: [(&str, &[&str]); 20] = [
+const MODULES: [(&str, &[&str]); 21] = [
     ("route/route", EVERY_GPU),
     ("quantize/quantize", EVERY_GPU),
     ("calibrate/amax", EVERY_GPU),
@@ -23,6 +23,7 @@ const MODULES: [(&str, &[&str]); 20] = [
     ("portable/activation", EVERY_GPU),
     ("portable/gemm", EVERY_GPU),
     ("portable/prepare", EVERY_GPU),
+    ("hopper/few", HOPPER),
     ("hopper/gemm", HOPPER),
     ("hopper/gemm_rounded", HOPPER),
     ("hopper/prepare", HOPPER),

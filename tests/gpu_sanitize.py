@@ -67,6 +67,16 @@ def run_linears(device: str, generator: torch.Generator) -> None:
             assert linear(generate.tokens(num_tokens, HIDDEN, generator).cuda(), workspace=workspace).isfinite().all()
 
 
+def run_few_tokens(generator: torch.Generator) -> None:
+    """In one launch on Hopper, which hidden sizes take whose weight tiles are enough for all multiprocessors."""
+    weights = generate.random_code_weights(EXPERTS, 4096, INTER, generator)
+    layer = runner.make_layer(weights, num_experts=EXPERTS, top_k=TOP_K, device="cuda")
+    for num_tokens in (1, 8):
+        ids = generate.random_ids(num_tokens, EXPERTS, TOP_K, generator)
+        x, topk_weights = generate.tokens(num_tokens, 4096, generator), torch.ones(num_tokens, TOP_K)
+        assert runner.run(layer, x, ids, topk_weights).isfinite().all()
+
+
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for device in ("cuda", "cuda-portable"):
@@ -74,6 +84,7 @@ def main() -> None:
         for activation in (Swiglu(7.0, 1.702, 1.0), Relu2()):  # of interleaved rows, and without a gate
             run_layers(device, generator, activation, TOKENS[::3])
         run_linears(device, generator)
+    run_few_tokens(generator)
     print("status", nvfp4_moe.read_device_status("cuda"))
     print("gpu_sanitize: done")
 

@@ -84,23 +84,27 @@ def test_a_forked_child_is_refused_by_name(run):
 
 
 def test_few_tokens_take_few_launches(run):
-    """Modes nvfp4 and fp8 quantise both GEMMs' inputs; the portable pipeline activates by a kernel of its own."""
+    """One in mode bf16. Modes nvfp4 and fp8 quantise both inputs; portable, the activation is a kernel of its own."""
     hopper, portable = forwards(run(OWN)[1]), forwards(run(PORTABLE)[1])
-    forward, linear, decoded = "forward, mode {}, 1 tokens", "linear, mode {}", "quantize_rows_decoded"
-    assert launched(hopper[forward.format(1)]) == ["route_small", "gemm1_sm90_n8", "gemm2_sm90_n8", "combine"]
-    assert launched(hopper[forward.format(2)]) == [
+    forward, linear, decoded = "forward, mode {}, {} tokens", "linear, mode {}", "quantize_rows_decoded"
+    for tokens in (1, 8):
+        assert "cuLaunchKernelEx few_sm90 together" in hopper[forward.format(1, tokens)]
+        assert launched(hopper[forward.format(1, tokens)]) == ["few_sm90"]
+    assert launched(hopper[forward.format(2, 1)]) == [
         "route_small", decoded, "gemm1_sm90_n8", decoded, "gemm2_sm90_n8", "combine"
     ]  # fmt: skip
-    assert launched(hopper[forward.format(3)]) == [
+    assert launched(hopper[forward.format(3, 1)]) == [
         "route_small", "quantize_rows_fp8", "gemm1_fp8_sm90_n8", "quantize_rows_fp8", "gemm2_fp8_sm90_n8", "combine"
     ]  # fmt: skip
-    rounded = [name.replace("fp8_sm90", "rounded_sm90") for name in launched(hopper[forward.format(3)])]
-    assert launched(hopper["rounded " + forward.format(3)]) == rounded
+    rounded = [name.replace("fp8_sm90", "rounded_sm90") for name in launched(hopper[forward.format(3, 1)])]
+    assert launched(hopper["rounded " + forward.format(3, 1)]) == rounded
+    bf16 = launched(hopper[forward.format(1, 512)])
+    assert [bf16[0], *(name.split("_")[0] for name in bf16[1:])] == ["route_small", "gemm1", "gemm2", "combine"]
     # 64 tokens: few weight rows are spread over the multiprocessors by small row tiles.
     assert launched(hopper[linear.format(1)]) == ["linear_sm90_n8"]
     bf16, nvfp4 = "gemm_portable_bf16", "gemm_portable_nvfp4"
-    assert launched(portable[forward.format(1)]) == ["route_small", bf16, "swiglu_rows", bf16, "combine"]
-    assert launched(portable[forward.format(2)]) == [
+    assert launched(portable[forward.format(1, 1)]) == ["route_small", bf16, "swiglu_rows", bf16, "combine"]
+    assert launched(portable[forward.format(2, 1)]) == [
         "route_small", "quantize_rows", nvfp4, "swiglu_rows", nvfp4, "combine"
     ]  # fmt: skip
     assert launched(portable[linear.format(1)]) == [bf16]

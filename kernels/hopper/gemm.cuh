@@ -11,18 +11,21 @@
 
 namespace nvfp4 {
 
+template <class C>
+__device__ void init_barriers(SharedStorage<C>& shared) {
+  for (int s = 0; s < C::kStages; ++s) {
+    ptx::mbarrier_init(shared.full[s], C::kProducers);
+    ptx::mbarrier_init(shared.empty[s], C::kConsumers / 32);
+  }
+  ptx::fence_mbarrier_init();
+}
+
 template <class C, Epilogue kEpilogue>
 __device__ void gemm(const GemmParams& p) {
   static_assert(kFitsLaunch<C>, "every instance has the launch shape of params.h");
   extern __shared__ __align__(1024) uint8_t bytes[];
   auto& shared = *reinterpret_cast<SharedStorage<C>*>(bytes);
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < C::kStages; ++s) {
-      ptx::mbarrier_init(shared.full[s], C::kProducers);
-      ptx::mbarrier_init(shared.empty[s], C::kConsumers / 32);
-    }
-    ptx::fence_mbarrier_init();
-  }
+  if (threadIdx.x == 0) init_barriers(shared);
   __syncthreads();
   if (!p.tiles_known) follow_previous();
   if (threadIdx.x < C::kConsumers) {

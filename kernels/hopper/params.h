@@ -48,6 +48,22 @@ typedef struct QuantizeFp8Params {
   int32_t reserved;
 } QuantizeFp8Params;
 
+/* Few tokens: calls of up to so many tokens and slots take one launch. */
+#define FEW_TOKENS 8
+#define FEW_SLOTS 64
+
+/* few_sm90: a whole call. All its CTAs run at once, one a multiprocessor, as a cooperative launch has them. `tables` of
+ * `route`, `list.groups` of both GEMMs, gemm1.row_to_slot and gemm2.out are NULL: CTAs keep these in shared memory. */
+typedef struct FewParams {
+  RouteParams route;
+  GemmParams gemm1;
+  GemmParams gemm2;
+  CombineParams combine;
+  uint32_t *arrivals; /* [1] of CTAs between the GEMMs: bit 31 changes when all have come, the others are 0 again then. One
+                         a device: no two of these launches run at once */
+  WaitBound wait;
+} FewParams;
+
 /* Counts what mode fp8 asks of the block scales of each matrix. */
 typedef struct MatrixScalesParams {
   const uint8_t *block_scale; /* e4m3 [experts, matrices of an expert, scales_each] */

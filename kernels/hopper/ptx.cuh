@@ -39,6 +39,31 @@ __device__ inline void lower_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// ---- Clusters ("Parallel Synchronization and Communication Instructions: barrier.cluster")
+
+// What a thread wrote before it arrived, others see after they waited. Threads that have ended are not waited for.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+__device__ inline int rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+__device__ inline int ctas_of_cluster() {
+  uint32_t ctas;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ctas));
+  return static_cast<int>(ctas);
+}
+
+// The same place in the shared memory of the cluster's first CTA.
+__device__ inline void* in_first_of_cluster(void* shared) {
+  uint64_t at;
+  asm("mapa.u64 %0, %1, 0;" : "=l"(at) : "l"(shared));
+  return reinterpret_cast<void*>(at);
+}
+
 // Both halves of a times half kHalf of b. The broadcast costs nothing: it becomes an operand's modifier.
 template <int kHalf>
 __device__ uint32_t mul_bf16x2_half(uint32_t a, uint32_t b);

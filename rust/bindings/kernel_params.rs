@@ -41,6 +41,8 @@ pub const GEMM_SM90_LINEAR_FOUR_TILES_ROWS: u32 = 80;
 pub const GEMM_SM90_FP8_WIDE_ROWS: u32 = 208;
 pub const GEMM_SM90_FOUR_GROUPS_ROWS: u32 = 64;
 pub const FP8_LARGEST_EXPONENT: u32 = 6;
+pub const FEW_TOKENS: u32 = 8;
+pub const FEW_SLOTS: u32 = 64;
 pub const ROUNDING_BINADES: u32 = 18;
 pub const GEMM_PORTABLE_TILE: u32 = 64;
 pub const GEMM_PORTABLE_THREADS: u32 = 128;
@@ -476,6 +478,25 @@ pub struct QuantizeFp8Params {
     pub reserved: i32,
 }
 impl Default for QuantizeFp8Params {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct FewParams {
+    pub route: RouteParams,
+    pub gemm1: GemmParams,
+    pub gemm2: GemmParams,
+    pub combine: CombineParams,
+    pub arrivals: *mut u32,
+    pub wait: WaitBound,
+}
+impl Default for FewParams {
     fn default() -> Self {
         let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
         unsafe {

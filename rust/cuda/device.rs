@@ -28,9 +28,13 @@ pub struct Device {
     pub num_sms: u32,
     /// Shared memory that a block may ask for.
     most_shared_bytes: u32,
+    /// Clusters of two blocks that run at once, of kernels whose blocks all have to.
+    pub pairs_at_once: u32,
     functions: Functions,
     /// `params::DeviceStatus` in device memory.
     status: DeviceAddress,
+    /// Of blocks that wait for each other: one `u32`, 0 between launches but for its highest bit.
+    arrivals: DeviceAddress,
     watch: Watch,
     /// Of copies that a caller gives no stream for.
     aside: OwnStream,
@@ -64,14 +68,18 @@ impl Device {
         let during = format!("Opening CUDA device {ordinal}");
         let driver::Properties { capability, num_sms, most_shared_bytes } = properties;
         let tables: Vec<_> = tables.collect();
+        let functions = Functions::load(&tables, most_shared_bytes)?;
+        let pairs_at_once = functions.pairs_at_once(&tables, &during)?.unwrap_or_default();
         let device = Device {
             ordinal,
             context,
             capability,
             num_sms,
             most_shared_bytes,
-            functions: Functions::load(&tables, most_shared_bytes)?,
+            pairs_at_once,
+            functions,
             status: driver::allocate(size_of::<params::DeviceStatus>(), &during)?,
+            arrivals: driver::allocate(size_of::<u32>(), &during)?,
             watch: Watch::new(ordinal, tables)?,
             aside: OwnStream::new(&during)?,
             memory: Memory::new(ordinal, context),
@@ -80,6 +88,8 @@ impl Device {
             has_proved_finer_tiles: AtomicBool::default(),
         };
         device.clear_status(device.aside.handle())?;
+        // SAFETY: the device's own word.
+        unsafe { device.write(device.arrivals(), &[0u32], device.aside.handle()) }?;
         Ok(device)
     }
 
@@ -93,8 +103,10 @@ impl Device {
     /// # Safety
     /// The pointers in `params` must be what the kernel's parameters say, until the stream has passed it.
     pub unsafe fn launch<P>(&self, launch: Launch, stream: Stream, params: &P) -> Result<()> {
-        let Launch { kernel, grid, threads, shared_bytes } = launch;
-        let overlapping = kernel.row().start == Start::Overlapping && self.capability >= OVERLAPPING_FROM;
+        let Launch { kernel, grid, threads, shared_bytes, cluster } = launch;
+        let start = kernel.row().start;
+        let overlapping = start == Start::Overlapping && self.capability >= OVERLAPPING_FROM;
+        let attributes = driver::Attributes { overlapping, together: start == Start::Together, cluster };
         let during = format_args!(
             "Launching {} with {grid:?} blocks of {threads} threads and {shared_bytes} bytes of shared memory on CUDA \
              device {}; an earlier kernel may be the cause",
@@ -103,7 +115,7 @@ impl Device {
         );
         let shape = (grid, threads, shared_bytes);
         // SAFETY: the caller vouches for the pointers in `params`.
-        unsafe { self.functions.get(kernel).launch(shape, overlapping, stream, params, during) }
+        unsafe { self.functions.get(kernel).launch(shape, attributes, stream, params, during) }
     }
 
     /// A launch whose blocks stride over up to `rows` rows.
@@ -142,6 +154,11 @@ impl Device {
     /// Where kernels count.
     pub fn status(&self) -> *mut params::DeviceStatus {
         self.status as *mut params::DeviceStatus
+    }
+
+    /// Where the blocks of a launch that runs alone count each other.
+    pub fn arrivals(&self) -> *mut u32 {
+        self.arrivals as *mut u32
     }
 
     /// A stream of no caller's.

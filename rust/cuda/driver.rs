@@ -200,6 +200,17 @@ impl Module {
     }
 }
 
+/// How a kernel starts.
+#[derive(Debug, Clone, Copy)]
+pub struct Attributes {
+    /// Its start may overlap the end of the kernel before it, for which it waits by itself (`kernels/common/overlap.cuh`).
+    pub overlapping: bool,
+    /// All of its blocks run at once.
+    pub together: bool,
+    /// Blocks of a cluster; 1: none.
+    pub cluster: u32,
+}
+
 /// A kernel of the current context.
 #[derive(Debug, Clone, Copy)]
 pub struct Function(sys::CUfunction);
@@ -209,39 +220,80 @@ unsafe impl Send for Function {}
 // SAFETY: they are never changed after loading.
 unsafe impl Sync for Function {}
 
+/// Blocks, threads, shared memory.
+type Shape = ([u32; 3], u32, u32);
+
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
+        },
+    }
+}
+
+/// It points to the attributes.
+fn launch_config(shape: Shape, stream: Stream, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
+    let (grid, threads, shared_bytes) = shape;
+    sys::CUlaunchConfig {
+        gridDimX: grid[0],
+        gridDimY: grid[1],
+        gridDimZ: grid[2],
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared_bytes,
+        hStream: stream.cast(),
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
+    }
+}
+
 impl Function {
-    /// Enqueue over `grid` blocks; the context is current. `overlapping`: its start may overlap the end of the kernel before
-    /// it, for which it waits by itself (`kernels/common/overlap.cuh`).
+    /// Clusters of two blocks that run at once on an idle device: where a chip's parts have odd numbers of multiprocessors, fewer
+    /// than half of all.
+    pub fn pairs_at_once(self, threads: u32, shared_bytes: u32, during: impl Display) -> Result<u32> {
+        let mut pairs = 0;
+        let mut attributes = [cluster_attribute(2)];
+        let config = launch_config(([2, 1, 1], threads, shared_bytes), std::ptr::null_mut(), &mut attributes);
+        // SAFETY: a loaded kernel of the current context; a local to write to.
+        let outcome = unsafe { sys::cuOccupancyMaxActiveClusters(&mut pairs, self.0, &config) }.result();
+        check("cuOccupancyMaxActiveClusters", outcome, during)?;
+        Ok(pairs as u32)
+    }
+
+    /// Enqueue: blocks, threads, shared memory; the context is current.
     ///
     /// # Safety
     /// The kernel takes one struct by value, `P`, whose pointers must be what its fields say until the stream has passed.
     pub unsafe fn launch<P>(
         self,
-        shape: ([u32; 3], u32, u32),
-        overlapping: bool,
+        shape: Shape,
+        attributes: Attributes,
         stream: Stream,
         params: &P,
         during: impl Display,
     ) -> Result<()> {
-        let (grid, threads, shared_bytes) = shape;
-        let mut overlaps = sys::CUlaunchAttribute {
+        let Attributes { overlapping, together, cluster } = attributes;
+        let overlaps = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid[0],
-            gridDimY: grid[1],
-            gridDimZ: grid[2],
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
-            hStream: stream.cast(),
-            attrs: &raw mut overlaps,
-            numAttrs: overlapping.into(),
+        let clusters = cluster_attribute(cluster);
+        let cooperates = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { cooperative: 1 },
         };
+        // Those that are asked for come first.
+        let mut attributes = [(overlapping, overlaps), (together, cooperates), (cluster > 1, clusters)];
+        attributes.sort_by_key(|(asked, _)| !asked);
+        let asked = attributes.iter().filter(|(asked, _)| *asked).count();
+        let mut attributes = attributes.map(|(_, attribute)| attribute);
+        let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        let config = launch_config(shape, stream, &mut attributes[..asked]);
         // SAFETY: the arguments are one `P`; its pointers are the caller's promise.
         let outcome =
             unsafe { sys::cuLaunchKernelEx(&config, self.0, arguments.as_mut_ptr(), std::ptr::null_mut()) }.result();

@@ -101,6 +101,14 @@ pub trait Family: Debug + Sync {
         stream: Stream,
     ) -> Result<()>;
 
+    /// Enqueue a whole call in launches of its own, where it is one that there are such kernels for. False: nothing was done.
+    ///
+    /// # Safety
+    /// The pointers of the call are device memory as the header states.
+    unsafe fn whole_call(&self, _: &LayerCall) -> Result<bool> {
+        Ok(false)
+    }
+
     /// From x to h, GEMM2's input, for a chunk: quantisers, GEMM1, the activation.
     ///
     /// # Safety

@@ -239,13 +239,10 @@ impl LayerCall<'_> {
         row_tiles * list.m_tiles as usize
     }
 
-    /// The weighted sum over a token's slots, for the tokens of a chunk.
-    ///
-    /// # Safety
-    /// As [`LayerCall::quantize_x`], after GEMM2.
-    pub unsafe fn combine(&self, chunk: usize) -> Result<()> {
+    /// What combine reads and writes of a chunk.
+    pub fn combine_params(&self, chunk: usize) -> params::CombineParams {
         let (plan, args) = (self.plan, self.args);
-        let params = params::CombineParams {
+        params::CombineParams {
             slot_to_row: plan.slot_to_row.pointer(self.base),
             chunk_first_token: plan.chunk_first_token.pointer(self.base).wrapping_add(chunk),
             y: plan.y(self.base),
@@ -255,7 +252,15 @@ impl LayerCall<'_> {
             out_row_stride: args.out_row_stride as i64,
             hidden: self.config.hidden_size as i32,
             top_k: self.config.top_k as i32,
-        };
+        }
+    }
+
+    /// The weighted sum over a token's slots, for the tokens of a chunk.
+    ///
+    /// # Safety
+    /// As [`LayerCall::quantize_x`], after GEMM2.
+    pub unsafe fn combine(&self, chunk: usize) -> Result<()> {
+        let (args, params) = (self.args, self.combine_params(chunk));
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
         let per_sm = if chunk == 0 { params::COMBINE_BLOCKS_PER_SM } else { LATER_BLOCKS_PER_SM };
         let blocks = self.layer.device.num_sms * per_sm;

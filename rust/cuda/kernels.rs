@@ -30,6 +30,8 @@ pub const THREADS: u32 = params::BLOCK_THREADS;
 pub enum Start {
     /// When the kernel before it has ended.
     AfterPrevious,
+    /// As [`Start::AfterPrevious`], with all of its blocks at once: they wait for each other.
+    Together,
     /// While the kernel before it ends: it waits by itself (`kernels/common/overlap.cuh`).
     Overlapping,
 }
@@ -144,6 +146,15 @@ impl Functions {
             module.function(row.name, row.shared_bytes.min(most_shared_bytes))
         };
         Ok(Functions(tables.iter().map(|rows| rows.iter().map(&mut load).collect()).collect::<Result<_>>()?))
+    }
+
+    /// Clusters of two blocks that run at once, of every kernel whose blocks all have to.
+    pub fn pairs_at_once(&self, tables: &[&'static [Row]], during: &str) -> Result<Option<u32>> {
+        let functions = tables.iter().zip(&self.0).flat_map(|(rows, functions)| rows.iter().zip(functions));
+        let pairs = functions
+            .filter(|(row, _)| row.start == Start::Together)
+            .map(|(row, function)| function.pairs_at_once(row.threads, row.shared_bytes, during));
+        Ok(pairs.collect::<Result<Vec<_>>>()?.into_iter().min())
     }
 
     /// The handle of a kernel.

@@ -17,12 +17,14 @@ pub struct Launch {
     pub threads: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Blocks of a cluster; 1: none.
+    pub cluster: u32,
 }
 
 impl Kernel {
     /// Over so many blocks, with the threads that the table of kernels states and without dynamic shared memory.
     pub fn over(self, grid: [u32; 3]) -> Launch {
-        Launch { kernel: self, grid, threads: self.row().threads, shared_bytes: 0 }
+        Launch { kernel: self, grid, threads: self.row().threads, shared_bytes: 0, cluster: 1 }
     }
 }
 
@@ -30,6 +32,11 @@ impl Launch {
     /// With so much dynamic shared memory a block.
     pub fn sharing(self, shared_bytes: u32) -> Self {
         Launch { shared_bytes, ..self }
+    }
+
+    /// With so many blocks a cluster.
+    pub fn in_clusters(self, cluster: u32) -> Self {
+        Launch { cluster, ..self }
     }
 
     /// With so many threads a block, where the table leaves them open.

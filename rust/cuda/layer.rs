@@ -187,6 +187,9 @@ impl CudaLayer {
         let call = LayerCall { layer: &self.layer, config, args, stream, plan, base: scratch.base };
         // SAFETY: the caller's promise; the device is entered, and `base` is a workspace of the plan's size.
         unsafe {
+            if !observe && self.family.whole_call(&call)? {
+                return Ok(());
+            }
             call.route()?;
             for chunk in 0..plan.chunks {
                 self.family.gemm1(&call, chunk)?;

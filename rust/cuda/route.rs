@@ -7,17 +7,14 @@ use crate::call::TopkIds;
 use crate::error::Result;
 
 impl LayerCall<'_> {
-    /// Enqueue the routing of all chunks.
-    ///
-    /// # Safety
-    /// Ids and map are device memory as the header states, and the device is entered.
-    pub unsafe fn route(&self) -> Result<()> {
+    /// What routing reads and writes.
+    pub fn route_params(&self) -> params::RouteParams {
         let (plan, args, config) = (self.plan, self.args, self.config);
         let (topk_ids, topk_ids_are_i64) = match args.topk_ids {
             TopkIds::I32(ids) => (ids.cast(), 0),
             TopkIds::I64(ids) => (ids.cast(), 1),
         };
-        let params = params::RouteParams {
+        params::RouteParams {
             tables: params::RoutingTables {
                 slot_to_row: plan.slot_to_row.pointer(self.base),
                 row_to_slot: plan.row_to_slot.pointer(self.base),
@@ -46,7 +43,15 @@ impl LayerCall<'_> {
             row_alignment: plan.row_alignment as i32,
             tile_rows: plan.tile_rows as i32,
             widest_first: plan.widest_first.into(),
-        };
+        }
+    }
+
+    /// Enqueue the routing of all chunks.
+    ///
+    /// # Safety
+    /// Ids and map are device memory as the header states, and the device is entered.
+    pub unsafe fn route(&self) -> Result<()> {
+        let (plan, config, params) = (self.plan, self.config, self.route_params());
         let local = config.num_local_experts as u32;
         let (warp_bytes, routing_bytes) = (local * 4, self.layer.device.routing_bytes());
         // SAFETY: the tables are regions of the workspace; the caller vouches for ids and map.

@@ -107,6 +107,12 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
   return ok("cuFuncSetAttribute");
 }
 
+int cuOccupancyMaxActiveClusters(int *clusters, void *function, const void *config) {
+  (void)function, (void)config;
+  *clusters = 66;
+  return ok("cuOccupancyMaxActiveClusters");
+}
+
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
   (void)device;
   const int both = capability(), shared = most_shared_bytes();
@@ -143,17 +149,36 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
   return ok("cuModuleGetFunction");
 }
 
-/* One more argument follows, of which nothing is read. The last member of the configuration counts its attributes. */
+static int begins_with(const char *name, const char *start) { return strncmp(name, start, strlen(start)) == 0; }
+
+/* Do the routing parameters, of a forward's first launch, come first? */
+static int routes(const char *kernel) { return begins_with(kernel, "route_") || begins_with(kernel, "few_"); }
+
+static int ends_forward(const char *kernel) { return strcmp(kernel, "combine") == 0 || begins_with(kernel, "few_"); }
+
+/* Does a launch have this CUlaunchAttributeID? The last two members of the configuration are its attributes, of 72 bytes
+ * each, and their count. */
+static int has_attribute(const void *config, int id) {
+  const char *const attributes = *(const char *const *)((const char *)config + 40);
+  const uint32_t count = *(const uint32_t *)((const char *)config + 48);
+  for (uint32_t i = 0; i < count; ++i)
+    if (*(const int *)(attributes + 72 * i) == id) return 1;
+  return 0;
+}
+
+/* One more argument follows, of which nothing is read. */
 int cuLaunchKernelEx(const void *config, void *function, void **params) {
   ++launches;
-  mock_interleaved += strcmp(function, "route_small") == 0 && strcmp(mock_launched, "combine") != 0;
+  const int begins = strcmp(function, "route_small") == 0 || begins_with(function, "few_");
+  mock_interleaved += begins && !ends_forward(mock_launched);
   mock_launched = function;
   mock_prepares += strncmp(function, "prepare_", 8) == 0;
-  if (strncmp(function, "route_", 6) == 0) memcpy(&mock_workspace, params[0], sizeof mock_workspace);
+  if (routes(function)) memcpy(&mock_workspace, params[0], sizeof mock_workspace);
   if (*(const int *)((const char *)config + 24) > most_shared_bytes()) return 1;
   if (quiet) return outcome("cuLaunchKernelEx");
-  const int overlaps = *(const uint32_t *)((const char *)config + 48) > 0;
-  fprintf(stderr, "call cuLaunchKernelEx %s%s\n", (const char *)function, overlaps ? " overlapping" : "");
+  const int together = has_attribute(config, 2), overlaps = has_attribute(config, 6);
+  fprintf(stderr, "call cuLaunchKernelEx %s%s%s\n", (const char *)function, together ? " together" : "",
+          overlaps ? " overlapping" : "");
   return outcome("cuLaunchKernelEx");
 }
 

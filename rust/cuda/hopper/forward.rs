@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// The kernels of GEMM1: SwiGLU's; those of any other activation of gate and up, or with biases; or, without a gate, those
 /// of GEMM2 with an end of any kind, whose rows are plain as well.
-fn gemm1_kind(config: &LayerConfig) -> GemmKind {
+pub fn gemm1_kind(config: &LayerConfig) -> GemmKind {
     let is_plain = config.activation.projections() == 1;
     let is_swiglu = config.activation.kind == ActivationKind::Swiglu && !config.has_bias;
     if config.weight_form() == WeightForm::Fp8 {
@@ -35,15 +35,11 @@ fn gemm1_kind(config: &LayerConfig) -> GemmKind {
     }
 }
 
-/// GEMM1 with the activation. In modes nvfp4 and fp8 before it x is quantised, and after it h, in place.
-///
-/// # Safety
-/// The pointers of the call are device memory as the header states, and the device is entered.
-pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
+/// GEMM1 of the caller's x.
+pub fn gemm1_params(call: &LayerCall, chunk: usize) -> params::GemmParams {
     let (plan, args, config, base) = (call.plan, call.args, call.config, call.base);
-    let quantised = config.mode != Mode::Bf16;
-    let (matrix, kind) = (&call.layer.slice.w13, gemm1_kind(config));
-    let mut params = params::GemmParams {
+    let matrix = &call.layer.slice.w13;
+    params::GemmParams {
         list: call.tile_list(chunk, matrix),
         x: args.x.cast(),
         x_row_stride: args.x_row_stride as i64,
@@ -53,10 +49,20 @@ pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
         features: config.intermediate_size as i32,
         activation: call.activation(),
         bias: call.bias(&call.layer.slice.w13_bias),
-        tiles_known: (chunk > 0 || quantised).into(),
+        tiles_known: (chunk > 0).into(),
         ..weights(call, matrix, 0)
-    };
-    if quantised {
+    }
+}
+
+/// GEMM1 with the activation. In modes nvfp4 and fp8 before it x is quantised, and after it h, in place.
+///
+/// # Safety
+/// The pointers of the call are device memory as the header states, and the device is entered.
+pub unsafe fn gemm1(call: &LayerCall, chunk: usize) -> Result<()> {
+    let (plan, config, base) = (call.plan, call.config, call.base);
+    let (kind, mut params) = (gemm1_kind(config), gemm1_params(call, chunk));
+    if config.mode != Mode::Bf16 {
+        params.tiles_known = 1;
         params.x = plan.x.rows.pointer(base).cast_const().cast();
         params.x_row_stride = padded_cols(config, config.hidden_size) as i64;
         params.row_scale = plan.x.global_scale.pointer(base);
@@ -112,11 +118,8 @@ unsafe fn quantize_h_fp8(call: &LayerCall, chunk: usize) -> Result<()> {
     unsafe { call.launch(call.by_rows(QUANTIZE_ROWS_FP8, chunk), &params) }
 }
 
-/// GEMM2.
-///
-/// # Safety
-/// As [`gemm1`], after it.
-pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
+/// GEMM2 of h, its kernel and its parameters.
+pub fn gemm2_params(call: &LayerCall, chunk: usize) -> (GemmKind, params::GemmParams) {
     let (plan, config, base) = (call.plan, call.config, call.base);
     // In bytes in mode fp8, whose rows lie in the places of bf16 ones.
     let (kind, stride) = match (config.weight_form(), config.has_bias) {
@@ -142,6 +145,15 @@ pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
         tiles_known: 1,
         ..weights(call, matrix, config.activation.projections())
     };
+    (kind, params)
+}
+
+/// GEMM2.
+///
+/// # Safety
+/// As [`gemm1`], after it.
+pub unsafe fn gemm2(call: &LayerCall, chunk: usize) -> Result<()> {
+    let (kind, params) = gemm2_params(call, chunk);
     // SAFETY: regions of the workspace, prepared weights.
     unsafe { launch_gemm(call, kind, &params) }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Hopper's table of kernels.
 
-use crate::cuda::kernels::Start::AfterPrevious;
+use crate::cuda::kernels::Start::{AfterPrevious, Together};
 use crate::cuda::kernels::{Kernel, ROW_WISE, Row, params};
 
 /// What becomes of the result of a GEMM. Of bf16 rows, then of e4m3 rows, then of weights that are rounded to e4m3.
@@ -76,6 +76,7 @@ macro_rules! kernels_of_sizes {
             $(Row { name: concat!("gemm1_any_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
             $(Row { name: concat!("gemm2_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
             $(Row { name: concat!("gemm2_any_rounded_sm90_n", $rounded), ..ROUNDED_GEMM },)*
+            Row { name: "few_sm90", module: "hopper/few", threads: params::GEMM_SM90_THREADS, start: Together, ..GEMM },
             Row { name: "quantize_rows_fp8", module: "hopper/quantize_fp8", ..ROW_WISE },
             Row { name: "part_scales", module: "hopper/scales_fp8", start: AfterPrevious, ..ROW_WISE },
             Row { name: "measure_rounding", module: "hopper/rounding", start: AfterPrevious, ..ROW_WISE },
@@ -96,14 +97,16 @@ const FP8: usize = 5 * GEMM_ROWS.len();
 const ROUNDED: usize = FP8 + 4 * FP8_ROWS.len();
 const OTHERS: usize = ROUNDED + 4 * ROUNDED_ROWS.len();
 
+/// A whole call of few tokens.
+pub const FEW: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
 /// Rows of bf16 to e4m3.
-pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS);
+pub const QUANTIZE_ROWS_FP8: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
 /// Counts what mode fp8 asks of block scales.
-pub const MATRIX_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 1);
+pub const MATRIX_SCALES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
 /// Measures what rounding to e4m3 does to weights.
-pub const MEASURE_ROUNDING: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 2);
+pub const MEASURE_ROUNDING: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 3);
 /// A weight matrix into tiles.
-pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 3);
+pub const PREPARE_TILES: Kernel = Kernel::of(KERNELS, TABLE, OTHERS + 4);
 
 /// The GEMM of this kind and row-tile size, which must be one of its kind's: [`GEMM_ROWS`], [`FP8_ROWS`] or [`ROUNDED_ROWS`].
 pub fn gemm(kind: GemmKind, rows: u32) -> Kernel {
@@ -122,6 +125,7 @@ mod tests {
 
     #[test]
     fn constants_and_kinds_find_their_rows() {
+        assert_eq!(FEW.row().name, "few_sm90");
         assert_eq!(QUANTIZE_ROWS_FP8.row().name, "quantize_rows_fp8");
         assert_eq!(MATRIX_SCALES.row().name, "part_scales");
         assert_eq!(MEASURE_ROUNDING.row().name, "measure_rounding");

@@ -5,6 +5,7 @@
 //! In mode nvfp4 x and h are quantised and decoded again to bf16, exactly, but for each row's scale; h in place. In mode fp8
 //! both become e4m3, and each row of h takes the first half of its own place.
 
+mod few;
 mod forward;
 mod kernels;
 mod layout;
@@ -139,6 +140,11 @@ impl Family for Hopper {
     ) -> Result<()> {
         // SAFETY: the caller's promise is the same.
         unsafe { prepare_tiles(device, kernels::PREPARE_TILES, matrix, source, storage, stream) }
+    }
+
+    unsafe fn whole_call(&self, call: &LayerCall) -> Result<bool> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { few::whole_call(call) }
     }
 
     unsafe fn gemm1(&self, call: &LayerCall, chunk: usize) -> Result<()> {
