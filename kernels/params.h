@@ -176,6 +176,8 @@ typedef struct CombineParams {
   int64_t out_row_stride;
   int32_t hidden;
   int32_t top_k;
+  const void *shared_output; /* bf16 [T, hidden], of combine_shared */
+  int64_t shared_output_row_stride;
 } CombineParams;
 
 /* The block scales of one matrix that has an output factor of its own: gate, up or down of an expert. Mode fp8 stores

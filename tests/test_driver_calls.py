@@ -67,6 +67,7 @@ def test_forward_launches_and_does_nothing_else(run, device_kind, capability):
     assert status == 0, lines[-1]
     calls = forwards(lines)
     assert calls.pop("child") == []
+    calls.pop("shared, mode 1, 40000 tokens")
     assert len(calls) == (52 if (device_kind, capability) == (OWN, 90) else 32)
     for title, made in calls.items():
         assert {call.split()[0] for call in made} <= ALLOWED, title
@@ -105,6 +106,17 @@ def test_few_tokens_take_few_launches(run):
     ]  # fmt: skip
     assert launched(portable[linear.format(1)]) == [bf16]
     assert launched(portable[linear.format(2)]) == ["quantize_rows", nvfp4]
+
+
+def test_combine_alone_waits_for_the_shared_output(run):
+    """And once, before the first of several chunks; what is launched else is as without it."""
+    calls = forwards(run(OWN)[1])
+    plain, shared = calls["forward, mode 1, 40000 tokens"], calls["shared, mode 1, 40000 tokens"]
+    waits = [i for i, call in enumerate(shared) if call == "cuStreamWaitEvent"]
+    first = launched(shared).index("combine_shared")
+    assert [len(launched(shared[:at])) for at in waits] == [first]
+    assert launched(plain).count("combine") > 1
+    assert launched(shared) == [name.replace("combine", "combine_shared") for name in launched(plain)]
 
 
 def test_experts_without_a_gate_take_the_kernels_of_plain_rows(run):
