@@ -51,7 +51,7 @@ class Batch:
         self.ids.copy_(ids)
 
     def forward(self, layers, workspace: torch.Tensor) -> None:
-        """Each layer takes what the one before gave, as in a model; all but the first have shared experts beside them."""
+        """Each layer takes what the one before gave, as in a model; all but the first have shared experts beside."""
         x = self.x
         layers[0](x, self.ids, self.weights, workspace=workspace, out=self.outs[0])
         for layer, x, out in zip(layers[1:], self.outs, self.outs[1:]):

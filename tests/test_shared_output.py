@@ -28,12 +28,15 @@ def device(request):
 
 
 @pytest.fixture(params=matrix.MODES)
-def layer(request, device):
+def mode(request):
+    return request.param
+
+
+@pytest.fixture
+def layer(mode, device):
     generator = torch.Generator().manual_seed(7)
-    weights = generate.random_code_weights(E, H, INTER, generator, lossless=request.param == "fp8")
-    return runner.make_layer(
-        weights.with_input_scales(4.0, 4.0), num_experts=E, top_k=K, mode=request.param, device=device
-    )
+    weights = generate.random_code_weights(E, H, INTER, generator, lossless=mode == "fp8")
+    return runner.make_layer(weights.with_input_scales(4.0, 4.0), num_experts=E, top_k=K, mode=mode, device=device)
 
 
 @pytest.fixture

@@ -51,15 +51,19 @@ class Written(TorchDispatchMode):
         return made
 
 
+GENERATOR = torch.Generator().manual_seed(1)
+IDS = generate.random_ids(TOKENS, EXPERTS, TOP_K, GENERATOR)
+WEIGHTS = generate.random_topk_weights(TOKENS, TOP_K, GENERATOR)
+
+
 def call(layer, x: torch.Tensor) -> torch.Tensor:
     """As vLLM's methods do: through its kernel."""
-    generator = torch.Generator().manual_seed(1)
     return layer.quant_method.moe_kernel.apply(
         x,
         layer.w13_weight,
         layer.w2_weight,
-        topk_ids=generate.random_ids(len(x), EXPERTS, TOP_K, generator),
-        topk_weights=generate.random_topk_weights(len(x), TOP_K, generator),
+        topk_ids=IDS[: len(x)],
+        topk_weights=WEIGHTS[: len(x)],
         activation=layer.activation,
         global_num_experts=EXPERTS,
         expert_map=None,
