@@ -58,7 +58,7 @@ def forwards(lines: list[str]) -> dict[str, list[str]]:
 
 
 def asked(title: str, calls: list[str]) -> set[str]:
-    """What a forward asks of the driver beyond what each may: with a shared output nothing but to wait for its event."""
+    """What a forward asks of the driver and may not; with a shared output it may wait for that one's event."""
     may = ALLOWED | ({"cuStreamWaitEvent"} if title.startswith("shared") else set())
     return {call.split()[0] for call in calls} - may
 
