@@ -28,7 +28,8 @@ Table<Layer>& layers() {
 
 nvfp4_moe_layer_args checked_args(const Known& known, const Tensor& x, const Tensor& topk_ids,
                                   const std::optional<Tensor>& topk_weights, const std::optional<Tensor>& expert_map,
-                                  const std::optional<Tensor>& workspace, const Tensor& out) {
+                                  const std::optional<Tensor>& workspace, const Tensor& out,
+                                  const std::optional<Tensor>& shared_output, int64_t shared_output_ready) {
   const nvfp4_moe_layer_desc& desc = known.desc;
   const Checks check = known.checks();
   const Dim T{"T", x.dim() == 2 ? x.size(0) : kAnySize}, H{"H", desc.hidden_size}, k{"k", desc.top_k},
@@ -61,6 +62,12 @@ nvfp4_moe_layer_args checked_args(const Known& known, const Tensor& x, const Ten
   const Workspace scratch = aligned_workspace(workspace, check);
   args.workspace = scratch.address;
   args.workspace_size = scratch.size;
+  if (shared_output) {
+    check(*shared_output, "shared_output", {ScalarType::BFloat16}, {T, H});
+    args.shared_output = data<void>(*shared_output);
+    args.shared_output_row_stride = row_stride(*shared_output, "shared_output");
+  }
+  args.shared_output_ready = reinterpret_cast<CUevent_st*>(shared_output_ready);
   return args;
 }
 
@@ -162,9 +169,10 @@ int64_t layer_workspace_size(int64_t layer_id, int64_t max_tokens) {
 
 void moe_forward(const Tensor& x, const Tensor& topk_ids, const std::optional<Tensor>& topk_weights,
                  const std::optional<Tensor>& expert_map, const std::optional<Tensor>& workspace, int64_t layer_id,
-                 const Tensor& out) {
+                 const Tensor& out, const std::optional<Tensor>& shared_output, int64_t shared_output_ready) {
   layers().with_shared(layer_id, [&](const Layer& layer) {
-    const auto args = checked_args(layer.known, x, topk_ids, topk_weights, expert_map, workspace, out);
+    const auto args = checked_args(layer.known, x, topk_ids, topk_weights, expert_map, workspace, out, shared_output,
+                                   shared_output_ready);
     const StreamGuard guard(layer.known.device);
     check_status(nvfp4_moe_layer_forward(layer.handle.get(), &args, guard.stream()));
   });
@@ -172,9 +180,10 @@ void moe_forward(const Tensor& x, const Tensor& topk_ids, const std::optional<Te
 
 void moe_calibrate(const Tensor& x, const Tensor& topk_ids, const std::optional<Tensor>& topk_weights,
                    const std::optional<Tensor>& expert_map, const std::optional<Tensor>& workspace, int64_t layer_id,
-                   const Tensor& out) {
+                   const Tensor& out, const std::optional<Tensor>& shared_output, int64_t shared_output_ready) {
   layers().with_unique(layer_id, [&](Layer& layer) {
-    const auto args = checked_args(layer.known, x, topk_ids, topk_weights, expert_map, workspace, out);
+    const auto args = checked_args(layer.known, x, topk_ids, topk_weights, expert_map, workspace, out, shared_output,
+                                   shared_output_ready);
     const StreamGuard guard(layer.known.device);
     check_status(nvfp4_moe_layer_calibrate(layer.handle.get(), &args, guard.stream()));
   });

@@ -35,12 +35,13 @@ std::tuple<double, int64_t, int64_t, double, int64_t, int64_t, int64_t, int64_t>
 // Bytes of a workspace tensor for up to max_tokens tokens, room for its alignment included.
 int64_t layer_workspace_size(int64_t layer, int64_t max_tokens);
 
+// shared_output_ready: a CUevent as an integer, 0 for none.
 void moe_forward(const Tensor& x, const Tensor& topk_ids, const std::optional<Tensor>& topk_weights,
                  const std::optional<Tensor>& expert_map, const std::optional<Tensor>& workspace, int64_t layer,
-                 const Tensor& out);
+                 const Tensor& out, const std::optional<Tensor>& shared_output, int64_t shared_output_ready);
 void moe_calibrate(const Tensor& x, const Tensor& topk_ids, const std::optional<Tensor>& topk_weights,
                    const std::optional<Tensor>& expert_map, const std::optional<Tensor>& workspace, int64_t layer,
-                   const Tensor& out);
+                   const Tensor& out, const std::optional<Tensor>& shared_output, int64_t shared_output_ready);
 
 // (w13_input_scale, w2_input_scale)
 std::tuple<double, double> layer_calibrated_scales(int64_t layer);

@@ -32,10 +32,10 @@ STABLE_TORCH_LIBRARY(nvfp4_moe, m) {
   m.def("layer_workspace_size(int layer, int max_tokens) -> int");
   m.def(
       "moe_forward(Tensor x, Tensor topk_ids, Tensor? topk_weights, Tensor? expert_map, Tensor(b!)? workspace, "
-      "int layer, Tensor(a!) out) -> ()");
+      "int layer, Tensor(a!) out, Tensor? shared_output=None, int shared_output_ready=0) -> ()");
   m.def(
       "moe_calibrate(Tensor x, Tensor topk_ids, Tensor? topk_weights, Tensor? expert_map, Tensor(b!)? workspace, "
-      "int layer, Tensor(a!) out) -> ()");
+      "int layer, Tensor(a!) out, Tensor? shared_output=None, int shared_output_ready=0) -> ()");
   m.def("layer_calibrated_scales(int layer) -> (float w13_input_scale, float w2_input_scale)");
   m.def("layer_set_input_scales(int layer, float w13_input_scale, float w2_input_scale) -> ()");
 

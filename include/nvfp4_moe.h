@@ -62,6 +62,7 @@ extern "C" {
 #define NVFP4_MOE_VERSION_PATCH 0
 
 struct CUstream_st;
+struct CUevent_st;
 
 /* ---- Status --------------------------------------------------------------------------------------------- */
 
@@ -135,8 +136,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
  * on it. Takes effect at the next call that computes; where the system gives no thread, that is its caller's. */
 int32_t nvfp4_moe_set_num_threads(int32_t num_threads);
 
-/* Name of the CPU instruction set in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in
- * last_error. */
+/* The CPU instructions in use: "avx512vnni", "avx512bf16", "avx512", "avx2" or "portable". Host buf as in last_error. */
 size_t nvfp4_moe_cpu_isa(char *buf, size_t size);
 
 /* What is built in: "cpu", or "cpu hopper portable sm100 sm120" with the CUDA kernels. Host buf as in last_error. */
@@ -203,6 +203,9 @@ typedef struct nvfp4_moe_layer_args {
   int64_t out_row_stride;          /* 0 = H; what lies between rows is not written */
   void *workspace;                 /* 256-byte aligned scratch that overlaps nothing, or NULL: the library's */
   uint64_t workspace_size;         /* bytes, >= workspace_size(T); ignored when workspace is NULL */
+  const void *shared_output;              /* bf16 [T, H] that sums begin with, apart from out and workspace; NULL = 0 */
+  int64_t shared_output_row_stride;       /* 0 = H */
+  struct CUevent_st *shared_output_ready; /* on CUDA: what combine waits for before it reads them; NULL = nothing */
 } nvfp4_moe_layer_args;
 
 /* Check the description and make a layer without weights. The first rule that fails is named with both numbers.
@@ -221,8 +224,7 @@ int32_t nvfp4_moe_layer_storage_size(const nvfp4_moe_layer *layer, uint64_t *out
  * writes nothing and leaves those that the layer has; where the driver fails later it has none, and forward is
  * NOT_PREPARED until the next prepare. What calibrate saw goes with its weights. Storage is 256-byte aligned. On CUDA
  * waits for the stream: not capturable. Graphs captured before take the new weights if the storage is the same, and the
- * new input scales in any case. What reads the storage on other streams, graphs included, must end before prepare and
- * begin after it. */
+ * new input scales in any case. What reads the storage elsewhere, graphs too, ends before it or begins after. */
 int32_t nvfp4_moe_layer_prepare(nvfp4_moe_layer *layer, const nvfp4_moe_layer_weights *weights, void *storage,
                                 uint64_t storage_size, struct CUstream_st *stream);
 
@@ -258,7 +260,7 @@ int32_t nvfp4_moe_layer_workspace_size(const nvfp4_moe_layer *layer, int32_t max
 
 /* out[t] = sum over k of topk_weights[t, k] * expert(topk_ids[t, k])(x[t]), over the experts that are here;
  * f32 sums in order of k, on CUDA of results that were rounded to bf16; rows of tokens with no expert here become 0. A
- * NaN row stays in its row. */
+ * NaN row stays in its row. Each sum begins with shared_output[t], so that all is rounded once. */
 int32_t nvfp4_moe_layer_forward(const nvfp4_moe_layer *layer, const nvfp4_moe_layer_args *args,
                                 struct CUstream_st *stream);
 
@@ -317,8 +319,7 @@ typedef struct nvfp4_moe_linear_args {
 int32_t nvfp4_moe_linear_create(const nvfp4_moe_linear_desc *desc, nvfp4_moe_linear **out);
 void nvfp4_moe_linear_destroy(nvfp4_moe_linear *linear);
 
-/* As nvfp4_moe_layer_storage_size, and only prepare may write it: on CUDA forward may read it while the kernel before
- * it on the stream still runs. */
+/* As the layer's, and only prepare may write it: on CUDA forward may read it beside the kernel before it on the stream. */
 int32_t nvfp4_moe_linear_storage_size(const nvfp4_moe_linear *linear, uint64_t *out);
 int32_t nvfp4_moe_linear_prepare(nvfp4_moe_linear *linear, const nvfp4_moe_linear_weights *weights, void *storage,
                                  uint64_t storage_size, struct CUstream_st *stream);
@@ -346,8 +347,7 @@ typedef struct nvfp4_moe_device_status {
   int64_t first_bad_token;    /* token (in its call) of the first such event since reset; -1 = none */
 } nvfp4_moe_device_status;
 
-/* Read the counters into host `out`; its struct_size must be set. On CUDA waits for `stream`, as reset does: not
- * capturable. */
+/* Read the counters into host `out`; its struct_size must be set. On CUDA both wait for `stream`: not capturable. */
 int32_t nvfp4_moe_device_status_read(int32_t device_kind, int32_t device_ordinal, nvfp4_moe_device_status *out,
                                      struct CUstream_st *stream);
 int32_t nvfp4_moe_device_status_reset(int32_t device_kind, int32_t device_ordinal, struct CUstream_st *stream);

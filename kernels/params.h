@@ -178,6 +178,8 @@ typedef struct CombineParams {
   int64_t out_row_stride;
   int32_t hidden;
   int32_t top_k;
+  const void *shared_output; /* bf16 [T, hidden], of combine_shared */
+  int64_t shared_output_row_stride;
 } CombineParams;
 
 #define NO_ROW 0xFFFFFFFFu

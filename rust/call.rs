@@ -10,6 +10,9 @@ use std::fmt::Debug;
 /// A stream of the caller: `CUstream` or `cudaStream_t`; NULL on the CPU.
 pub type Stream = *mut std::ffi::c_void;
 
+/// An event of the caller: `CUevent` or `cudaEvent_t`.
+pub type Event = *mut std::ffi::c_void;
+
 /// A tensor that the caller keeps alive, on the layer's device. A slice only for the length of a call, because between
 /// calls its owner may move experts (EPLB).
 #[derive(Debug)]
@@ -196,6 +199,24 @@ pub struct LayerArgs {
     pub out_row_stride: usize,
     /// Scratch.
     pub workspace: Workspace,
+    /// What sums begin with.
+    pub shared: SharedOutput,
+}
+
+/// What each token's sum begins with: the output of shared experts.
+#[derive(Debug, Clone, Copy)]
+pub struct SharedOutput {
+    /// bf16 `[T, H]`, or NULL: 0.
+    pub rows: *const u16,
+    /// Elements between rows.
+    pub row_stride: usize,
+    /// The CUDA event that it is complete with, or NULL: when the call is made.
+    pub ready: Event,
+}
+
+impl SharedOutput {
+    /// Sums begin with 0.
+    pub const NONE: Self = SharedOutput { rows: std::ptr::null(), row_stride: 0, ready: std::ptr::null_mut() };
 }
 
 // SAFETY: tasks of a call read through these pointers, and write `out` and `workspace` in parts of one task each.

@@ -29,7 +29,7 @@
 //! ```
 
 use crate::call::{
-    InputScales, LayerArgs, LayerWeights, LinearArgs, LinearWeights, Storage, Tensor, TopkIds, Workspace,
+    InputScales, LayerArgs, LayerWeights, LinearArgs, LinearWeights, SharedOutput, Storage, Tensor, TopkIds, Workspace,
 };
 use crate::checkpoint::{self, LayerBuffers};
 use crate::config::{Device, LayerConfig, LinearConfig, Mode};
@@ -198,6 +198,29 @@ impl HostLayer {
     /// x and out are `[T, H]`; ids are `[T, k]`, and any value may appear: what is no expert adds nothing. Weights are
     /// `[T, k]`, or none: 1. Many threads may call it at once.
     pub fn forward(&self, x: &[bf16], topk_ids: &[i32], topk_weights: Option<&[f32]>, out: &mut [bf16]) -> Result<()> {
+        self.run(x, topk_ids, topk_weights, None, out)
+    }
+
+    /// As [`HostLayer::forward`], with sums that begin with `shared_output`, `[T, H]`, as shared experts made it.
+    pub fn forward_with_shared(
+        &self,
+        x: &[bf16],
+        topk_ids: &[i32],
+        topk_weights: Option<&[f32]>,
+        shared_output: &[bf16],
+        out: &mut [bf16],
+    ) -> Result<()> {
+        self.run(x, topk_ids, topk_weights, Some(shared_output), out)
+    }
+
+    fn run(
+        &self,
+        x: &[bf16],
+        topk_ids: &[i32],
+        topk_weights: Option<&[f32]>,
+        shared_output: Option<&[bf16]>,
+        out: &mut [bf16],
+    ) -> Result<()> {
         let (hidden, top_k) = (self.config().hidden_size, self.config().top_k);
         let num_tokens = rows("x", x, hidden, "hidden_size")?;
         check_len("out.len()", out.len(), "x.len()", x.len())?;
@@ -206,9 +229,14 @@ impl HostLayer {
         if let Some(weights) = topk_weights {
             check_len("topk_weights.len()", weights.len(), "num_tokens * top_k", num_slots)?;
         }
+        if let Some(shared) = shared_output {
+            check_len("shared_output.len()", shared.len(), "x.len()", x.len())?;
+        }
         if num_tokens == 0 {
             return Ok(());
         }
+        let shared =
+            |shared: &[bf16]| SharedOutput { rows: shared.as_ptr().cast(), row_stride: hidden, ..SharedOutput::NONE };
         let args = LayerArgs {
             num_tokens,
             x: x.as_ptr().cast(),
@@ -221,6 +249,7 @@ impl HostLayer {
             out: out.as_mut_ptr().cast(),
             out_row_stride: hidden,
             workspace: SHARED_WORKSPACE,
+            shared: shared_output.map_or(SharedOutput::NONE, shared),
         };
         // SAFETY: the slices have the lengths that `args` states, live until the call returns, and `out` is exclusive.
         unsafe { self.layer.forward(&args, null_mut()) }

@@ -52,6 +52,11 @@ def run_layers(device: str, generator: torch.Generator, activation: Swiglu, toke
             workspace = torch.empty(layer.workspace_size(num_tokens), dtype=torch.uint8, device="cuda")
             out = layer(x.cuda(), ids.cuda(), topk_weights.cuda(), workspace=workspace)
             assert out.isfinite().all()
+            if mode == "bf16" and num_tokens in (tokens[0], tokens[-1]):
+                wide = torch.ones(num_tokens, HIDDEN + 8, dtype=torch.bfloat16, device="cuda")
+                for shared in (wide[:, 8:], wide[:, 3 : 3 + HIDDEN]):  # loads of 16 bytes, and of 2
+                    inputs = x.cuda(), ids.cuda(), topk_weights.cuda()
+                    assert layer(*inputs, workspace=workspace, shared_output=shared).isfinite().all()
     layer.calibrate(x.cuda(), ids.cuda(), topk_weights.cuda(), workspace=workspace)
     assert all(scale > 0 for scale in layer.calibrated_scales())
 

@@ -32,6 +32,7 @@ class Case:
     ids_dtype: torch.dtype = torch.int32
     interleaved: bool = False
     bias: bool = False
+    shared_output: bool = False
 
     @property
     def local_count(self) -> int:
@@ -46,6 +47,7 @@ class Case:
             f"limit{s.limit:g}alpha{s.alpha:g}beta{s.beta:g}" if s != type(s)() else "",
             "interleaved" if self.interleaved else "",
             "bias" if self.bias else "",
+            "shared" if self.shared_output else "",
             f"local{self.first_local}+{self.num_local}" if self.num_local else "",
             "i64" if self.ids_dtype == torch.int64 else "",
         ]
@@ -122,6 +124,8 @@ def _cases() -> list[Case]:
     cases.append(Case(5, 2, 2048, 128, 666))
     cases.append(Case(12, 3, 256, 1024, 123))
     cases.append(Case(64, 8, 2048, 128, 8, num_touched=4 + 4))
+
+    cases.append(Case(16, 4, 48, 80, 300, skew="zipf", first_local=8, num_local=4, shared_output=True))
 
     # Expert shards: first, middle, last rank.
     for e, k, first, local in [

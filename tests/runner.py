@@ -70,10 +70,11 @@ def make_layer(
     return layer.prepare(own.to(layer.device))
 
 
-def run(layer: Layer, x, topk_ids, topk_weights=None, expert_map=None) -> torch.Tensor:
+def run(layer: Layer, x, topk_ids, topk_weights=None, expert_map=None, shared_output=None) -> torch.Tensor:
     """Forward into a poisoned output through a poisoned workspace of exactly the size asked for; back on the CPU."""
     inputs = [None if t is None else t.to(layer.device) for t in (x, topk_ids, topk_weights, expert_map)]
     out = poisoned(*x.shape, device=layer.device)
     workspace = poisoned(layer.workspace_size(len(x)), dtype=torch.uint8, device=layer.device)
-    layer(*inputs[:3], expert_map=inputs[3], workspace=workspace, out=out)
+    shared_output = None if shared_output is None else shared_output.to(layer.device)
+    layer(*inputs[:3], expert_map=inputs[3], workspace=workspace, out=out, shared_output=shared_output)
     return out.cpu()

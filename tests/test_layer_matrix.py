@@ -21,6 +21,7 @@ class Problem(NamedTuple):
     topk_ids: torch.Tensor
     topk_weights: torch.Tensor
     local_ids: torch.Tensor
+    shared_output: torch.Tensor | None
     bf16: Result
 
 
@@ -40,10 +41,11 @@ def problem(case: Case, lossless: bool = False) -> Problem:
     x = generate.tokens(case.num_tokens, case.hidden, generator)
     topk_weights = generate.random_topk_weights(case.num_tokens, case.top_k, generator)
     reference = ReferenceLayer(weights, case.swiglu)
+    shared = generate.tokens(case.num_tokens, case.hidden, generator) if case.shared_output else None
     bf16 = reference.forward(x, local, topk_weights)
     # Scales of a layer that routed nothing: any valid one.
     weights = weights.with_input_scales(bf16.x_amax or 1.0, bf16.h_amax or 1.0)
-    return Problem(weights, reference, x, ids, topk_weights, local, bf16)
+    return Problem(weights, reference, x, ids, topk_weights, local, shared, bf16)
 
 
 @pytest.mark.parametrize("device", runner.DEVICES)  # the first varies fastest
@@ -60,18 +62,21 @@ def test_layer_matches_float64(case: Case, mode: str, device: str):
         first_local_expert=case.first_local,
         device=device,
     )
-    out = runner.run(layer, p.x, p.topk_ids, p.topk_weights)
+    out = runner.run(layer, p.x, p.topk_ids, p.topk_weights, shared_output=p.shared_output)
+    begin = torch.zeros_like(out) if p.shared_output is None else p.shared_output
     result = p.bf16
     if mode != "bf16":
         scales = (p.weights.w13_input_scale, p.weights.w2_input_scale)
         result = p.reference.forward(p.x, p.local_ids, p.topk_weights, mode, scales)
     assert out.isfinite().all()
-    assert (out[(p.local_ids < 0).all(dim=1)] == 0).all(), "tokens with no expert here"
-    assert relative_l2(out, result.out) <= gates.bound(result, mode, device)
+    alone = (p.local_ids < 0).all(dim=1)
+    assert torch.equal(out[alone], begin[alone]), "tokens with no expert here"
+    wanted = result.out + begin
+    assert relative_l2(out, wanted) <= gates.bound(result, mode, device)
     if mode == "bf16":
-        assert cosine(out, result.out) >= gates.COSINE
+        assert cosine(out, wanted) >= gates.COSINE
     if mode == "fp8":
-        loss = relative_l2(out, p.bf16.out)
+        loss = relative_l2(out, p.bf16.out + begin)
         print(f"fp8 against bf16: rel-L2 {loss:.2e}")
         assert loss <= gates.REL_L2_FP8 or not is_typical(case, p)
 

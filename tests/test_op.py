@@ -71,7 +71,7 @@ def bits(tensor):
 def test_the_hot_ops_declare_what_they_write():
     assert str(OPS.moe_forward.default._schema) == (
         "nvfp4_moe::moe_forward(Tensor x, Tensor topk_ids, Tensor? topk_weights, Tensor? expert_map, "
-        "Tensor(b!)? workspace, int layer, Tensor(a!) out) -> ()"
+        "Tensor(b!)? workspace, int layer, Tensor(a!) out, Tensor? shared_output=None, int shared_output_ready=0) -> ()"
     )
     assert str(OPS.linear_forward.default._schema) == (
         "nvfp4_moe::linear_forward(Tensor x, Tensor(b!)? workspace, int linear, Tensor(a!) out) -> ()"
@@ -133,6 +133,8 @@ FORWARD_REFUSALS = {
     "out dtype": (dict(out=torch.zeros(T, H)), r"out.dtype is float32; it must be bfloat16"),
     "out shape": (dict(out=bf16(T + 1, H)), r"out.shape is \[6, 64\]; it must be \[T, H\] = \[5, 64\]"),
     "out expanded": (dict(out=bf16(1, H).expand(T, H)), r"out.stride\(0\) is 0"),
+    "shared dtype": (dict(shared=torch.zeros(T, H)), r"shared_output.dtype is float32; it must be bfloat16"),
+    "shared shape": (dict(shared=bf16(T, H + 1)), r"shared_output.shape is \[5, 65\]; it must be \[T, H\] = \[5, 64\]"),
     "workspace dtype": (dict(workspace=i32(1 << 20)), r"workspace.dtype is int32; it must be uint8"),
     "workspace empty": (dict(workspace=u8(0)), r"workspace.numel\(\) is 0; it must hold"),
     "workspace small": (dict(workspace=u8(600)), r"workspace_size is \d+ bytes; it must be at least \d+"),
@@ -145,8 +147,9 @@ def test_forward_refuses_and_leaves_out_alone(layer, inputs, change):
     arguments = dict(x=inputs[0], ids=inputs[1], w=inputs[2], map=None, workspace=None, out=torch.ones(T, H).bfloat16())
     arguments |= changed
     before = arguments["out"].clone()
+    before_out = (arguments[n] for n in ("x", "ids", "w", "map", "workspace"))
     with pytest.raises(RuntimeError, match=message):
-        OPS.moe_forward(*(arguments[n] for n in ("x", "ids", "w", "map", "workspace")), layer.id, arguments["out"])
+        OPS.moe_forward(*before_out, layer.id, arguments["out"], arguments.get("shared"))
     assert torch.equal(arguments["out"], before)
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // out[t] = sum over k of topk_weights[t, k] * y[row of (t, k)]: y is bf16, the sum f32, in order of k, rounded to bf16.
-// Tokens with no expert here become 0.
+// combine begins the sum with 0, combine_shared with shared_output[t], which tokens with no expert here become.
 #include <cuda_bf16.h>
 
 #include "../common/overlap.cuh"
@@ -52,10 +52,27 @@ struct Slots {
 
 static_assert(kColumns * sizeof(__nv_bfloat16) == sizeof(uint4), "what a thread reads of a row at once");
 
+// What the sums of columns `col` and on of a token begin with.
+__device__ void read_shared(const CombineParams& p, int64_t token, int col, float (&sum)[kColumns]) {
+  const auto* from = static_cast<const __nv_bfloat16*>(p.shared_output) + token * p.shared_output_row_stride + col;
+  const auto stride = static_cast<uintptr_t>(p.shared_output_row_stride) * sizeof(*from);
+  if ((reinterpret_cast<uintptr_t>(p.shared_output) | stride) % sizeof(uint4) == 0) {
+    const uint4 all = __ldcs(reinterpret_cast<const uint4*>(from));  // read once
+    const auto* const two = reinterpret_cast<const __nv_bfloat162*>(&all);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) sum[j] = j % 2 ? __high2float(two[j / 2]) : __low2float(two[j / 2]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) sum[j] = __bfloat162float(from[j]);
+  }
+}
+
 // Columns `col` and on of a token; `slots` are its first ones.
+template <bool kShared>
 __device__ void combine_columns(const CombineParams& p, int64_t token, const Slots& slots, int col) {
   const bool inside = col < p.hidden;
   float sum[kColumns] = {};
+  if (kShared && inside) read_shared(p, token, col, sum);
   const auto add = [&](const int32_t (&row)[kBatch], const float (&weight)[kBatch], int valid) {
     uint4 y[kBatch];
 #pragma unroll
@@ -91,22 +108,31 @@ __device__ void combine_columns(const CombineParams& p, int64_t token, const Slo
   }
 }
 
-}  // namespace
-}  // namespace nvfp4
-
-// Grid: x strides over the columns, y over the chunk's tokens.
-extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 5) combine(const __grid_constant__ CombineParams p) {
-  const int step = gridDim.x * blockDim.x * nvfp4::kColumns;
+// All blocks of a launch: x strides over the columns, y over the chunk's tokens.
+template <bool kShared>
+__device__ void combine_tokens(const CombineParams& p) {
+  const int step = gridDim.x * blockDim.x * kColumns;
   const int64_t end = p.chunk_first_token[1];
   int64_t token = p.chunk_first_token[0] + blockIdx.y;
-  if (token >= end) return nvfp4::pass_by();
-  nvfp4::Slots slots = nvfp4::Slots::read(p, token, end, 0);
-  nvfp4::follow_previous();  // routing was complete before it began
+  if (token >= end) return pass_by();
+  Slots slots = Slots::read(p, token, end, 0);
+  follow_previous();  // routing was complete before it began
   for (; token < end; token += gridDim.y) {
-    const nvfp4::Slots next = nvfp4::Slots::read(p, token + gridDim.y, end, 0);
-    for (int first = blockIdx.x * blockDim.x * nvfp4::kColumns; first < p.hidden; first += step) {
-      nvfp4::combine_columns(p, token, slots, first + threadIdx.x * nvfp4::kColumns);
+    const Slots next = Slots::read(p, token + gridDim.y, end, 0);
+    for (int first = blockIdx.x * blockDim.x * kColumns; first < p.hidden; first += step) {
+      combine_columns<kShared>(p, token, slots, first + threadIdx.x * kColumns);
     }
     slots = next;
   }
+}
+
+}  // namespace
+}  // namespace nvfp4
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 5) combine(const __grid_constant__ CombineParams p) {
+  nvfp4::combine_tokens<false>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 5) combine_shared(const __grid_constant__ CombineParams p) {
+  nvfp4::combine_tokens<true>(p);
 }

@@ -164,8 +164,8 @@ struct Few {
 
   template <Epilogue kEpilogue>
   __device__ void multiply_tile(const GemmParams& gemm, const Tile& tile, Ring<C>& ring, int k) const {
-    const Output<C, kEpilogue, SharedStorage<C>> output(gemm, tile, shared.gemm);
-    Accumulation<C> sums(shared.gemm, ring, 0, k);
+    const Output<C, kEpilogue, SharedStorage<C>> output(gemm, tile, shared.gemm, 0);
+    Accumulation<C, C::kN> sums(shared.gemm, ring, 0, k);
     sums.run(gemm.num_slabs, tile.num_rows);
     ring = sums.ring();
     if (reduce_along_k<C>(shared.gemm, 0, k, sums.acc[0])) {

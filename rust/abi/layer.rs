@@ -4,12 +4,12 @@
 use super::header::*;
 use super::{
     Opaque, Rows, Span, aligned, aligned_or_null, apart, create, destroy, device_of, exclusive, exports, guard,
-    mode_of, no_overlap, not_null_mut, policy_of, process_of, read_struct, shared, size_of_field, stride, tile_rows_of,
-    write_struct,
+    mode_of, no_overlap, not_null_mut, null_error, policy_of, process_of, read_struct, shared, size_of_field, stride,
+    tile_rows_of, write_struct,
 };
 use crate::activation::{Activation, ActivationKind};
-use crate::call::{InputScales, LayerArgs, LayerWeights, Storage, Tensor, TopkIds, Workspace};
-use crate::config::LayerConfig;
+use crate::call::{InputScales, LayerArgs, LayerWeights, SharedOutput, Storage, Tensor, TopkIds, Workspace};
+use crate::config::{Device, LayerConfig};
 use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, Part, WeightError};
 use crate::layer::Layer;
@@ -166,12 +166,30 @@ fn args(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<Option<LayerAr
         out: aligned("out", a.out.cast::<u16>().cast_const(), 2)?.cast_mut(),
         out_row_stride: stride("out_row_stride", a.out_row_stride, "hidden_size", hidden)?,
         workspace: Workspace { pointer: a.workspace.cast(), size: a.workspace_size },
+        shared: shared_output(config, a)?,
     };
     let x = Rows { first: checked.x, stride: checked.x_row_stride, width: hidden };
     let out = Rows { first: checked.out, stride: checked.out_row_stride, width: hidden };
     no_overlap(num_tokens, x, out)?;
     check_spans(config, a, &checked, [x.span("x", num_tokens), out.span("out", num_tokens)])?;
     Ok(Some(checked))
+}
+
+/// What sums begin with: rows, and what goes with them only.
+fn shared_output(config: &LayerConfig, a: &nvfp4_moe_layer_args) -> Result<SharedOutput> {
+    let hidden = config.hidden_size;
+    if a.shared_output.is_null() && (a.shared_output_row_stride, a.shared_output_ready) != (0, std::ptr::null_mut()) {
+        return Err(null_error("shared_output"));
+    }
+    if config.device == Device::Cpu && !a.shared_output_ready.is_null() {
+        let (value, rule) = (format!("{:p}", a.shared_output_ready), "it must be NULL on the CPU, which has no events");
+        return Err(Error::argument("shared_output_ready", value, rule, "Compute shared_output before the call."));
+    }
+    Ok(SharedOutput {
+        rows: aligned_or_null("shared_output", a.shared_output.cast(), 2)?,
+        row_stride: stride("shared_output_row_stride", a.shared_output_row_stride, "hidden_size", hidden)?,
+        ready: a.shared_output_ready.cast(),
+    })
 }
 
 /// What is written lies apart from all else that the call reads; x and out were looked at by their rows.
@@ -187,9 +205,12 @@ fn check_spans(config: &LayerConfig, a: &nvfp4_moe_layer_args, args: &LayerArgs,
         Span::of_rows("topk_weights", args.topk_weights, 4, weights),
         Span::new("expert_map", args.expert_map, 4 * config.num_experts),
     ];
+    let shared = Rows { first: args.shared.rows, stride: args.shared.row_stride, width: config.hidden_size };
+    let shared = shared.span("shared_output", tokens);
     apart(out, &routing)?;
+    apart(out, &[shared])?;
     let workspace = Span::of_workspace(args.workspace);
-    apart(workspace, &[x, out])?;
+    apart(workspace, &[x, out, shared])?;
     apart(workspace, &routing)
 }
 

@@ -38,6 +38,8 @@ pub mod exports {
 pub mod header {
     /// A CUDA stream; NULL on the CPU.
     pub enum CUstream_st {}
+    /// A CUDA event.
+    pub enum CUevent_st {}
 
     include!("../bindings/header.rs");
 }

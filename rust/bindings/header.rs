@@ -182,10 +182,13 @@ pub struct nvfp4_moe_layer_args {
     pub out_row_stride: i64,
     pub workspace: *mut ::std::os::raw::c_void,
     pub workspace_size: u64,
+    pub shared_output: *const ::std::os::raw::c_void,
+    pub shared_output_row_stride: i64,
+    pub shared_output_ready: *mut CUevent_st,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of nvfp4_moe_layer_args"][::std::mem::size_of::<nvfp4_moe_layer_args>() - 104usize];
+    ["Size of nvfp4_moe_layer_args"][::std::mem::size_of::<nvfp4_moe_layer_args>() - 128usize];
     ["Alignment of nvfp4_moe_layer_args"][::std::mem::align_of::<nvfp4_moe_layer_args>() - 8usize];
     ["Offset of field: nvfp4_moe_layer_args::struct_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_args, struct_size) - 0usize];
@@ -215,6 +218,12 @@ const _: () = {
         [::std::mem::offset_of!(nvfp4_moe_layer_args, workspace) - 88usize];
     ["Offset of field: nvfp4_moe_layer_args::workspace_size"]
         [::std::mem::offset_of!(nvfp4_moe_layer_args, workspace_size) - 96usize];
+    ["Offset of field: nvfp4_moe_layer_args::shared_output"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_args, shared_output) - 104usize];
+    ["Offset of field: nvfp4_moe_layer_args::shared_output_row_stride"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_args, shared_output_row_stride) - 112usize];
+    ["Offset of field: nvfp4_moe_layer_args::shared_output_ready"]
+        [::std::mem::offset_of!(nvfp4_moe_layer_args, shared_output_ready) - 120usize];
 };
 impl Default for nvfp4_moe_layer_args {
     fn default() -> Self {

@@ -260,6 +260,8 @@ pub struct CombineParams {
     pub out_row_stride: i64,
     pub hidden: i32,
     pub top_k: i32,
+    pub shared_output: *const ::std::os::raw::c_void,
+    pub shared_output_row_stride: i64,
 }
 impl Default for CombineParams {
     fn default() -> Self {

@@ -9,7 +9,7 @@ use super::parts_of::PartsOf;
 use super::plan::{CHUNK_TOKENS, LayerPlan, ROW_ALIGNMENT};
 use super::rounding::Roundings;
 use super::shared_workspace::with_workspace;
-use crate::call::{Calibration, InputScales, LayerArgs, LayerWeights};
+use crate::call::{Calibration, InputScales, LayerArgs, LayerWeights, SharedOutput};
 use crate::config::LayerConfig;
 use crate::error::Result;
 use crate::format::Part;
@@ -242,7 +242,7 @@ impl LayerCall<'_> {
         })
     }
 
-    /// out[t] = sum over k of weight * y in f32, each a fused multiply-add, in order of k; 0 where no slot is routed.
+    /// out[t] = the shared output + sum over k of weight * y in f32, each a fused multiply-add, in order of k.
     unsafe fn combine(&self, tokens: &Range<usize>, slot_to_row: &[i32], y: PartsOf<f32>) -> Result<()> {
         let config = self.config;
         let out = PartsOf::new(self.args.out.cast::<bf16>());
@@ -256,7 +256,8 @@ impl LayerCall<'_> {
                 let slots = slot_to_row[i * config.top_k..][..config.top_k].iter().enumerate();
                 for first in (0..config.hidden_size).step_by(SUM_COLUMNS) {
                     let sum = &mut sums[..SUM_COLUMNS.min(config.hidden_size - first)];
-                    sum.fill(0.0);
+                    // SAFETY: NULL, or valid for this token's columns.
+                    unsafe { begin(sum, self.args.shared, token, first) };
                     for (k, row) in slots.clone().filter(|(_, row)| **row >= 0) {
                         // SAFETY: weights are NULL or valid for this token and k; the row was written and is only read.
                         let (weight, y) = unsafe {
@@ -276,5 +277,23 @@ impl LayerCall<'_> {
                 Ok(())
             },
         )
+    }
+}
+
+/// Fill the sums of a token's columns, from `first` on, with what they begin with.
+///
+/// # Safety
+/// The rows are NULL, or valid as the header states.
+unsafe fn begin(sums: &mut [f32], shared: SharedOutput, token: usize, first: usize) {
+    if shared.rows.is_null() {
+        return sums.fill(0.0);
+    }
+    // SAFETY: the caller's promise.
+    let row = unsafe {
+        let columns = shared.rows.add(token * shared.row_stride + first);
+        std::slice::from_raw_parts(columns.cast::<bf16>(), sums.len())
+    };
+    for (sum, shared) in sums.iter_mut().zip(row) {
+        *sum = shared.to_f32();
     }
 }

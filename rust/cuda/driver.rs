@@ -2,7 +2,7 @@
 //! The CUDA driver, and the only file that names cudarc: contexts, modules, memory, launches. A refusal names the call,
 //! its code and what it was for.
 
-use crate::call::Stream;
+use crate::call::{Event, Stream};
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -381,6 +381,16 @@ pub unsafe fn fill(target: *mut u8, value: u8, bytes: usize, stream: Stream, dur
 fn synchronize_stream(stream: Stream, during: impl Display) -> Result<()> {
     // SAFETY: the caller's stream, which the driver checks.
     check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream.cast()) }, during)
+}
+
+/// What is enqueued on the stream from now on waits for the event. May be captured, if the event was recorded in the capture.
+///
+/// # Safety
+/// The event is alive.
+pub unsafe fn wait_for_event(stream: Stream, event: Event) -> Result<()> {
+    // SAFETY: the caller's stream and event, which the driver checks as far as it can.
+    let outcome = unsafe { sys::cuStreamWaitEvent(stream.cast(), event.cast(), 0) }.result();
+    check("cuStreamWaitEvent", outcome, "Waiting for shared_output_ready")
 }
 
 /// Wait for all work of the current context.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One call of a layer: what it works on, and the steps that all families share.
 
-use super::kernels::{AMAX_ROWS, COMBINE, Kernel, THREADS, params};
+use super::driver;
+use super::kernels::{AMAX_ROWS, COMBINE, COMBINE_SHARED, Kernel, THREADS, params};
 use super::launch::{BLOCKS_PER_SM, LATER_BLOCKS_PER_SM, Launch};
 use super::plan::LayerPlan;
 use super::prepared::{PreparedLayer, State};
@@ -252,15 +253,22 @@ impl LayerCall<'_> {
             out_row_stride: args.out_row_stride as i64,
             hidden: self.config.hidden_size as i32,
             top_k: self.config.top_k as i32,
+            shared_output: args.shared.rows.cast(),
+            shared_output_row_stride: args.shared.row_stride as i64,
         }
     }
 
-    /// The weighted sum over a token's slots, for the tokens of a chunk.
+    /// The weighted sum over a token's slots, for the tokens of a chunk, once what it begins with is there.
     ///
     /// # Safety
     /// As [`LayerCall::quantize_x`], after GEMM2.
     pub unsafe fn combine(&self, chunk: usize) -> Result<()> {
         let (args, params) = (self.args, self.combine_params(chunk));
+        if chunk == 0 && !args.shared.ready.is_null() {
+            // SAFETY: the caller's event and stream.
+            unsafe { driver::wait_for_event(self.stream, args.shared.ready) }?;
+        }
+        let kernel = if args.shared.rows.is_null() { COMBINE } else { COMBINE_SHARED };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
         let per_sm = if chunk == 0 { params::COMBINE_BLOCKS_PER_SM } else { LATER_BLOCKS_PER_SM };
         let blocks = self.layer.device.num_sms * per_sm;
@@ -269,6 +277,6 @@ impl LayerCall<'_> {
             blocks.div_ceil(tokens).min((self.config.hidden_size as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));
         let token_blocks = tokens.min(blocks / col_blocks);
         // SAFETY: regions of the workspace; weights and out as the header states.
-        unsafe { self.launch(COMBINE.over([col_blocks, token_blocks, 1]), &params) }
+        unsafe { self.launch(kernel.over([col_blocks, token_blocks, 1]), &params) }
     }
 }

@@ -121,6 +121,7 @@ kernel_table! {
     QUANTIZE_ROWS_IN_LINES = "quantize_rows_in_lines" of "quantize/quantize";
     AMAX_ROWS = "amax_rows" of "calibrate/amax";
     COMBINE = "combine" of "combine/combine";
+    COMBINE_SHARED = "combine_shared" of "combine/combine";
     CHECK_SCALES = "check_scales" of "prepare/check", start: AfterPrevious;
     COMPARE_VALUES = "compare_values" of "prepare/check", start: AfterPrevious;
     PREPARE_ALPHAS = "prepare_alphas" of "prepare/alphas", start: AfterPrevious;

@@ -116,7 +116,7 @@ static void layers() {
       },
   };
   for (const Call& call : calls) {
-    check_struct_size("nvfp4_moe_layer_args", c.args, call, out_untouched);
+    check_struct_size("nvfp4_moe_layer_args", c.args, call, out_untouched, 104);
     check_null_fields(c.args, {FIELD(nvfp4_moe_layer_args, x), FIELD(nvfp4_moe_layer_args, topk_ids)}, call,
                       out_untouched);
     check_null_fields(c.args, {FIELD(nvfp4_moe_layer_args, out)}, call, nothing_to_touch);

@@ -58,6 +58,47 @@ static void a_layer_equals_the_oracle(int32_t up_first) {
   layer_case_free(&c);
 }
 
+/* Rows of a wider buffer, at an odd multiple of 2 bytes. Zeros add nothing; a token with no expert here becomes its
+ * row. */
+static void sums_begin_with_the_shared_output(void) {
+  enum { WIDE = H + 3 };
+  layer_case c;
+  nvfp4_moe_layer* layer = NULL;
+  uint16_t plain[TOKENS * H], shared[TOKENS * WIDE + 1];
+  double wanted[TOKENS * H];
+  layer_case_make(&c, NVFP4_MOE_MODE_BF16, 0);
+  CHECK_OK(nvfp4_moe_layer_create(&c.desc, &layer));
+  CHECK_OK(nvfp4_moe_layer_prepare(layer, &c.weights, NULL, 0, NULL));
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  memcpy(plain, c.out, sizeof plain);
+  memset(shared, 0, sizeof shared);
+  c.args.shared_output = shared + 1;
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL)); /* stride 0: dense */
+  CHECK(memcmp(plain, c.out, sizeof plain) == 0);
+
+  layer_case_wanted(&c, wanted);
+  c.args.shared_output_row_stride = WIDE;
+  for (int i = 0; i < TOKENS * WIDE; i++) shared[1 + i] = bf16_from_float(0.25f * (float)(i % 13) - 1.5f);
+  for (int i = 0; i < TOKENS * H; i++) wanted[i] += bf16_to_double(shared[1 + i / H * WIDE + i % H]);
+  CHECK_OK(nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  CHECK(relative_l2(c.out, wanted, TOKENS * H) < 5e-3);
+  CHECK(memcmp(c.out + 4 * H, shared + 1 + 4 * WIDE, H * 2) == 0);
+
+  c.args.shared_output_row_stride = H - 1;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "shared_output_row_stride is 63; ",
+              nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  c.args.shared_output_row_stride = WIDE;
+  c.args.shared_output_ready = (struct CUevent_st*)shared;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "shared_output_ready is 0x", nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  c.args.shared_output_ready = NULL;
+  c.args.shared_output = NULL;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "shared_output is NULL", nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  c.args.shared_output = (const char*)shared + 1;
+  CHECK_FAILS(NVFP4_MOE_INVALID_ARGUMENT, "shared_output is 0x", nvfp4_moe_layer_forward(layer, &c.args, NULL));
+  nvfp4_moe_layer_destroy(layer);
+  layer_case_free(&c);
+}
+
 /* relu2 of one projection: w13 is half as long. What has no place in such a layer is refused by name. */
 static void a_layer_without_a_gate(void) {
   layer_case c;
@@ -260,6 +301,7 @@ int main(void) {
   a_layer_equals_the_oracle(0);
   a_layer_equals_the_oracle(1);
   a_layer_equals_the_oracle(NVFP4_MOE_ROWS_INTERLEAVED);
+  sums_begin_with_the_shared_output();
   a_layer_without_a_gate();
   hostile_ids_are_counted();
   a_linear_equals_the_oracle();

@@ -92,6 +92,20 @@ static void run_layer(int32_t device_kind, int32_t mode, int32_t activation, int
     check(nvfp4_moe_layer_forward(layer, &args, stream));
     fprintf(stderr, "end\n");
   }
+  if (mode == NVFP4_MOE_MODE_BF16 && activation == NVFP4_MOE_ACTIVATION_SWIGLU) {
+    nvfp4_moe_layer_args args = {.struct_size = sizeof args,
+                                 .num_tokens = 40000,
+                                 .x = ADDRESS(10),
+                                 .topk_ids = ADDRESS(20),
+                                 .out = ADDRESS(40),
+                                 .workspace = ADDRESS(50),
+                                 .workspace_size = workspace,
+                                 .shared_output = ADDRESS(60),
+                                 .shared_output_ready = ADDRESS(61)};
+    fprintf(stderr, "begin shared, mode %d, %d tokens\n", mode, args.num_tokens);
+    check(nvfp4_moe_layer_forward(layer, &args, stream));
+    fprintf(stderr, "end\n");
+  }
   if (mode == NVFP4_MOE_MODE_BF16) refused_in_a_child(device_kind, layer);
   nvfp4_moe_layer_destroy(layer);
 }

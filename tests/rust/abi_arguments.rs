@@ -119,7 +119,7 @@ fn what_is_written_lies_apart_from_what_is_read() {
         ..Default::default()
     };
     type Move = fn(&mut nvfp4_moe_layer_args, *mut std::ffi::c_void);
-    let moves: [(Move, usize, &str); 9] = [
+    let moves: [(Move, usize, &str); 11] = [
         (|_, _| (), 0, "0 prepared weights"),
         (|a, to| a.out = to, 4, "out is 0x100004; its 64 bytes must not overlap the 64 bytes of x"),
         (|a, to| a.out = to, 64, "the 8 bytes of topk_ids"),
@@ -132,6 +132,12 @@ fn what_is_written_lies_apart_from_what_is_read() {
         ),
         (|a, to| a.out = to, 256, "the 64 bytes of out"),
         (|a, to| a.topk_ids = to, 4348, "the 8 bytes of topk_ids"),
+        (
+            |a, to| a.shared_output = to,
+            158,
+            "out is 0x100060; its 64 bytes must not overlap the 64 bytes of shared_output",
+        ),
+        (|a, to| a.shared_output = to, 4350, "its 4096 bytes must not overlap the 64 bytes of shared_output"),
         (|a, to| a.x = to, 4352, "0 prepared weights"),
     ];
     let mut layer = null_mut();

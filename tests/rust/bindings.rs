@@ -25,7 +25,8 @@ fn builder(header: &str, files: &str) -> bindgen::Builder {
 
 fn abi_builder() -> bindgen::Builder {
     let handles = "nvfp4_moe_(layer|linear|checkpoint)";
-    builder(ABI_HEADER, r".*include/nvfp4_moe(_checkpoint)?\.h").blocklist_type("CUstream_st").opaque_type(handles)
+    let files = r".*include/nvfp4_moe(_checkpoint)?\.h";
+    builder(ABI_HEADER, files).blocklist_type("CU(stream|event)_st").opaque_type(handles)
 }
 
 /// PyPI's libclang and Debian's libclang1 come without stddef.h: lend them the C compiler's.

@@ -137,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--again", action="store_true", help="also generate all prompts a second time")
     parser.add_argument("--alone", action="store_true", help="also generate each prompt by itself")
     parser.add_argument(
         "--flip-amx", action="store_true", help="as on a CPU with AMX tiles, or if this has them, without"
@@ -178,6 +179,8 @@ def main() -> None:
     result = {"vllm": __version__, "prompts": prompts, "tokens": generate(prompts)}
     if one_rank:
         result["logits"] = logits.hexdigest()
+    if arguments.again:
+        result["again"] = generate(prompts)
     if arguments.alone:
         result["alone"] = [generate([prompt])[0] for prompt in PROMPTS]
     if one_rank:

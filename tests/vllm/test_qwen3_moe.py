@@ -2,6 +2,7 @@
 """A Qwen3-MoE that NVIDIA ModelOpt quantised, MoE and linears, served on the CPU in every mode of activations."""
 
 import json
+import re
 
 import agreement
 import pytest
@@ -62,6 +63,21 @@ def test_ranks_that_exchange_tokens_give_those_of_one(serve_shared, served, judg
     assert all("ACTIVE for NVFP4 MoE" in rank["output"] for rank in ranks)
     tokens = [row for rank in ranks for row in rank["tokens"]]
     check_same(served["modelopt"], judge, qwen3_moe["float32"], "Qwen3-MoE, exchanged tokens", tokens)
+
+
+def test_experts_that_the_balancer_moves_while_serving_change_no_token(serve, served, judge, qwen3_moe):
+    """EPLB of two ranks, with two experts' replicas: vLLM's own balancer and its own moves, every few steps."""
+    eplb = {"window_size": 8, "step_interval": 8, "num_redundant_experts": 2, "use_async": False}
+    options = {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True}
+    options["eplb_config"] = eplb | {"communicator": "torch_nccl"}  # of tensors on a CPU it takes gloo
+    moving = serve(qwen3_moe["modelopt"], "--again", "--options", json.dumps(options), NVFP4_MOE_TEST_EPLB="1")
+    assert moving["output"].count("ACTIVE for NVFP4 MoE") == 2
+    moved = [int(places) for places in re.findall(r"EPLB: (\d+) of 54 places have another expert", moving["output"])]
+    assert sum(places > 0 for places in moved) >= 4
+    judged = judge(qwen3_moe["float32"], served["modelopt"])
+    for text in ("tokens", "again"):
+        label = f"Qwen3-MoE, {sum(moved)} moves, {text}"
+        agreement.check_same(label, judged, served["modelopt"]["tokens"], moving[text])
 
 
 def test_a_model_of_transformers_own_code_is_served_as_well(serve, judge, qwen3_moe):

@@ -142,6 +142,8 @@ class Layer(Handle):
         expert_map: torch.Tensor | None = None,
         workspace: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
+        shared_output: torch.Tensor | None = None,
+        shared_output_ready: torch.cuda.Event | None = None,
     ) -> torch.Tensor:
         """Run the layer and return `out`, bf16 [T, H], made if it is not given.
 
@@ -150,8 +152,12 @@ class Layer(Handle):
         topk_weights  f32 [T, k], applied once; None is 1
         expert_map    i32 [num_experts], global to local id, -1 = not here
         workspace     u8 or bf16, `workspace_size(T)` bytes; None is the library's own, one for a stream
+        shared_output bf16 [T, H], rows may be strided: what each token's f32 sum begins with, such as the output of
+                      shared experts. If another stream makes it, `shared_output_ready` is an event recorded there
+                      behind it: only the last kernel waits for that
         """
-        return self._run(OPS.moe_forward, x, topk_ids, topk_weights, expert_map, workspace, out)
+        shared = shared_output, shared_output_ready
+        return self._run(OPS.moe_forward, x, topk_ids, topk_weights, expert_map, workspace, out, shared)
 
     __call__ = forward
 
@@ -164,12 +170,16 @@ class Layer(Handle):
         expert_map: torch.Tensor | None = None,
         workspace: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
+        shared_output: torch.Tensor | None = None,
+        shared_output_ready: torch.cuda.Event | None = None,
     ) -> torch.Tensor:
         """`forward` in mode bf16 that also remembers the largest finite input of both GEMMs, over all calls."""
-        return self._run(OPS.moe_calibrate, x, topk_ids, topk_weights, expert_map, workspace, out)
+        shared = shared_output, shared_output_ready
+        return self._run(OPS.moe_calibrate, x, topk_ids, topk_weights, expert_map, workspace, out, shared)
 
-    def _run(self, op, x, topk_ids, topk_weights, expert_map, workspace, out):
-        refuse_gradients(x, topk_weights)
+    def _run(self, op, x, topk_ids, topk_weights, expert_map, workspace, out, shared):
+        shared_output, ready = shared
+        refuse_gradients(x, topk_weights, shared_output)
         if out is None:
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
         rows = out
@@ -177,7 +187,9 @@ class Layer(Handle):
             rows = out.view(-1, out.shape[-1])
             x, topk_ids = x.reshape(-1, x.shape[-1]), topk_ids.reshape(-1, topk_ids.shape[-1])
             topk_weights = None if topk_weights is None else topk_weights.reshape(-1, topk_weights.shape[-1])
-        op(x, topk_ids, topk_weights, expert_map, workspace, self.id, rows)
+            shared_output = None if shared_output is None else shared_output.reshape(-1, shared_output.shape[-1])
+        event = 0 if ready is None else ready.cuda_event
+        op(x, topk_ids, topk_weights, expert_map, workspace, self.id, rows, shared_output, event)
         return out
 
     def __repr__(self) -> str:

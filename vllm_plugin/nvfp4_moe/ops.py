@@ -60,11 +60,11 @@ def _register_fakes() -> None:
     """Say what each traceable op returns, from shapes alone."""
 
     @torch.library.register_fake("nvfp4_moe::moe_forward")
-    def _(x, topk_ids, topk_weights, expert_map, workspace, layer, out):
+    def _(x, topk_ids, topk_weights, expert_map, workspace, layer, out, shared_output=None, shared_output_ready=0):
         return None
 
     @torch.library.register_fake("nvfp4_moe::moe_calibrate")
-    def _(x, topk_ids, topk_weights, expert_map, workspace, layer, out):
+    def _(x, topk_ids, topk_weights, expert_map, workspace, layer, out, shared_output=None, shared_output_ready=0):
         return None
 
     @torch.library.register_fake("nvfp4_moe::linear_forward")

@@ -16,7 +16,8 @@ fn ranks(m_tiles: u32, num_sms: u32, pairs_at_once: u32) -> Option<u32> {
     [2, 1].into_iter().find(fits).filter(|ranks| 5 * ranks * m_tiles >= 4 * num_sms)
 }
 
-/// Does the kernel compute this call? Its tiles are those of the smallest size, so that bits are the same.
+/// Does the kernel compute this call? Its tiles are those of the smallest size, so that bits are the same. A shared output may
+/// come late, and only combine waits for it.
 fn is_few(call: &LayerCall) -> bool {
     let (tokens, config) = (call.args.num_tokens, call.config);
     tokens <= params::FEW_TOKENS as usize
@@ -24,6 +25,7 @@ fn is_few(call: &LayerCall) -> bool {
         && call.plan.tile_rows == params::FEW_TOKENS
         && gemm1_kind(config) == GemmKind::Gemm1
         && config.mode == Mode::Bf16
+        && call.args.shared.rows.is_null()
 }
 
 /// Enqueue all of a call of few tokens; false where it is none.

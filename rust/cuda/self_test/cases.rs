@@ -3,7 +3,7 @@
 
 use super::data::{Codes, Matrix, biases, hash, inputs};
 use crate::activation::{Activation, ActivationKind};
-use crate::call::{InputScales, LayerArgs, LayerWeights, LinearWeights, Tensor, TopkIds, Workspace};
+use crate::call::{InputScales, LayerArgs, LayerWeights, LinearWeights, SharedOutput, Tensor, TopkIds, Workspace};
 use crate::config::{Device, KernelChoice, LayerConfig, LinearConfig, Mode, ScalePolicy};
 use crate::error::Result;
 use crate::shape::RowOrder;
@@ -122,6 +122,7 @@ impl LayerCase {
             out: std::ptr::null_mut(),
             out_row_stride: HIDDEN,
             workspace: Workspace { pointer: std::ptr::null_mut(), size: 0 },
+            shared: SharedOutput::NONE,
         })
     }
 }

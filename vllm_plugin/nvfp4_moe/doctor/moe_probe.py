@@ -91,6 +91,7 @@ class MoeWatch:
 
         def apply(experts, *positional, **named):
             arguments = dict(zip(ARGUMENTS, positional)) | named
+            experts.may_run_late = False  # the output is looked at here
             fresh = experts.layer_name not in self.calls
             if fresh:  # the output may lie over the input
                 x = arguments["hidden_states"].detach().clone()

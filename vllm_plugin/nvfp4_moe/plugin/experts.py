@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One MoE layer of the library behind vLLM's modular experts interface."""
 
+from functools import partial
+
 import torch
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
@@ -10,7 +12,7 @@ from vllm.platforms import current_platform
 from nvfp4_moe import Layer, LayerWeights
 from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
 
-from . import log, scales, settings, support
+from . import into_output, log, scales, settings, support
 from .input_scales import settle_and_warn
 from .lifetime import Handle
 
@@ -157,9 +159,14 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         """Columns of the output."""
         return hidden_dim
 
+    may_run_late = False
+    """Once vLLM has the output at hand, where it would copy it (into_output.py)."""
+    waiting = None
+
     def finalize_weight_and_reduce_impl(self):
-        """Nothing is left to weight and sum."""
-        return TopKWeightAndReduceNoOP()
+        """Nothing is left to weight and sum; but the whole layer to run, if it waits for that."""
+        run, self.waiting = self.waiting, None
+        return into_output.RunInto(run) if run else TopKWeightAndReduceNoOP()
 
     def workspace_shapes(self, M, N, K, topk, *_):
         """(none, scratch, output) in elements of the activation type.
@@ -282,6 +289,13 @@ class Nvfp4MoeExperts(mk.FusedMoEExpertsModular):
         elif topk_weights.dtype != torch.float32:
             topk_weights = topk_weights.float()
         scratch = workspace2 if workspace2.numel() else None
+        run = partial(self._run, hidden_states, topk_ids, topk_weights, expert_map, scratch)
+        if self.may_run_late and into_output.is_scratch(output, workspace13):
+            self.waiting = run
+        else:
+            run(output)
+
+    def _run(self, hidden_states, topk_ids, topk_weights, expert_map, scratch, output):
         if self.calibrating is None:
             self.layer.forward(
                 hidden_states, topk_ids, topk_weights, expert_map=expert_map, workspace=scratch, out=output

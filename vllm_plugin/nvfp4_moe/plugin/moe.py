@@ -17,7 +17,7 @@ from vllm.model_executor.layers.quantization.modelopt import ModelOptNvFp4FusedM
 from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
-from . import dummy, loaded, log
+from . import dummy, into_output, loaded, log
 from .experts import Nvfp4MoeExperts, in_turn
 
 CompressedTensorsMethod = compressed_tensors_moe_w4a4_nvfp4.CompressedTensorsW4A4Nvfp4MoEMethod
@@ -100,6 +100,7 @@ def library_method(base: type) -> type:
             if self.moe.has_bias and self.moe.moe_parallel_config.tp_rank:
                 layer.w2_bias.data.zero_()  # ranks that share an expert add their outputs: the first adds its bias
             experts = self.moe_kernel.fused_experts
+            experts.may_run_late = into_output.asks_twice(self.moe_kernel)
             experts.weights = self.weights
             experts.process_weights_after_loading(layer)
             if not current_platform.is_cpu():

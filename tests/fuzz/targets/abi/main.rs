@@ -155,6 +155,8 @@ fn layer_forward(source: &mut Source, layer: *mut nvfp4_moe_layer, d: &nvfp4_moe
         Tensor::null()
     };
     let mut out = Tensor::bytes_or_null(source, elements(num_tokens, d.hidden_size, out_stride).map(|n| n * 2));
+    let shared_stride = source.stride(d.hidden_size);
+    let shared = Tensor::bytes_or_null(source, elements(num_tokens, d.hidden_size, shared_stride).map(|n| n * 2));
     let mut needed = 0;
     let known = unsafe { nvfp4_moe_layer_workspace_size(layer, num_tokens, &mut needed) } == NVFP4_MOE_OK as i32;
     let workspace = Tensor::workspace(source, if known { needed } else { 0 });
@@ -175,6 +177,9 @@ fn layer_forward(source: &mut Source, layer: *mut nvfp4_moe_layer, d: &nvfp4_moe
         out_row_stride: out_stride,
         workspace: workspace.pointer(),
         workspace_size: workspace.len(),
+        shared_output: shared.pointer(),
+        shared_output_row_stride: shared_stride,
+        shared_output_ready: null_mut(),
     };
     let memory = struct_of(source, &args);
     let layer = if source.byte() == 0 { null_mut() } else { layer };

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import defaultdict
 
-from . import collectives, deepseek_v4, linears
+from . import collectives, deepseek_v4, eplb, linears
 
 ZERO_MOE = "NVFP4_MOE_TEST_ZERO_MOE"
 
@@ -34,6 +34,8 @@ def register() -> None:
     linears.fp8_blocks()
     with contextlib.suppress(ImportError):  # vLLM 0.26 has no such router
         deepseek_v4.patch_router(importlib.import_module("vllm.model_executor.layers.fused_moe.router.cpu_router"))
+    if os.environ.get(eplb.VARIABLE) == "1":
+        eplb.install()
     if os.environ.get(ZERO_MOE) == "1":
         zero_moe()
 
