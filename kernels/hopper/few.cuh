@@ -164,7 +164,7 @@ struct Few {
 
   template <Epilogue kEpilogue>
   __device__ void multiply_tile(const GemmParams& gemm, const Tile& tile, Ring<C>& ring, int k) const {
-    const Output<C, kEpilogue, SharedStorage<C>> output(gemm, tile, shared.gemm, 0);
+    const Output<C, kEpilogue, SharedStorage<C>> output(gemm, tile, shared.gemm);
     Accumulation<C, C::kN> sums(shared.gemm, ring, 0, k);
     sums.run(gemm.num_slabs, tile.num_rows);
     ring = sums.ring();
