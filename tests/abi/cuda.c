@@ -34,7 +34,7 @@ static void a_capture_refuses_what_waits(cuda_case* c) {
 
 static void the_drivers_failure_names_call_and_device(cuda_case* c) {
   *failing = "cuLaunchKernelEx";
-  CHECK_FAILS(NVFP4_MOE_CUDA, "few_sm90", forward(c, 8));
+  CHECK_FAILS(NVFP4_MOE_CUDA, "route_small", forward(c, 8));
   CHECK_FAILS(NVFP4_MOE_CUDA, "cuLaunchKernelEx", forward(c, 8));
   CHECK_FAILS(NVFP4_MOE_CUDA, "CUDA device 0", forward(c, 8));
   *failing = NULL;
