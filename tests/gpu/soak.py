@@ -6,6 +6,8 @@
     make gpu-soak GPU_SOAK="--seconds 1200 --model DIR"  a model of yours
     make gpu-soak GPU_SOAK="--url http://localhost:8000 --seconds 1200"      a server that runs already
 
+vLLM's server must be importable with all that it imports (uvicorn among it), which a bundle that only generates lacks.
+
 PASS if no request failed, greedy tokens of prompts asked alone are the same at the end as at the start, and memory has
 not grown: that of the GPU by more than --grow-gpu MiB, that of the server's processes by more than --grow-host, both
 from a third of the time on, when every size of batch has been seen.
