@@ -21,7 +21,7 @@ from reference.layer import (
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 TILE_ROWS = (8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 144)
-E, K, H, INTER = 6, 2, 336, 208  # no multiple of a tile
+E, K, H, INTER = 6, 2, 352, 224  # no multiple of a tile
 OAI = Swiglu(7.0, 1.702, 1.0)
 KINDS = {
     "oai-interleaved-bias": (OAI, True, True),

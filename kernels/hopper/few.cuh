@@ -115,7 +115,7 @@ struct Few {
         (reinterpret_cast<uintptr_t>(gemm.x) | gemm.x_row_stride * C::kColumnBytes) % 16 == 0;  // as load() has it
     const int full_slabs = aligned ? gemm.k_valid * C::kColumnBytes / 128 * C::kLineSlabs : 0;
     const WeightTiles weights = WeightTiles::of<C>(gemm, tile, ptx::read_policy(true));
-    RowGather<C> rows(gemm, tile);
+    RowGather<C> rows(gemm, tile, nullptr);  // no scales: rows are bf16
     for (int slab = 0; slab < gemm.num_slabs; slab += C::kSlabs) {
       if (slab >= started) weights.load(gemm, shared.gemm, ring, slab);
       const uint32_t target = rows.target(shared.gemm, ring.stage);

@@ -12,7 +12,7 @@ mod layout;
 mod prepare;
 mod tiles;
 
-pub use kernels::{GEMM_ROWS, KERNELS};
+pub use kernels::{FP8_ROWS, GEMM_ROWS, KERNELS};
 use layout::PAIRED_TILE_BYTES;
 pub use layout::fp8_row_bytes;
 pub use tiles::{rounds, threads_of_cta, tiles_of_cta};
