@@ -10,9 +10,6 @@ use std::fmt::Debug;
 /// A stream of the caller: `CUstream` or `cudaStream_t`; NULL on the CPU.
 pub type Stream = *mut std::ffi::c_void;
 
-/// An event of the caller: `CUevent` or `cudaEvent_t`.
-pub type Event = *mut std::ffi::c_void;
-
 /// A tensor that the caller keeps alive, on the layer's device. A slice only for the length of a call, because between
 /// calls its owner may move experts (EPLB).
 #[derive(Debug)]
@@ -211,7 +208,7 @@ pub struct SharedOutput {
     /// Elements between rows.
     pub row_stride: usize,
     /// The CUDA event that it is complete with, or NULL: when the call is made.
-    pub ready: Event,
+    pub ready: *mut std::ffi::c_void,
 }
 
 impl SharedOutput {

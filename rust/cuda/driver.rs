@@ -2,7 +2,7 @@
 //! The CUDA driver, and the only file that names cudarc: contexts, modules, memory, launches. A refusal names the call,
 //! its code and what it was for.
 
-use crate::call::{Event, Stream};
+use crate::call::Stream;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -387,7 +387,7 @@ fn synchronize_stream(stream: Stream, during: impl Display) -> Result<()> {
 ///
 /// # Safety
 /// The event is alive.
-pub unsafe fn wait_for_event(stream: Stream, event: Event) -> Result<()> {
+pub unsafe fn wait_for_event(stream: Stream, event: *mut c_void) -> Result<()> {
     // SAFETY: the caller's stream and event, which the driver checks as far as it can.
     let outcome = unsafe { sys::cuStreamWaitEvent(stream.cast(), event.cast(), 0) }.result();
     check("cuStreamWaitEvent", outcome, "Waiting for shared_output_ready")

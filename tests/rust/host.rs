@@ -128,3 +128,16 @@ fn a_layer_can_be_sent_and_shared() {
     is::<HostLayer>();
     is::<HostLinear>();
 }
+
+#[test]
+fn sums_begin_with_the_shared_output() {
+    let layer = HostLayer::new(layer_config(), layer_tensors()).expect("a layer of zeros");
+    let shared: Vec<bf16> = (0..64).map(|i| bf16::from_f32(i as f32 / 8.0 - 3.0)).collect();
+    let (x, mut out) = ([bf16::ONE; 64], [bf16::NAN; 64]);
+    layer.forward_with_shared(&x, &[0, 1, -1, 2], Some(&[0.5; 4]), &shared, &mut out).expect("two tokens");
+    assert_eq!(out[..], shared[..], "the experts' outputs are 0");
+    refused(
+        layer.forward_with_shared(&x, &[0, 1, 1, 2], None, &shared[1..], &mut out),
+        "shared_output.len() is 63; it must be x.len(), which is 64. ",
+    );
+}
