@@ -46,7 +46,7 @@ template <class C, Epilogue kEpilogue, class Shared>
 class Output {
  public:
   __device__ Output(const GemmParams& p, const Tile& tile, Shared& shared, uint32_t scale_slot = 0)
-      : p_(p), tile_(tile), scale_slot_(C::kScalesByProducer ? scale_slot : threadIdx.x / 32) {
+      : p_(p), tile_(tile), scale_slot_(scale_slot) {
     const int lane = threadIdx.x % 32;
     if constexpr (kEpilogue == Epilogue::kLinear) {
       const int m_tile = tile.first_m_tile + threadIdx.x / 128 % C::kM * C::kGroupTiles + lane / 16;
@@ -116,10 +116,10 @@ class Output {
       ptx::cp_async_wait_all();
       __syncwarp();
     }
+    const uint32_t slot = C::kScalesByProducer ? scale_slot_ : threadIdx.x / 32;
 #pragma unroll
     for (int j = 0; j < kValues / 4; ++j) {
-      const float2 scale =
-          *reinterpret_cast<const float2*>(&shared.row_scale[scale_slot_][8 * j + threadIdx.x % 4 * 2]);
+      const float2 scale = *reinterpret_cast<const float2*>(&shared.row_scale[slot][8 * j + threadIdx.x % 4 * 2]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[4 * j + i] *= i % 2 == 0 ? scale.x : scale.y;
     }
