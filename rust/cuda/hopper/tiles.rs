@@ -14,12 +14,12 @@ use crate::error::Result;
 /// most of them, and two even tiles cost less than one that is full and one that is not. Of the sizes that cost up to 1 % more than
 /// the best under uniform routing, the one is taken that costs least where routing is skewed. The last column is a workload of each row.
 const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
-    (5.2, 8),      // decoding: Flash up to 221 tokens, Pro up to 332
-    (9.4, 16),     // Flash, 256 tokens: 6 rows, up to 11; Pro, 512: 8 rows, up to 14
-    (15.8, 24),    // Flash, 512 tokens: 12 rows, up to 19
-    (25.8, 32),    // Flash, 1024 tokens: 24 rows, up to 34; Pro, 1024: 16 rows, up to 24
-    (41.37, 48),   // Pro, 2048: 32 rows, up to 44
-    (57.1, 64),    // Flash, 2048 tokens: 48 rows, up to 62
+    (5.2, 8),     // decoding: Flash up to 221 tokens, Pro up to 332
+    (9.4, 16),    // Flash, 256 tokens: 6 rows, up to 11; Pro, 512: 8 rows, up to 14
+    (15.8, 24),   // Flash, 512 tokens: 12 rows, up to 19
+    (25.8, 32),   // Flash, 1024 tokens: 24 rows, up to 34; Pro, 1024: 16 rows, up to 24
+    (41.37, 48),  // Pro, 2048: 32 rows, up to 44
+    (57.1, 64),   // Flash, 2048 tokens: 48 rows, up to 62
     (70.2, 80),   // Pro, 4096 tokens: 64 rows, up to 80
     (85.2, 96),   // Kimi-K2, 4096 tokens: 85 rows, just below
     (99.5, 112),  // Flash, 4096 tokens: 96 rows, up to 116

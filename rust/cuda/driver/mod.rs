@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The CUDA driver, and the only file that names cudarc: contexts, modules, memory, launches. A refusal names the call,
+//! The CUDA driver, and the only folder that names cudarc: contexts, modules, memory, launches. A refusal names the call,
 //! its code and what it was for.
+
+mod streams;
 
 use crate::call::Stream;
 use crate::error::{Error, Result};
@@ -9,6 +11,8 @@ use cudarc::driver::sys;
 use parking_lot::Mutex;
 use std::ffi::{CString, c_void};
 use std::fmt::Display;
+use streams::synchronize_stream;
+pub use streams::{is_capturing, synchronize_context, wait_for_event};
 
 /// An address of device memory.
 pub type DeviceAddress = sys::CUdeviceptr;
@@ -376,33 +380,4 @@ pub unsafe fn fill(target: *mut u8, value: u8, bytes: usize, stream: Stream, dur
     // SAFETY: the caller vouches for the target.
     let cleared = unsafe { result::memset_d8_async(target as DeviceAddress, value, bytes, stream.cast()) };
     check("cuMemsetD8Async", cleared, during)
-}
-
-fn synchronize_stream(stream: Stream, during: impl Display) -> Result<()> {
-    // SAFETY: the caller's stream, which the driver checks.
-    check("cuStreamSynchronize", unsafe { result::stream::synchronize(stream.cast()) }, during)
-}
-
-/// What is enqueued on the stream from now on waits for the event. May be captured, if the event was recorded in the capture.
-///
-/// # Safety
-/// The event is alive.
-pub unsafe fn wait_for_event(stream: Stream, event: *mut c_void) -> Result<()> {
-    // SAFETY: the caller's stream and event, which the driver checks as far as it can.
-    let outcome = unsafe { sys::cuStreamWaitEvent(stream.cast(), event.cast(), 0) }.result();
-    check("cuStreamWaitEvent", outcome, "Waiting for shared_output_ready")
-}
-
-/// Wait for all work of the current context.
-pub fn synchronize_context(during: impl Display) -> Result<()> {
-    check("cuCtxSynchronize", result::ctx::synchronize(), during)
-}
-
-/// Is the stream being captured in a graph?
-pub fn is_capturing(stream: Stream) -> Result<bool> {
-    let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the caller's stream, and a local to write to.
-    let outcome = unsafe { sys::cuStreamIsCapturing(stream.cast(), &mut status) }.result();
-    check("cuStreamIsCapturing", outcome, "Asking whether the stream is captured")?;
-    Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
