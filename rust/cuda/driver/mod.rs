@@ -2,13 +2,15 @@
 //! The CUDA driver, and the only folder that names cudarc: contexts, modules, memory, launches. A refusal names the call,
 //! its code and what it was for.
 
+mod refusal;
 mod streams;
 
 use crate::call::Stream;
-use crate::error::{Error, Result};
-use cudarc::driver::result::{self, DriverError};
+use crate::error::Result;
+use cudarc::driver::result;
 use cudarc::driver::sys;
-use parking_lot::Mutex;
+use refusal::check;
+pub use refusal::explain_refusals;
 use std::ffi::{CString, c_void};
 use std::fmt::Display;
 use streams::synchronize_stream;
@@ -16,27 +18,6 @@ pub use streams::{is_capturing, synchronize_context, wait_for_event};
 
 /// An address of device memory.
 pub type DeviceAddress = sys::CUdeviceptr;
-
-/// What devices know of why calls fail.
-static EXPLANATIONS: Mutex<Vec<Explanation>> = Mutex::new(Vec::new());
-type Explanation = Box<dyn Fn() -> Option<String> + Send>;
-
-/// Ask this, too, whenever a call fails from now on; what it says ends the error's text. It makes no call itself.
-pub fn explain_refusals(explanation: impl Fn() -> Option<String> + Send + 'static) {
-    EXPLANATIONS.lock().push(Box::new(explanation));
-}
-
-/// Turn a driver's refusal into [`Error::Cuda`]: `<call> is <code> (<its text>); it must be 0. <during what>`, and why, if a
-/// device knows.
-fn check<T>(call: &str, outcome: std::result::Result<T, DriverError>, during: impl Display) -> Result<T> {
-    outcome.map_err(|error| {
-        let text = error.error_string().ok().map(|text| text.to_string_lossy().into_owned());
-        let text = text.unwrap_or_else(|| "no text".to_owned());
-        let why: String =
-            EXPLANATIONS.lock().iter().filter_map(|explain| explain()).map(|why| format!(" {why}")).collect();
-        Error::Cuda(format!("{call} is {} ({text}); it must be 0. {during}.{why}", error.0 as u32))
-    })
-}
 
 /// Can the driver's library be loaded? Every other call of cudarc panics where there is none.
 pub fn is_present() -> bool {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What is waited for, and whether a stream is being captured.
 
-use super::check;
+use super::refusal::check;
 use crate::call::Stream;
 use crate::error::Result;
 use cudarc::driver::{result, sys};
