@@ -157,7 +157,7 @@ def test_experts_that_move_need_no_new_layer(mode, device):
     assert torch.equal(bits(layer(x, ids, expert_map=expert_map)), bits(before))
 
 
-@pytest.mark.parametrize("mode, widest, bound", [("bf16", 144, 3e-3), ("fp8", 208, 6e-3)])
+@pytest.mark.parametrize(("mode", "widest", "bound"), [("bf16", 144, 3e-3), ("fp8", 208, 6e-3)])
 @pytest.mark.parametrize("num_tokens", [50, 500])
 def test_every_row_tile_size_can_be_forced(num_tokens, mode, widest, bound):
     x = generate.tokens(num_tokens, 256, torch.Generator().manual_seed(1)).cuda()
