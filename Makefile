@@ -246,7 +246,7 @@ gpu-test: $(OP)
 	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
 	  tests/test_gpu.py tests/test_gpu_experts.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_fp8.py \
 	  tests/test_fp8_rounded.py tests/test_linear.py tests/test_gpu_life.py tests/test_gpu_wait.py \
-	  tests/test_mxfp4.py tests/test_batch_invariance.py
+	  tests/test_mxfp4.py tests/test_batch_invariance.py tests/test_gpu_few.py tests/test_shared_output.py
 	$(GPU_PY) tests/cudagraph_test.py
 	$(GPU_LAYERTEST) --device cuda --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape pro

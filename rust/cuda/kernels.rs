@@ -144,7 +144,7 @@ impl Functions {
                 Some(module) => *module,
                 None => *modules.entry(row.module).or_insert(Module::load(row.module, image(row.module))?),
             };
-            module.function(row.name, row.shared_bytes.min(most_shared_bytes))
+            module.function(row.name, row.shared_bytes, most_shared_bytes)
         };
         Ok(Functions(tables.iter().map(|rows| rows.iter().map(&mut load).collect()).collect::<Result<_>>()?))
     }

@@ -167,9 +167,10 @@ impl Module {
         check("cuModuleLoadData", loaded, format_args!("Loading kernels/{name}")).map(Module)
     }
 
-    /// A kernel, loaded now so that no launch has to, and allowed this much dynamic shared memory.
-    pub fn function(self, name: &str, shared_bytes: u32) -> Result<Function> {
-        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_SHARED;
+    /// A kernel, loaded now so that no launch has to, and allowed this much dynamic shared memory, or as much as a block of this
+    /// GPU has beside what the kernel has anyway.
+    pub fn function(self, name: &str, shared_bytes: u32, most_shared_bytes: u32) -> Result<Function> {
+        use sys::CUfunction_attribute as Attribute;
         let during = format!("Loading kernel {name}");
         let c_name = CString::new(name).unwrap_or_default();
         // SAFETY: a loaded module of the current context.
@@ -177,8 +178,15 @@ impl Module {
         // SAFETY: a function of it; loading it now keeps lazy loading out of a first launch, which may be captured.
         check("cuFuncLoad", unsafe { sys::cuFuncLoad(function) }.result(), &during)?;
         if shared_bytes > 0 {
+            let mut fixed = 0;
+            let fixed_bytes = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            // SAFETY: the same function; a local to write to.
+            let asked = unsafe { sys::cuFuncGetAttribute(&mut fixed, fixed_bytes, function) }.result();
+            check("cuFuncGetAttribute", asked, &during)?;
+            let room = (most_shared_bytes as i32 - fixed).min(shared_bytes as i32);
+            let dynamic_bytes = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the same function.
-            let set = unsafe { result::function::set_function_attribute(function, MAX_SHARED, shared_bytes as i32) };
+            let set = unsafe { result::function::set_function_attribute(function, dynamic_bytes, room) };
             check("cuFuncSetAttribute", set, &during)?;
         }
         Ok(Function(function))
