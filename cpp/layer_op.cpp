@@ -82,8 +82,8 @@ uint64_t storage_size(const Layer& layer) {
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias,
-                     double fp8_max_error, int64_t scale_block_size) {
+                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias, double fp8_max_error,
+                     int64_t scale_block_size) {
   nvfp4_moe_layer_desc desc{};
   desc.struct_size = sizeof desc;
   desc.device_kind = device_kind(device, portable);

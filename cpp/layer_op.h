@@ -13,8 +13,8 @@ namespace nvfp4_moe_op {
 int64_t layer_create(const Device& device, bool portable, std::string mode, std::string scale_policy,
                      int64_t hidden_size, int64_t intermediate_size, int64_t num_experts, int64_t num_local_experts,
                      int64_t first_local_expert, int64_t top_k, double swiglu_limit, double swiglu_alpha,
-                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias,
-                     double fp8_max_error, int64_t scale_block_size);
+                     double swiglu_beta, int64_t tile_rows, std::string activation, bool has_bias, double fp8_max_error,
+                     int64_t scale_block_size);
 void layer_destroy(int64_t layer);
 
 // The layer keeps what its handle points into: the weights on the CPU, where there is no storage, the storage on CUDA.

@@ -27,8 +27,8 @@ struct Config {
   static constexpr int kSteps = kSlabSteps / kLineSlabs;  // of the tensor core in a slab
   static constexpr bool kRounded = false;                 // mode fp8: block scales of any value, in no pairs
   static constexpr int kTileBytes = kColumnBytes == 1 ? kPairedTileBytes : nvfp4::kTileBytes;  // of a slab
-  static constexpr bool kByWarps = kColumnBytes == 1;     // how warps look for their next tile (for_each_tile)
-  static constexpr int kNarrow = kN;                      // columns of a tile that has no more rows
+  static constexpr bool kByWarps = kColumnBytes == 1;  // how warps look for their next tile (for_each_tile)
+  static constexpr int kNarrow = kN;                   // columns of a tile that has no more rows
   static constexpr int kConsumers = kM * kK * 128;
   static constexpr int kProducers = 128;
   static constexpr int kThreads = kProducers + kConsumers;

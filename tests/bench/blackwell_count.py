@@ -161,7 +161,7 @@ VLLM_LAUNCHES = 4 + 1 + 1 + 2 * 2 + 1 + 1 + 1 + 4
 # y; cast weights, product, sum.
 VLLM_ALLOCATIONS = 7 + 1 + 2 * 2 + 2 * 12 + 1 + 3
 FLASHINFER_LAUNCHES = 5  # at least: quantise x; routing; GEMM1 with the activation; GEMM2; finalise
-# FlashInfer 0.6.18, FP4BlockScaleLauncher: 9 of routing; a workspace of each GEMM; h and its scales; y; x and its scales.
+# FlashInfer 0.6.18, FP4BlockScaleLauncher: 9 of routing; a workspace of each GEMM; h, y and x, and scales of h and x.
 # The output is the caller's.
 FLASHINFER_ALLOCATIONS = 9 + 2 + 2 + 1 + 2
 
