@@ -273,38 +273,23 @@ standin: build
 # With the vLLM that GPU_PY has, beside its Marlin. Or with a bundle: a folder whose setup.sh makes vLLM importable, unpacks
 # what lies beside it to SITE, and which serves and makes models by itself (serve_smoke.py, make_tiny_checkpoint.py).
 HAS_BUNDLE := $(wildcard $(BUNDLE)/setup.sh)
+gpu_python = $(if $(HAS_BUNDLE),@bash -c '. $(BUNDLE)/setup.sh && python3 $(1)',$(GPU_PY) $(1))
 
 # Writes a record, tests/bench/record/<gpu>/<date>-serve.csv.
 gpu-serve: $(OP)
-ifdef HAS_BUNDLE
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve.py --bundle $$PEERS $(GPU_SERVE)'
-else
-	$(GPU_PY) tests/gpu/serve.py $(GPU_SERVE)
-endif
+	$(call gpu_python,tests/gpu/serve.py $(if $(HAS_BUNDLE),--bundle $$PEERS) $(GPU_SERVE))
 
 # DeepSeek-V4 at full size, with random weights, on the GPUs that there are; a record as above. GPU_FULL has its options.
 gpu-serve-full: $(OP)
-ifdef HAS_BUNDLE
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/serve_full.py $(GPU_FULL)'
-else
-	$(GPU_PY) tests/gpu/serve_full.py $(GPU_FULL)
-endif
+	$(call gpu_python,tests/gpu/serve_full.py $(GPU_FULL))
 
 # A checkpoint made here, loaded from disk by vLLM: rate, memory; a record as above. GPU_LOAD="--gigabytes 40" and more.
 gpu-load: $(OP)
-ifdef HAS_BUNDLE
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/load.py --plugins dsv4_triton_compressor $(GPU_LOAD)'
-else
-	$(GPU_PY) tests/gpu/load.py $(GPU_LOAD)
-endif
+	$(call gpu_python,tests/gpu/load.py $(if $(HAS_BUNDLE),--plugins dsv4_triton_compressor) $(GPU_LOAD))
 
 # Clients of mixed lengths at vLLM's OpenAI server, two minutes unless GPU_SOAK says otherwise.
 gpu-soak: $(OP)
-ifdef HAS_BUNDLE
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/gpu/soak.py $(GPU_SOAK)'
-else
-	$(GPU_PY) tests/gpu/soak.py $(GPU_SOAK)
-endif
+	$(call gpu_python,tests/gpu/soak.py $(GPU_SOAK))
 
 # A served model's weights loaded again under captured graphs, and sleep; needs the bundle. Under four minutes.
 gpu-reload: $(OP)
@@ -312,11 +297,7 @@ gpu-reload: $(OP)
 
 # Tables go to build/.
 gpu-bench: gpu-bench-peers
-ifdef HAS_BUNDLE
-	@bash -c '. $(BUNDLE)/setup.sh && python3 tests/bench/gpu_linear.py --out build/linear.csv'
-else
-	$(GPU_PY) tests/bench/gpu_linear.py --out build/linear.csv
-endif
+	$(call gpu_python,tests/bench/gpu_linear.py --out build/linear.csv)
 	$(GPU_PY) tests/bench/gpu_layer.py --out build/layer.csv
 	$(GPU_PY) tests/bench/gpu_tiles.py --out build/tiles.csv
 
