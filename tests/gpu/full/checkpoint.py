@@ -7,6 +7,7 @@ are cut from pools of random values, so that 40 GB need no 40 GB of random numbe
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import struct
@@ -186,12 +187,16 @@ def write_config(folder: Path, config: dict) -> None:
 
 
 def write(folder: Path, config: dict, workers: int = 1) -> int:
-    """The whole checkpoint; its bytes."""
+    """The whole checkpoint; its bytes. Several workers are spawned: a fork of a process with torch's threads hangs."""
     write_config(folder, config)
     parts = [list(rest(config)), *(list(layer(index, config)) for index in range(config["num_hidden_layers"]))]
     files = [folder / f"model-{index + 1:05}-of-{len(parts):05}.safetensors" for index in range(len(parts))]
-    with ProcessPoolExecutor(workers) as pool:
-        sizes = list(pool.map(write_file, files, parts, [config] * len(parts)))
+    arguments = files, parts, [config] * len(parts)
+    if workers == 1:
+        sizes = list(map(write_file, *arguments))
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            sizes = list(pool.map(write_file, *arguments))
     names = {name: file.name for file, tensors in zip(files, parts, strict=True) for name, _, _ in tensors}
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": names}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
