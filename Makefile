@@ -25,7 +25,7 @@ RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kern
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload clean
+        gpu-test gpu-racecheck racecheck gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -38,6 +38,7 @@ help:
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
 	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload    on a machine with a GPU;"
 	@echo "                GPU_PY=a Python with torch, pytest, vLLM"
+	@echo "make gpu-racecheck    compute-sanitizer's racecheck of all of it, by the build that make racecheck makes"
 	@echo "make gpu-standin    kernels for Blackwell on Hopper, with a stand-in for its tensor core (tests/standin/README.md)"
 	@echo "make gpu-bench-peers    the part of gpu-bench beside peers; peers-fetch brings Humming, peers-publish keeps the record"
 
@@ -255,11 +256,22 @@ gpu-test: $(OP)
 	$(GPU_LAYERTEST) --device cuda-portable --shape flash
 	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,nvfp4,fp8 --activation relu2
 	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,nvfp4,fp8 --interleaved --bias
-	@for tool in memcheck racecheck initcheck synccheck; do \
-	  echo "compute-sanitizer $$tool"; \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(GPU_PY) tests/gpu_sanitize.py || exit 1; done
+	@for run in "memcheck small rings" "racecheck small" "initcheck small rings" "synccheck small rings"; do \
+	  echo "compute-sanitizer $$run"; $(call sanitize,$${run%% *}) $${run#* } || exit 1; done
 	@echo "make gpu-test: PASS"
+
+sanitize = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(1) --error-exitcode 1 $(GPU_PY) tests/gpu_sanitize.py
+
+# All of it under racecheck, by a build of its own in build/racecheck, which may travel (docs/kernels.md#racecheck).
+gpu-racecheck:
+	PYTHONPATH=$(CURDIR)/build/racecheck $(call sanitize,racecheck) small rings
+
+racecheck: setup
+	NVFP4_MOE_RACECHECK=1 cmake -S . -B build/racecheck/op -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) \
+	  -DNVFP4_MOE_CARGO_TARGET=$(CURDIR)/build/racecheck/target
+	NVFP4_MOE_RACECHECK=1 cmake --build build/racecheck/op
+	cmake --install build/racecheck/op --prefix build/racecheck
+	cp -R vllm_plugin/nvfp4_moe/. -n build/racecheck/nvfp4_moe && strip build/racecheck/nvfp4_moe/*.so
 
 # On Hopper. What it needs compiled is in build/standin, which may travel: `standin` makes it, on a machine with nvcc and,
 # for CUTLASS's kernels, with what tests/abi/run.py installs.

@@ -41,11 +41,11 @@ struct Pair {
 // Stores the sums of one tile of rows. Made before they are computed, so that what it reads comes meanwhile. C is the
 // family's Config: kM warpgroups along the weight rows, of kGroupTiles tiles each, whose warps take 16 rows of each.
 // Shared has `row_scale`, an array for each warp; or, kScalesByProducer, one for each tile in flight, which the
-// producer fills before the tile's sums are complete.
+// producer fills before the tile's sums are complete. `stores` is false for a warp that will not store.
 template <class C, Epilogue kEpilogue, class Shared>
 class Output {
  public:
-  __device__ Output(const GemmParams& p, const Tile& tile, Shared& shared, uint32_t scale_slot = 0)
+  __device__ Output(const GemmParams& p, const Tile& tile, Shared& shared, uint32_t scale_slot = 0, bool stores = true)
       : p_(p), tile_(tile), scale_slot_(scale_slot) {
     const int lane = threadIdx.x % 32;
     if constexpr (kEpilogue == Epilogue::kLinear) {
@@ -65,7 +65,7 @@ class Output {
         if (is_gemm1(kEpilogue) && first < p.features) ptx::prefetch(biases() + p.features + first);
       }
     }
-    if (C::kScalesByProducer || !p.row_scale) return;
+    if (C::kScalesByProducer || !p.row_scale || !stores) return;
     wait_for_previous();  // which may have written them
     __syncwarp();         // the previous tile's have been read
     for (int r = lane; r < tile.num_rows; r += 32) {

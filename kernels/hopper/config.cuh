@@ -119,6 +119,15 @@ struct RoundedConfigOf : ConfigOf<kN, 1, kEpilogue> {
   static constexpr int kStages = Paired::kRingBytes / (kStageBytes + 16);
 };
 
+// Lanes of a warp that say that it has read a stage. One is enough, after __syncwarp; but what that orders,
+// compute-sanitizer's racecheck does not see, and reports every copy into a stage. A build for it has all of them say
+// so.
+#ifdef NVFP4_MOE_RACECHECK
+constexpr int kReleasingLanes = 32;
+#else
+constexpr int kReleasingLanes = 1;
+#endif
+
 template <class C>
 struct SharedStorage {
   alignas(1024) uint8_t rows[C::kStages][C::kLines][C::kN * 128];  // RowsDescriptor's layout

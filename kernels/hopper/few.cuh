@@ -74,6 +74,7 @@ struct Few {
         ranks(ptx::ctas_of_cluster()),
         gemm1(p.gemm1),
         gemm2(p.gemm2) {
+    gemm1.row_scale = gemm2.row_scale = nullptr;  // rows are bf16
     gemm1.list.groups = shared.tables.groups;
     gemm1.row_to_slot = shared.tables.row_to_slot;
     gemm2.out = static_cast<__nv_bfloat16*>(ptx::in_first_of_cluster(shared.y)) - own_m_tile() * kTileRows;
@@ -177,10 +178,8 @@ struct Few {
     const int k = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 128), 0);
     Ring<C> ring;
     for_each_tile<1>(gemm1.list, [&](const Tile& tile) { multiply_tile<Epilogue::kGemm1>(gemm1, tile, ring, k); });
-    if (k == 0) {
-      ptx::named_barrier(3, 128);  // h is stored by these
-      if (threadIdx.x == 0) FewBarrier::arrive(p);
-    }
+    ptx::named_barrier(1, C::kConsumers);  // h is stored
+    if (threadIdx.x == 0) FewBarrier::arrive(p);
     for_each_of_gemm2([&](const Tile& tile) { multiply_tile<Epilogue::kGemm2>(gemm2, tile, ring, k); });
     if (!has_m_tile()) return;
     if (ranks > 1 && shared.tables.num_groups > 1) {

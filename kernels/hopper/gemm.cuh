@@ -15,7 +15,7 @@ template <class C>
 __device__ void init_barriers(SharedStorage<C>& shared) {
   for (int s = 0; s < C::kStages; ++s) {
     ptx::mbarrier_init(shared.full[s], C::kProducers);
-    ptx::mbarrier_init(shared.empty[s], C::kConsumers / 32);
+    ptx::mbarrier_init(shared.empty[s], C::kConsumers / 32 * kReleasingLanes);
   }
   ptx::fence_mbarrier_init();
 }

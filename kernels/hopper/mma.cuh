@@ -211,7 +211,7 @@ class Accumulation {
   __device__ void release_previous() {
     if (previous_ < 0) return;
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.empty[previous_]);
+    if (threadIdx.x % 32 < kReleasingLanes) ptx::mbarrier_arrive(shared_.empty[previous_]);
   }
 
   // The words of a turn. What has no scales of its own has those of the slab before, which may be of the last turn.
@@ -302,7 +302,9 @@ __device__ void multiply(const GemmParams& p, SharedStorage<C>& shared) {
   Ring<C> ring;
   ScaleSlot<C> scales;
   for_each_tile<C::kTiles, 8, C::kByWarps>(p.list, [&](const Tile& tile) {
-    const Output output(p, tile, shared, scales.next());
+    // The others add to the sums of these, or have no weight tile.
+    const bool stores = k == 0 && m * C::kGroupTiles < tile.num_m_tiles;
+    const Output output(p, tile, shared, scales.next(), stores);
     with_columns_of_tile<C>(tile.num_rows, [&](auto columns) {
       Accumulation<C, decltype(columns)::kCount> sums(shared, ring, m, k);
       // A second weight tile that there is not is multiplied as the stage held it before, and not stored.

@@ -175,11 +175,14 @@ impl LayerCall<'_> {
         self.by_up_to(kernel, self.plan.rows, chunk)
     }
 
-    /// Chunks after the first are empty but for skewed routings, and an empty launch takes the longer the more blocks it has (1.2
-    /// ns each): fewer do nearly as well where there is work.
     fn by_up_to(&self, kernel: Kernel, rows: usize, chunk: usize) -> Launch {
-        let blocks_per_sm = if chunk == 0 { BLOCKS_PER_SM } else { LATER_BLOCKS_PER_SM };
-        self.layer.device.by_rows(kernel, rows.min((self.layer.device.num_sms * blocks_per_sm) as usize))
+        self.layer.device.by_rows(kernel, rows.min(self.most_blocks(BLOCKS_PER_SM, chunk) as usize))
+    }
+
+    /// Of a launch that has up to `per_sm` blocks a multiprocessor. Chunks after the first are empty but for skewed routings, and
+    /// an empty launch takes the longer the more blocks it has (1.2 ns each): fewer do nearly as well where there is work.
+    fn most_blocks(&self, per_sm: u32, chunk: usize) -> u32 {
+        self.layer.device.num_sms * if chunk == 0 { per_sm } else { LATER_BLOCKS_PER_SM }
     }
 
     /// The slots of a chunk's rows.
@@ -270,8 +273,7 @@ impl LayerCall<'_> {
         }
         let kernel = if args.shared.rows.is_null() { COMBINE } else { COMBINE_SHARED };
         // Few tokens: blocks share a token's columns. Many: a block takes whole tokens.
-        let per_sm = if chunk == 0 { params::COMBINE_BLOCKS_PER_SM } else { LATER_BLOCKS_PER_SM };
-        let blocks = self.layer.device.num_sms * per_sm;
+        let blocks = self.most_blocks(params::COMBINE_BLOCKS_PER_SM, chunk);
         let tokens = args.num_tokens as u32;
         let col_blocks =
             blocks.div_ceil(tokens).min((self.config.hidden_size as u32 / params::COMBINE_COLUMNS).div_ceil(THREADS));

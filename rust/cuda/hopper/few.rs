@@ -33,11 +33,11 @@ fn is_few(call: &LayerCall) -> bool {
 /// # Safety
 /// The pointers of the call are device memory as the header states, and the device is entered.
 pub unsafe fn whole_call(call: &LayerCall) -> Result<bool> {
-    let (device, m_tiles) = (&call.layer.device, call.layer.slice.w2.m_tiles as u32);
-    let Some(ranks) = ranks(m_tiles, device.num_sms, device.pairs_at_once) else { return Ok(false) };
     if !is_few(call) {
         return Ok(false);
     }
+    let (device, m_tiles) = (&call.layer.device, call.layer.slice.w2.m_tiles as u32);
+    let Some(ranks) = ranks(m_tiles, device.num_sms, device.pairs_at_once) else { return Ok(false) };
     let params = params::FewParams {
         route: call.route_params(),
         gemm1: gemm1_params(call, 0),

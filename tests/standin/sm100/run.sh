@@ -19,6 +19,7 @@ mutant() { # name, mode, what must be said
     [ "$status" = 0 ] || break
   done
   said=$(grep -m1 -E 'standin: error|FAIL .*are wrong' "$1.log")
+  [ -n "$said" ] || said=$(tail -n 1 "$1.log")
   verdict="NOT CAUGHT"
   case $said in *"$3"*) [ "$status" = 0 ] || verdict=caught ;; esac
   echo "$1: $verdict, status $status, wanted '$3': $said" | tee "$1.verdict"
