@@ -116,6 +116,7 @@ size_t nvfp4_moe_last_error(char *buf, size_t size);
 #define NVFP4_MOE_DTYPE_I64 1
 #define NVFP4_MOE_SF_LINEAR 0         /* block scales row-major */
 #define NVFP4_MOE_SF_SWIZZLED_128X4 1 /* "32_4_4" tiles of 128 rows x 4 scales, 512 bytes each */
+#define NVFP4_MOE_TILE_ROWS_ONE_ORDER 1 /* the library's choice of those that give a token the same bits in any batch */
 
 /* What makes h of GEMM1's outputs, g (gate) and u (up), or x where a kind has no gate. L, a and b are swiglu_limit, _alpha
  * and _beta of nvfp4_moe_layer_desc; those that a kind lacks are 0 (a may be 1). */
@@ -160,7 +161,7 @@ typedef struct nvfp4_moe_layer_desc {
   float swiglu_limit; /* L of the activation; 0 = none */
   float swiglu_alpha; /* 0 means 1 */
   float swiglu_beta;
-  int32_t tile_rows;  /* rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses. 0 on the CPU */
+  int32_t tile_rows;  /* 0: the library chooses; NVFP4_MOE_TILE_ROWS_ONE_ORDER; not on the CPU: so many, for benchmarks */
   int32_t activation; /* NVFP4_MOE_ACTIVATION_* */
   int32_t has_bias;   /* 1: weights may have biases, for which every slice of the storage has room */
   float fp8_max_error; /* mode FP8: 0 refuses weights that are not exact; up to 1: rounds them, if that is all it costs */
@@ -291,7 +292,7 @@ typedef struct nvfp4_moe_linear_desc {
   int32_t in_features;  /* a multiple of 16 up to 2^20 */
   int32_t out_features; /* 1 or more; on CUDA up to what a launch can prepare, which is 4194240 or more */
   int32_t num_parts;    /* fused projections: row groups that have a global scale each; 0 means 1; up to out_features */
-  int32_t tile_rows; /* as in nvfp4_moe_layer_desc */
+  int32_t tile_rows; /* as in nvfp4_moe_layer_desc; ONE_ORDER on the CPU alone */
 } nvfp4_moe_linear_desc;
 
 typedef struct nvfp4_moe_linear_weights {
@@ -395,6 +396,5 @@ uint64_t nvfp4_moe_sf_offset(uint64_t row, uint64_t sf_col, uint64_t num_sf_cols
 #ifdef __cplusplus
 }
 #endif
-
 #include "nvfp4_moe_checkpoint.h"
 #endif /* NVFP4_MOE_H */

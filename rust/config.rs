@@ -57,6 +57,9 @@ pub enum WeightForm {
 }
 
 /// A checked layer description.
+/// As `tile_rows`: the library chooses among the sizes that add in one order, so that a token has the same bits in any batch.
+pub const ONE_ORDER: u32 = 1;
+
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // the fields are those of nvfp4_moe_layer_desc
 pub struct LayerConfig {
@@ -72,7 +75,7 @@ pub struct LayerConfig {
     pub activation: Activation,
     /// May weights have biases?
     pub has_bias: bool,
-    /// Rows of a tile that a benchmark asks for; none: the library chooses.
+    /// [`ONE_ORDER`], or rows of a tile that a benchmark asks for; none: the library chooses.
     pub tile_rows: Option<u32>,
     /// Mode fp8: the relative L2 error that rounding to e4m3 may cost a matrix; 0: none is rounded.
     pub fp8_max_error: f32,

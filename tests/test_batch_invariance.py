@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A token's bits do not depend on what else is in the batch: on the CPU, and on Hopper with one size of row tiles."""
+"""A token's bits do not depend on what else is in the batch: on the CPU, and on a GPU with row tiles of one order."""
 
 import pytest
 import torch
 
 import matrix
 import runner
+from nvfp4_moe.layer import ONE_ORDER
 from reference import generate
 from reference.layer import Relu2, Swiglu
 
@@ -49,7 +50,9 @@ def check(layer, inputs) -> torch.Tensor:
 @pytest.mark.parametrize("mode", matrix.MODES)
 def test_batches_of_any_size_on_the_cpu(mode, policy):
     weights, inputs = problem(mode, 320, 208)
-    check(runner.make_layer(weights, num_experts=E, top_k=K, mode=mode, scale_policy=policy), inputs)
+    options = dict(num_experts=E, top_k=K, mode=mode, scale_policy=policy)
+    expected = check(runner.make_layer(weights, **options), inputs)
+    assert torch.equal(bits(check(runner.make_layer(weights, tile_rows=ONE_ORDER, **options), inputs)), bits(expected))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
@@ -66,19 +69,27 @@ class TestCuda:
                 outs.append(out)
         assert all(torch.equal(bits(out), bits(outs[0])) for out in outs)
 
+    @pytest.mark.parametrize("device", ["cuda", "cuda-portable"])
+    @pytest.mark.parametrize("mode", matrix.MODES)
+    def test_sizes_of_one_order(self, mode, device):
+        weights, inputs = problem(mode, H, INTER)
+        if (mode, device) != ("fp8", "cuda-portable"):
+            options = dict(num_experts=E, top_k=K, mode=mode, device=device)
+            check(runner.make_layer(weights, tile_rows=ONE_ORDER, **options), inputs)
+
     @pytest.mark.parametrize("mode", matrix.MODES)
     @pytest.mark.parametrize("activation", [Swiglu(7.0, 1.702, 1.0), Relu2()], ids=["swigluoai", "relu2"])
     def test_experts_with_biases_and_without_a_gate(self, mode, activation):
-        """Kernels of their own, in the size that the plugin asks for."""
+        """Kernels of their own."""
         weights, inputs = problem(mode, H, INTER, activation.gated)
         weights = weights.with_biases(torch.Generator().manual_seed(6))
         options = dict(num_experts=E, top_k=K, mode=mode, swiglu=activation, device="cuda")
-        check(runner.make_layer(weights, tile_rows=48, **options), inputs)
+        check(runner.make_layer(weights, tile_rows=ONE_ORDER, **options), inputs)
 
     def test_weights_rounded_to_e4m3(self):
         weights, inputs = problem("bf16", H, INTER)  # block scales of any kind
         options = dict(num_experts=E, top_k=K, mode="fp8", fp8_max_error=0.1, device="cuda")
-        check(runner.make_layer(weights, tile_rows=48, **options), inputs)
+        check(runner.make_layer(weights, tile_rows=ONE_ORDER, **options), inputs)
 
     def test_sizes_that_the_library_chooses_by_itself_are_not_enough(self):
         """Few rows are summed by several warpgroups, each a part of the reduction. If not, the setting is idle."""

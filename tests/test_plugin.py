@@ -277,15 +277,12 @@ def test_gpt_oss_is_dealt_in_whole_blocks(on_cpu):
 
 
 def test_the_same_bits_in_every_batch(on_cpu, monkeypatch):
-    """One size of row tiles on a GPU, none on the CPU; calibration, after which bits change, is refused."""
+    """By row tiles of one order; calibration, after which bits change, is refused."""
     from nvfp4_moe.plugin import experts, support
 
     monkeypatch.setattr(support, "batch_invariant", lambda: True)
     assert experts.Nvfp4MoeExperts._supports_batch_invariance()
-    for is_cpu, rows in ((True, 0), (False, experts.INVARIANT_TILE_ROWS)):
-        monkeypatch.setattr(experts.current_platform, "is_cpu", lambda is_cpu=is_cpu: is_cpu, raising=False)
-        assert experts.layer_options(moe_config())["tile_rows"] == rows
-    monkeypatch.setattr(experts.current_platform, "is_cpu", lambda: True, raising=False)
+    assert experts.layer_options(moe_config())["tile_rows"] == experts.ONE_ORDER
     assert experts.config_refusal(moe_config()) is None
     monkeypatch.setenv("NVFP4_MOE_MODE", "nvfp4")
     monkeypatch.setenv("NVFP4_MOE_SCALES", "calibrated")

@@ -3,7 +3,7 @@
 
 use super::header::*;
 use crate::call::Workspace;
-use crate::config::{Device, KernelChoice, Mode, ScalePolicy};
+use crate::config::{Device, KernelChoice, Mode, ONE_ORDER, ScalePolicy};
 use crate::cuda;
 use crate::error::{Error, Result};
 
@@ -180,13 +180,14 @@ pub(crate) fn mode_of(_device: Device, mode: i32) -> Result<Mode> {
     }
 }
 
-/// Rows of a tile that a benchmark asks for; 0 leaves the choice to the library. Which sizes there are, the device says.
+/// Rows of a tile; 0 leaves the choice to the library. Which sizes there are, the device says. The CPU adds in one order.
 pub(crate) fn tile_rows_of(device: Device, tile_rows: i32) -> Result<Option<u32>> {
     match u32::try_from(tile_rows) {
         Ok(0) => Ok(None),
+        Ok(NVFP4_MOE_TILE_ROWS_ONE_ORDER) => Ok(Some(ONE_ORDER)),
         Ok(rows) if device != Device::Cpu => Ok(Some(rows)),
         _ => {
-            let rule = "it must be 0 (the library chooses), or on CUDA a size that there is";
+            let rule = "it must be 0 (the library chooses), 1 (in one order), or on CUDA a size that there is";
             Err(Error::argument("tile_rows", tile_rows, rule, "Pass 0."))
         }
     }

@@ -61,7 +61,7 @@ pub trait Family: Debug + Sync {
     fn tile_table(&self, config: &LayerConfig) -> Result<TileTable>;
 
     /// Rows of a linear's tiles that a benchmark asks for; refuse what it has no kernels for.
-    fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()>;
+    fn check_tile_rows(&self, rows: u32) -> Result<()>;
 
     /// Rows of a weight matrix of so many columns that its prepare can launch over, at most.
     fn most_rows(&self, cols: usize) -> usize;

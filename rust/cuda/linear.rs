@@ -31,7 +31,7 @@ impl CudaLinear {
     /// Open the device, load its kernels.
     pub fn new(ordinal: i32, choice: KernelChoice, config: &LinearConfig) -> Result<Self> {
         let (device, family) = devices::with_family(ordinal, choice)?;
-        family.check_tile_rows(config.tile_rows)?;
+        config.tile_rows.map_or(Ok(()), |rows| family.check_tile_rows(rows))?;
         family.check_rows("out_features", config.out_features, config.in_features)?;
         let state = State::allocate(&device)?;
         let matrix = |walk: &mut _, rows, cols| family.matrix(walk, WeightForm::Exact, rows, cols);
@@ -46,7 +46,7 @@ impl CudaLinear {
 
     /// Take tiles of so many rows from now on.
     pub fn set_tile_rows(&mut self, rows: u32) -> Result<()> {
-        self.family.check_tile_rows(Some(rows))?;
+        self.family.check_tile_rows(rows)?;
         self.own.tile_rows = Some(rows);
         Ok(())
     }

@@ -54,12 +54,10 @@ impl TileTable {
 }
 
 /// Refuse a size that no kernel was compiled for.
-pub fn check_rows(tile_rows: Option<u32>, sizes: &[u32]) -> Result<()> {
-    match tile_rows {
-        Some(rows) if !sizes.contains(&rows) => {
-            let rule = format!("it must be 0 (the library chooses) or one of {sizes:?}");
-            Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
-        }
-        _ => Ok(()),
+pub fn check_rows(rows: u32, sizes: &[u32]) -> Result<()> {
+    if sizes.contains(&rows) {
+        return Ok(());
     }
+    let rule = format!("it must be 0 (the library chooses) or one of {sizes:?}");
+    Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
 }

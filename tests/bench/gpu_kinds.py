@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of experts on a GPU: MXFP4 in every mode (speed, loss to float64), relu2, and one size of row tiles for all.
+"""Kinds of experts on a GPU: MXFP4 in every mode (speed, loss to float64), relu2, and row tiles of one order.
 
 The rule by which MXFP4's default mode on Hopper is chosen, written down before the first run: fp8 if on Flash and Pro
 
@@ -8,8 +8,8 @@ The rule by which MXFP4's default mode on Hopper is chosen, written down before 
 2. its relative L2 to float64 is at most four times bf16's, for both kinds of activations; else bf16.
 
 The second half has the last word, because who asked for nothing must not get rounder numbers than the weights have.
-One size of row tiles is what makes a token's bits the same in every batch (`VLLM_BATCH_INVARIANT`). Of those whose
-warpgroups take the reduction in one run that size is used whose worst time over the library's own choice is least.
+Row tiles of one order are what makes a token's bits the same in every batch (`VLLM_BATCH_INVARIANT`): those that the
+library chooses under ONE_ORDER, beside its own choice and beside one size for all calls. `--tiles-only` times only that.
 
 speed  one call in a CUDA graph of several, median, us (`tests/bench/gpu_timing.py`); routing is uniform
 """
@@ -24,13 +24,14 @@ from gpu_layer import SHAPES as GATED
 from gpu_timing import captured, seconds, write_table
 
 from nvfp4_moe import Layer, LayerWeights, cast_mxfp4
+from nvfp4_moe.layer import ONE_ORDER
 from reference import nvfp4
 from reference.layer import relative_l2
 
 # hidden (Super: the latent width), intermediate, experts, local experts, top_k
 NOT_GATED = {"super8": (1024, 2688, 512, 64, 22), "nano": (2688, 1856, 128, 128, 6)}
 LIMIT = 10.0
-TILE_ROWS = (0, 48, 64, 80, 96, 112, 128, 144)
+TILE_ROWS = (0, ONE_ORDER, 48)
 
 
 def random_mxfp4(local: int, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,9 +106,18 @@ def speed(layers: dict, shape: tuple, num_tokens: int) -> dict:
     return {name: 1e6 * statistics.median(of) for name, of in seconds(graphs, len(batches)).items()}
 
 
+def time_tiles(name: str, shape: tuple, weights: LayerWeights, add) -> None:
+    for mode in ("bf16", "nvfp4", "fp8"):
+        sizes = {of: make_layer(shape, True, mode, tile_rows=of).prepare(weights) for of in TILE_ROWS}
+        for num_tokens in (1, 8, 64, 512, 2048, 8192):
+            for size, us in speed(sizes, shape, num_tokens).items():
+                add("row tiles", name, num_tokens, mode, size, f"{us:.2f}", "us")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table as CSV, too")
+    parser.add_argument("--tiles-only", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
     head = f"# {torch.cuda.get_device_name()}, {datetime.date.today()}, torch {torch.__version__}"
@@ -121,6 +131,10 @@ def main() -> None:
     for name, shape in (GATED | NOT_GATED).items():
         gated = name in GATED
         weights, cast = make(shape, gated)
+        if args.tiles_only:
+            if gated:
+                time_tiles(name, shape, weights, add)
+            continue
         modes = {mode: make_layer(shape, gated, mode).prepare(weights) for mode in ("bf16", "nvfp4", "fp8")}
         for activations in ("normal", "outliers"):
             inputs = batch(shape, 64, activations == "outliers")
@@ -138,13 +152,9 @@ def main() -> None:
         for num_tokens in (1, 8, 64, 512, 2048, 8192):
             for mode, us in speed(modes, shape, num_tokens).items():
                 add("speed", name, num_tokens, mode, 0, f"{us:.2f}", "us")
+        del modes
         if gated:
-            del modes
-            sizes = {of: make_layer(shape, gated, "bf16", tile_rows=of).prepare(weights) for of in TILE_ROWS}
-            for num_tokens in (1, 8, 64, 512, 2048, 8192):
-                for size, us in speed(sizes, shape, num_tokens).items():
-                    add("one size of tiles", name, num_tokens, "bf16", size, f"{us:.2f}", "us")
-            del sizes
+            time_tiles(name, shape, weights, add)
     if args.out:
         write_table(args.out, head, rows)
 

@@ -11,6 +11,8 @@ from .ops import OPS
 from .weights import LayerWeights
 
 MATRICES = ("gate", "up", "down")  # by NVFP4_MOE_MATRIX_*
+ONE_ORDER = 1
+"""As `tile_rows`: NVFP4_MOE_TILE_ROWS_ONE_ORDER."""
 
 
 class WeightError(NamedTuple):
@@ -81,7 +83,8 @@ class Layer(Handle):
                       and what limit, alpha and beta mean in each: NVFP4_MOE_ACTIVATION_* in nvfp4_moe.h
         swiglu_limit  of "swiglu" gate = min(gate, limit), up = clamp(up, -limit, limit), before the sigmoid; 0 is none
         has_bias      the weights may have biases
-        tile_rows     rows of a GEMM tile, for benchmarks that sweep them; 0: the library chooses
+        tile_rows     0: the library chooses; ONE_ORDER: among the sizes of GEMM tiles that add in one order, so that a
+                      token has the same bits in any batch; not on the CPU: rows of a tile, for benchmarks
         device        "cpu", "cuda" (made for the GPU: 9.0, 10.x, 12.x) or "cuda-portable" (8.0 or later)
         """
         self.device = resolve_device(device)

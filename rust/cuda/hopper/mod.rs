@@ -107,8 +107,8 @@ impl Family for Hopper {
         tiles::layer_table(config)
     }
 
-    fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()> {
-        check_rows(tile_rows, &GEMM_ROWS)
+    fn check_tile_rows(&self, rows: u32) -> Result<()> {
+        check_rows(rows, &GEMM_ROWS)
     }
 
     /// A launch's second dimension is its tiles of rows.

@@ -2,7 +2,7 @@
 //! The row-tile size of Hopper's GEMMs: how many token rows one CTA multiplies with its weight rows.
 
 use super::kernels::{FP8_ROWS, GEMM_ROWS, ROUNDED_ROWS};
-use crate::config::{LayerConfig, Mode, WeightForm};
+use crate::config::{LayerConfig, Mode, ONE_ORDER, WeightForm};
 use crate::cuda::kernels::params;
 use crate::cuda::tiles::{TileTable, check_rows};
 use crate::error::Result;
@@ -73,14 +73,24 @@ fn sizes_by_mean(mode: Mode) -> (&'static [(f64, u32)], u32) {
     }
 }
 
+/// Those whose sums have one order: warpgroups share weight tiles, and not the reduction.
+fn sizes_of_one_order(sizes: &[u32]) -> &[u32] {
+    let first = sizes.partition_point(|rows| *rows < params::GEMM_SM90_FOUR_TILES_ROWS);
+    &sizes[first..]
+}
+
 /// The table of a layer, by tokens.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
-    check_rows(config.tile_rows, sizes_of(config))?;
-    if let Some(rows) = config.tile_rows {
-        return Ok(TileTable::always(rows));
-    }
+    let sizes = match config.tile_rows {
+        None => sizes_of(config),
+        Some(ONE_ORDER) => sizes_of_one_order(sizes_of(config)),
+        Some(rows) => {
+            check_rows(rows, sizes_of(config))?;
+            return Ok(TileTable::always(rows));
+        }
+    };
     let (by_mean, beyond) = sizes_by_mean(config.mode);
-    Ok(TileTable::by_mean(by_mean, beyond, sizes_of(config), config))
+    Ok(TileTable::by_mean(by_mean, beyond, sizes, config))
 }
 
 /// Weight tiles of a CTA, as `tiles_of_cta` of `kernels/hopper/config.cuh`. A linear is one matrix: fewer tiles, so that more
@@ -318,6 +328,18 @@ mod tests {
         assert_eq!([rows(2048, 384), rows(4096, 384), rows(8192, 384)], [48, 80, 144]);
         assert_eq!([rows(4096, 256), rows(8192, 256)], [112, 112]);
         assert_eq!([3.0, 40.0, 48.5, 81.0, 112.0, 113.0, 144.0].map(widest_columns), [32, 48, 64, 96, 112, 128, 144]);
+    }
+
+    #[test]
+    fn sizes_of_one_order_are_those_from_four_weight_tiles_on() {
+        for mode in [Mode::Bf16, Mode::Fp8] {
+            let own = LayerConfig { mode, ..layer_config() };
+            let in_one_order = LayerConfig { tile_rows: Some(ONE_ORDER), ..own.clone() };
+            let [own, in_one_order] = [own, in_one_order].map(|config| layer_table(&config).unwrap());
+            for tokens in (1..10_000).step_by(7) {
+                assert_eq!(in_one_order.rows(tokens), own.rows(tokens).max(16), "{tokens} tokens");
+            }
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::prepare::{CountedScales, Source};
 use super::storage::Matrix;
 use super::tiles::TileTable;
 use crate::call::{LayerWeights, Stream};
-use crate::config::{LayerConfig, Mode, WeightForm};
+use crate::config::{LayerConfig, Mode, ONE_ORDER, WeightForm};
 use crate::error::{Error, Result};
 use crate::format::{BLOCK_SIZE, sf_size_128x4};
 use crate::workspace::Walk;
@@ -95,19 +95,19 @@ impl Family for Portable {
     }
 
     fn tile_table(&self, config: &LayerConfig) -> Result<TileTable> {
-        self.check_tile_rows(config.tile_rows)?;
+        match config.tile_rows {
+            None | Some(ONE_ORDER) => {}
+            Some(rows) => self.check_tile_rows(rows)?,
+        }
         Ok(TileTable::always(TILE as u32))
     }
 
-    fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()> {
-        match tile_rows {
-            None => Ok(()),
-            Some(rows) if rows as usize == TILE => Ok(()),
-            Some(rows) => {
-                let rule = format!("tiles of the portable kernels have {TILE} rows");
-                Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
-            }
+    fn check_tile_rows(&self, rows: u32) -> Result<()> {
+        if rows as usize == TILE {
+            return Ok(());
         }
+        let rule = format!("tiles of the portable kernels have {TILE} rows");
+        Err(Error::argument("tile_rows", rows, rule, "Pass 0: the library chooses."))
     }
 
     /// A launch's first dimension is its block scales, padded to tiles of 128 x 4.

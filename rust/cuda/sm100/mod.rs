@@ -102,8 +102,8 @@ impl Family for Sm100 {
         tiles::layer_table(config)
     }
 
-    fn check_tile_rows(&self, tile_rows: Option<u32>) -> Result<()> {
-        tiles::check_linear_rows(tile_rows)
+    fn check_tile_rows(&self, rows: u32) -> Result<()> {
+        tiles::check_linear_rows(rows)
     }
 
     /// A launch's second dimension is its tiles of rows.

@@ -3,7 +3,7 @@
 //! read again, and how much of a multiprocessor is left to read ahead. All are multiples of 64: an expert's tiles start at
 //! multiples of 64 of its rows, which is how the tensor core's scales have been used before (`kernels/sm100/config.cuh`).
 
-use crate::config::{LayerConfig, Mode};
+use crate::config::{LayerConfig, Mode, ONE_ORDER};
 use crate::cuda::tiles::{TileTable, check_rows};
 use crate::error::Result;
 
@@ -14,18 +14,23 @@ pub const LINEAR_ROWS: [u32; 3] = [64, 128, 256];
 
 /// By tokens: 64 rows while an expert has no more in the mean, then 128.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
-    check_rows(config.tile_rows, &LAYER_ROWS)?;
-    if let Some(rows) = config.tile_rows {
-        return Ok(TileTable::always(rows));
-    }
     let [few, many] = LAYER_ROWS;
-    let most_tokens = few as usize * config.num_experts / config.top_k;
-    Ok(TileTable::new(vec![(most_tokens, few)], many))
+    match config.tile_rows {
+        None => {
+            let most_tokens = few as usize * config.num_experts / config.top_k;
+            Ok(TileTable::new(vec![(most_tokens, few)], many))
+        }
+        Some(ONE_ORDER) => Ok(TileTable::always(few)), // that both sizes add alike no such GPU has shown
+        Some(rows) => {
+            check_rows(rows, &LAYER_ROWS)?;
+            Ok(TileTable::always(rows))
+        }
+    }
 }
 
 /// Refuse what a linear has no kernel for, in the mode that takes most sizes; [`linear_rows`] keeps to the mode's own.
-pub fn check_linear_rows(tile_rows: Option<u32>) -> Result<()> {
-    check_rows(tile_rows, &LINEAR_ROWS)
+pub fn check_linear_rows(rows: u32) -> Result<()> {
+    check_rows(rows, &LINEAR_ROWS)
 }
 
 /// The largest size that no more than doubles a linear's tokens, and gives every multiprocessor a tile.

@@ -5,7 +5,7 @@
 //! reads an expert's weights once. So a tile should hold all of an expert's rows.
 
 use super::kernels::GEMM_ROWS;
-use crate::config::LayerConfig;
+use crate::config::{LayerConfig, ONE_ORDER};
 use crate::cuda::kernels::params;
 use crate::cuda::tiles::{TileTable, check_rows};
 use crate::error::Result;
@@ -15,14 +15,19 @@ use crate::error::Result;
 const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[(4.0, 8), (9.75, 16), (22.5, 32), (50.0, 64)];
 /// Beyond.
 const LARGEST: u32 = 128;
+/// That all sizes add alike no such GPU has shown: one for all calls.
+const ROWS_OF_ONE_ORDER: u32 = 32;
 
 /// The table of a layer, by tokens.
 pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
-    check_rows(config.tile_rows, &GEMM_ROWS)?;
-    Ok(match config.tile_rows {
-        Some(rows) => TileTable::always(rows),
-        None => TileTable::by_mean(SIZE_BY_MEAN_ROWS, LARGEST, &GEMM_ROWS, config),
-    })
+    match config.tile_rows {
+        None => Ok(TileTable::by_mean(SIZE_BY_MEAN_ROWS, LARGEST, &GEMM_ROWS, config)),
+        Some(ONE_ORDER) => Ok(TileTable::always(ROWS_OF_ONE_ORDER)),
+        Some(rows) => {
+            check_rows(rows, &GEMM_ROWS)?;
+            Ok(TileTable::always(rows))
+        }
+    }
 }
 
 /// Threads of a CTA with tiles of so many rows, as `kernels/sm120/config.cuh` has it.

@@ -10,6 +10,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Stat
 from vllm.platforms import current_platform
 
 from nvfp4_moe import Layer, LayerWeights
+from nvfp4_moe.layer import ONE_ORDER
 from nvfp4_moe.mxfp4 import MX_BLOCK_SIZE
 
 from . import into_output, log, scales, settings, support
@@ -25,9 +26,6 @@ PARAMETERS = {
     "w2_global_scale": "w2_weight_scale_2",
 }
 """Of LayerWeights: vLLM's names."""
-INVARIANT_TILE_ROWS = 48
-"""Rows of a GEMM tile under VLLM_BATCH_INVARIANT: other sizes add along the reduction in another order."""
-
 BIASES = {"w13_bias": "w13_bias", "w2_bias": "w2_bias"}
 
 # vLLM's names of activations, and ours. Not its enum: each version has others.
@@ -361,7 +359,7 @@ def layer_options(moe_config) -> dict[str, int | str]:
         "top_k": moe_config.experts_per_token,
         "activation": ACTIVATIONS.get(moe_config.activation.name, "swiglu"),
         "has_bias": moe_config.has_bias,
-        "tile_rows": INVARIANT_TILE_ROWS if support.batch_invariant() and not current_platform.is_cpu() else 0,
+        "tile_rows": ONE_ORDER if support.batch_invariant() else 0,
     }
 
 

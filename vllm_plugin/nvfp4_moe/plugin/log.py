@@ -28,7 +28,7 @@ def experts_active(weights: str = "NVFP4") -> None:
         mode,
         scale,
         reason,
-        " VLLM_BATCH_INVARIANT: one size of row tiles for all batches." if support.batch_invariant() else "",
+        " VLLM_BATCH_INVARIANT: row tiles of one order for all batches." if support.batch_invariant() else "",
         settings.DISABLE,
     )
     say_proof()
