@@ -59,6 +59,7 @@ mod tests {
         assert_eq!([1, 2048, 2049, 100_000].map(|tokens| table.rows(tokens)), [64, 64, 128, 128]);
         let forced = |rows| layer_table(&LayerConfig { tile_rows: Some(rows), ..layer_config() });
         assert_eq!(forced(128).unwrap().rows(1), 128);
+        assert_eq!([1, 100_000].map(|tokens| forced(ONE_ORDER).unwrap().rows(tokens)), [64, 64]);
         let text = forced(256).unwrap_err().to_string();
         assert!(text.contains("tile_rows is 256; it must be 0 (the library chooses) or one of [64, 128]"), "{text}");
     }

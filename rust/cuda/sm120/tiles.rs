@@ -67,6 +67,7 @@ mod tests {
     fn a_benchmark_may_ask_for_a_size_that_there_is() {
         let forced = |rows| layer_table(&LayerConfig { tile_rows: Some(rows), ..layer_config() });
         assert_eq!(forced(32).unwrap().rows(1), 32);
+        assert_eq!([1, 100_000].map(|tokens| forced(ONE_ORDER).unwrap().rows(tokens)), [32, 32]);
         let text = forced(24).unwrap_err().to_string();
         assert!(text.contains("tile_rows is 24; it must be 0 (the library chooses) or one of [8, 16, 32"), "{text}");
     }
