@@ -238,33 +238,18 @@ fuzz:
 # vllm_plugin/. GPU_PY names a Python that has them, and for gpu-bench and gpu-serve vLLM.
 
 GPU_PY ?= $(if $(wildcard $(PY)),$(PY),python3)
-GPU_LAYERTEST := $(GPU_PY) tests/layertest.py
 
 $(OP):
 	@$(MAKE) build
 
+# One part after another; GPU_TEST="--jobs 8 --gpus 0,1" and more.
 gpu-test: $(OP)
-	$(GPU_PY) -m pytest -q $(GPU_PYTEST) -k "cuda or test_gpu" \
-	  tests/test_gpu.py tests/test_gpu_experts.py tests/test_layer_matrix.py tests/test_layer_laws.py tests/test_fp8.py \
-	  tests/test_fp8_rounded.py tests/test_linear.py tests/test_gpu_life.py tests/test_gpu_wait.py \
-	  tests/test_mxfp4.py tests/test_batch_invariance.py tests/test_gpu_few.py tests/test_shared_output.py
-	$(GPU_PY) tests/cudagraph_test.py
-	$(GPU_LAYERTEST) --device cuda --shape flash
-	$(GPU_LAYERTEST) --device cuda --shape pro
-	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,fp8
-	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,fp8 --fp8-max-error 0.04
-	$(GPU_LAYERTEST) --device cuda-portable --shape flash
-	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,nvfp4,fp8 --activation relu2
-	$(GPU_LAYERTEST) --device cuda --shape flash --mode bf16,nvfp4,fp8 --interleaved --bias
-	@for run in "memcheck small rings" "racecheck small" "initcheck small rings" "synccheck small rings"; do \
-	  echo "compute-sanitizer $$run"; $(call sanitize,$${run%% *}) $${run#* } || exit 1; done
-	@echo "make gpu-test: PASS"
+	$(GPU_PY) tests/gpu_test.py $(GPU_TEST)
 
-sanitize = PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $(1) --error-exitcode 1 $(GPU_PY) tests/gpu_sanitize.py
-
-# All of it under racecheck, by a build of its own in build/racecheck, which may travel (docs/kernels.md#racecheck).
+# All that is sanitized under racecheck, by a build of its own in build/racecheck, which may travel.
 gpu-racecheck:
-	PYTHONPATH=$(CURDIR)/build/racecheck $(call sanitize,racecheck) small rings
+	PYTHONPATH=$(CURDIR)/build/racecheck PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	  compute-sanitizer --tool racecheck --error-exitcode 1 $(GPU_PY) tests/gpu_sanitize.py small rings
 
 racecheck: setup
 	NVFP4_MOE_RACECHECK=1 cmake -S . -B build/racecheck/op -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) \

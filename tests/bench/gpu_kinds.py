@@ -9,7 +9,7 @@ The rule by which MXFP4's default mode on Hopper is chosen, written down before 
 
 The second half has the last word, because who asked for nothing must not get rounder numbers than the weights have.
 Row tiles of one order are what makes a token's bits the same in every batch (`VLLM_BATCH_INVARIANT`): those that the
-library chooses under ONE_ORDER, beside its own choice and beside one size for all calls. `--tiles-only` times only that.
+library chooses under ONE_ORDER, beside its own choice and beside one size for all calls. `--tiles-only`: only those.
 
 speed  one call in a CUDA graph of several, median, us (`tests/bench/gpu_timing.py`); routing is uniform
 """

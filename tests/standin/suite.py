@@ -26,6 +26,9 @@ import build
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.append(str(ROOT / "tests"))
+from side_by_side import Command, Report
+
 OP = ROOT / "vllm_plugin/nvfp4_moe/nvfp4_moe_torch.so"
 DRIVER = build.BUILD / "standin_driver.so"
 CAPABILITIES = {"sm100": "10.0", "sm120": "12.0"}
@@ -112,37 +115,7 @@ def make(families: list[str], jobs: int) -> None:
 # ---- Running ---------------------------------------------------------------------------------------------------------
 
 
-class Report:
-    """Runs commands, says how each ended, and counts what failed."""
-
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-        self.count = 0
-
-    def run(self, name: str, command: list[object], environment: dict[str, str], must_say: str = "") -> None:
-        started = time.monotonic()
-        try:
-            done = subprocess.run([str(it) for it in command], check=False, capture_output=True, text=True, cwd=ROOT,
-                                  timeout=RUN_SECONDS, env={**os.environ, **environment})  # fmt: skip
-            status, output = str(done.returncode), done.stdout + done.stderr
-        except subprocess.TimeoutExpired as late:
-            status, output = f"over {RUN_SECONDS} s", f"{late.stdout}"
-        if status == "0" and must_say not in output:
-            status = f"without {must_say!r}"
-        wrong = status != "0"
-        self.count += 1
-        if wrong:
-            self.failed.append(name)
-        last = [line for line in output.strip().splitlines() if line.strip()][-14 if wrong else -2 :]
-        text = "".join(f"    {line[:160]}\n" for line in last)
-        print(
-            f"{name}: {'FAIL' if wrong else 'ok'} ({status}, {time.monotonic() - started:.0f} s)\n{text}",
-            end="",
-            flush=True,
-        )
-
-
-def layer_runs(family: str) -> list[tuple]:
+def layer_runs(family: str) -> list[Command]:
     chip = {"STANDIN_CAPABILITY": CAPABILITIES[family], "STANDIN_IMAGES": str(images_of(family))}
     base = {"LD_PRELOAD": str(DRIVER), **chip, "STANDIN_TIMEOUT_S": "10", "OMP_NUM_THREADS": "2"}
     # Uncaptured, because what the driver says of its modules is looked for.
@@ -163,32 +136,25 @@ def layer_runs(family: str) -> list[tuple]:
         ("matrix, bf16", [*pytest, "tests/test_layer_matrix.py", "-k", f"{OURS} and bf16 and ({CASES})"], {}),
         ("matrix, nvfp4", [*pytest, "tests/test_layer_matrix.py", "-k", f"{OURS} and nvfp4 and ({CASES})"], {}),
     ]
-    return [(f"{family} {name}", command, {**base, **more}, "_gemm replaced") for name, command, more in runs]
+    return [Command(f"{family} {name}", words, {**base, **more}, "_gemm replaced") for name, words, more in runs]
 
 
 def run_all(families: list[str], wanted: list[str], jobs: int) -> Report:
     python, runs = sys.executable, []
     if "layers" in wanted:
-        runs.append(("Hopper's own kernels", [python, HERE / "probe.py"], {"LD_PRELOAD": str(DRIVER)}, "PASS"))
+        runs.append(Command("Hopper's own kernels", [python, HERE / "probe.py"], {"LD_PRELOAD": str(DRIVER)}, "PASS"))
         runs += [run for family in families for run in layer_runs(family)]
     if "mutants" in wanted:
         for family in families:
             if (mistakes_of(family) / "right.cubin").exists():
-                command = ["sh", HERE / family / "run.sh", mistakes_of(family)]
-                runs.insert(
-                    0,
-                    (
-                        f"{family} GEMMs alone, and mistakes",
-                        command,
-                        {"CHECK": str(HERE / family / "check.py")},
-                        "were caught",
-                    ),
-                )
+                words = ["sh", HERE / family / "run.sh", mistakes_of(family)]
+                check = {"CHECK": str(HERE / family / "check.py")}
+                runs.insert(0, Command(f"{family} GEMMs alone, and mistakes", words, check, "were caught"))
     if "cutlass" in wanted:
-        runs.insert(0, ("CUTLASS", [python, HERE / "cutlass_kernels.py", "run", "--driver", DRIVER], {}, "PASS"))
-    report = Report()
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda run: report.run(*run), runs))
+        judge = [python, HERE / "cutlass_kernels.py", "run", "--driver", DRIVER]
+        runs.insert(0, Command("CUTLASS", judge, must_say="PASS"))
+    report = Report(build.BUILD / "logs", RUN_SECONDS)
+    report.run(runs, jobs)
     return report
 
 
@@ -207,9 +173,7 @@ def main() -> int:
     if args.what == "build":
         return 0
     report = run_all(families, args.only.split(","), args.jobs)
-    failed = f"{len(report.failed)} of {report.count} failed: {', '.join(report.failed)}; FAIL"
-    print(f"gpu-standin, {time.monotonic() - started:.0f} s: {failed if report.failed else f'{report.count} ok; PASS'}")
-    return bool(report.failed)
+    return report.close("gpu-standin", time.monotonic() - started)
 
 
 if __name__ == "__main__":
