@@ -179,3 +179,9 @@ def test_a_steps_picture_has_what_no_kernel_filled():
     ]
     read = [{"run": "ours", "quantity": what, "size": size, "median": str(value)} for what, size, value in lines]
     assert picture.steps(read) == {("ours", "8"): {"experts": 700.0, "no kernel": 300.0}}
+
+
+def test_speeds_are_shown_by_number_of_sequences():
+    lines = [("a", "tokens_per_s", "8", 100), ("b", "tokens_per_s", "8", 50), ("a", "step_ms", "8", 1)]
+    read = [{"run": run, "quantity": what, "size": size, "median": str(value)} for run, what, size, value in lines]
+    assert picture.speeds(read) == {"8": {"a": 100.0, "b": 50.0}}
