@@ -93,6 +93,22 @@ def test_random_weights_are_valid_and_the_same_again():
     assert all(len(set(row)) == 6 and max(row) < 16 for row in layer.tid2eid.tolist())
 
 
+def test_ranks_share_all_but_their_experts():
+    """The map of a rank's experts is the model's own, and stays."""
+    ranks = []
+    for rank in range(2):
+        layer = torch.nn.Module()
+        layer.experts, layer.gate = experts(), experts()
+        layer.experts.register_buffer("_expert_map", torch.tensor([0, -1], dtype=torch.int32))
+        model = torch.nn.Module()
+        model.ffn = layer
+        weights.fill_model(model, rank)
+        ranks.append(model.ffn)
+    assert torch.equal(ranks[0].gate.weight, ranks[1].gate.weight)
+    assert not torch.equal(ranks[0].experts.w13_weight, ranks[1].experts.w13_weight)
+    assert ranks[1].experts._expert_map.tolist() == [0, -1]
+
+
 def test_the_full_model_has_the_published_number_of_layers():
     assert {size: len(full_model.config(size)["compress_ratios"]) for size in full_model.SIZES} == {
         "flash": 43,

@@ -27,6 +27,7 @@ import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -77,6 +78,8 @@ CASES = [
 ]
 LAYERS = {"qwen3": 3, "dsv4": 4}
 MAKE_S, JUDGE_S = 120, 120
+LOSSY_MOST = 0.5
+"""Of all tokens that must be the reference's, where linears and the cache have 8 bits, as DeepSeek-V4's on a GPU."""
 
 
 @dataclass
@@ -124,6 +127,10 @@ class Case:
         """The reports of its data-parallel ranks."""
         return [json.loads(text(report)) for report in self.reports]
 
+    def rounds(self) -> list[list[list[int]]]:
+        """Every round's tokens, in the order of the prompts."""
+        return [merged(list(ranks)) for ranks in zip(*(report["rounds"] for report in self.found()), strict=True)]
+
 
 def merged(ranks: list[list[list[int]]]) -> list[list[int]]:
     """Tokens in the order of the prompts, which ranks took in turn."""
@@ -140,8 +147,7 @@ def ruled(rule, *arguments) -> Claim:
     try:
         rule(*arguments)
     except AssertionError as broken:
-        reason = str(broken).splitlines()[0][:300]
-        return Claim(False, f"{agreement.measured[-1]} ({reason})")
+        return Claim(False, f"{agreement.measured[-1]} {str(broken)[:300]}".rstrip())
     return Claim(True, agreement.measured[-1])
 
 
@@ -183,56 +189,41 @@ def claims_of_moves(case: Case, report: dict) -> list[Claim]:
     return [Claim(sum(count > 0 for count in moves) >= 2, f"{case.name}: places of {of} with another expert {moves}")]
 
 
-def claims(case: Case, one: Case, judged: list[list[dict]], on_gpu: bool) -> list[Claim]:
-    """All of a case that ran."""
-    found = case.found()
+def claims(case: Case, judged: dict[str, list[list[dict]]], is_lossy: bool, on_gpu: bool) -> list[Claim]:
+    """All of a case that ran: its tokens beside the reference's, and beside those of one GPU."""
+    found, one = case.found(), f"{case.model}-one"
     made = claims_of_ranks(case, found, on_gpu)
     if case.layout.startswith("eplb"):
         made += claims_of_moves(case, found[0])
-    mine = one.found()[0]["rounds"][0]
-    for number, rounds in enumerate(zip(*(report["rounds"] for report in found), strict=True)):
-        label = f"{case.name}" + (f", round {number + 1}" if len(found[0]["rounds"]) > 1 else "")
-        made.append(same_tokens(f"{label}: as one", judged, mine, merged(list(rounds))))
+    flat = [token for tokens in judged[case.name] for token in tokens]
+    lossy, exact = (agreement.check_lossy, case.name, flat, LOSSY_MOST), (agreement.check, case.name, flat)
+    made.append(ruled(*(lossy if is_lossy else exact)))
+    rounds = case.rounds()
+    first = rounds[0] if case.name == one else json.loads(text(case.report.with_name(f"{one}.json")))["rounds"][0]
+    with mock.patch.object(agreement, "MOST_SAME", 0.0 if is_lossy else agreement.MOST_SAME):
+        for number, tokens in enumerate(rounds[case.name == one :]):
+            label = case.name + (f", round {number + 1}" if len(rounds) > 2 else "")
+            what = "alone, as in the batch" if case.name == one else "as one GPU"
+            made.append(same_tokens(f"{label}: {what}", judged[one][: len(PROMPTS)], first, tokens))
     return made
 
 
-def claims_of_one(case: Case, judged: list[list[dict]], on_gpu: bool) -> list[Claim]:
-    """One GPU against the float32 reference; DeepSeek-V4's linears and cache are 8-bit on a GPU, which loses more."""
-    found = case.found()
-    batch, alone = found[0]["rounds"]
-    flat = [token for tokens in judged for token in tokens]
-    is_lossy = case.model == "dsv4" and on_gpu
-    rule = (
-        (agreement.check_lossy, case.name, flat, agreement.MOST_SAME)
-        if is_lossy
-        else (agreement.check, case.name, flat)
-    )
-    return [
-        *claims_of_ranks(case, found, on_gpu),
-        ruled(*rule),
-        same_tokens(f"{case.name}, alone: as the batch", judged, batch, alone),
-    ]
-
-
 def judge(case: Case, work: Path) -> Process:
-    """The float32 reference on the tokens of one GPU: a process beside the others."""
-    served = work / f"{case.model}-served.json"
-    served.write_text(json.dumps({"prompts": PROMPTS, "tokens": case.found()[0]["rounds"][0]}))
-    command = [
-        sys.executable,
-        str(VLLM_TESTS / "reference_logits.py"),
-        str(work / f"{case.model}-float32"),
-        str(served),
-    ]
-    return Process(command, os.environ | {"CUDA_VISIBLE_DEVICES": ""}, work / f"{case.model}-judge.log")
+    """The float32 reference on a case's tokens, each behind those that were served: a process beside the others."""
+    rounds, served = case.rounds(), work / f"{case.name}-served.json"
+    prompts = PROMPTS * len(rounds)
+    served.write_text(json.dumps({"prompts": prompts, "tokens": [tokens for made in rounds for tokens in made]}))
+    script, model = VLLM_TESTS / "reference_logits.py", work / f"{case.model}-float32"
+    command = [sys.executable, str(script), str(model), str(served)]
+    return Process(command, os.environ | {"CUDA_VISIBLE_DEVICES": ""}, work / f"{case.name}-judge.log")
 
 
-def judged_tokens(model: str, process: Process, work: Path) -> list[list[dict]] | None:
+def judged_tokens(name: str, process: Process, work: Path) -> list[list[dict]] | None:
     """What it printed."""
-    fault, log = process.wait(JUDGE_S), work / f"{model}-judge.log"
+    fault, log = process.wait(JUDGE_S), work / f"{name}-judge.log"
     lines = [line for line in text(log).splitlines() if line.startswith("JUDGED ")]
     if fault or not lines:
-        print(failure(f"{model}-judge", fault or "it judged nothing", log))
+        print(failure(f"{name}-judge", fault or "it judged nothing", log))
         return None
     return json.loads(lines[-1].removeprefix("JUDGED "))
 
@@ -249,7 +240,7 @@ def make_models(names: set[str], work: Path) -> list[str]:
 
 
 def run(names: list[str], arguments) -> tuple[dict[str, Case], dict[str, Process]]:
-    """Every case, as many at once as wanted; and a judge for every model once its one GPU has served."""
+    """Every case, as many at once as wanted; and a judge for each once it has served."""
     waiting, running = list(names), []
     ended: dict[str, Case] = {}
     judges: dict[str, Process] = {}
@@ -261,8 +252,8 @@ def run(names: list[str], arguments) -> tuple[dict[str, Case], dict[str, Process
                 running.remove(case)
                 ended[case.name] = case
                 print(f"  {case.name}: {case.fault or 'ended'} after {time.monotonic() - case.began:.0f} s", flush=True)
-                if case.layout == "one" and not case.fault:
-                    judges[case.model] = judge(case, arguments.work)
+                if not case.fault:
+                    judges[case.name] = judge(case, arguments.work)
             time.sleep(0.2)
     finally:
         for case in running:
@@ -302,18 +293,17 @@ def main() -> int:
     faults = make_models(models, arguments.work)
     print("\n".join(faults))
     ended, judges = run(names, arguments) if not faults else ({}, {})
-    judged = {model: judged_tokens(model, process, arguments.work) for model, process in judges.items()}
-    made = []
-    for name, case in ended.items():
-        tokens = judged.get(case.model)
-        if case.fault or tokens is None:
-            print(failure(name, case.fault or "no tokens were judged", case.log))
-            made.append(Claim(False, f"{name}: {case.fault or 'no tokens were judged'}"))
-        elif case.layout == "one":
-            made += claims_of_one(case, tokens, not arguments.cpu)
-        else:
-            made += claims(case, ended[f"{case.model}-one"], tokens, not arguments.cpu)
+    judged = {name: judged_tokens(name, process, arguments.work) for name, process in judges.items()}
     bring_back(arguments.work)
+    made = []
+    for name in names:
+        case = ended.get(name)
+        fault = (case.fault if case else "not run") or ("" if judged[name] else "no tokens were judged")
+        if fault or not judged.get(f"{case.model}-one"):
+            print(failure(name, fault, case.log) if case else "")
+            made.append(Claim(False, f"{name}: {fault or 'one GPU has no tokens'}"))
+        else:
+            made += claims(case, judged, case.model == "dsv4" and not arguments.cpu, not arguments.cpu)
     good = bool(made) and all(claim.good for claim in made)
     print("\n".join([*map(str, made), "gpu-serve-two: " + ("PASS" if good else "FAIL")]))
     return 0 if good else 1
