@@ -78,6 +78,7 @@ CASES = [
 ]
 LAYERS = {"qwen3": 3, "dsv4": 4}
 MAKE_S, JUDGE_S = 120, 120
+LONGEST = 400
 LOSSY_MOST = 0.5
 """Of all tokens that must be the reference's, where linears and the cache have 8 bits, as DeepSeek-V4's on a GPU."""
 
@@ -90,7 +91,8 @@ class Claim:
     text: str
 
     def __str__(self):
-        return f"{'PASS' if self.good else 'FAIL'} {self.text}"
+        shown = self.text if len(self.text) <= LONGEST else f"{self.text[:LONGEST]} ..."
+        return f"{'PASS' if self.good else 'FAIL'} {shown}"
 
 
 class Case:
