@@ -12,6 +12,16 @@ GONE_S = 5
 """The longest that a killed group is waited for, so that its memory is free."""
 
 
+def is_alive(group: int) -> bool:
+    """Has a group of processes one that has not ended? Those that have may wait for long for who asks their status."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of = file.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state not in "ZX":
+                return True
+    return False
+
+
 class Process:
     """Runs from now on, into its log."""
 
@@ -35,10 +45,11 @@ class Process:
         """End it and all that it started."""
         limit = time.monotonic() + GONE_S
         with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() < limit:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.poll()
+            os.killpg(self.process.pid, signal.SIGKILL)
+            while is_alive(self.process.pid) and time.monotonic() < limit:
                 time.sleep(0.05)
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.poll()
 
 
 class InTurn(Process):
