@@ -40,23 +40,6 @@ def test_a_process_waits_for_its_turn(tmp_path):
     assert log.read_text() == "on the GPU\n"
 
 
-def test_a_stopped_group_is_gone_at_once(tmp_path):
-    """Its grandchild ends, too, though nobody asks for its status."""
-    program = (
-        "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('begun', flush=True); time.sleep(60)"
-    )
-    log = tmp_path / "log"
-    begun = process.Process([sys.executable, "-c", program], dict(os.environ), log)
-    limit = time.monotonic() + 60
-    while not log.read_text() and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert process.is_alive(begun.process.pid)
-    start = time.monotonic()
-    begun.stop()
-    assert not process.is_alive(begun.process.pid)
-    assert time.monotonic() - start < process.GONE_S / 2
-
-
 def report(**more) -> dict:
     return {"start_s": 10.0, "kv_blocks": 100, "logged": {"load_s": 2.0}} | more
 

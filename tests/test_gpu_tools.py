@@ -174,9 +174,11 @@ def test_a_stopped_process_takes_its_children_along(tmp_path):
     child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     begun = process.Process([sys.executable, "-c", f"{child}; time.sleep(60)"], dict(os.environ), tmp_path / "log")
     time.sleep(1)
+    assert process.is_alive(begun.process.pid)
+    start = time.monotonic()
     assert begun.wait(0.1) == "stopped after 0 s"
-    with pytest.raises(ProcessLookupError):
-        os.killpg(begun.process.pid, 0)
+    assert not process.is_alive(begun.process.pid)
+    assert time.monotonic() - start < process.GONE_S / 2, "nobody waits for who has ended already"
 
 
 def test_kernels_on_two_streams_share_the_time():

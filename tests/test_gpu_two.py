@@ -3,8 +3,11 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ GPU = Path(__file__).parent / "gpu"
 sys.path.insert(0, str(GPU))
 import serve_two
 import tiny_qwen3
-from full import case, one, ranks
+from full import case, one, process, ranks
 
 MEETING = r"""
 import os, sys, time
@@ -130,3 +133,65 @@ def test_prompts_fit_the_ranks_and_the_models():
     assert len(case.PROMPTS[::2]) > len(case.PROMPTS[1::2]) > 0
     assert min(map(min, case.PROMPTS)) >= 0
     assert max(map(max, case.PROMPTS)) < tiny_qwen3.VOCAB
+
+
+STOPPED = r"""
+import os, sys, time
+import serve_two
+from full.process import Process
+
+class Sleeping(serve_two.Case):
+    "A case that says something, and never ends."
+    def __init__(self, name, arguments):
+        self.name, self.model, self.layout, self.reports, self.fault = name, "qwen3", "one", [], ""
+        self.log, self.began, self.limit_s = arguments.work / f"{name}.log", time.monotonic(), 600
+        program = "import time; print('far', flush=True); time.sleep(600)"
+        self.process = Process([sys.executable, "-c", program], dict(os.environ), self.log)
+        (arguments.work / f"{name}.pid").write_text(str(self.process.process.pid))
+
+serve_two.Case, serve_two.Runs.make_models = Sleeping, lambda self, names: []
+sys.exit(serve_two.main())
+"""
+
+
+def stopped(tmp_path, *more: str) -> subprocess.Popen:
+    """serve_two with two cases that never end, once both have begun."""
+    command = [sys.executable, "-c", STOPPED, "--only", "qwen3-one,qwen3-tp2", "--work", str(tmp_path), *more]
+    begun = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(GPU), "OUT": str(tmp_path)},
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    limit = time.monotonic() + 60
+    while len([log for log in tmp_path.glob("*.log") if "far" in log.read_text()]) < 2 and time.monotonic() < limit:
+        time.sleep(0.05)
+    return begun
+
+
+def is_left(tmp_path) -> bool:
+    return any(process.is_alive(int(file.read_text())) for file in tmp_path.glob("*.pid"))
+
+
+def test_when_the_time_is_over_every_case_says_how_far_it_came(tmp_path):
+    output, _ = stopped(tmp_path, "--total-s", str(serve_two.JUDGE_S + 8)).communicate(timeout=60)
+    assert not is_left(tmp_path)
+    assert output.count("at: far") >= 2
+    assert output.rstrip().endswith("gpu-serve-two: FAIL")
+    with tarfile.open(tmp_path / "serve-two.tgz") as archive:
+        assert "all.txt" in archive.getnames()
+
+
+def test_ended_from_outside_no_process_stays_and_logs_come_back(tmp_path):
+    begun = stopped(tmp_path)
+    assert is_left(tmp_path)
+    begun.send_signal(signal.SIGTERM)
+    output, _ = begun.communicate(timeout=30)
+    assert begun.returncode == 1
+    assert not is_left(tmp_path)
+    assert "qwen3-tp2: far" in output
+    assert (tmp_path / "serve-two.tgz").exists()
+
+
+def test_held_gpus_are_named(monkeypatch):
+    answers = {"memory.used": ["0", "3000"], "compute-apps": ["77, python, 2900"]}
+    monkeypatch.setattr(process, "smi", lambda query: next(answers[name] for name in answers if name in query))
+    assert "3000 MiB in use, by 77, python, 2900" in process.held_gpus(0)
+    answers["memory.used"] = ["0", "900"]
+    assert process.held_gpus(0) == ""

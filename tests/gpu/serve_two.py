@@ -22,6 +22,7 @@ Logs and reports: --work, and one .tgz under $OUT where that is set.
 import argparse
 import json
 import os
+import signal
 import sys
 import tarfile
 import time
@@ -36,7 +37,7 @@ sys.path += [str(ROOT / "tests"), str(VLLM_TESTS)]  # behind this folder, whose 
 
 import agreement
 from full.case import GRAPHS, PROMPTS
-from full.process import Process
+from full.process import Process, held_gpus, stop_all
 from serve import all_logs, failure, text
 from serve_full import plugins
 
@@ -77,7 +78,8 @@ CASES = [
     *(f"dsv4-{layout}" for layout in ("one", "tp2", "pp2", "dp2", "mtp")),
 ]
 LAYERS = {"qwen3": 3, "dsv4": 4}
-MAKE_S, JUDGE_S = 120, 120
+MAKE_S, JUDGE_S = 120, 60
+"""Making models may take so long; and so much is left for the judges when the cases' time is over."""
 LONGEST = 400
 LOSSY_MOST = 0.5
 """Of all tokens that must be the reference's, where linears and the cache have 8 bits, as DeepSeek-V4's on a GPU."""
@@ -113,13 +115,15 @@ class Case:
         self.began, self.limit_s = time.monotonic(), arguments.case_s
         self.process, self.fault = Process(command, os.environ | environment, self.log), ""
 
-    def is_done(self) -> bool:
-        """Has it ended, by itself or because its time is over?"""
+    def is_done(self, deadline: float) -> bool:
+        """Has it ended, by itself or because its time or everybody's is over?"""
         status, seconds = self.process.process.poll(), time.monotonic() - self.began
-        if status is None and seconds < self.limit_s:
+        if status is None and seconds < self.limit_s and time.monotonic() < deadline:
             return False
-        if status != 0:
-            self.fault = f"exit status {status}" if status is not None else f"stopped after {seconds:.0f} s"
+        if status is None:
+            self.fault = f"stopped after {seconds:.0f} s, at: {last_line(self.log)}"
+        elif status:
+            self.fault = f"exit status {status}"
         elif not all(report.exists() for report in self.reports):
             self.fault = "a rank left no report"
         self.process.stop()
@@ -132,6 +136,11 @@ class Case:
     def rounds(self) -> list[list[list[int]]]:
         """Every round's tokens, in the order of the prompts."""
         return [merged(list(ranks)) for ranks in zip(*(report["rounds"] for report in self.found()), strict=True)]
+
+
+def last_line(log: Path) -> str:
+    """How far a process came."""
+    return (text(log).rstrip() or "nothing").splitlines()[-1][:200]
 
 
 def merged(ranks: list[list[list[int]]]) -> list[list[int]]:
@@ -220,9 +229,9 @@ def judge(case: Case, work: Path) -> Process:
     return Process(command, os.environ | {"CUDA_VISIBLE_DEVICES": ""}, work / f"{case.name}-judge.log")
 
 
-def judged_tokens(name: str, process: Process, work: Path) -> list[list[dict]] | None:
+def judged_tokens(name: str, process: Process, work: Path, limit_s: float) -> list[list[dict]] | None:
     """What it printed."""
-    fault, log = process.wait(JUDGE_S), work / f"{name}-judge.log"
+    fault, log = process.wait(max(1.0, limit_s)), work / f"{name}-judge.log"
     lines = [line for line in text(log).splitlines() if line.startswith("JUDGED ")]
     if fault or not lines:
         print(failure(f"{name}-judge", fault or "it judged nothing", log))
@@ -230,37 +239,70 @@ def judged_tokens(name: str, process: Process, work: Path) -> list[list[dict]] |
     return json.loads(lines[-1].removeprefix("JUDGED "))
 
 
-def make_models(names: set[str], work: Path) -> list[str]:
-    """Below the work folder, by their names, with their float32 twins; what failed."""
-    makers = {}
-    for name in names:
-        command = [sys.executable, str(HERE / f"tiny_{name}.py"), str(work / name), str(work / f"{name}-float32")]
-        command += [str(work / "dsv4-mtp")] if name == "dsv4" else []
-        makers[name] = Process(command, dict(os.environ), work / f"{name}-make.log")
-    faults = {name: maker.wait(MAKE_S) for name, maker in makers.items()}
-    return [failure(f"{name}-make", fault, work / f"{name}-make.log") for name, fault in faults.items() if fault]
+class Runs:
+    """All processes, within one budget of time. Whatever happens, none stays, and logs and reports come back."""
 
+    def __init__(self, arguments):
+        self.arguments, self.work = arguments, arguments.work
+        self.deadline = time.monotonic() + arguments.total_s
+        self.begun: list[Process] = []
+        self.cases: dict[str, Case] = {}
+        self.judges: dict[str, Process] = {}
 
-def run(names: list[str], arguments) -> tuple[dict[str, Case], dict[str, Process]]:
-    """Every case, as many at once as wanted; and a judge for each once it has served."""
-    waiting, running = list(names), []
-    ended: dict[str, Case] = {}
-    judges: dict[str, Process] = {}
-    try:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        for name, case in self.cases.items() if kind else ():
+            print(f"  {name}: {case.fault or last_line(case.log)}", flush=True)
+        stop_all(self.begun)
+        bring_back(self.work)
+
+    def make_models(self, names: set[str]) -> list[str]:
+        """Below the work folder, by their names, with their float32 twins; what failed."""
+        makers = {}
+        for name in names:
+            command = [sys.executable, str(HERE / f"tiny_{name}.py"), str(self.work / name)]
+            command += [str(self.work / f"{name}-float32"), *([str(self.work / "dsv4-mtp")] if name == "dsv4" else [])]
+            makers[name] = Process(command, dict(os.environ), self.work / f"{name}-make.log")
+            self.begun.append(makers[name])
+        faults = {name: maker.wait(MAKE_S) for name, maker in makers.items()}
+        return [failure(f"{name}-make", why, self.work / f"{name}-make.log") for name, why in faults.items() if why]
+
+    def run(self, names: list[str]) -> None:
+        """Every case, as many at once as wanted; and a judge for each once it has served."""
+        waiting, running = list(names), []
         while waiting or running:
-            while waiting and len(running) < arguments.side:
-                running.append(Case(waiting.pop(0), arguments))
-            for case in [case for case in running if case.is_done()]:
+            while waiting and len(running) < self.arguments.side:
+                running.append(Case(waiting.pop(0), self.arguments))
+                self.cases[running[-1].name] = running[-1]
+                self.begun.append(running[-1].process)
+            for case in [case for case in running if case.is_done(self.deadline - JUDGE_S)]:
                 running.remove(case)
-                ended[case.name] = case
-                print(f"  {case.name}: {case.fault or 'ended'} after {time.monotonic() - case.began:.0f} s", flush=True)
+                seconds = time.monotonic() - case.began
+                print(f"  {case.name}: {case.fault or 'ended'} after {seconds:.0f} s", flush=True)
                 if not case.fault:
-                    judges[case.name] = judge(case, arguments.work)
+                    self.judges[case.name] = judge(case, self.work)
+                    self.begun.append(self.judges[case.name])
             time.sleep(0.2)
-    finally:
-        for case in running:
-            case.process.stop()
-    return ended, judges
+
+    def claims(self, names: list[str]) -> list[Claim]:
+        """Of every case that was asked for, in their order."""
+        judged = {
+            name: judged_tokens(name, process, self.work, self.deadline - time.monotonic())
+            for name, process in self.judges.items()
+        }
+        made = []
+        for name in names:
+            case = self.cases[name]
+            fault = case.fault or ("" if judged.get(name) else "no tokens were judged")
+            if fault or not judged.get(f"{case.model}-one"):
+                print(failure(name, fault, case.log) if fault else "")
+                made.append(Claim(False, f"{name}: {fault or 'one GPU has no tokens to compare with'}"))
+            else:
+                on_gpu = not self.arguments.cpu
+                made += claims(case, judged, case.model == "dsv4" and on_gpu, on_gpu)
+        return made
 
 
 def bring_back(work: Path) -> None:
@@ -279,6 +321,7 @@ def main() -> int:
     parser.add_argument("--cpu", action="store_true", help="without a GPU, with vLLM's CPU build")
     parser.add_argument("--side", type=int, default=len(CASES), help="cases at once")
     parser.add_argument("--case-s", type=float, default=150, help="seconds that a case may take")
+    parser.add_argument("--total-s", type=float, default=300, help="seconds for all; the last minute is the judges'")
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve-two")
     arguments = parser.parse_args()
@@ -292,20 +335,12 @@ def main() -> int:
     path += [str(VLLM_TESTS / "shims")] if arguments.cpu else []
     os.environ["PYTHONPATH"] = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
     os.environ["FULL_PLUGINS"] = arguments.plugins
-    faults = make_models(models, arguments.work)
-    print("\n".join(faults))
-    ended, judges = run(names, arguments) if not faults else ({}, {})
-    judged = {name: judged_tokens(name, process, arguments.work) for name, process in judges.items()}
-    bring_back(arguments.work)
-    made = []
-    for name in names:
-        case = ended.get(name)
-        fault = (case.fault if case else "not run") or ("" if judged[name] else "no tokens were judged")
-        if fault or not judged.get(f"{case.model}-one"):
-            print(failure(name, fault, case.log) if case else "")
-            made.append(Claim(False, f"{name}: {fault or 'one GPU has no tokens'}"))
-        else:
-            made += claims(case, judged, case.model == "dsv4" and not arguments.cpu, not arguments.cpu)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu-serve-two: ended from outside"))
+    with Runs(arguments) as runs:
+        faults = [*filter(None, [held_gpus()]), *runs.make_models(models)]
+        if not faults:
+            runs.run(names)
+        made = [Claim(False, fault) for fault in faults] or runs.claims(names)
     good = bool(made) and all(claim.good for claim in made)
     print("\n".join([*map(str, made), "gpu-serve-two: " + ("PASS" if good else "FAIL")]))
     return 0 if good else 1
