@@ -41,7 +41,7 @@ from serve import all_logs, failure, text
 from serve_full import plugins
 
 # Of agreement.py, for these models. MARGIN is three times what rounding did to the tiny Qwen3-MoE of this folder under
-# vLLM's CPU build: the margin of a token that differed was up to 0.085. Its experts weigh more than those of tests/vllm,
+# vLLM's CPU build: the margin of a token that differed was up to 0.085. Its experts weigh more than tests/vllm's,
 # and where one of them changes at an earlier token, a short prompt's later logits move. How many tokens are the same is
 # counted, not gated: behind the first that differs the texts are others, and the reference judges each case's own.
 RULE = {"MARGIN": 0.25, "ENOUGH_DECIDED": 0.2, "MOST_SAME": 0.0}
