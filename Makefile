@@ -25,7 +25,8 @@ RUST_FILES := Cargo.toml Cargo.lock $(wildcard include/*) $(shell find rust kern
 
 .PHONY: help setup build install layertest test test-rust test-abi test-python test-isa test-torch-new test-vllm \
         test-vllm-0.26 test-vllm-0.32 wheel sdist fmt lint fuzz bench \
-        gpu-test gpu-racecheck racecheck gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload clean
+        gpu-test gpu-racecheck racecheck gpu-standin standin gpu-bench gpu-serve gpu-serve-full gpu-serve-two gpu-load \
+        gpu-soak gpu-reload clean
 
 help:
 	@echo "make build      the torch op, beside the Python package in vllm_plugin/"
@@ -37,6 +38,7 @@ help:
 	@echo "make bench      CPU speed beside torch"
 	@echo "make fuzz       the fuzz targets, FUZZ_SECONDS each (needs a nightly compiler and cargo-fuzz)"
 	@echo "make gpu-test gpu-bench gpu-serve gpu-serve-full gpu-load gpu-soak gpu-reload    on a machine with a GPU;"
+	@echo "                and gpu-serve-two on one with two;"
 	@echo "                GPU_PY=a Python with torch, pytest, vLLM"
 	@echo "make gpu-racecheck    compute-sanitizer's racecheck of all of it, by the build that make racecheck makes"
 	@echo "make gpu-standin    kernels for Blackwell on Hopper, with a stand-in for its tensor core (tests/standin/README.md)"
@@ -279,6 +281,10 @@ gpu-serve: $(OP)
 # DeepSeek-V4 at full size, with random weights, on the GPUs that there are; a record as above. GPU_FULL has its options.
 gpu-serve-full: $(OP)
 	$(call gpu_python,tests/gpu/serve_full.py $(GPU_FULL))
+
+# Tiny models on two GPUs, in every way to share them: the tokens of one GPU. GPU_TWO has its options.
+gpu-serve-two: $(OP)
+	$(call gpu_python,tests/gpu/serve_two.py $(if $(HAS_BUNDLE),--plugins dsv4_triton_compressor) $(GPU_TWO))
 
 # A checkpoint made here, loaded from disk by vLLM: rate, memory; a record as above. GPU_LOAD="--gigabytes 40" and more.
 gpu-load: $(OP)

@@ -32,7 +32,7 @@ import time
 from pathlib import Path
 
 from full import model, one
-from full.process import InTurn
+from full.process import InTurn, held_gpus, stop_all
 from serve import HERE, ROOT, all_logs, failure, records_of, text
 
 # name: arguments of full.one, environment
@@ -41,6 +41,8 @@ RUNS = {
     "ours fp8": (["--backend", "ours"], {"NVFP4_MOE_MODE": "fp8"}),
     "marlin": (["--backend", "marlin"], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}),
 }
+# Of a GPU's memory. Where ranks talk, buffers of their own come on top of what vLLM measures.
+MEMORY, MEMORY_OF_RANKS = {"one": 0.9}, 0.8
 # What vLLM's log says of itself, the largest of all ranks, by the column that has it.
 LOGGED = {
     "load_gib": r"Model loading took ([\d.]+) GiB",
@@ -73,7 +75,8 @@ class Run:
         options, environment = RUNS[name]
         command = [sys.executable, "-m", "full.one", str(arguments.work / "model"), "--out", str(self.report), *options]
         command += ["--layout", arguments.layout, "--sequences", arguments.sequences, "--prompts", arguments.prompts]
-        command += ["--rounds", str(arguments.rounds), "--memory", str(arguments.memory)]
+        memory = arguments.memory or MEMORY.get(arguments.layout, MEMORY_OF_RANKS)
+        command += ["--rounds", str(arguments.rounds), "--memory", str(memory)]
         if index < len(arguments.runs) and name in arguments.profiled:  # once each
             command += ["--profile", arguments.profile, "--host", arguments.host]
         self.process = InTurn(command, os.environ | environment, self.log)
@@ -196,9 +199,11 @@ def take_turns(runs: list[Run], arguments, deadline: float) -> tuple[dict[str, l
     for run in runs:
         limit_s = min(arguments.run_s, deadline - time.monotonic())
         start = time.monotonic()
-        if limit_s < 20:
+        skipped = "the time is over" if limit_s < 20 else held_gpus()
+        if skipped:
             run.process.stop()
-            failed.append(f"{run.stem}: not run, the time is over")
+            failed.append(f"{run.stem}: not run, {skipped}")
+            print(f"  {failed[-1]}", flush=True)
             continue
         reason, found = run.process.take_turn(limit_s), run.found()
         if reason or not found:
@@ -227,7 +232,7 @@ def main() -> int:
     parser.add_argument("--profiled", type=lambda names: names.split(","), default=list(RUNS), help="only these runs")
     parser.add_argument("--host", default="128,512,2048", help="lengths of prompts whose layers' host time is taken")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=float, default=0.9)
+    parser.add_argument("--memory", type=float, help="the part of a GPU that vLLM takes; default: MEMORY's")
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--run-s", type=float, default=420, help="seconds that one run may take")
     parser.add_argument("--total-s", type=float, default=570, help="seconds for all runs")
@@ -254,8 +259,7 @@ def main() -> int:
     try:
         reports, failed = take_turns(runs, arguments, deadline)
     finally:
-        for run in runs:
-            run.process.stop()
+        stop_all([run.process for run in runs])
     if reports:
         write_record(reports, arguments)
     print("\n".join([*failed, "gpu-serve-full: " + ("FAIL" if failed else "PASS")]))

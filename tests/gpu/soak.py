@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -169,11 +170,14 @@ def start(arguments) -> Server:
     log = arguments.work / "server.log"
     server = Server(f"http://127.0.0.1:{arguments.port}", Process(command, os.environ | ENVIRONMENT, log))
     limit = time.monotonic() + START_S
-    while not server.is_ready():
-        if server.process.process.poll() is not None or time.monotonic() > limit:
-            server.process.stop()
-            sys.exit(failure("server", "it does not answer", log))
-        time.sleep(0.5)
+    try:
+        while not server.is_ready():
+            if server.process.process.poll() is not None or time.monotonic() > limit:
+                sys.exit(failure("server", "it does not answer", log))
+            time.sleep(0.5)
+    except SystemExit:
+        server.process.stop()
+        raise
     return server
 
 
@@ -196,6 +200,7 @@ def main() -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     path = [str(ROOT / "vllm_plugin"), str(HERE), str(plugins(arguments.work / "plugins"))]
     os.environ["PYTHONPATH"] = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu-soak: ended from outside"))
     server = Server(arguments.url) if arguments.url else start(arguments)
     try:
         if not server.is_ready():

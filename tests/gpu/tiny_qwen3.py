@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny random Qwen3-MoE for a GPU, written as ModelOpt exports NVFP4: `python tests/gpu/tiny_qwen3.py OUT`.
+"""A tiny random Qwen3-MoE for a GPU, written as ModelOpt exports NVFP4: `python tests/gpu/tiny_qwen3.py OUT [FLOAT32]`.
 
 Sizes are multiples of what vLLM's GPU kernels take. Attention stays bf16; experts are NVFP4, gate and up with one
-global scale, as ModelOpt makes them and Marlin asks for.
+global scale, as ModelOpt makes them and Marlin asks for. FLOAT32 gets the same model without quantisation.
 """
 
 import json
@@ -114,14 +114,37 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: tensor.bfloat16() for name, tensor in plain.items()} | experts
 
 
+def decoded(quantised: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors in float32, each linear's four as the one that they stand for."""
+    found = {}
+    for name, tensor in quantised.items():
+        if f"{name}_scale_2" in quantised:
+            scale = quantised[f"{name}_scale"].view(torch.uint8)
+            found[name] = nvfp4.decode_blocks(tensor, scale) * quantised[f"{name}_scale_2"]
+        elif not name.endswith(("_scale", "_scale_2")):
+            found[name] = tensor.float()
+    return found
+
+
 def write(directory: Path) -> Path:
     """A model directory: config, tokenizer, one safetensors file."""
+    return save(directory, CONFIG, tensors())
+
+
+def write_float32(directory: Path) -> Path:
+    """The reference's."""
+    config = {name: value for name, value in CONFIG.items() if name != "quantization_config"}
+    return save(directory, config, decoded(tensors()))
+
+
+def save(directory: Path, config: dict, values: dict[str, torch.Tensor]) -> Path:
+    """The files."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(CONFIG, indent=1))
+    (directory / "config.json").write_text(json.dumps(config, indent=1))
     tiny_tokenizer.save(directory)
-    save_file(tensors(), directory / "model.safetensors")
+    save_file(values, directory / "model.safetensors")
     return directory
 
 
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1])))
+    print(write(Path(sys.argv[1])), *(write_float32(Path(twin)) for twin in sys.argv[2:]))

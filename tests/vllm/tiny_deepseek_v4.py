@@ -247,15 +247,21 @@ def write(directory: Path, tensors: dict[str, torch.Tensor], quantization: dict 
     return directory
 
 
-def make(root: Path) -> dict[str, Path]:
-    """Write all flavours below `root`; returns their directories by name."""
-    torch.set_num_threads(1)  # small tensors: more threads only wait for each other
-    model = Model()
-    linears, fp8 = {}, {}
+def fp8_linears(model: Model) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The linears outside of the experts: quantised, and what they decode to."""
+    fp8, linears = {}, {}
     for name, weight in model.fp8.items():
         quantized, scale, values = quantize_fp8(weight)
         fp8 |= {f"{name}.weight": quantized, f"{name}.scale": scale}
         linears[f"{name}.weight"] = values
+    return fp8, linears
+
+
+def make(root: Path) -> dict[str, Path]:
+    """Write all flavours below `root`; returns their directories by name."""
+    torch.set_num_threads(1)  # small tensors: more threads only wait for each other
+    model = Model()
+    fp8, linears = fp8_linears(model)
     bf16 = {name: values.bfloat16() for name, values in linears.items()}
     modelopt, compressed, decoded = expert_tensors({name: quantize_experts(w) for name, w in model.experts.items()})
     original = {name: quantize_mxfp4(w) for name, w in model.experts.items()}

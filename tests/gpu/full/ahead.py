@@ -21,6 +21,8 @@ MODULES = (
     "vllm.v1.attention.backends.mla.indexer",
 )
 LONGEST_S = 900
+WAITING = "FULL_WAITING"
+"""A variable: how the name of a process begins that waits. Where ranks are several, their engine touches no GPU."""
 
 
 def turn() -> Path | None:
@@ -31,8 +33,8 @@ def turn() -> Path | None:
 
 def wait() -> None:
     """In a process that vLLM spawned: import, then wait for the turn. Elsewhere nothing."""
-    file = turn()
-    if file is None or multiprocessing.parent_process() is None:
+    file, name = turn(), multiprocessing.current_process().name
+    if file is None or multiprocessing.parent_process() is None or not name.startswith(os.environ.get(WAITING, "")):
         return
     for name in MODULES:
         with contextlib.suppress(ImportError):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of a whole model: start vLLM, measure, write JSON.
 
-    python -m full.one MODEL --out FILE [--backend ours|marlin] [--layout tp2|pp2|one] [--sequences 1,8,64,256] ...
+    python -m full.one MODEL --out FILE [--backend ours|marlin] [--layout tp2|dp2|pp2|one] [--sequences 1,8,64,256] ...
 
 Times are medians of --rounds. A step's time is what a token more costs: generations of LONG tokens less generations of
 one, so that prompts and the tokenizer cancel out. Time to first token is that of a prompt alone, through the engine.
+
+Under dp2 attention is data parallel, and tokens are exchanged for the experts: two processes share the sequences, and
+the times are the first rank's, whose steps are the other's too. A prompt alone leaves the other rank without tokens.
 """
 
 import argparse
@@ -17,12 +20,15 @@ import time
 from pathlib import Path
 
 from . import ahead
+from .ranks import Ranks
 
 LAYOUTS = {
     "one": {"tensor_parallel_size": 1},
     "tp2": {"tensor_parallel_size": 2, "enable_expert_parallel": True},
+    "dp2": {"enable_expert_parallel": True},
     "pp2": {"pipeline_parallel_size": 2},
 }
+DATA_PARALLEL = {"dp2": 2}
 BACKENDS = {"ours": "auto", "marlin": "marlin"}
 LONG = 33
 PROFILED = 9
@@ -35,12 +41,19 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
+    # NVLink multicast stays off: a program that uses it and ends badly can put GPUs out of service that others share.
+    "NCCL_NVLS_ENABLE": "0",
+    "NVSHMEM_DISABLE_NVLS": "1",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+    "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
 }
 
 
 def options(arguments) -> dict:
     """Of vllm.LLM."""
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": arguments.sequences}
+    ranks = DATA_PARALLEL.get(arguments.layout, 1)
+    sizes = sorted({-(-sequences // ranks) for sequences in arguments.sequences})
+    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
     return {
         "model": arguments.model,
         "load_format": arguments.load_format,
@@ -48,7 +61,7 @@ def options(arguments) -> dict:
         "dtype": "bfloat16",
         "kv_cache_dtype": "fp8",
         "max_model_len": max(arguments.prompts) + 2 * LONG,
-        "max_num_seqs": max(arguments.sequences),
+        "max_num_seqs": max(sizes),
         "max_num_batched_tokens": 8192,
         "gpu_memory_utilization": arguments.memory,
         "seed": 0,
@@ -64,10 +77,10 @@ def options(arguments) -> dict:
 class Server:
     """The engine, asked for greedy tokens."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments, ranks: Ranks):
         from vllm import LLM
 
-        start = time.time()
+        self.ranks, start = ranks, time.time()
         self.llm = LLM(**options(arguments))
         self.start_s = time.time() - (ahead.began() or start)
         self.random = random.Random(20261130)
@@ -81,21 +94,28 @@ class Server:
         ]
 
     def seconds(self, prompts: list[dict], tokens: int) -> float:
-        """Of one generation. Several prompts begin in one step, so that batches are the same again."""
+        """Of one generation. Several prompts begin in one step, so that batches are the same again.
+
+        So do data-parallel ranks, whose engines step on for a while without a token; that is not timed.
+        """
         from vllm import SamplingParams
 
+        paused = len(prompts) > 1 or self.ranks.size > 1
+        prompts, tokens = self.ranks.share(prompts, tokens)
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        core = self.llm.llm_engine.engine_core
-        if len(prompts) > 1:
-            core.call_utility("pause_scheduler", "keep", False)
-            self.llm.enqueue(prompts, greedy, use_tqdm=False)
-        start = time.perf_counter()
-        if len(prompts) > 1:
-            core.call_utility("resume_scheduler")
-            self.llm.wait_for_completion(use_tqdm=False)
-        else:
-            self.llm.generate(prompts, greedy, use_tqdm=False)
-        return time.perf_counter() - start
+        engine, start = self.llm.llm_engine, time.perf_counter()
+        if paused:
+            engine.engine_core.call_utility("pause_scheduler", "keep", False)
+        self.llm.enqueue(prompts, greedy, use_tqdm=False)
+        if paused:
+            self.ranks.meet()
+            start = time.perf_counter()
+            engine.engine_core.call_utility("resume_scheduler")
+        while engine.output_processor.has_unfinished_requests():
+            engine.step()
+        took = time.perf_counter() - start
+        self.llm.wait_for_completion(use_tqdm=False)
+        return took
 
     def first_token_ms(self, lengths: list[int], rounds: int) -> dict[int, list[float]]:
         """Of a prompt of each length alone; one more round warms up. Lengths take turns, as the host's moods do."""
@@ -136,13 +156,13 @@ class Server:
         return {name: statistics.median(us) for name, us in calls.items()}
 
 
-def measure(arguments) -> dict:
+def measure(arguments, ranks: Ranks) -> dict:
     """Start, then every number."""
     import torch
 
     from vllm import __version__
 
-    server = Server(arguments)
+    server = Server(arguments, ranks)
     cache = server.llm.llm_engine.vllm_config.cache_config
     report = {
         "device": torch.cuda.get_device_name(),
@@ -197,7 +217,13 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    save(measure(arguments), arguments.out)
+    if arguments.layout != "one":
+        os.environ[ahead.WAITING] = "VllmWorker"
+    ranks = Ranks.begin(DATA_PARALLEL.get(arguments.layout, 1), ["-m", "full.one", *sys.argv[1:]])
+    if ranks.rank:
+        arguments.out = arguments.out.with_suffix(f".rank{ranks.rank}")
+    save(measure(arguments, ranks), arguments.out)
+    ranks.meet()
     sys.stdout.flush()
     os._exit(0)  # vLLM takes five seconds to end; who started this process ends what is left of it
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Where a decoding step goes, from a record of serve_full.py: a picture (SVG and PNG) beside it; needs matplotlib.
+"""Pictures of a record of serve_full.py, as SVG and PNG beside it; needs matplotlib.
 
     python3 tests/gpu/full/picture.py tests/bench/record/h200/<date>-full-flash-one.csv
 
-A bar is a step of one run and number of sequences: its kernels by part, and on top `no kernel`, the time in which the
-GPU waited for the host or for the next kernel of its graph: the step by the clock, less the time in which any kernel
-ran. Kernels that ran at the same time share it (worker.py). Where a record has sums, parts are scaled to that time.
+One, with `-tokens` behind its name, has tokens a second of every run. The other shows where a decoding step goes. A bar
+is a step of one run and number of sequences: its kernels by part, and on top `no kernel`, the time in which the GPU
+waited for the host or for the next kernel of its graph: the step by the clock, less the time in which any kernel ran.
+Kernels that ran at the same time share it (worker.py). Where a record has sums, parts are scaled to that time.
 """
 
 import csv
@@ -15,6 +16,7 @@ from pathlib import Path
 
 # From the bottom; a record has other parts only if worker.py got new ones.
 ORDER = ("experts", "router", "attention", "linears", "connections", "communication", "rest", "no kernel")
+OURS, OTHERS = "#1b9e77", "#999999"
 COLOURS = ("#1b9e77", "#66c2a5", "#7570b3", "#a6a5d0", "#e6ab02", "#d95f02", "#bbbbbb", "#eeeeee")
 
 
@@ -38,6 +40,39 @@ def steps(lines: list[dict[str, str]]) -> dict[tuple[str, str], dict[str, float]
     return found
 
 
+def speeds(lines: list[dict[str, str]]) -> dict[str, dict[str, float]]:
+    """Tokens a second of each number of sequences, by run."""
+    found: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if line["quantity"] == "tokens_per_s":
+            found.setdefault(line["size"], {})[line["run"]] = float(line["median"])
+    return found
+
+
+def draw_speeds(record: Path, pyplot) -> list[Path]:
+    """Tokens a second, a panel for each number of sequences."""
+    found = speeds(read(record))
+    figure, axes = pyplot.subplots(1, len(found), figsize=(2.4 * len(found), 3), squeeze=False, layout="constrained")
+    for axis, (size, by_run) in zip(axes[0], sorted(found.items(), key=lambda item: int(item[0])), strict=True):
+        runs = sorted(by_run, key=lambda run: (run == "marlin", run))
+        colours = [OTHERS if run == "marlin" else OURS for run in runs]
+        bars = axis.bar(runs, [by_run[run] for run in runs], 0.7, color=colours)
+        axis.bar_label(bars, fmt="{:.0f}")
+        axis.set_title(f"{size} sequence" + ("s" if size != "1" else ""))
+        axis.tick_params(axis="x", rotation=20)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("tokens a second")
+    return save(figure, record.with_name(f"{record.stem}-tokens"))
+
+
+def save(figure, stem: Path) -> list[Path]:
+    """Both files."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
 def draw(record: Path) -> list[Path]:
     """The pictures, or nothing where matplotlib is missing."""
     try:
@@ -48,6 +83,11 @@ def draw(record: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return draw_speeds(record, pyplot) + draw_steps(record, pyplot)
+
+
+def draw_steps(record: Path, pyplot) -> list[Path]:
+    """Where a step goes, a panel for each number of sequences."""
     found = steps(read(record))
     sizes = sorted({size for _, size in found}, key=int)
     figure, axes = pyplot.subplots(1, len(sizes), figsize=(3.2 * len(sizes), 4), squeeze=False, layout="constrained")
@@ -64,10 +104,7 @@ def draw(record: Path) -> list[Path]:
     axes[0][0].set_ylabel("ms of a decoding step")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center", frameon=False)
-    paths = [record.with_suffix(suffix) for suffix in (".svg", ".png")]
-    for path in paths:
-        figure.savefig(path, dpi=150)
-    return paths
+    return save(figure, record.with_suffix(""))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,52 @@ from pathlib import Path
 
 GONE_S = 5
 """The longest that a killed group is waited for, so that its memory is free."""
+FREE_MIB, FREE_S = 1024, 20
+"""A GPU is free below so many MiB; and how long it may take to become so."""
+
+
+def is_alive(group: int) -> bool:
+    """Has a group of processes one that has not ended? Those that have may wait for long for who asks their status."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, of = file.read_text().rpartition(")")[2].split()[:3]
+            if int(of) == group and state not in "ZX":
+                return True
+    return False
+
+
+def smi(*query: str) -> list[str]:
+    """Lines of nvidia-smi; none where there is no such program."""
+    try:
+        ran = subprocess.run(["nvidia-smi", *query, "--format=csv,noheader,nounits"], capture_output=True, text=True)
+    except OSError:
+        return []
+    return ran.stdout.splitlines() if ran.returncode == 0 else []
+
+
+def held_gpus(limit_s: float = FREE_S) -> str:
+    """Who holds the GPUs' memory, once so long has passed; nothing if they are free, or become so.
+
+    An engine that starts while another ends takes what that gave back for its own, and its cache is too large then.
+    """
+    limit = time.monotonic() + limit_s
+    while any(int(used) >= FREE_MIB for used in smi("--query-gpu=memory.used")):
+        if time.monotonic() > limit:
+            used = ", ".join(f"{used} MiB" for used in smi("--query-gpu=memory.used"))
+            holders = (
+                "; ".join(smi("--query-compute-apps=pid,process_name,used_memory")) or "processes that it cannot see"
+            )
+            return f"GPUs have {used} in use, by {holders}; they must be free. End those processes first."
+        time.sleep(0.5)
+    return ""
+
+
+def stop_all(processes: list["Process"]) -> None:
+    """At once, and not one after another: who asks for it may have few seconds itself."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.stop()
 
 
 class Process:
@@ -31,14 +77,19 @@ class Process:
         finally:
             self.stop()
 
+    def kill(self) -> None:
+        """Begin to end it and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """End it and all that it started."""
         limit = time.monotonic() + GONE_S
-        with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() < limit:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.poll()
-                time.sleep(0.05)
+        self.kill()
+        while is_alive(self.process.pid) and time.monotonic() < limit:
+            time.sleep(0.05)
+            self.kill()
+        self.process.poll()
 
 
 class InTurn(Process):

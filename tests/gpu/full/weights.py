@@ -2,8 +2,8 @@
 """vLLM's load format `full_random`: valid random weights, made on the device, the same whatever kernels will read them.
 
 Experts are NVFP4 with block scales that are powers of two, equal in pairs, as every cast of MXFP4 is, so that mode fp8
-takes them as well. What a tensor holds depends on its name, its shape and the rank alone. Rows have the size that keeps
-activations near 1, so that no kernel meets values that a trained model would not give it.
+takes them as well. What a tensor holds depends on its name and its shape, and an expert's also on the rank that has it.
+Rows have the size that keeps activations near 1, so that no kernel meets values that a trained model would not give it.
 """
 
 import importlib
@@ -80,11 +80,19 @@ def columns_of(name: str, tensor: torch.Tensor, state: dict[str, torch.Tensor]) 
     return tensor.shape[-1] if tensor.dim() else 1
 
 
+def is_made(name: str, tensor: torch.Tensor) -> bool:
+    """Integers that are no parameter are the model's own, such as the map of a rank's experts."""
+    is_index = tensor.dtype in (torch.int32, torch.int64) and not isinstance(tensor, torch.nn.Parameter)
+    return not is_index or name.endswith("tid2eid")
+
+
 def fill_model(model: torch.nn.Module, rank: int) -> None:
-    """Fill every parameter, and the buffers that a checkpoint holds."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    """Fill every parameter, and the buffers that a checkpoint holds. What ranks share is the same in all."""
+    tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if torch.is_tensor(value)}
+    state = {name: tensor for name, tensor in tensors.items() if is_made(name, tensor)}
     for name, tensor in state.items():
-        fill(name, tensor.data, columns_of(name, tensor, state), generator_of(name, rank, tensor.device))
+        generator = generator_of(name, rank if ".experts." in name else 0, tensor.device)
+        fill(name, tensor.data, columns_of(name, tensor, state), generator)
 
 
 def register() -> None:
@@ -95,7 +103,7 @@ def register() -> None:
     ahead.wait()
     for name in filter(None, os.environ.get("FULL_PLUGINS", "").split(",")):
         importlib.import_module(name)
-    from vllm.distributed import get_tensor_model_parallel_rank
+    from vllm.distributed.parallel_state import get_ep_group
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
@@ -109,5 +117,5 @@ def register() -> None:
         def load_weights(self, model, model_config) -> None:
             """Random values, by name."""
             with torch.no_grad():
-                fill_model(model, get_tensor_model_parallel_rank())
+                fill_model(model, get_ep_group().rank_in_group)
             model.load_weights(iter(()))  # nothing more, but what the model does once all is there
