@@ -257,8 +257,8 @@ racecheck: setup
 	NVFP4_MOE_RACECHECK=1 cmake -S . -B build/racecheck/op -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) \
 	  -DNVFP4_MOE_CARGO_TARGET=$(CURDIR)/build/racecheck/target
 	NVFP4_MOE_RACECHECK=1 cmake --build build/racecheck/op
-	cmake --install build/racecheck/op --prefix build/racecheck
-	cp -R vllm_plugin/nvfp4_moe/. -n build/racecheck/nvfp4_moe && strip build/racecheck/nvfp4_moe/*.so
+	cp -R vllm_plugin/nvfp4_moe build/racecheck
+	cmake --install build/racecheck/op --prefix build/racecheck --strip
 
 # On Hopper. What it needs compiled is in build/standin, which may travel: `standin` makes it, on a machine with nvcc and,
 # for CUTLASS's kernels, with what tests/abi/run.py installs.
