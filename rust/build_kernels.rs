@@ -8,6 +8,7 @@ use std::{env, fs, process::Command};
 
 /// `1`: build for the CPU alone, whatever is installed.
 const CPU_ONLY: &str = "NVFP4_MOE_CPU_ONLY";
+/// `1`: slower kernels whose stages compute-sanitizer's racecheck understands (docs/kernels.md).
 const RACECHECK: &str = "NVFP4_MOE_RACECHECK";
 /// CUDA's version in the torch that CMake builds the op for, which is a sign that CUDA is wanted.
 const TORCH_CUDA: &str = "NVFP4_MOE_TORCH_CUDA";
@@ -47,6 +48,7 @@ pub fn build(out: &Path) {
     println!("cargo:rerun-if-changed=rust/build_kernels.rs");
     println!("cargo:rerun-if-changed=rust/build_nvcc.rs");
     println!("cargo:rerun-if-changed=kernels");
+    let for_racecheck = is_set(RACECHECK, "kernels whose stages racecheck understands");
     let Some(nvcc) = choose_nvcc() else {
         println!("cargo:rustc-env=NVFP4_MOE_BUILT_IN=cpu");
         return write_list(out, &[]);
@@ -57,7 +59,7 @@ pub fn build(out: &Path) {
     for pair in MODULES.chunks(2) {
         std::thread::scope(|scope| {
             for (source, targets) in pair {
-                scope.spawn(|| compile(&nvcc, source, targets, out));
+                scope.spawn(|| compile(&nvcc, source, targets, for_racecheck, out));
             }
         });
     }
@@ -78,7 +80,7 @@ fn choose_nvcc() -> Option<PathBuf> {
     for variable in [CPU_ONLY, RACECHECK, HOME, "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() || is_cpu_only() {
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() || is_set(CPU_ONLY, "no CUDA kernels") {
         return None;
     }
     let project = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
@@ -100,10 +102,7 @@ fn choose_nvcc() -> Option<PathBuf> {
     std::process::exit(1);
 }
 
-fn is_cpu_only() -> bool {
-    is_set(CPU_ONLY, "no CUDA kernels")
-}
-
+/// Is a variable 1? Ends the build where it is neither that nor 0.
 fn is_set(variable: &str, meaning: &str) -> bool {
     match env::var(variable).as_deref() {
         Err(_) | Ok("" | "0") => false,
@@ -128,8 +127,7 @@ fn refusal(absent: &Absent, torch: Option<String>) -> String {
     )
 }
 
-fn compile(nvcc: &Path, source: &str, targets: &[&str], out: &Path) {
-    let for_racecheck = is_set(RACECHECK, "kernels whose stages racecheck understands");
+fn compile(nvcc: &Path, source: &str, targets: &[&str], for_racecheck: bool, out: &Path) {
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin", "-Xfatbin", "-compress-all", "-Xptxas", "-v"]);
     if for_racecheck {

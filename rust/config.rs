@@ -56,10 +56,10 @@ pub enum WeightForm {
     Fp8Pairs,
 }
 
-/// A checked layer description.
 /// As `tile_rows`: the library chooses among the sizes that add in one order, so that a token has the same bits in any batch.
 pub const ONE_ORDER: u32 = 1;
 
+/// A checked layer description.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // the fields are those of nvfp4_moe_layer_desc
 pub struct LayerConfig {

@@ -42,22 +42,25 @@ def pytest_of(names: list[str]) -> list[str]:
     return [*PYTEST, *(f"tests/{name}.py" for name in names)]
 
 
+def script(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, f"tests/{name}.py", *arguments]
+
+
+def sanitizer(tool: str, parts: list[str]) -> Command:
+    words = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *script("gpu_sanitize", *parts)]
+    return Command(tool, words, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "gpu_sanitize: done")
+
+
 def commands() -> dict[str, list[Command]]:
     """By their kind."""
-    script = lambda name, *arguments: [sys.executable, f"tests/{name}.py", *arguments]  # noqa: E731
     life = Command("life", pytest_of(["test_gpu_life"]), alone=True)
-    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # as gpu_sanitize.py asks
-    sanitize = lambda tool: ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]  # noqa: E731
     return {
         "tests": [life, *(Command(part, pytest_of(names)) for part, names in TESTS.items())],
         "scripts": [
             Command("cudagraph", script("cudagraph_test"), must_say="PASS"),
             *(Command(f"layertest {of}", script("layertest", *it.split())) for of, it in LAYERTESTS.items()),
         ],
-        "sanitizers": [
-            Command(tool, [*sanitize(tool), *script("gpu_sanitize", *parts)], no_cache, "gpu_sanitize: done")
-            for tool, parts in SANITIZERS.items()
-        ],
+        "sanitizers": [sanitizer(tool, parts) for tool, parts in SANITIZERS.items()],
     }
 
 

@@ -3,11 +3,12 @@
 
 import os
 import queue
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from gpu.full.process import Process, stop_all
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST_LINES, LAST_OF_A_FAILURE = 2, 14
@@ -31,6 +32,7 @@ class Report:
     def __init__(self, logs: Path, limit_s: float):
         self.logs, self.limit_s = logs, limit_s
         self.failed: list[str] = []
+        self.running: list[Process] = []
         self.count = 0
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -47,27 +49,24 @@ class Report:
             finally:
                 places.put(place)
 
-        for command in commands:
-            if command.alone:
-                at_a_place(command)
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(at_a_place, [command for command in commands if not command.alone]))
+            try:
+                for command in commands:
+                    if command.alone:
+                        at_a_place(command)
+                list(pool.map(at_a_place, [command for command in commands if not command.alone]))
+            finally:
+                stop_all(self.running)  # of an interrupt they know nothing
 
     def one(self, command: Command, place: dict[str, str]) -> None:
         """Its line, and its last ones."""
         log, started = self.logs / f"{command.name.replace(' ', '-').replace(',', '')}.txt", time.monotonic()
-        with log.open("w") as file:
-            try:
-                environment = {**os.environ, **place, **command.environment}
-                words = [str(word) for word in command.words]
-                status = str(
-                    subprocess.run(
-                        words, check=False, cwd=ROOT, env=environment, timeout=self.limit_s, stdout=file,
-                        stderr=subprocess.STDOUT,
-                    ).returncode
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                status = f"over {self.limit_s:.0f} s"
+        environment = {**os.environ, **place, **command.environment}
+        process = Process([str(word) for word in command.words], environment, log, ROOT)
+        self.running.append(process)
+        ended = process.status(self.limit_s)
+        self.running.remove(process)
+        status = f"over {self.limit_s:.0f} s" if ended is None else str(ended)
         output = log.read_text(errors="replace")
         if status == "0" and command.must_say not in output:
             status = f"without {command.must_say!r}"

@@ -73,9 +73,8 @@ class TestCuda:
     @pytest.mark.parametrize("mode", matrix.MODES)
     def test_sizes_of_one_order(self, mode, device):
         weights, inputs = problem(mode, H, INTER)
-        if (mode, device) != ("fp8", "cuda-portable"):
-            options = dict(num_experts=E, top_k=K, mode=mode, device=device)
-            check(runner.make_layer(weights, tile_rows=ONE_ORDER, **options), inputs)
+        options = dict(num_experts=E, top_k=K, mode=mode, device=device)
+        check(runner.make_layer(weights, tile_rows=ONE_ORDER, **options), inputs)
 
     @pytest.mark.parametrize("mode", matrix.MODES)
     @pytest.mark.parametrize("activation", [Swiglu(7.0, 1.702, 1.0), Relu2()], ids=["swigluoai", "relu2"])

@@ -66,6 +66,8 @@ def test_the_cpu_alone_has_to_be_asked_for(script, tmp_path):
     assert (status, "NVFP4_MOE_BUILT_IN=cpu\n" in output, "warning" in output) == (0, True, False)
     status, output = run(script, tmp_path, **FEATURE, NVFP4_MOE_CPU_ONLY="yes")
     assert (status, "cargo::error=NVFP4_MOE_CPU_ONLY is yes; it must be 1" in output) == (1, True)
+    status, output = run(script, tmp_path, **FEATURE, NVFP4_MOE_CPU_ONLY="1", NVFP4_MOE_RACECHECK="2")
+    assert (status, "cargo::error=NVFP4_MOE_RACECHECK is 2; it must be 1" in output) == (1, True)
     status, output = run(script, tmp_path, NVFP4_MOE_TORCH_CUDA="13.0")  # without the feature `cuda`
     assert (status, "NVFP4_MOE_BUILT_IN=cpu\n" in output) == (0, True)
 

@@ -2,10 +2,13 @@
 """The runner of GPU tests, with commands that need no GPU; and what it would run."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import gpu_test
+from gpu.full.process import is_alive
 from side_by_side import ROOT, Command, Report
 
 
@@ -63,3 +66,24 @@ def test_what_is_asked_for_has_to_exist():
     )
     assert done.returncode == 2
     assert "--only has nothing; it must be of tests, scripts, sanitizers." in done.stderr
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from side_by_side import Command, Report
+slow = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+Report(Path(sys.argv[1]), limit_s=60).run([Command(name, [sys.executable, "-c", slow]) for name in "abcd"], jobs=2)
+"""
+
+
+def test_an_interrupt_leaves_no_process(tmp_path):
+    begun = subprocess.Popen([sys.executable, "-c", INTERRUPTED, tmp_path], cwd=ROOT / "tests", stderr=subprocess.PIPE)
+    limit = time.monotonic() + 30
+    while sum(bool(log.read_text()) for log in tmp_path.glob("*.txt")) < 2 and time.monotonic() < limit:
+        time.sleep(0.05)
+    begun.send_signal(signal.SIGINT)
+    begun.communicate(timeout=20)
+    pids = [int(log.read_text()) for log in tmp_path.glob("*.txt")]
+    assert len(pids) == 2, "those that wait do not begin any more"
+    assert not any(is_alive(pid) for pid in pids)

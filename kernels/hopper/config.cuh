@@ -120,8 +120,7 @@ struct RoundedConfigOf : ConfigOf<kN, 1, kEpilogue> {
 };
 
 // Lanes of a warp that say that it has read a stage. One is enough, after __syncwarp; but what that orders,
-// compute-sanitizer's racecheck does not see, and reports every copy into a stage. A build for it has all of them say
-// so.
+// compute-sanitizer's racecheck does not see, and reports every copy into a stage. In a build for it all of them do.
 #ifdef NVFP4_MOE_RACECHECK
 constexpr int kReleasingLanes = 32;
 #else

@@ -19,6 +19,12 @@ impl TileTable {
         TileTable { up_to: Vec::new(), beyond: rows }
     }
 
+    /// The same, of a size that was asked for; refused where it is not among `sizes`.
+    pub fn only(rows: u32, sizes: &[u32]) -> Result<Self> {
+        check_rows(rows, sizes)?;
+        Ok(TileTable::always(rows))
+    }
+
     /// From pairs of (most tokens, rows), ascending, and the rows of larger calls.
     pub fn new(up_to: Vec<(usize, u32)>, beyond: u32) -> Self {
         TileTable { up_to, beyond }

@@ -32,6 +32,8 @@ from reference.layer import relative_l2
 NOT_GATED = {"super8": (1024, 2688, 512, 64, 22), "nano": (2688, 1856, 128, 128, 6)}
 LIMIT = 10.0
 TILE_ROWS = (0, ONE_ORDER, 48)
+MODES = ("bf16", "nvfp4", "fp8")
+TOKENS = (1, 8, 64, 512, 2048, 8192)
 
 
 def random_mxfp4(local: int, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,9 +109,9 @@ def speed(layers: dict, shape: tuple, num_tokens: int) -> dict:
 
 
 def time_tiles(name: str, shape: tuple, weights: LayerWeights, add) -> None:
-    for mode in ("bf16", "nvfp4", "fp8"):
+    for mode in MODES:
         sizes = {of: make_layer(shape, True, mode, tile_rows=of).prepare(weights) for of in TILE_ROWS}
-        for num_tokens in (1, 8, 64, 512, 2048, 8192):
+        for num_tokens in TOKENS:
             for size, us in speed(sizes, shape, num_tokens).items():
                 add("row tiles", name, num_tokens, mode, size, f"{us:.2f}", "us")
 
@@ -128,14 +130,13 @@ def main() -> None:
         rows.append(list(row))
         print(*row, flush=True)
 
-    for name, shape in (GATED | NOT_GATED).items():
+    for name, shape in (GATED if args.tiles_only else GATED | NOT_GATED).items():
         gated = name in GATED
         weights, cast = make(shape, gated)
         if args.tiles_only:
-            if gated:
-                time_tiles(name, shape, weights, add)
+            time_tiles(name, shape, weights, add)
             continue
-        modes = {mode: make_layer(shape, gated, mode).prepare(weights) for mode in ("bf16", "nvfp4", "fp8")}
+        modes = {mode: make_layer(shape, gated, mode).prepare(weights) for mode in MODES}
         for activations in ("normal", "outliers"):
             inputs = batch(shape, 64, activations == "outliers")
             exact = in_float64(cast, gated, *inputs).cpu()
@@ -149,7 +150,7 @@ def main() -> None:
                     f"{relative_l2(layer(*inputs).cpu(), exact):.2e}",
                     "rel L2",
                 )
-        for num_tokens in (1, 8, 64, 512, 2048, 8192):
+        for num_tokens in TOKENS:
             for mode, us in speed(modes, shape, num_tokens).items():
                 add("speed", name, num_tokens, mode, 0, f"{us:.2f}", "us")
         del modes

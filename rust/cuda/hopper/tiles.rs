@@ -4,7 +4,7 @@
 use super::kernels::{FP8_ROWS, GEMM_ROWS, ROUNDED_ROWS};
 use crate::config::{LayerConfig, Mode, ONE_ORDER, WeightForm};
 use crate::cuda::kernels::params;
-use crate::cuda::tiles::{TileTable, check_rows};
+use crate::cuda::tiles::TileTable;
 use crate::error::Result;
 
 /// The size by the mean of an expert's rows, `tokens * top_k / num_experts`: below the first number take the second.
@@ -84,10 +84,7 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
     let sizes = match config.tile_rows {
         None => sizes_of(config),
         Some(ONE_ORDER) => sizes_of_one_order(sizes_of(config)),
-        Some(rows) => {
-            check_rows(rows, sizes_of(config))?;
-            return Ok(TileTable::always(rows));
-        }
+        Some(rows) => return TileTable::only(rows, sizes_of(config)),
     };
     let (by_mean, beyond) = sizes_by_mean(config.mode);
     Ok(TileTable::by_mean(by_mean, beyond, sizes, config))

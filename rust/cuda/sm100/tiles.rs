@@ -21,10 +21,7 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
             Ok(TileTable::new(vec![(most_tokens, few)], many))
         }
         Some(ONE_ORDER) => Ok(TileTable::always(few)), // that both sizes add alike no such GPU has shown
-        Some(rows) => {
-            check_rows(rows, &LAYER_ROWS)?;
-            Ok(TileTable::always(rows))
-        }
+        Some(rows) => TileTable::only(rows, &LAYER_ROWS),
     }
 }
 

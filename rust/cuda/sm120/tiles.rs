@@ -7,7 +7,7 @@
 use super::kernels::GEMM_ROWS;
 use crate::config::{LayerConfig, ONE_ORDER};
 use crate::cuda::kernels::params;
-use crate::cuda::tiles::{TileTable, check_rows};
+use crate::cuda::tiles::TileTable;
 use crate::error::Result;
 
 /// The size by the mean of an expert's rows, `tokens * top_k / num_experts`: below the first number take the second. Rows
@@ -23,10 +23,7 @@ pub fn layer_table(config: &LayerConfig) -> Result<TileTable> {
     match config.tile_rows {
         None => Ok(TileTable::by_mean(SIZE_BY_MEAN_ROWS, LARGEST, &GEMM_ROWS, config)),
         Some(ONE_ORDER) => Ok(TileTable::always(ROWS_OF_ONE_ORDER)),
-        Some(rows) => {
-            check_rows(rows, &GEMM_ROWS)?;
-            Ok(TileTable::always(rows))
-        }
+        Some(rows) => TileTable::only(rows, &GEMM_ROWS),
     }
 }
 

@@ -61,21 +61,27 @@ def stop_all(processes: list["Process"]) -> None:
 class Process:
     """Runs from now on, into its log."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path, folder: Path | None = None):
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=folder, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
             )
+
+    def status(self, limit_s: float) -> int | None:
+        """The exit status, once it has ended; none if it is stopped."""
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self.stop()
 
     def wait(self, limit_s: float) -> str | None:
         """Until it ends, or is stopped; why it failed, if it did."""
-        try:
-            status = self.process.wait(limit_s)
-            return f"exit status {status}" if status else None
-        except subprocess.TimeoutExpired:
+        status = self.status(limit_s)
+        if status is None:
             return f"stopped after {limit_s:.0f} s"
-        finally:
-            self.stop()
+        return f"exit status {status}" if status else None
 
     def kill(self) -> None:
         """Begin to end it and all that it started."""
