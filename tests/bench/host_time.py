@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host time of a forward in eager mode: of one MoE layer through the plugin, the bare op, the library; of one linear.
 
-    python tests/bench/host_time.py [--tokens 1,64,4096] [--calls 3000]
+    python tests/bench/host_time.py [--tokens 1,64,4096] [--calls 3000] [--cold]
 
     apply    vLLM's call of our experts until it returns, every kernel enqueued
     op       the same of `torch.ops.nvfp4_moe.moe_forward`
@@ -13,7 +13,10 @@ Medians in microseconds of a layer (in bf16) and a linear as DeepSeek-V4-Flash's
 turn, a few calls each, so that a change of the clock meets all of them; the device is idle at the start of each. On a
 GPU they contain the driver's launches: the layer's are four up to 1024 tokens, six above. Without a GPU a stand-in
 takes its place (host_time_stand_in.py), whose launches take nothing, and torch's look-up of device and stream is left
-out.
+out. All runs under torch.inference_mode, as engines do.
+
+--cold: before each call the caches are filled with something else. In an engine's eager step a layer's call comes
+milliseconds after the one before, and finds neither code nor data in them.
 """
 
 import argparse
@@ -141,14 +144,29 @@ def library_alone(library, handle, given: SimpleNamespace, stream: int):
     )  # fmt: skip
 
 
-def medians(calls: dict, num_calls: int, device: torch.device) -> dict[str, float]:
+class Elsewhere:
+    """What runs between two calls: copies larger than the second cache, and Python."""
+
+    def __init__(self):
+        self.source, self.target = (torch.empty(16 << 20, dtype=torch.uint8) for _ in range(2))
+        self.document = {str(n): [n] * 3 for n in range(300)}
+
+    def __call__(self) -> None:
+        self.target.copy_(self.source)
+        self.source.copy_(self.target)
+        json.loads(json.dumps(self.document))
+
+
+def medians(calls: dict, num_calls: int, device: torch.device, cold: bool = False) -> dict[str, float]:
     """Microseconds of each call, the calls taking turns, after a warm-up of a tenth."""
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    between = Elsewhere() if cold else (lambda: None)
     taken = {name: [] for name in calls}
     for turn in range(num_calls // IN_TURN + num_calls // IN_TURN // 10):
         for name, call in calls.items():
             for _ in range(IN_TURN):
                 wait()
+                between()
                 before = time.perf_counter_ns()
                 call()
                 after = time.perf_counter_ns()
@@ -157,7 +175,8 @@ def medians(calls: dict, num_calls: int, device: torch.device) -> dict[str, floa
     return {name: median(times) for name, times in taken.items()}
 
 
-def measure(device: torch.device, tokens: list[int], num_calls: int, library_path: Path) -> dict:
+@torch.inference_mode()
+def measure(device: torch.device, tokens: list[int], num_calls: int, library_path: Path, cold: bool = False) -> dict:
     """{tokens: {what: microseconds}}"""
     weights = make_weights(device)
     layer = make_layer(weights)
@@ -176,7 +195,7 @@ def measure(device: torch.device, tokens: list[int], num_calls: int, library_pat
         if library:
             calls["library"], calls["ctypes"] = library_alone(library, handle, given, stream)
         calls |= linear_calls(linear, num_tokens)
-        times = medians(calls, num_calls, device)
+        times = medians(calls, num_calls, device, cold)
         if library:
             times["library"] -= times.pop("ctypes")
         found[num_tokens] = {name: round(value, 2) for name, value in times.items()}
@@ -190,21 +209,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="cpu: the stand-in, whose process this is")
     parser.add_argument("--op", type=Path, help="another shared object than the package's")
     parser.add_argument("--library", type=Path, default=host_time_stand_in.LIBRARY)
+    parser.add_argument("--cold", action="store_true", help="with caches that hold something else before each call")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.device is None and not torch.cuda.is_available():
-        found = host_time_stand_in.run(["--tokens", given.tokens, "--calls", str(given.calls)])
+        cold = ["--cold"] if given.cold else []
+        found = host_time_stand_in.run(["--tokens", given.tokens, "--calls", str(given.calls), *cold])
         name = "a stand-in driver"
     else:
         if given.op:
             ops.SHARED_OBJECT = given.op
         device = torch.device("cuda", 0) if given.device != "cpu" else torch.device("cpu")
-        found = measure(device, [int(count) for count in given.tokens.split(",")], given.calls, given.library)
+        tokens = [int(count) for count in given.tokens.split(",")]
+        found = measure(device, tokens, given.calls, given.library, given.cold)
         name = torch.cuda.get_device_name() if device.type == "cuda" else "a stand-in driver"
     if given.json:
         print(json.dumps(found))
         return
-    print(f"host time of a forward, median us of {given.calls} calls, {name}")
+    print(f"host time of a forward, median us of {given.calls} calls, {name}{', cold' * given.cold}")
     for num_tokens, times in found.items():
         print(f"{num_tokens:>6} tokens  " + "  ".join(f"{what} {value:6.2f}" for what, value in times.items()))
 

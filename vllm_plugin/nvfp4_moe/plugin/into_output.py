@@ -26,12 +26,12 @@ def is_scratch(output: torch.Tensor, workspace13: torch.Tensor) -> bool:
 
 
 class RunInto(mk.TopKWeightAndReduce):
-    """The second question: `run` computes the output, weighted and reduced."""
+    """The second question: `run(given, output)` computes the output, weighted and reduced."""
 
-    def __init__(self, run: Callable[[torch.Tensor], None]):
-        self.run = run
+    def __init__(self, run: Callable[[tuple, torch.Tensor], None], given: tuple):
+        self.run, self.given = run, given
 
     def apply(self, output, fused_expert_output, topk_weights, topk_ids, apply_router_weight_on_input):
         """Into `output`; the scratch stays unwritten."""
-        self.run(output)
+        self.run(self.given, output)
         return output
