@@ -39,6 +39,8 @@ def layer_error(model: torch.nn.Module, rank: int) -> float:
 
     name, layer = [(name, module) for name, module in model.named_modules() if hasattr(module, "w13_weight")][-1]
     config, device = layer.moe_config, layer.w13_weight.device
+    sizes = config.num_experts, config.num_local_experts, config.experts_per_token
+    peers_data.SHAPES["served"] = config.hidden_dim, config.intermediate_size_per_partition, *sizes
     here = torch.arange(config.num_experts, device=device)
     if layer.expert_map is not None:
         here = (layer.expert_map >= 0).nonzero().flatten()
@@ -48,6 +50,5 @@ def layer_error(model: torch.nn.Module, rank: int) -> float:
     shares = torch.rand(local.shape, device=device, generator=generator) + 0.1
     x = (3 * torch.randn(TOKENS, config.hidden_dim, device=device, generator=generator)).bfloat16()
     got = layer.quant_method.apply(layer, x, shares, here[local.long()].int(), None, None)
-    peers_data.SHAPES["served"] = config.hidden_dim, 0, config.num_experts, config.num_local_experts, local.shape[1]
     wanted = peers_data.exact("served", as_made(name, layer, rank), x, local, shares)
     return peers_data.errors(got, wanted)[0]
