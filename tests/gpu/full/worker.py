@@ -94,13 +94,15 @@ class Watch:
         return {name: size / 2**30 for name, size in (most | {"used": total - free}).items()}
 
     def full_layer_error(self) -> float:
-        """Of the last MoE layer, against float64."""
+        """Of the last MoE layer, against float64. What it takes of memory is in the most that torch held since."""
         from vllm.distributed.parallel_state import get_ep_group
 
         from .right import layer_error
 
         with torch.inference_mode():
-            return layer_error(self.model_runner.model, get_ep_group().rank_in_group)
+            error = layer_error(self.model_runner.model, get_ep_group().rank_in_group)
+        torch.cuda.empty_cache()
+        return error
 
     def full_host_start(self) -> None:
         """Time the host's part of every MoE layer from now on: the experts alone, and vLLM's frame around them."""
