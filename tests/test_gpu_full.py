@@ -5,12 +5,16 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
 
 GPU = Path(__file__).parent / "gpu"
 sys.path.insert(0, str(GPU))
 import serve_full
 
-from gpu.full import process
+from gpu.full import humming_experts, process, right, weights
 
 RANK = "from full import ahead; ahead.wait(); print('on the GPU', flush=True)"
 FRONT = f"""
@@ -55,3 +59,70 @@ def test_a_record_has_all_rounds_of_all_runs():
     assert found["first_token_ms", "128"] == ["30.000", "30.000", "30.000", 1]
     assert found["kernels_us experts", "8"][0] == "5.0"
     assert found["load_s", ""][-1] == 2
+
+
+class Experts(torch.nn.Module):
+    """What right.py asks of a layer of vLLM's; the backend keeps nothing of its parameters but the first one's name."""
+
+    def __init__(self, backend):
+        super().__init__()
+        config = {"hidden_dim": 64, "intermediate_size_per_partition": 32, "num_experts": 8, "num_local_experts": 4}
+        self.moe_config = SimpleNamespace(**config, experts_per_token=2)
+        self.quant_method = SimpleNamespace(apply=backend)
+        self.expert_map = torch.tensor([-1, -1, -1, -1, 0, 1, 2, 3], dtype=torch.int32)
+        for name, rows, columns in (("w13", 64, 64), ("w2", 64, 32)):
+            scales = torch.zeros(4, rows, columns // 16, dtype=torch.float8_e4m3fn)
+            whole = torch.zeros((4, 2) if name == "w13" else (4,))
+            codes = torch.zeros(4, rows, columns // 2, dtype=torch.uint8)
+            for leaf, tensor in ((name, codes), (f"{name}_scale", scales), (f"{name}_scale_2", whole)):
+                leaf = leaf.replace(name, f"{name}_weight")
+                self.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+
+
+def served(backend) -> torch.nn.Module:
+    """A model whose last layer is such a one, loaded as rank 1."""
+    model = torch.nn.Sequential()
+    model.add_module("experts", torch.nn.Sequential(Experts(backend)))
+    outer = torch.nn.Sequential(model)
+    weights.fill_model(outer, 1)
+    return outer
+
+
+def exactly(layer, x, shares, ids, *_):
+    """The layer of the parameters that were loaded, in float64."""
+    import peers_data
+
+    names = {"w13": "w13_weight", "w2": "w2_weight"}
+    held = {ours: getattr(layer, theirs) for ours, theirs in names.items()}
+    held |= {f"{name}_block_scale": getattr(layer, f"{name}_weight_scale") for name in names}
+    held |= {f"{name}_global_scale": getattr(layer, f"{name}_weight_scale_2") for name in names}
+    return peers_data.exact("served", SimpleNamespace(**held), x, layer.expert_map[ids.long()], shares)
+
+
+def test_a_right_layer_is_right_and_a_wrong_one_is_not():
+    assert right.layer_error(served(exactly), 1) < 1e-12
+    assert right.layer_error(served(lambda layer, x, shares, ids, *_: exactly(layer, x, shares.flip(1), ids)), 1) > 0.1
+    assert right.layer_error(served(exactly), 0) > 0.5, "another rank has other experts"
+
+
+def test_weights_are_the_same_as_mxfp4():
+    layer = served(exactly)[0][0][0]
+    for block, whole in (
+        (layer.w13_weight_scale, layer.w13_weight_scale_2[:, 0]),
+        (layer.w2_weight_scale, layer.w2_weight_scale_2),
+    ):
+        e8m0 = humming_experts.mxfp4_scales(block, whole)
+        nvfp4 = block.double() * whole.double().view(-1, 1, 1)
+        assert torch.equal(torch.exp2(e8m0.double() - 127).repeat_interleave(2, dim=-1), nvfp4)
+        with pytest.raises(ValueError, match="w4a8 must have such"):
+            humming_experts.mxfp4_scales(block, 3 * whole)
+
+
+def test_humming_is_served_only_if_asked_for(monkeypatch):
+    monkeypatch.delenv("FULL_HUMMING", raising=False)
+    path = list(sys.path)
+    humming_experts.register()
+    assert sys.path == path
+    monkeypatch.setenv("FULL_HUMMING", "w8a8")
+    with pytest.raises(ValueError, match="it must be one of w4a16, w4a8"):
+        humming_experts.register()

@@ -187,7 +187,8 @@ class Humming:
         """What vLLM expects of uniform routing, to choose a configuration by."""
         return math.ceil(num_tokens * self.top_k * self.local / self.experts)
 
-    def __call__(self, x: torch.Tensor, ids: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, ids: torch.Tensor, topk_weights: torch.Tensor, out=None) -> torch.Tensor:
+        out = torch.empty_like(x) if out is None else out
         scale = None
         if self.activations == "group":
             x, scale, _ = ops.process_input(
@@ -195,7 +196,7 @@ class Humming:
                 group_scale_dtype="float32",
             )  # fmt: skip
         run = self.indexed if self.gemm_type == "indexed" else self.grouped
-        return run(x, scale, ids, topk_weights)
+        return run(x, scale, ids, topk_weights, out)
 
     def process(self, gemm: Gemm, x, out, **options) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Quantise, scatter or activate, as `options` and the GEMM's activations ask for; x itself if nothing does."""
@@ -218,7 +219,7 @@ class Humming:
             workspace(1, (slots, self.hidden), torch.bfloat16),
         ]
 
-    def indexed(self, x, scale, ids, topk_weights) -> torch.Tensor:
+    def indexed(self, x, scale, ids, topk_weights, out) -> torch.Tensor:
         """GEMMs gather rows by a list of slots, in blocks of one expert each."""
         from vllm33.moe_align_block_size import moe_align_block_size
         from vllm33.moe_fused_mul_sum import moe_fused_mul_sum
@@ -242,11 +243,10 @@ class Humming:
         self.gemm1(x, scale, gate_up, self.locks, valid_shape_m=rows, top_k=self.top_k, **lists)
         h, scale = self.process(self.gemm2, gate_up, h_in, scatter_idx=scatter_idx, **CLAMPED_SWIGLU)
         self.gemm2(h, scale, y, self.locks, valid_shape_m=rows, top_k=1, **lists2)
-        out = torch.empty(len(ids), self.hidden, dtype=torch.bfloat16, device="cuda")
         moe_fused_mul_sum(y.view(*ids.shape, -1), topk_weights, out, ids, self.expert_map)
         return out
 
-    def grouped(self, x, scale, ids, topk_weights) -> torch.Tensor:
+    def grouped(self, x, scale, ids, topk_weights, out) -> torch.Tensor:
         """GEMMs read rows that lie expert by expert."""
         from vllm33.moe_permute_unpermute import moe_permute, moe_prepare_scatter, moe_unpermute
 
@@ -263,7 +263,6 @@ class Humming:
         self.gemm1(x, scale, gate_up, self.locks, valid_shape_m=rows, expert_layout=offsets)
         h, scale = self.process(self.gemm2, gate_up, h_in, num_valid_tokens=offsets[-1:], **CLAMPED_SWIGLU)
         self.gemm2(h, scale, y, self.locks, valid_shape_m=rows, expert_layout=offsets)
-        out = torch.empty(len(ids), self.hidden, dtype=torch.bfloat16, device="cuda")
         moe_unpermute(out, y.view(*ids.shape, -1), topk_weights, places, offsets)
         return out
 

@@ -5,6 +5,8 @@
     make gpu-serve-full GPU_FULL="--layout tp2"               all of Flash on two GPUs, about 90 s a run
     make gpu-serve-full GPU_FULL="--layout one --layers 12"   as many layers as one GPU holds
 
+Humming has to be asked for, by `--runs`, and brought along: `make peers-fetch` (full/humming_experts.py).
+
 The first run on a machine compiles kernels of vLLM's own (TileLang, Triton, DeepGEMM), which takes minutes: make their
 caches on a machine without a GPU (absent/absent.py) and bring them along, or begin with `--once --runs "ours bf16"`.
 
@@ -35,11 +37,15 @@ from full import model, one
 from full.process import InTurn, held_gpus, stop_all
 from serve import HERE, ROOT, all_logs, failure, records_of, text
 
+# The most that a layer may be apart from float64: with bf16 activations, with 8-bit ones.
+BF16, EIGHT_BITS = (["--most-error", most] for most in ("0.01", "0.06"))
 # name: arguments of full.one, environment
 RUNS = {
-    "ours bf16": (["--backend", "ours"], {"NVFP4_MOE_MODE": "bf16"}),
-    "ours fp8": (["--backend", "ours"], {"NVFP4_MOE_MODE": "fp8"}),
-    "marlin": (["--backend", "marlin"], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}),
+    "ours bf16": (["--backend", "ours", *BF16], {"NVFP4_MOE_MODE": "bf16"}),
+    "ours fp8": (["--backend", "ours", *EIGHT_BITS], {"NVFP4_MOE_MODE": "fp8"}),
+    "marlin": (["--backend", "marlin", *BF16], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}),
+    "humming w4a16": (["--backend", "humming", *BF16], {"FULL_HUMMING": "w4a16"}),
+    "humming w4a8": (["--backend", "humming", *EIGHT_BITS], {"FULL_HUMMING": "w4a8"}),
 }
 # Of a GPU's memory. Where ranks talk, buffers of their own come on top of what vLLM measures.
 MEMORY, MEMORY_OF_RANKS = {"one": 0.9}, 0.8
@@ -53,7 +59,10 @@ LOGGED = {
     "kv_gib": r"Available KV cache memory: ([\d.]+) GiB",
     "engine_start_s": r"init engine \(profile, create kv cache, warmup model\) took ([\d.]+) s",
 }
-ENTRY_POINTS = "[vllm.general_plugins]\nfull_random = full.weights:register\nnvfp4_moe = nvfp4_moe.plugin:register\n"
+ENTRY_POINTS = (
+    "[vllm.general_plugins]\nfull_humming = full.humming_experts:register\nfull_random = full.weights:register\n"
+    "nvfp4_moe = nvfp4_moe.plugin:register\n"
+)
 
 
 def plugins(folder: Path) -> Path:
@@ -224,7 +233,9 @@ def main() -> int:
     parser.add_argument("--size", choices=model.SIZES, default="flash")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--layout", choices=one.LAYOUTS, default="tp2")
-    parser.add_argument("--runs", type=lambda names: names.split(","), default=list(RUNS))
+    parser.add_argument(
+        "--runs", type=lambda names: names.split(","), default=[run for run in RUNS if "humm" not in run]
+    )
     parser.add_argument("--once", action="store_true", help="forth, but not back")
     parser.add_argument("--sequences", default="1,8,64,256")
     parser.add_argument("--prompts", default="128,512,2048,8000")

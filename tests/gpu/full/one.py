@@ -29,7 +29,7 @@ LAYOUTS = {
     "pp2": {"pipeline_parallel_size": 2},
 }
 DATA_PARALLEL = {"dp2": 2}
-BACKENDS = {"ours": "auto", "marlin": "marlin"}
+BACKENDS = {"ours": "auto", "marlin": "marlin", "humming": "humming"}
 LONG = 33
 PROFILED = 9
 """Tokens of a generation that is profiled: every kernel's event is read in Python."""
@@ -173,6 +173,11 @@ def measure(arguments, ranks: Ranks) -> dict:
         "start_s": server.start_s,
         "kv_blocks": cache.num_gpu_blocks,
     }
+    if arguments.most_error and ranks.size == 1:  # a layer whose tokens are exchanged cannot be asked alone
+        report["layer_error"] = max(server.llm.collective_rpc("full_layer_error"))
+        save(report, arguments.out)
+        if not report["layer_error"] <= arguments.most_error:
+            sys.exit(f"a layer's error is {report['layer_error']}; it must be at most {arguments.most_error}.")
     start = time.perf_counter()
     server.step_ms(sorted(arguments.sequences)[::-1], 1)  # the first touch of every kernel is not measured
     report["first_touch_s"] = time.perf_counter() - start
@@ -214,6 +219,7 @@ def main() -> None:
     parser.add_argument("--host", type=numbers, default=[], help="lengths of prompts whose layers' host time is taken")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.9)
+    parser.add_argument("--most-error", type=float, help="of a layer against float64, or nothing is timed")
     arguments = parser.parse_args()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

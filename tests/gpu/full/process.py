@@ -25,7 +25,9 @@ def is_alive(group: int) -> bool:
 
 
 def smi(*query: str) -> list[str]:
-    """Lines of nvidia-smi; none where there is no such program."""
+    """Lines of nvidia-smi, of the GPUs that are ours to see; none where there is no such program."""
+    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
+    query = (*query, *([f"--id={ours}"] if ours else []))
     try:
         ran = subprocess.run(["nvidia-smi", *query, "--format=csv,noheader,nounits"], capture_output=True, text=True)
     except OSError:

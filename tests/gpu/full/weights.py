@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's load format `full_random`: valid random weights, made on the device, the same whatever kernels will read them.
 
-Experts are NVFP4 with block scales that are powers of two, equal in pairs, as every cast of MXFP4 is, so that mode fp8
-takes them as well. What a tensor holds depends on its name and its shape, and an expert's also on the rank that has it.
+Experts are NVFP4 with scales that are powers of two, block scales equal in pairs, as every cast of MXFP4 is: mode fp8
+takes them as well, and so do kernels of MXFP4. What a tensor holds depends on its name and its shape, and an
+expert's also on the rank that has it.
 Rows have the size that keeps activations near 1, so that no kernel meets values that a trained model would not give it.
 """
 
@@ -36,7 +37,7 @@ def fill(name: str, tensor: torch.Tensor, columns: int, generator: torch.Generat
     """Random values into a parameter; `columns` is K of a matrix, or the experts of a router."""
     leaf = name.rsplit(".", 1)[-1]
     if leaf.endswith("weight_scale_2"):
-        tensor.fill_(columns**-0.5 / (E2M1_RMS * SCALE_RMS))
+        tensor.fill_(2.0 ** round(math.log2(columns**-0.5 / (E2M1_RMS * SCALE_RMS))))
     elif leaf.endswith("input_scale"):
         tensor.fill_(INPUT_AMAX["w2" if leaf.startswith("w2") else "w13"] / (6 * 448))
     elif leaf in ("w13_weight_scale", "w2_weight_scale"):

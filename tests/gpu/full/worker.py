@@ -18,6 +18,7 @@ PARTS = {
     "experts": (
         *("gemm_sm90", "gemm1", "gemm2", "route_", "combine", "quantize_rows"),  # ours
         *("marlin", "moe_align", "moe_sum", "act_and_mul", "count_and_sort"),
+        *("humming", "process_input", "fused_mul_sum", "permute", "prepare_scatter"),
     ),
     "router": ("topk", "router", "gating", "hash"),
     "linears": ("fp8_gemm", "nvjet", "cublas", "gemv", "splitk", "quant", "swiglu_limit"),
@@ -91,6 +92,17 @@ class Watch:
         free, total = torch.cuda.mem_get_info()
         most = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         return {name: size / 2**30 for name, size in (most | {"used": total - free}).items()}
+
+    def full_layer_error(self) -> float:
+        """Of the last MoE layer, against float64. What it takes of memory is in the most that torch held since."""
+        from vllm.distributed.parallel_state import get_ep_group
+
+        from .right import layer_error
+
+        with torch.inference_mode():
+            error = layer_error(self.model_runner.model, get_ep_group().rank_in_group)
+        torch.cuda.empty_cache()
+        return error
 
     def full_host_start(self) -> None:
         """Time the host's part of every MoE layer from now on: the experts alone, and vLLM's frame around them."""
