@@ -35,13 +35,28 @@ def test_a_process_waits_for_its_turn(tmp_path):
     front, log = tmp_path / "front.py", tmp_path / "log"
     front.write_text(FRONT)
     begun = process.InTurn([sys.executable, str(front)], os.environ | {"PYTHONPATH": str(GPU)}, log)
-    limit = time.monotonic() + 60
-    while not begun.turn.with_suffix(".waiting").exists() and time.monotonic() < limit:
-        time.sleep(0.05)
+    assert begun.imported(60) is None
     time.sleep(0.5)
     assert log.read_text() == "", "it did not wait"
     assert begun.take_turn(60) is None, log.read_text()
     assert log.read_text() == "on the GPU\n"
+
+
+def test_who_cannot_wait_for_its_turn_says_why(tmp_path):
+    begun = process.InTurn([sys.executable, "-c", "raise SystemExit(3)"], dict(os.environ), tmp_path / "log")
+    assert begun.imported(60) == "exit status 3 before its turn"
+    slow = process.InTurn([sys.executable, "-c", "import time; time.sleep(60)"], dict(os.environ), tmp_path / "slow")
+    assert slow.imported(0.1) == "it has not imported after 0 s"
+    slow.stop()
+
+
+def test_who_is_stopped_in_its_turn_says_where_it_was(tmp_path):
+    front, log = tmp_path / "front.py", tmp_path / "log"
+    front.write_text(FRONT.replace("print('on the GPU', flush=True)", "import time; time.sleep(60)"))
+    begun = process.InTurn([sys.executable, str(front)], os.environ | {"PYTHONPATH": str(GPU)}, log)
+    assert begun.imported(60) is None
+    assert begun.take_turn(0.5) == "stopped after 0 s"
+    assert " in rank" in log.read_text()
 
 
 def report(**more) -> dict:

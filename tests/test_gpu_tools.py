@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from gpu import serve, tiny_qwen3
-from gpu.full import checkpoint, picture, process, weights, worker
+from gpu.full import checkpoint, picture, process, step, weights
 from gpu.full import model as full_model
 from nvfp4_moe import Checkpoint
 from reference import nvfp4
@@ -182,10 +182,28 @@ def test_a_stopped_process_takes_its_children_along(tmp_path):
 
 
 def test_kernels_on_two_streams_share_the_time():
-    found = worker.shares([(0, 10, "a"), (5, 15, "b"), (20, 30, "a"), (20, 30, "a"), (20, 30, "b")])
+    found = step.shares([(0, 10, "a"), (5, 15, "b"), (20, 30, "a"), (20, 30, "a"), (20, 30, "b")])
     assert found == pytest.approx({"a": 7.5 + 20 / 3, "b": 7.5 + 10 / 3})
-    assert worker.part_of("_combine_topk_swa_indices_kernel") == "attention"
-    assert worker.part_of("combine") == "experts"
+    assert step.part_of("_combine_topk_swa_indices_kernel") == "attention"
+    assert step.part_of("combine") == "experts"
+
+
+def test_a_step_is_what_more_tokens_add_and_waiting_is_no_exchange():
+    """Two steps of two ranks: the second rank comes 30 us late to the first exchange, and the prompt is left out."""
+    prompt = [step.Kernel(0.0, 100.0, "gemm1"), step.Kernel(100.0, 900.0, "all_reduce")]
+
+    def rank(*exchanges: float) -> list[step.Kernel]:
+        starts = 2000.0, 3000.0
+        steps = [
+            (step.Kernel(start, 20.0, "gemm1"), step.Kernel(start + 20, us, "all_reduce"))
+            for start, us in zip(starts, exchanges, strict=True)
+        ]
+        return prompt + [kernel for kernels in steps for kernel in kernels]
+
+    found = step.taken_apart([rank(36.0, 6.0), rank(6.0, 8.0)], [prompt, prompt], 2)
+    assert found["parts"] == pytest.approx({"experts": 20.0, "communication": 6.0, step.WAITING: 15.0})
+    assert found["busy"]["any"] == pytest.approx(41.0)
+    assert found["launches"]["all"] == 2
 
 
 def test_a_steps_picture_has_what_no_kernel_filled():

@@ -11,9 +11,10 @@ The first run on a machine compiles kernels of vLLM's own (TileLang, Triton, Dee
 caches on a machine without a GPU (absent/absent.py) and bring them along, or begin with `--once --runs "ours bf16"`.
 
 Runs go forth and back (A B C C B A), each a process of its own, so that the moods of a host cancel. All import at once,
-and take the GPU in turn (full/ahead.py). The weights are random, valid, and the same for every backend
-(full/weights.py). Writes <date>-full-<size>-<layout>.csv: medians and the spread of every round of every run; under
-$OUT too, with the reports, the logs and the kernels that were compiled. Ends with PASS if every run ended.
+and take the GPU in turn (full/ahead.py); a run's seconds count from its turn. With `--after FILE` the first turn waits
+for that file, so that another command's runs import meanwhile. The weights are random, valid, and the same for every
+backend (full/weights.py). Writes <date>-full-<size>-<layout>.csv: medians and the spread of all rounds of all runs;
+under $OUT too, with the reports, the logs and the kernels that were compiled. Ends with PASS if every run ended.
 
 Several commands make one record: `--reports` with the full.json of each.
 """
@@ -205,10 +206,13 @@ def take_turns(runs: list[Run], arguments, deadline: float) -> tuple[dict[str, l
     """Every run's report by its name, and what failed."""
     reports: dict[str, list[dict]] = {}
     failed = []
+    while arguments.after and not arguments.after.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
     for run in runs:
+        skipped = run.process.imported(max(0.0, deadline - time.monotonic()))
         limit_s = min(arguments.run_s, deadline - time.monotonic())
         start = time.monotonic()
-        skipped = "the time is over" if limit_s < 20 else held_gpus()
+        skipped = "the time is over" if limit_s < 20 else skipped or held_gpus()
         if skipped:
             run.process.stop()
             failed.append(f"{run.stem}: not run, {skipped}")
@@ -247,6 +251,7 @@ def main() -> int:
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--run-s", type=float, default=420, help="seconds that one run may take")
     parser.add_argument("--total-s", type=float, default=570, help="seconds for all runs")
+    parser.add_argument("--after", type=Path, help="a file; the first run waits until it is there")
     parser.add_argument("--caches", help="folder of kernels that the engine compiles; what is new in it goes to $OUT")
     parser.add_argument(
         "--reports", type=Path, nargs="+", help="only the record, from the full.json of several commands"

@@ -6,9 +6,11 @@ waits, after its imports, until the file named by FULL_TURN exists. `serve_full.
 """
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -34,6 +36,8 @@ def turn() -> Path | None:
 def wait() -> None:
     """In a process that vLLM spawned: import, then wait for the turn. Elsewhere nothing."""
     file, name = turn(), multiprocessing.current_process().name
+    if file is not None:
+        faulthandler.register(signal.SIGUSR1)  # who stops a process asks where it is
     if file is None or multiprocessing.parent_process() is None or not name.startswith(os.environ.get(WAITING, "")):
         return
     for name in MODULES:

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import ahead
+from . import ahead, step
 from .ranks import Ranks
 
 LAYOUTS = {
@@ -141,19 +141,16 @@ class Server:
         for tokens in (PROFILED, 1):
             self.llm.collective_rpc("full_profile_start")
             self.seconds(prompts, tokens)
-            found.append(self.llm.collective_rpc("full_profile_stop")[0])
-        return {
-            kind: {name: (us - found[1][kind].get(name, 0)) / (PROFILED - 1) for name, us in found[0][kind].items()}
-            for kind in found[0]
-        }
+            ranks = self.llm.collective_rpc("full_profile_stop")
+            found.append([[step.Kernel(*kernel) for kernel in kernels] for kernels in ranks])
+        return step.taken_apart(*found, PROFILED - 1)
 
     def host_us(self, length: int, rounds: int) -> dict[str, float]:
         """Medians of the host's time in an MoE layer, while a prompt of this length is read, eagerly."""
         self.llm.collective_rpc("full_host_start")
         for _ in range(rounds):
             self.seconds(self.prompts(1, length), 1)
-        calls = self.llm.collective_rpc("full_host_stop")[0]
-        return {name: statistics.median(us) for name, us in calls.items()}
+        return step.median_of(self.llm.collective_rpc("full_host_stop")[0])
 
 
 def measure(arguments, ranks: Ranks) -> dict:
@@ -179,18 +176,28 @@ def measure(arguments, ranks: Ranks) -> dict:
         if not report["layer_error"] <= arguments.most_error:
             sys.exit(f"a layer's error is {report['layer_error']}; it must be at most {arguments.most_error}.")
     start = time.perf_counter()
+    say("engine is ready")
     server.step_ms(sorted(arguments.sequences)[::-1], 1)  # the first touch of every kernel is not measured
     report["first_touch_s"] = time.perf_counter() - start
+    say("every kernel was touched")
     save(report, arguments.out)
     report["step_ms"] = server.step_ms(arguments.sequences, arguments.rounds)
+    say("steps are measured")
     save(report, arguments.out)
     report["first_token_ms"] = server.first_token_ms(arguments.prompts, arguments.rounds)
+    say("first tokens are measured")
     save(report, arguments.out)
     report["memory"] = server.llm.collective_rpc("full_memory")
     report["host_us"] = {n: server.host_us(n, arguments.rounds) for n in arguments.host}
+    say("the host's times are measured")
     save(report, arguments.out)
     report["profile"] = {n: server.profile(n) for n in arguments.profile}
     return report
+
+
+def say(what: str) -> None:
+    """How far this process came, for who reads the log of one that was stopped."""
+    print(f"{time.strftime('%H:%M:%S')} full.one: {what}", flush=True)
 
 
 def save(report: dict, file: Path) -> None:

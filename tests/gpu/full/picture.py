@@ -7,17 +7,18 @@
 One, with `-tokens` behind its name, has tokens a second of every run. The other shows where a decoding step goes. A bar
 is a step of one run and number of sequences: its kernels by part, and on top `no kernel`, the time in which the GPU
 waited for the host or for the next kernel of its graph: the step by the clock, less the time in which any kernel ran.
-Kernels that ran at the same time share it (worker.py). Where a record has sums, parts are scaled to that time.
+Kernels that ran at the same time share it (step.py). Where a record has sums, parts are scaled to that time.
 """
 
 import csv
 import sys
 from pathlib import Path
 
-# From the bottom; a record has other parts only if worker.py got new ones.
-ORDER = ("experts", "router", "attention", "linears", "connections", "communication", "rest", "no kernel")
+# From the bottom; a record has other parts only if step.py got new ones.
+WAITING = "waiting for a rank"
+ORDER = ("experts", "router", "attention", "linears", "connections", "communication", WAITING, "rest", "no kernel")
 OURS, OTHERS = "#1b9e77", "#999999"
-COLOURS = ("#1b9e77", "#66c2a5", "#7570b3", "#a6a5d0", "#e6ab02", "#d95f02", "#bbbbbb", "#eeeeee")
+COLOURS = ("#1b9e77", "#66c2a5", "#7570b3", "#a6a5d0", "#e6ab02", "#d95f02", "#f2b48c", "#bbbbbb", "#eeeeee")
 
 
 def read(record: Path) -> list[dict[str, str]]:

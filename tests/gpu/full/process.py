@@ -10,6 +10,8 @@ from pathlib import Path
 
 GONE_S = 5
 """The longest that a killed group is waited for, so that its memory is free."""
+ASKED_S = 1
+"""What a process may take to say where it is."""
 FREE_MIB, FREE_S = 1024, 20
 """A GPU is free below so many MiB; and how long it may take to become so."""
 
@@ -74,9 +76,13 @@ class Process:
         try:
             return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
+            self.ask()
             return None
         finally:
             self.stop()
+
+    def ask(self) -> None:
+        """What is about to be stopped may say where it is."""
 
     def wait(self, limit_s: float) -> str | None:
         """Until it ends, or is stopped; why it failed, if it did."""
@@ -109,7 +115,24 @@ class InTurn(Process):
             stale.unlink(missing_ok=True)
         super().__init__(command, environment | {"FULL_TURN": str(self.turn)}, log)
 
+    def imported(self, limit_s: float) -> str | None:
+        """Once it waits for its turn nothing; or why it does not. Importing has a limit of its own."""
+        limit = time.monotonic() + limit_s
+        while not self.turn.with_suffix(".waiting").exists():
+            if self.process.poll() is not None:
+                return f"exit status {self.process.poll()} before its turn"
+            if time.monotonic() > limit:
+                return f"it has not imported after {limit_s:.0f} s"
+            time.sleep(0.05)
+        return None
+
     def take_turn(self, limit_s: float) -> str | None:
         """Let it have the GPU until it ends, or is stopped; why it failed, if it did."""
         self.turn.touch()
         return self.wait(limit_s)
+
+    def ask(self) -> None:
+        """The stacks of all its processes, into the log; who has no handler ends a little earlier."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGUSR1)
+        time.sleep(ASKED_S)

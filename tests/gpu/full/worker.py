@@ -3,44 +3,10 @@
 
 import collections
 import functools
+import importlib
 import time
 
 import torch
-
-# A kernel's part of a step, by words of its name; the first that fits.
-PARTS = {
-    "communication": ("nccl", "all_reduce", "allreduce", "cross_device", "all_gather", "reduce_scatter"),
-    "attention": (
-        *("mla", "attn", "flash", "indexer", "compress", "rope", "kv_cache", "mqa", "fp8_paged", "swa", "slot_mapping"),
-        *("topk_indices", "topk_metadata", "topk_per_row", "persistent_topk", "gather_k", "save_partial"),
-    ),
-    "connections": ("mhc", "hc_", "sinkhorn"),
-    "experts": (
-        *("gemm_sm90", "gemm1", "gemm2", "route_", "combine", "quantize_rows"),  # ours
-        *("marlin", "moe_align", "moe_sum", "act_and_mul", "count_and_sort"),
-        *("humming", "process_input", "fused_mul_sum", "permute", "prepare_scatter"),
-    ),
-    "router": ("topk", "router", "gating", "hash"),
-    "linears": ("fp8_gemm", "nvjet", "cublas", "gemv", "splitk", "quant", "swiglu_limit"),
-}
-
-
-def part_of(kernel: str) -> str:
-    """Attention, experts, communication, ..., or `rest`: norms, sampling and what nobody named."""
-    name = kernel.lower()
-    return next((part for part, words in PARTS.items() if any(word in name for word in words)), "rest")
-
-
-def shares(spans: list[tuple[float, float, str]]) -> dict[str, float]:
-    """Time by part; while several kernels run, each has an equal share. All shares are the time in which any ran."""
-    edges = sorted([(start, 1, part) for start, _, part in spans] + [(end, -1, part) for _, end, part in spans])
-    found, running, last = collections.Counter(), collections.Counter(), 0.0
-    for at, change, part in edges:
-        for other, count in running.items():
-            found[other] += (at - last) * count / running.total() if count else 0.0
-        running[part] += change
-        last = at
-    return dict(found)
 
 
 def modular_experts(model: torch.nn.Module) -> list:
@@ -108,12 +74,14 @@ class Watch:
         """Time the host's part of every MoE layer from now on: the experts alone, and vLLM's frame around them."""
         kernel = modular_experts(self.model_runner.model)[0]
         frame = getattr(kernel, "impl", kernel)
-        self._full_clock = HostClock(
-            {
-                "experts": (defining(type(kernel.fused_experts), "apply"), "apply"),
-                "frame": (defining(type(frame), "apply"), "apply"),
-            }
-        )
+        methods = {
+            "experts": (defining(type(kernel.fused_experts), "apply"), "apply"),
+            "frame": (defining(type(frame), "apply"), "apply"),
+        }
+        if getattr(kernel.fused_experts, "may_run_late", False):  # then vLLM's second question runs the layer
+            late = importlib.import_module("nvfp4_moe.plugin.into_output").RunInto
+            methods["experts, late"] = (late, "apply")
+        self._full_clock = HostClock(methods)
 
     def full_host_stop(self) -> dict[str, list[float]]:
         """Microseconds of every call since the start."""
@@ -126,22 +94,15 @@ class Watch:
         self._full_profile = torch.profiler.profile(activities=activities)
         self._full_profile.__enter__()
 
-    def full_profile_stop(self) -> dict:
-        """Microseconds by part and by kernel since the start, and those in which any kernel ran."""
+    def full_profile_stop(self) -> list[list]:
+        """Every kernel since the start, as step.Kernel has it."""
         torch.cuda.synchronize()
         profile = self._full_profile
         del self._full_profile
         profile.__exit__(None, None, None)
-        kernels, spans = collections.Counter(), []
-        for event in profile.profiler.kineto_results.events():
-            if "CUDA" in str(event.device_type()):
-                us = event.duration_ns() / 1e3
-                kernels[event.name()[:120]] += us
-                spans.append((event.start_ns() / 1e3, event.start_ns() / 1e3 + us, part_of(event.name())))
-        parts = shares(spans)
-        return {
-            "parts": parts,
-            "kernels": dict(kernels.most_common(60)),
-            "busy": {"any": sum(parts.values())},
-            "launches": {"all": len(spans)},
-        }
+        events = profile.profiler.kineto_results.events()
+        return [
+            [event.start_ns() / 1e3, event.duration_ns() / 1e3, event.name()[:400]]
+            for event in events
+            if "CUDA" in str(event.device_type())
+        ]
