@@ -53,6 +53,17 @@ impl TileTable {
         TileTable::new(ends.into_iter().map(|end| (end, rows(end))).collect(), beyond)
     }
 
+    /// Of calls of `tokens` or more, tiles of so many rows at least.
+    pub fn at_least(mut self, rows: u32, tokens: usize) -> Self {
+        let before = (tokens - 1, self.rows(tokens - 1));
+        self.up_to.retain(|(most, _)| *most != before.0);
+        let first = self.up_to.partition_point(|(most, _)| *most < before.0);
+        self.up_to[first..].iter_mut().for_each(|(_, of)| *of = rows.max(*of));
+        self.up_to.insert(first, before);
+        self.beyond = self.beyond.max(rows);
+        self
+    }
+
     /// Rows of a tile for a call of so many tokens.
     pub fn rows(&self, num_tokens: usize) -> u32 {
         self.up_to.iter().find(|(most, _)| num_tokens <= *most).map_or(self.beyond, |(_, rows)| *rows)

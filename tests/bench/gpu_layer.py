@@ -28,6 +28,8 @@ from reference.layer import relative_l2
 
 # hidden, intermediate, experts, local experts, top_k: one of 8 expert-parallel ranks
 SHAPES = {"pro8": (7168, 3072, 384, 48, 6), "flash8": (4096, 2048, 256, 32, 6)}
+ONE_GPU = {"flash1": (4096, 2048, 256, 256, 6)}
+"""All experts on one GPU."""
 FEW_TOKENS_SKEWS = ("uniform", "none")
 SKEWS = ("uniform", "hot", "zipf", "local", "six")  # at 8192 tokens
 

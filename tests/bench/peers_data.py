@@ -5,11 +5,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from gpu_layer import SHAPES
+from gpu_layer import ONE_GPU, SHAPES
 
 from nvfp4_moe import LayerWeights
 
-SHAPES["flash1"] = (4096, 2048, 256, 256, 6)  # all experts on one GPU
+SHAPES.update(ONE_GPU)
 LIMIT = 10.0  # DeepSeek-V4's swiglu_limit
 BYTES_A_WEIGHT = 0.5625  # NVFP4's codes and block scales, which is what a floor counts for everybody
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
