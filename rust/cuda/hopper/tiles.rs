@@ -16,9 +16,9 @@ use crate::error::Result;
 /// the best under uniform routing, the one is taken that costs least where routing is skewed. The last column is a workload of each row.
 const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
     (5.2, 8),     // decoding: Flash up to 221 tokens, Pro up to 332
-    (7.5, 16),    // Flash, 256 tokens: 6 rows, up to 11
-    (15.8, 24),   // Flash, 512 tokens: 12 rows, up to 19; Pro, 512: 8 rows, up to 14
-    (25.8, 32),   // Flash, 1024 tokens: 24 rows, up to 34; Pro, 1024: 16 rows, up to 24
+    (10.2, 16),   // Flash, 256 tokens: 6 rows, up to 11; Pro, 512: 8 rows, up to 14
+    (16.9, 24),   // Flash, 512 tokens: 12 rows, up to 19; Pro, 1024: 16 rows, up to 24
+    (25.8, 32),   // Flash, 1024 tokens: 24 rows, up to 34
     (41.37, 48),  // Pro, 2048: 32 rows, up to 44
     (57.1, 64),   // Flash, 2048 tokens: 48 rows, up to 62
     (70.2, 80),   // Pro, 4096 tokens: 64 rows, up to 80
