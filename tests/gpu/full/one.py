@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of a whole model: start vLLM, measure, write JSON.
 
-    python -m full.one MODEL --out FILE [--backend ours|marlin] [--layout tp2|dp2|pp2|one] [--sequences 1,8,64,256] ...
+    python -m full.one MODEL --out FILE [--backend ours|marlin|humming] [--layout tp2|dp2|pp2|one] ...
 
 Times are medians of --rounds. A step's time is what a token more costs: generations of LONG tokens less generations of
 one, so that prompts and the tokenizer cancel out. Time to first token is that of a prompt alone, through the engine.
