@@ -40,7 +40,7 @@ from full.case import FORCED_PROMPTS, GRAPHS, PROMPTS, TEXTS
 from full.claims import CONTROL, LOSSY, Claim, is_forced, merged
 from full.process import Process, held_gpus, stop_all
 from serve import all_logs, failure, text
-from serve_full import plugins
+from serve_full import RUNS, plugins
 
 SHARED_BY_2 = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
 EPLB = {"window_size": 8, "step_interval": 8, "num_redundant_experts": 2}
@@ -97,10 +97,11 @@ class Case:
         self.reports = [self.report, *([self.report.with_suffix(".rank1")] if self.layout == "dp2" else [])]
         for stale in self.reports:
             stale.unlink(missing_ok=True)
-        folder = arguments.work / (name if self.layout == "mtp" else self.model)
+        folder = arguments.work / (f"{self.model}-mtp" if self.layout == "mtp" else self.model)
         command = [sys.executable, "-m", "full.case", str(folder), "--out", str(self.report), *more]
         command += ["--options", json.dumps(options), *(["--cpu"] if arguments.cpu else [])]
         environment = {"NVFP4_MOE_TEST_EPLB": "1"} if arguments.cpu and "eplb" in self.layout else {}
+        environment |= RUNS["marlin"][1] if self.is_control else {}
         self.began, self.limit_s = time.monotonic(), arguments.case_s
         self.process, self.fault = Process(command, os.environ | environment, self.log), ""
 
