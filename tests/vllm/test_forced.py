@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
-from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+
+from vllm import SamplingParams
 
 sys.path.append(str(Path(__file__).parents[1] / "gpu"))
 from full.forced import Forced
