@@ -131,7 +131,7 @@ test-torch-new: $(VENV_NEW)/.installed wheel
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # What is asked of every vLLM: who reaches our hooks, which flags there are, what loads, and again, what is left alone.
-VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py output.py checkpoint_faults.py layer_classes.py mxfp4.py \
+VLLM_SEAMS := $(addprefix tests/vllm/test_,reach.py flags.py forced.py output.py checkpoint_faults.py layer_classes.py mxfp4.py \
   reload_layers.py left_alone.py)
 VLLM_PACKAGES := $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall dist/*.whl tests/vllm/shims
 # Bytecode is compiled at first import: most of these packages are never imported here.

@@ -17,7 +17,7 @@ GPU = Path(__file__).parent / "gpu"
 sys.path.insert(0, str(GPU))
 import serve_two
 import tiny_qwen3
-from full import case, one, process, ranks
+from full import case, claims, one, process, ranks, seen
 
 MEETING = r"""
 import os, sys, time
@@ -65,11 +65,11 @@ def test_data_parallel_ranks_capture_graphs_of_their_share():
 
 
 def test_tokens_of_ranks_are_put_in_the_order_of_the_prompts():
-    assert serve_two.merged([[[0], [2], [4]], [[1], [3]]]) == [[0], [1], [2], [3], [4]]
+    assert claims.merged([[[0], [2], [4]], [[1], [3]]]) == [[0], [1], [2], [3], [4]]
 
 
 def test_places_that_changed_are_counted():
-    assert serve_two.moved([[0, 1, 2], [0, 1, 2]], [[0, 1, 2], [2, 1, 0]]) == 2
+    assert claims.moved([[0, 1, 2], [0, 1, 2]], [[0, 1, 2], [2, 1, 0]]) == 2
 
 
 def token(margin: float) -> dict:
@@ -80,7 +80,7 @@ def token(margin: float) -> dict:
 def test_a_token_may_differ_only_where_the_reference_is_undecided(margin, good):
     """The other run asked for two tokens of each prompt only, and the last of them differs."""
     judged = [[token(1.0), token(1.0), token(1.0)], [token(1.0), token(margin), token(1.0)]]
-    claim = serve_two.same_tokens("case", judged, [[1, 2, 3], [4, 5, 6]], [[1, 2], [4, 7]])
+    claim = claims.same_tokens("case", judged, [[1, 2, 3], [4, 5, 6]], [[1, 2], [4, 7]])
     assert claim.good is good
     assert str(claim).startswith("PASS case: 3 of 4 tokens" if good else "FAIL case: 3 of 4 tokens")
 
@@ -98,24 +98,77 @@ def found(experts: int, **counts) -> list[dict]:
 def claims_of(tmp_path, name: str, reports: list[dict], active: int) -> list[bool]:
     """Of a case that never ran."""
     ended = object.__new__(serve_two.Case)
-    ended.name, (ended.model, ended.layout) = name, name.split("-", 1)
+    ended.name, ended.is_control = name, name.endswith(claims.CONTROL)
+    ended.model, ended.layout = name.removesuffix(claims.CONTROL).split("-", 1)
     ended.log = tmp_path / "log"
     ended.log.write_text("ACTIVE for NVFP4 MoE on cuda\n" * active)
-    return [claim.good for claim in serve_two.claims_of_ranks(ended, reports, True)]
+    return [claim.good for claim in claims.of_ranks(ended, reports, True)]
 
 
 def test_every_rank_must_have_our_layers_in_graphs(tmp_path):
-    whole = found(3, replays=9)
+    graphs = {"replays": 9, "busy_steps": 10, "busy_replays": 9}
+    whole = found(3, **graphs)
     assert claims_of(tmp_path, "qwen3-one", whole, 1) == [True, True]
     assert claims_of(tmp_path, "qwen3-one", whole, 0) == [False, True], "its log does not say so"
-    assert claims_of(tmp_path, "qwen3-one", found(2, replays=9), 1) == [False, True], "a layer is not ours"
+    assert claims_of(tmp_path, "qwen3-one", found(2, **graphs), 1) == [False, True], "a layer is not ours"
     assert claims_of(tmp_path, "qwen3-one", found(3), 1) == [True, False], "no graph was replayed"
+    eager = found(3, **graphs | {"busy_replays": 2})
+    assert claims_of(tmp_path, "qwen3-one", eager, 1) == [True, False], "most steps had none"
+
+
+def test_a_control_has_none_of_our_layers(tmp_path):
+    graphs = {"replays": 9, "busy_steps": 10, "busy_replays": 9}
+    assert claims_of(tmp_path, "dsv4-one-control", found(0, **graphs), 0) == [True, True]
+    assert claims_of(tmp_path, "dsv4-one-control", found(4, **graphs), 1) == [False, True]
 
 
 def test_a_rank_must_have_had_no_token_and_padded_graphs(tmp_path):
-    busy, idle = found(3, replays=9), found(3, replays=9, idle_steps=4, idle_replays=4)
+    busy = found(3, replays=9, busy_steps=10, busy_replays=9)
+    idle = found(3, replays=9, busy_steps=5, busy_replays=4, idle_steps=4, idle_replays=4)
     assert claims_of(tmp_path, "qwen3-dp2", busy + idle, 2) == [True, True, True]
     assert claims_of(tmp_path, "qwen3-dp2", busy + busy, 2) == [True, True, False]
+
+
+def test_a_replay_that_was_bound_at_capture_is_counted(monkeypatch):
+    """As vLLM's breakable graphs bind it, before anything is asked of the worker."""
+
+    class Worker(seen.Seen):
+        def execute_model(self, steps):
+            for step in steps:
+                step()
+
+        def execute_dummy_batch(self):
+            pass
+
+    monkeypatch.setattr(seen, "_replay", lambda graph: None)
+    bound, worker = torch.cuda.CUDAGraph.__new__(torch.cuda.CUDAGraph).replay, Worker()
+    worker.seen_start()
+    worker.execute_model([bound, bound])
+    worker.execute_model([])
+    worker.execute_dummy_batch()
+    counts = {"replays": 2, "busy steps": 2, "busy replays": 1, "idle steps": 1, "idle replays": 0}
+    assert dict(seen.COUNTS) == counts
+
+
+def test_cases_bring_what_they_are_compared_with():
+    wanted = ["dsv4-one", "dsv4-tp2", "dsv4-one-control", "dsv4-tp2-control"]
+    assert serve_two.needed(["dsv4-tp2"], True) == wanted
+    assert serve_two.needed(["dsv4-tp2"], False) == wanted[:2]
+    assert serve_two.needed(["qwen3-reload"], True) == ["qwen3-one", "qwen3-reload"]
+
+
+def reloaded(rounds: list, held: list) -> list[bool]:
+    ended = object.__new__(serve_two.Case)
+    ended.name, ended.model, ended.layout, ended.rounds = "qwen3-reload", "qwen3", "reload", lambda: rounds
+    return [claim.good for claim in claims.of_reload(ended, {"held": held})]
+
+
+def test_other_weights_change_tokens_and_the_first_ones_bring_them_back():
+    first, other, more = [[1, 2]], [[1, 3]], claims.HELD_MORE + 1
+    assert reloaded([first, other, first, first], [[5, 5], [5, 5]]) == [True, True, True]
+    assert reloaded([first, first, first], [[5, 5]]) == [False, True, True]
+    assert reloaded([first, other, first, other], [[5, 5]]) == [True, False, True]
+    assert reloaded([first, other, first], [[5, 5], [5, 5 + more]]) == [True, True, False]
 
 
 def test_the_float32_twin_has_the_weights_that_nvfp4_means():
@@ -132,7 +185,8 @@ def test_prompts_fit_the_ranks_and_the_models():
     """The first rank has more than the second; ids are of both vocabularies."""
     assert len(case.PROMPTS[::2]) > len(case.PROMPTS[1::2]) > 0
     assert min(map(min, case.PROMPTS)) >= 0
-    assert max(map(max, case.PROMPTS)) < tiny_qwen3.VOCAB
+    assert max(map(max, case.PROMPTS + case.FORCED_PROMPTS + case.TEXTS)) < tiny_qwen3.VOCAB
+    assert max(map(len, case.FORCED_PROMPTS)) + case.FORCED_TOKENS <= case.COMMON["max_model_len"]
 
 
 STOPPED = r"""

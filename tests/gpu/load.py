@@ -74,7 +74,7 @@ class Loading:
         self.report = self.log.with_suffix(".json")
         self.report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "full.one", str(folder), "--out", os.devnull, "--load-format", "auto"]
-        command += ["--layout", "one", "--sequences", "1", "--prompts", "128"]
+        command += ["--layout", "one", "--sequences", "1", "--prompts", "128", "--memory", str(arguments.memory)]
         wanted = ",".join(filter(None, ["full.load_watch", arguments.plugins]))
         environment = {"FULL_LOAD": str(self.report), "FULL_PLUGINS": wanted}
         self.process = InTurn(command, os.environ | environment, self.log)
@@ -139,6 +139,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the checkpoint goes; default: the work folder")
     parser.add_argument("--keep", action="store_true", help="the checkpoint, for another run")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1), help="writers")
+    parser.add_argument(
+        "--memory", type=float, default=0.9, help="the part of a GPU that must be free when vLLM starts"
+    )
     parser.add_argument("--run-s", type=float, default=240, help="seconds that one loading may take")
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-load")

@@ -11,12 +11,14 @@
     dp2         attention data parallel, experts under expert parallel, tokens exchanged; one rank soon has none
     eplb        as tp2; vLLM's balancer moves experts while prompts that make a few of them hot are served
     eplb-async  the same, the moves beside the steps, in a thread and a stream of their own
+    reload      as tp2; other weights while it serves (`reload_weights`), the first ones again, sleep and wake-up
     mtp         one GPU; DeepSeek-V4's layer that drafts a token, which the model then accepts or not
 
-Tokens are greedy. They equal one GPU's by the rule of tests/vllm/agreement.py, whose arbiter is the float32 reference:
-ranks add in another order, so a token may differ where that reference is undecided itself. How much one GPU differs
-from itself, once a batch's prompts are served alone, has its line, too. A line a claim; the last is PASS if all hold.
-Logs and reports: --work, and one .tgz under $OUT where that is set.
+Tokens are greedy. Qwen3-MoE's equal one GPU's by the rule of tests/vllm/agreement.py, whose arbiter is the float32
+reference: ranks add in another order, so a token may differ where that reference is undecided itself. How much one GPU
+differs from itself, once a batch's prompts are served alone, has its line, too. DeepSeek-V4 on a GPU computes in 8
+bits, so its judge has a control, `dsv4-tp2-control` and so on: the same with vLLM's own experts (full/control.py).
+A line a claim; the last is PASS if all hold. Logs and reports: --work, and one .tgz under $OUT where that is set.
 """
 
 import argparse
@@ -26,7 +28,6 @@ import signal
 import sys
 import tarfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,17 +35,13 @@ ROOT = HERE.parent.parent
 VLLM_TESTS = ROOT / "tests/vllm"
 sys.path += [str(ROOT / "tests"), str(VLLM_TESTS)]  # behind this folder, whose serve.py is another
 
-import agreement
-from full.case import GRAPHS, PROMPTS
+from full import claims, control
+from full.case import FORCED_PROMPTS, GRAPHS, PROMPTS, TEXTS
+from full.claims import CONTROL, LOSSY, Claim, is_forced, merged
 from full.process import Process, held_gpus, stop_all
 from serve import all_logs, failure, text
-from serve_full import plugins
+from serve_full import RUNS, plugins
 
-# Of agreement.py, for these models. MARGIN is three times what rounding did to the tiny Qwen3-MoE of this folder under
-# vLLM's CPU build: the margin of a token that differed was up to 0.085. Its experts weigh more than tests/vllm's,
-# and where one of them changes at an earlier token, a short prompt's later logits move. How many tokens are the same is
-# counted, not gated: behind the first that differs the texts are others, and the reference judges each case's own.
-RULE = {"MARGIN": 0.25, "ENOUGH_DECIDED": 0.2, "MOST_SAME": 0.0}
 SHARED_BY_2 = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
 EPLB = {"window_size": 8, "step_interval": 8, "num_redundant_experts": 2}
 MOVED_AT_ONCE = SHARED_BY_2 | {
@@ -66,6 +63,7 @@ LAYOUTS = {
     "dp2": ({"enable_expert_parallel": True}, ["--ranks", "2", "--last", "4"]),
     "eplb": (MOVED_AT_ONCE, ["--rounds", "3"]),
     "eplb-async": (MOVED_BESIDE, ["--rounds", "3"]),
+    "reload": (SHARED_BY_2, ["--reload"]),
     "mtp": (DRAFTED, []),
 }
 MODELS = {
@@ -74,43 +72,36 @@ MODELS = {
 }
 CASES = [
     *(f"qwen3-{layout}" for layout in LAYOUTS if layout != "mtp"),
-    *(f"dsv4-{layout}" for layout in ("one", "tp2", "pp2", "dp2", "mtp")),
+    *LOSSY,
+    *(name + CONTROL for name in LOSSY),
 ]
-LAYERS = {"qwen3": 3, "dsv4": 4}
 MAKE_S, JUDGE_S = 120, 30
 """Making models may take so long; and so much is left for the judges when the cases' time is over."""
-LONGEST = 400
-LOSSY_MOST = 0.5
-"""Of all tokens that must be the reference's, where linears and the cache have 8 bits, as DeepSeek-V4's on a GPU."""
-
-
-@dataclass
-class Claim:
-    """One line of the answer."""
-
-    good: bool
-    text: str
-
-    def __str__(self):
-        shown = self.text if len(self.text) <= LONGEST else f"{self.text[:LONGEST]} ..."
-        return f"{'PASS' if self.good else 'FAIL'} {shown}"
 
 
 class Case:
     """A process of full.case, and what it found."""
 
     def __init__(self, name: str, arguments):
-        self.name, (self.model, self.layout) = name, name.split("-", 1)
+        self.name, self.is_control = name, name.endswith(CONTROL)
+        self.model, self.layout = name.removesuffix(CONTROL).split("-", 1)
         options, more = LAYOUTS[self.layout]
         options = options if arguments.cpu else MODELS[self.model] | options
+        options = options | {"moe_backend": "marlin"} if self.is_control else options
+        if self.layout == "reload":
+            more = [*more, str(arguments.work / f"{self.model}-other")]
+            options = options if arguments.cpu else options | {"enable_sleep_mode": True}
+        if is_forced(name):
+            more = [*more, "--forced"]
         self.report, self.log = (arguments.work / f"{name}.{kind}" for kind in ("json", "log"))
         self.reports = [self.report, *([self.report.with_suffix(".rank1")] if self.layout == "dp2" else [])]
         for stale in self.reports:
             stale.unlink(missing_ok=True)
-        folder = arguments.work / (name if self.layout == "mtp" else self.model)
+        folder = arguments.work / (f"{self.model}-mtp" if self.layout == "mtp" else self.model)
         command = [sys.executable, "-m", "full.case", str(folder), "--out", str(self.report), *more]
         command += ["--options", json.dumps(options), *(["--cpu"] if arguments.cpu else [])]
         environment = {"NVFP4_MOE_TEST_EPLB": "1"} if arguments.cpu and "eplb" in self.layout else {}
+        environment |= RUNS["marlin"][1] if self.is_control else {}
         self.began, self.limit_s = time.monotonic(), arguments.case_s
         self.process, self.fault = Process(command, os.environ | environment, self.log), ""
 
@@ -132,6 +123,16 @@ class Case:
         """The reports of its data-parallel ranks."""
         return [json.loads(text(report)) for report in self.reports]
 
+    def said(self) -> control.Said:
+        """What it thinks of the forced texts, in their order."""
+        rounds = zip(*(report["forced"] for report in self.found()), strict=True)
+        said = [steps for ranks in rounds for steps in merged(list(ranks))]
+        return [[{int(id): value for id, value in step.items()} for step in steps] for steps in said]
+
+    def model_of(self, number: int) -> str:
+        """Whose weights a round has."""
+        return f"{self.model}-other" if self.layout == "reload" and number == 1 else self.model
+
     def rounds(self) -> list[list[list[int]]]:
         """Every round's tokens, in the order of the prompts."""
         return [merged(list(ranks)) for ranks in zip(*(report["rounds"] for report in self.found()), strict=True)]
@@ -142,89 +143,24 @@ def last_line(log: Path) -> str:
     return (text(log).rstrip() or "nothing").splitlines()[-1][:200]
 
 
-def merged(ranks: list[list[list[int]]]) -> list[list[int]]:
-    """Tokens in the order of the prompts, which ranks took in turn."""
-    return [ranks[n % len(ranks)][n // len(ranks)] for n in range(sum(map(len, ranks)))]
+def reference(model: Path, prompts: list[list[int]], tokens: list[list[int]], log: Path, *logits: Path) -> Process:
+    """The float32 reference on tokens behind prompts, each behind those before it: a process beside the others."""
+    served = log.with_suffix(".served")
+    served.write_text(json.dumps({"prompts": prompts, "tokens": tokens}))
+    command = [sys.executable, str(VLLM_TESTS / "reference_logits.py"), str(model), str(served), *map(str, logits)]
+    return Process(command, os.environ | {"CUDA_VISIBLE_DEVICES": ""}, log)
 
 
-def moved(before: list[list[int]], after: list[list[int]]) -> int:
-    """Places that have another expert."""
-    return sum(a != b for row, other in zip(before, after, strict=True) for a, b in zip(row, other, strict=True))
-
-
-def ruled(rule, *arguments) -> Claim:
-    """What agreement.py says, and why."""
-    try:
-        rule(*arguments)
-    except AssertionError as broken:
-        return Claim(False, f"{agreement.measured[-1]} {str(broken)[:300]}".rstrip())
-    return Claim(True, agreement.measured[-1])
-
-
-def same_tokens(label: str, judged: list[list[dict]], mine: list[list[int]], others: list[list[int]]) -> Claim:
-    """The rule between one GPU and several; where others ask for fewer tokens, on those."""
-    lengths = [len(tokens) for tokens in others]
-    mine = [tokens[:length] for tokens, length in zip(mine, lengths, strict=True)]
-    flat = [token for tokens, length in zip(judged, lengths, strict=True) for token in tokens[:length]]
-    return ruled(agreement.check_same, label, flat, mine, others)
-
-
-def claims_of_ranks(case: Case, found: list[dict], on_gpu: bool) -> list[Claim]:
-    """That ours served on every rank, in CUDA graphs."""
-    ranks = [rank for report in found for rank in report["seen"]]
-    ours = [seen["experts"].get("Nvfp4MoeExperts", 0) for seen in ranks]
-    wanted = LAYERS[case.model] * (1 if case.layout == "pp2" else len(ranks)) + (case.layout == "mtp")
-    only = all(set(seen["experts"]) <= {"Nvfp4MoeExperts"} for seen in ranks)
-    active = text(case.log).count("ACTIVE for NVFP4 MoE")
-    good = only and all(ours) and sum(ours) == wanted and active == len(ranks)
-    claims = [Claim(good, f"{case.name}: layers of ours by rank {ours}, ACTIVE in {active} logs")]
-    if on_gpu:
-        replays = [seen.get("replays", 0) for seen in ranks]
-        claims.append(Claim(all(replays), f"{case.name}: replays of CUDA graphs by rank {replays}"))
-    if case.layout == "dp2":
-        idle = ranks[-1].get("idle steps", 0)
-        replayed = ranks[-1].get("idle replays", 0)
-        good = idle > 0 and (replayed > 0 or not on_gpu)
-        claims.append(
-            Claim(good, f"{case.name}: steps in which a rank had no token {idle}, {replayed} of them in padded graphs")
-        )
-    return claims
-
-
-def claims_of_moves(case: Case, report: dict) -> list[Claim]:
-    """That experts changed places while tokens were made."""
-    places = report["places"]
-    moves = [moved(*pair) for pair in zip(places, places[1:])]
-    of = sum(map(len, places[0]))
-    return [Claim(sum(count > 0 for count in moves) >= 2, f"{case.name}: places of {of} with another expert {moves}")]
-
-
-def claims(case: Case, judged: dict[str, list[list[dict]]], is_lossy: bool, on_gpu: bool) -> list[Claim]:
-    """All of a case that ran: its tokens beside the reference's, and beside those of one GPU."""
-    found, one = case.found(), f"{case.model}-one"
-    made = claims_of_ranks(case, found, on_gpu)
-    if case.layout.startswith("eplb"):
-        made += claims_of_moves(case, found[0])
-    flat = [token for tokens in judged[case.name] for token in tokens]
-    lossy, exact = (agreement.check_lossy, case.name, flat, LOSSY_MOST), (agreement.check, case.name, flat)
-    made.append(ruled(*(lossy if is_lossy else exact)))
-    rounds = case.rounds()
-    first = rounds[0] if case.name == one else json.loads(text(case.report.with_name(f"{one}.json")))["rounds"][0]
-    for number, tokens in enumerate(rounds[case.name == one :]):
-        label = case.name + (f", round {number + 1}" if len(rounds) > 2 else "")
-        what = "alone, as in the batch" if case.name == one else "as one GPU"
-        made.append(same_tokens(f"{label}: {what}", judged[one][: len(PROMPTS)], first, tokens))
-    return made
-
-
-def judge(case: Case, work: Path) -> Process:
-    """The float32 reference on a case's tokens, each behind those that were served: a process beside the others."""
-    rounds, served = case.rounds(), work / f"{case.name}-served.json"
-    prompts = PROMPTS * len(rounds)
-    served.write_text(json.dumps({"prompts": prompts, "tokens": [tokens for made in rounds for tokens in made]}))
-    script, model = VLLM_TESTS / "reference_logits.py", work / f"{case.model}-float32"
-    command = [sys.executable, str(script), str(model), str(served)]
-    return Process(command, os.environ | {"CUDA_VISIBLE_DEVICES": ""}, work / f"{case.name}-judge.log")
+def judges(case: Case, work: Path) -> dict[str, Process]:
+    """Of a case's rounds; one for each model whose weights it had."""
+    found = {}
+    for model in dict.fromkeys(case.model_of(number) for number in range(len(case.rounds()))):
+        rounds = [tokens for number, tokens in enumerate(case.rounds()) if case.model_of(number) == model]
+        name = case.name if model == case.model else f"{case.name}-other"
+        flat = [tokens for made in rounds for tokens in made]
+        log = work / f"{name}-judge.log"
+        found[name] = reference(work / f"{model}-float32", PROMPTS * len(rounds), flat, log)
+    return found
 
 
 def judged_tokens(name: str, process: Process, work: Path, limit_s: float) -> list[list[dict]] | None:
@@ -261,15 +197,20 @@ class Runs:
         makers = {}
         for name in names:
             command = [sys.executable, str(HERE / f"tiny_{name}.py"), str(self.work / name)]
-            command += [str(self.work / f"{name}-float32"), *([str(self.work / "dsv4-mtp")] if name == "dsv4" else [])]
+            more = ["dsv4-mtp"] if name == "dsv4" else [f"{name}-other", f"{name}-other-float32"]
+            command += [str(self.work / folder) for folder in (f"{name}-float32", *more)]
             makers[name] = Process(command, dict(os.environ), self.work / f"{name}-make.log")
             self.begun.append(makers[name])
         faults = {name: maker.wait(MAKE_S) for name, maker in makers.items()}
         return [failure(f"{name}-make", why, self.work / f"{name}-make.log") for name, why in faults.items() if why]
 
     def run(self, names: list[str]) -> None:
-        """Every case, as many at once as wanted; and a judge for each once it has served."""
+        """Every case, as many at once as wanted; and judges for each once it has served."""
         waiting, running = list(names), []
+        if any(map(is_forced, names)):
+            model, log, logits = (self.work / f"dsv4-{end}" for end in ("float32", "texts-judge.log", "texts.npy"))
+            logits.unlink(missing_ok=True)
+            self.judge({"dsv4-texts": reference(model, FORCED_PROMPTS, TEXTS, log, logits)})
         while waiting or running:
             while waiting and len(running) < self.arguments.side:
                 running.append(Case(waiting.pop(0), self.arguments))
@@ -280,27 +221,42 @@ class Runs:
                 seconds = time.monotonic() - case.began
                 print(f"  {case.name}: {case.fault or 'ended'} after {seconds:.0f} s", flush=True)
                 if not case.fault:
-                    self.judges[case.name] = judge(case, self.work)
-                    self.begun.append(self.judges[case.name])
+                    self.judge(judges(case, self.work))
             time.sleep(0.2)
+
+    def judge(self, begun: dict[str, Process]) -> None:
+        """They have begun."""
+        self.judges |= begun
+        self.begun += begun.values()
 
     def claims(self, names: list[str]) -> list[Claim]:
         """Of every case that was asked for, in their order."""
         judged = {
-            name: judged_tokens(name, process, self.work, self.deadline - time.monotonic())
+            name: tokens
             for name, process in self.judges.items()
+            if (tokens := judged_tokens(name, process, self.work, self.deadline - time.monotonic()))
         }
-        made = []
+        made, on_gpu = [], not self.arguments.cpu
         for name in names:
             case = self.cases[name]
-            fault = case.fault or ("" if judged.get(name) else "no tokens were judged")
-            if fault or not judged.get(f"{case.model}-one"):
+            fault = case.fault or ("" if name in judged else "no tokens were judged")
+            if fault or f"{case.model}-one" not in judged:
                 print(failure(name, fault, case.log) if fault else "")
                 made.append(Claim(False, f"{name}: {fault or 'one GPU has no tokens to compare with'}"))
-            else:
-                on_gpu = not self.arguments.cpu
-                made += claims(case, judged, case.model == "dsv4" and on_gpu, on_gpu)
-        return made
+                continue
+            made += claims.of(case, judged, on_gpu)
+            if case.layout == "reload":
+                other = [token for tokens in judged.get(f"{name}-other", []) for token in tokens]
+                made.append(claims.against(f"{name}, other weights", other) if other
+                            else Claim(False, f"{name}: other weights' tokens were not judged"))  # fmt: skip
+        return made + (claims.beside_control(self.cases, judged, self.work) if on_gpu else [])
+
+
+def needed(only: list[str], on_gpu: bool) -> list[str]:
+    """With what they are compared with, in order: one GPU; and for those that lose bits, controls."""
+    names = {*only, *(f"{name.split('-')[0]}-one" for name in only)}
+    names |= {name + CONTROL for name in names if on_gpu and name in LOSSY}
+    return sorted(names, key=CASES.index)
 
 
 def bring_back(work: Path) -> None:
@@ -308,14 +264,14 @@ def bring_back(work: Path) -> None:
     (work / "all.txt").write_text(all_logs(work))
     if os.environ.get("OUT"):
         with tarfile.open(Path(os.environ["OUT"]) / "serve-two.tgz", "w:gz") as archive:
-            for file in [work / "all.txt", *work.glob("*.json"), *work.glob("*.rank1")]:
+            for file in [work / "all.txt", *work.glob("*.json"), *work.glob("*.rank1"), *work.glob("*.npy")]:
                 archive.add(file, file.name)
 
 
 def main() -> int:
     """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=lambda names: names.split(","), default=CASES, help=", ".join(CASES))
+    parser.add_argument("--only", type=lambda names: names.split(","), help=", ".join(CASES))
     parser.add_argument("--cpu", action="store_true", help="without a GPU, with vLLM's CPU build")
     parser.add_argument("--side", type=int, default=len(CASES), help="cases at once")
     parser.add_argument("--case-s", type=float, default=150, help="seconds that a case may take")
@@ -325,13 +281,13 @@ def main() -> int:
     parser.add_argument("--plugins", default="", help="modules, with commas between, that every process imports")
     parser.add_argument("--work", type=Path, default=ROOT / "build/gpu-serve-two")
     arguments = parser.parse_args()
+    arguments.only = arguments.only or [name for name in CASES if not arguments.cpu or CONTROL not in name]
     unknown = [name for name in arguments.only if name not in CASES]
     if unknown:
         parser.error(f"--only has {unknown}; it must be of {', '.join(CASES)}, with commas between.")
-    vars(agreement).update(RULE)
     arguments.work.mkdir(parents=True, exist_ok=True)
     models = {name.split("-")[0] for name in arguments.only}
-    names = sorted({*arguments.only, *(f"{model}-one" for model in models)}, key=CASES.index)
+    names = needed(arguments.only, not arguments.cpu)
     path = [str(ROOT / "vllm_plugin"), str(HERE), str(ROOT / "tests"), str(plugins(arguments.work / "plugins"))]
     path += [str(VLLM_TESTS / "shims")] if arguments.cpu else []
     os.environ["PYTHONPATH"] = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])

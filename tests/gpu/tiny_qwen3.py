@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny random Qwen3-MoE for a GPU, written as ModelOpt exports NVFP4: `python tests/gpu/tiny_qwen3.py OUT [FLOAT32]`.
+"""A tiny random Qwen3-MoE for a GPU, written as ModelOpt exports NVFP4.
+
+    python tests/gpu/tiny_qwen3.py OUT [FLOAT32 [OTHER OTHER_FLOAT32]]
 
 Sizes are multiples of what vLLM's GPU kernels take. Attention stays bf16; experts are NVFP4, gate and up with one
-global scale, as ModelOpt makes them and Marlin asks for. FLOAT32 gets the same model without quantisation.
+global scale, as ModelOpt makes them and Marlin asks for. FLOAT32 gets the same model without quantisation. OTHER has
+other weights, and input scales that are twice as large.
 """
 
 import json
@@ -126,15 +129,15 @@ def decoded(quantised: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def write(directory: Path) -> Path:
-    """A model directory: config, tokenizer, one safetensors file."""
-    return save(directory, CONFIG, tensors())
-
-
-def write_float32(directory: Path) -> Path:
-    """The reference's."""
-    config = {name: value for name, value in CONFIG.items() if name != "quantization_config"}
-    return save(directory, config, decoded(tensors()))
+def write(directory: Path, float32: Path | None = None, seed: int = 0) -> Path:
+    """A model directory: config, tokenizer, one safetensors file; and the reference's."""
+    values = tensors(seed)
+    if seed:
+        values |= {name: 2 * tensor for name, tensor in values.items() if name.endswith(".input_scale")}
+    if float32:
+        config = {name: value for name, value in CONFIG.items() if name != "quantization_config"}
+        save(float32, config, decoded(values))
+    return save(directory, CONFIG, values)
 
 
 def save(directory: Path, config: dict, values: dict[str, torch.Tensor]) -> Path:
@@ -147,4 +150,5 @@ def save(directory: Path, config: dict, values: dict[str, torch.Tensor]) -> Path
 
 
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1])), *(write_float32(Path(twin)) for twin in sys.argv[2:]))
+    folders = [*map(Path, sys.argv[1:])]
+    print(*(write(*folders[at : at + 2], seed=at // 2) for at in range(0, len(folders), 2)))

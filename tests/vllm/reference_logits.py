@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A served model's tokens against Hugging Face transformers in float32 on the decoded weights, teacher-forced.
 
-    python tests/vllm/reference_logits.py FLOAT32_MODEL SERVED_JSON
+    python tests/vllm/reference_logits.py FLOAT32_MODEL SERVED_JSON [LOGITS_NPY]
 
 Each served token is judged on its own: the reference sees the prompt and the served tokens before it. Prints one JSON
 line with, for every token, in units of the standard deviation of what is compared:
@@ -9,11 +9,14 @@ line with, for every token, in units of the standard deviation of what is compar
     deficit  how far its reference logit lies below the best one
     margin   how far the reference's second choice does
     routing  how far the first expert that was not chosen lies below the last that was, least over the layers
+
+LOGITS_NPY gets the logits of every token themselves, [prompts, tokens, vocabulary]; prompts have equally many tokens.
 """
 
 import json
 import sys
 
+import numpy
 import torch
 
 
@@ -37,20 +40,24 @@ class RoutingGaps:
         self.gaps = gaps if self.gaps is None else torch.minimum(self.gaps, gaps)
 
 
-def judge(model, routing: RoutingGaps, prompt: list[int], tokens: list[int]) -> list[dict[str, float]]:
+def logits_of(model, routing: RoutingGaps, prompt: list[int], tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every token: a row of logits, and the routing gap."""
     routing.gaps = None
     with torch.no_grad():
         logits = model(torch.tensor([prompt + tokens]), use_cache=False).logits[0].float()
+    at = slice(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+    return logits[at], routing.gaps[at]
+
+
+def judge(rows: torch.Tensor, gaps: torch.Tensor, tokens: list[int]) -> list[dict[str, float]]:
     judged = []
-    for step, token in enumerate(tokens):
-        position = len(prompt) + step - 1
-        row = logits[position]
+    for row, gap, token in zip(rows, gaps, tokens, strict=True):
         best, second = row.topk(2).values
         judged.append(
             {
                 "deficit": float((best - row[token]) / row.std()),
                 "margin": float((best - second) / row.std()),
-                "routing": float(routing.gaps[position]),
+                "routing": float(gap),
             }
         )
     return judged
@@ -59,7 +66,7 @@ def judge(model, routing: RoutingGaps, prompt: list[int], tokens: list[int]) -> 
 def main() -> None:
     from transformers import AutoModelForCausalLM
 
-    directory, served_file = sys.argv[1:]
+    directory, served_file, *logits = sys.argv[1:]
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
@@ -67,7 +74,11 @@ def main() -> None:
     with open(served_file) as file:
         served = json.load(file)
     routing = RoutingGaps(model)
-    judged = [judge(model, routing, p, t) for p, t in zip(served["prompts"], served["tokens"], strict=True)]
+    prompts, tokens = served["prompts"], served["tokens"]
+    found = [logits_of(model, routing, *pair) for pair in zip(prompts, tokens, strict=True)]
+    judged = [judge(*rows, chosen) for rows, chosen in zip(found, tokens, strict=True)]
+    for file in logits:
+        numpy.save(file, torch.stack([rows for rows, _ in found]).numpy())
     print("JUDGED " + json.dumps(judged))
 
 

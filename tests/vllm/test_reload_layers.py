@@ -77,6 +77,20 @@ def test_experts_loaded_again_compute_with_the_new_weights_where_the_old_were(mo
     assert torch.equal(run_experts(layer), first)
 
 
+def test_another_ranks_expert_after_a_reload_leaves_the_weights(monkeypatch):
+    """Under expert parallel, tensors of a file go on to come when all of this rank's have."""
+    load = lambda layer, seed: load_experts(layer, "modelopt", seed=seed)  # noqa: E731
+    layer = loaded(make_experts("modelopt"), load, seed=0)
+    reload(layer, load, seed=1)
+    before = run_experts(layer)
+    monkeypatch.setattr(layer, "_map_global_expert_id_to_local_expert_id", lambda expert: -1)
+    for name in ("w13_weight", "w13_weight_scale", "w2_weight"):
+        weight = getattr(layer, name)
+        shard = "w2" if name.startswith("w2") else "w3"
+        weight.weight_loader(weight, weight[0], f"9.{name}", shard_id=shard, expert_id=9)
+    assert torch.equal(run_experts(layer), before)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_eplb_moves_after_a_reload_is_what_the_layer_reads(format):
     """vLLM lists the rows once, when it starts."""

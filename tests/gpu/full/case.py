@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine of serve_two.py: greedy tokens of a few prompts, round after round, and what ran meanwhile, as JSON.
 
-    python -m full.case MODEL --out FILE [--options JSON] [--ranks 2 --last N] [--rounds N] [--cpu]
+    python -m full.case MODEL --out FILE [--options JSON] [--ranks 2 --last N] [--rounds N] [--forced] [--cpu]
 
+All prompts of a round begin in one step: which ones share a step decides sizes of tiles, and with them last bits.
 Data-parallel ranks share the prompts; each writes a file of its own, the second `FILE` with the suffix `.rank1`.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from . import one
@@ -23,6 +25,11 @@ PROMPTS = [
     [(37 * i) % 900 + 3 for i in range(150)],
     [7] * 9,
 ]
+# What --forced decodes: so many texts behind as many prompts, a round of prompts like those above at a time. They are
+# short, because an expert that differs early is still seen at the end. And of how many ids an engine gives logprobs.
+FORCED_ROUNDS, FORCED_TOKENS, LOGPROBS = 4, 16, 20
+FORCED_PROMPTS = [[(token + 37 * n) % 1000 for token in ids] for n in range(FORCED_ROUNDS) for ids in PROMPTS]
+TEXTS = [[(53 * i + 101 * n) % 900 + 3 for i in range(FORCED_TOKENS)] for n in range(len(FORCED_PROMPTS))]
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 COMMON = {
     "skip_tokenizer_init": True,
@@ -48,27 +55,96 @@ CPU_ENVIRONMENT = {
 }
 
 
+class Engine:
+    """vLLM, asked by this rank."""
+
+    def __init__(self, arguments, ranks: Ranks):
+        from vllm import LLM
+
+        forced = {"logits_processors": ["full.forced:Forced"]} if arguments.forced else {}
+        options = COMMON | (ON_CPU if arguments.cpu else ON_GPU) | forced | arguments.options
+        self.llm, self.ranks = LLM(model=arguments.model, **options), ranks
+        self.prompts = [{"prompt_token_ids": ids} for ids in PROMPTS[ranks.rank :: ranks.size]]
+
+    def outputs(self, prompts: list[dict], sampling: list) -> list:
+        """Of prompts that begin in one step. Ranks pause by stepping without tokens, so theirs begin as they come."""
+        core, is_paused = self.llm.llm_engine.engine_core, len(prompts) > 1 and self.ranks.size == 1
+        if is_paused:
+            core.call_utility("pause_scheduler", "keep", False)
+        self.llm.enqueue(prompts, sampling, use_tqdm=False)
+        if is_paused:
+            core.call_utility("resume_scheduler")
+        return [output.outputs[0] for output in self.llm.wait_for_completion(use_tqdm=False)]
+
+    def tokens(self, prompts: list[dict], count: int) -> list[list[int]]:
+        """What it chooses."""
+        from vllm import SamplingParams
+
+        greedy = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+        return [list(output.token_ids) for output in self.outputs(prompts, [greedy] * len(prompts))]
+
+    def forced(self, number: int) -> list[list[dict[int, float]]]:
+        """A round of texts; of each of this rank's tokens, in its context: the likeliest ids, and their logprobs."""
+        from vllm import SamplingParams
+
+        first, last = number * len(PROMPTS), (number + 1) * len(PROMPTS)
+        share = slice(first + self.ranks.rank, last, self.ranks.size)
+        texts, prompts = TEXTS[share], [{"prompt_token_ids": ids} for ids in FORCED_PROMPTS[share]]
+        sampling = [
+            SamplingParams(temperature=0, max_tokens=len(text), ignore_eos=True, detokenize=False, logprobs=LOGPROBS,
+                           extra_args={"forced": text}) for text in texts
+        ]  # fmt: skip
+        outputs = self.outputs(prompts, sampling)
+        took = [list(output.token_ids) for output in outputs]
+        if took != texts:
+            raise RuntimeError(f"forced texts are {took}; they must be {texts}. See full/forced.py.")
+        return [[{id: one.logprob for id, one in step.items()} for step in output.logprobs] for output in outputs]
+
+
+def reloaded(engine: Engine, arguments, rounds: list) -> dict:
+    """Rounds with other weights, the first again, and these after sleep of both levels; bytes held by each rank."""
+    llm, load = engine.llm, partial(engine.llm.collective_rpc, "reload_weights")
+    held = [llm.collective_rpc("seen_bytes")]
+
+    def note() -> None:
+        rounds.append(engine.tokens(engine.prompts, arguments.tokens))
+        held.append(llm.collective_rpc("seen_bytes"))
+
+    for model in (arguments.reload, arguments.model):
+        load(kwargs={"weights_path": model})
+        note()
+    if not arguments.cpu:  # vLLM sleeps on a GPU only
+        llm.sleep(level=1)
+        llm.wake_up()
+        note()
+        llm.sleep(level=2)
+        llm.wake_up(tags=["weights"])
+        load(kwargs={"weights_path": arguments.model})
+        llm.wake_up(tags=["kv_cache"])
+        note()
+    return {"held": held}
+
+
 def serve(arguments, ranks: Ranks) -> dict:
     """Start the engine, generate, and say what ran."""
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(model=arguments.model, **COMMON | (ON_CPU if arguments.cpu else ON_GPU) | arguments.options)
+    engine = Engine(arguments, ranks)
+    rpc, prompts = engine.llm.collective_rpc, engine.prompts
     tokens = arguments.last if arguments.last and ranks.rank else arguments.tokens
-    greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    prompts = [{"prompt_token_ids": ids} for ids in PROMPTS[ranks.rank :: ranks.size]]
-    llm.collective_rpc("seen_start")
-    report = {"rounds": [], "places": [llm.collective_rpc("seen_places")[0]]}
-
-    def generate(prompts: list[dict]) -> list[list[int]]:
-        return [list(output.outputs[0].token_ids) for output in llm.generate(prompts, greedy, use_tqdm=False)]
-
+    rpc("seen_start")
+    report = {"rounds": [], "places": [rpc("seen_places")[0]]}
     for _ in range(arguments.rounds):
         ranks.meet()
-        report["rounds"].append(generate(prompts))
-        report["places"].append(llm.collective_rpc("seen_places")[0])
+        report["rounds"].append(engine.tokens(prompts, tokens))
+        report["places"].append(rpc("seen_places")[0])
     if arguments.alone:
-        report["rounds"].append([generate([prompt])[0] for prompt in prompts])
-    return report | {"seen": llm.collective_rpc("seen")}
+        report["rounds"].append([engine.tokens([prompt], tokens)[0] for prompt in prompts])
+    if arguments.reload:
+        report |= reloaded(engine, arguments, report["rounds"])
+    report["seen"] = rpc("seen")
+    if arguments.forced:
+        ranks.meet()
+        report["forced"] = [engine.forced(number) for number in range(FORCED_ROUNDS)]
+    return report
 
 
 def main() -> None:
@@ -82,6 +158,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="data-parallel ranks")
     parser.add_argument("--last", type=int, help="tokens of all ranks but the first, which then have none in a step")
     parser.add_argument("--alone", action="store_true", help="one more round, of every prompt by itself")
+    parser.add_argument("--reload", help="another model's folder: its weights, then the first ones, then sleep")
+    parser.add_argument("--forced", action="store_true", help="decode TEXTS, too, and say what the engine thinks of it")
     parser.add_argument("--cpu", action="store_true", help="without a GPU: no graphs")
     arguments = parser.parse_args()
     for name, value in (one.ENVIRONMENT | (CPU_ENVIRONMENT if arguments.cpu else {})).items():

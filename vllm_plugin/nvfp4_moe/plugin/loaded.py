@@ -8,7 +8,7 @@ parameters anew, of whatever memory held: these are marked before the first load
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from types import MethodType
 
@@ -36,8 +36,13 @@ class Mark:
     """Rows of a linear's parts; None for experts, which are stacked."""
     halves: int = 1
     """Shards of an expert: gate and up; or one, where a file brings both in turn, or only one matrix."""
-    marked: Callable[[], torch.Tensor | None] = lambda: None
-    """The parameter that was marked, weakly."""
+    marked: list[weakref.ref] = field(default_factory=list)
+    """Parameters that were marked, weakly: the first, which serves, and those of reloads, whose values it takes."""
+
+    def is_marked(self, parameter: torch.nn.Parameter) -> bool:
+        """By identity: tensors that are equal are not the same."""
+        self.marked = [reference for reference in self.marked if reference() is not None]
+        return any(reference() is parameter for reference in self.marked)
 
     def shards(self, data: torch.Tensor) -> list[torch.Tensor]:
         """Views [units, rows, columns] of what one file brings at a time; a unit is an expert, or the only one."""
@@ -57,7 +62,7 @@ class Mark:
             for shard in self.shards(data.view(torch.uint8)):
                 place = shard[:, :1] if self.kind is CODES else shard[:, :1, :1]
                 place.fill_(CODE_MARK if self.kind is CODES else SCALE_MARK)
-        self.marked = weakref.ref(parameter)
+        self.marked.append(weakref.ref(parameter))
 
     def missing(self, parameter: torch.nn.Parameter) -> list[int]:
         """Experts, or parts, of which a file has not brought a tensor."""
@@ -89,9 +94,12 @@ def mark(layer: torch.nn.Module, parts: Sequence[int] | None = None, halves: int
 
 
 def mark_anew(parameter: torch.nn.Parameter) -> None:
-    """Mark it, if it takes the place of one that was marked."""
+    """Mark it, if it takes the place of one that was marked.
+
+    After a reload the one that serves is back. vLLM calls its loader, too, with experts of other ranks, which it skips.
+    """
     mark = getattr(parameter, "nvfp4_moe_mark", None)
-    if mark is not None and mark.marked() is not parameter and not parameter.is_meta:
+    if mark is not None and not parameter.is_meta and not mark.is_marked(parameter):
         mark.write(parameter)
 
 
