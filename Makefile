@@ -258,6 +258,7 @@ racecheck: setup
 	  -DNVFP4_MOE_CARGO_TARGET=$(CURDIR)/build/racecheck/target
 	NVFP4_MOE_RACECHECK=1 cmake --build build/racecheck/op
 	cp -R vllm_plugin/nvfp4_moe build/racecheck
+	rm -f build/racecheck/nvfp4_moe/nvfp4_moe_torch.so  # a copy as new as the build is one that CMake leaves as it is
 	cmake --install build/racecheck/op --prefix build/racecheck --strip
 
 # On Hopper. What it needs compiled is in build/standin, which may travel: `standin` makes it, on a machine with nvcc and,

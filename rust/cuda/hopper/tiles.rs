@@ -17,8 +17,8 @@ use crate::error::Result;
 const SIZE_BY_MEAN_ROWS: &[(f64, u32)] = &[
     (5.2, 8),     // decoding: Flash up to 221 tokens, Pro up to 332
     (10.2, 16),   // Flash, 256 tokens: 6 rows, up to 11; Pro, 512: 8 rows, up to 14
-    (16.9, 24),   // Flash, 512 tokens: 12 rows, up to 19; Pro, 1024: 16 rows, up to 24
-    (25.8, 32),   // Flash, 1024 tokens: 24 rows, up to 34
+    (15.8, 24),   // Flash, 512 tokens: 12 rows, up to 19
+    (25.8, 32),   // Flash, 1024 tokens: 24 rows, up to 34; Pro, 1024: 16 rows, up to 24
     (41.37, 48),  // Pro, 2048: 32 rows, up to 44
     (57.1, 64),   // Flash, 2048 tokens: 48 rows, up to 62
     (70.2, 80),   // Pro, 4096 tokens: 64 rows, up to 80
@@ -66,7 +66,7 @@ const SMS: f64 = 132.0;
 fn rounds_for_four_tiles(mode: Mode) -> f64 {
     match mode {
         Mode::Bf16 => 9.0,
-        Mode::Nvfp4 => 2.0,
+        Mode::Nvfp4 => 3.5,
         Mode::Fp8 => 13.0,
     }
 }
