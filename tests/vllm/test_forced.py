@@ -20,15 +20,22 @@ def chosen(forced: Forced, rows: int) -> list[int]:
     return forced.apply(logits).argmax(-1).tolist()
 
 
-def test_rows_take_their_texts_and_keep_them_when_they_move():
+def test_rows_take_their_texts_and_keep_them_when_they_move_or_come_anew():
     forced = Forced(None, torch.device("cpu"), False)
     texts = [SamplingParams(extra_args={"forced": ids}) for ids in ([3, 4, 5], [7, 8, 9])]
-    added = [(0, SamplingParams(), [1], []), *((row, text, [1], []) for row, text in enumerate(texts, 1))]
-    forced.update_state(BatchUpdate(batch_size=3, removed=[], added=added, moved=[]))
-    assert chosen(forced, 3) == [0, 3, 7]
-    move = (2, 0, MoveDirectionality.UNIDIRECTIONAL)
-    forced.update_state(BatchUpdate(batch_size=2, removed=[0], added=[], moved=[move]))
-    assert chosen(forced, 2) == [8, 4]
-    forced.update_state(None)
-    assert chosen(forced, 2) == [9, 5]
-    assert chosen(forced, 2) == [0, 0], "an engine that steps ahead is free"
+    outputs = [[], [], []]
+    params = [SamplingParams(), *texts]
+
+    def step(*removed: int, added=(), moved=()) -> list[int]:
+        """Rows change; then a step, after which vLLM may not know the ids yet."""
+        rows = [(row, params[request], [1], outputs[request]) for row, request in added]
+        forced.update_state(BatchUpdate(batch_size=3, removed=removed, added=rows, moved=moved))
+        found = chosen(forced, 3)
+        for output in outputs:
+            output.append(-1)
+        return found
+
+    assert step(added=[(0, 0), (1, 1), (2, 2)]) == [0, 3, 7]
+    assert step(0, moved=[(2, 0, MoveDirectionality.UNIDIRECTIONAL)]) == [8, 4, 0]
+    assert step(1, added=[(0, 1), (2, 2)]) == [5, 0, 9], "under pipeline parallel a request comes anew"
+    assert step() == [0, 0, 0], "an engine that steps ahead is free"
