@@ -18,6 +18,8 @@ from pathlib import Path
 WAITING = "waiting for a rank"
 ORDER = ("experts", "router", "attention", "linears", "connections", "communication", WAITING, "rest", "no kernel")
 OURS, OTHERS = "#1b9e77", "#999999"
+# Side by side is what computes alike: activations of 16 bits, then of 8. Other runs follow.
+ALIKE = ("ours bf16", "humming w4a16", "marlin", "ours fp8", "humming w4a8")
 COLOURS = ("#1b9e77", "#66c2a5", "#7570b3", "#a6a5d0", "#e6ab02", "#d95f02", "#f2b48c", "#bbbbbb", "#eeeeee")
 
 
@@ -53,14 +55,16 @@ def speeds(lines: list[dict[str, str]]) -> dict[str, dict[str, float]]:
 def draw_speeds(record: Path, pyplot) -> list[Path]:
     """Tokens a second, a panel for each number of sequences."""
     found = speeds(read(record))
-    figure, axes = pyplot.subplots(1, len(found), figsize=(2.4 * len(found), 3), squeeze=False, layout="constrained")
+    width = 0.4 + 0.65 * max(map(len, found.values()))
+    figure, axes = pyplot.subplots(1, len(found), figsize=(width * len(found), 3), squeeze=False, layout="constrained")
     for axis, (size, by_run) in zip(axes[0], sorted(found.items(), key=lambda item: int(item[0])), strict=True):
-        runs = sorted(by_run, key=lambda run: (run == "marlin", run))
-        colours = [OTHERS if run == "marlin" else OURS for run in runs]
-        bars = axis.bar(runs, [by_run[run] for run in runs], 0.7, color=colours)
-        axis.bar_label(bars, fmt="{:.0f}")
+        runs = [run for run in ALIKE if run in by_run] + sorted(set(by_run) - set(ALIKE))
+        colours = [OURS if run.startswith("ours") else OTHERS for run in runs]
+        names = [run.replace(" ", "\n") for run in runs]
+        bars = axis.bar(names, [by_run[run] for run in runs], 0.7, color=colours)
+        axis.bar_label(bars, fmt="{:.0f}", fontsize=9)
         axis.set_title(f"{size} sequence" + ("s" if size != "1" else ""))
-        axis.tick_params(axis="x", rotation=20)
+        axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("tokens a second")
     return save(figure, record.with_name(f"{record.stem}-tokens"))
@@ -88,8 +92,10 @@ def draw(record: Path) -> list[Path]:
 
 
 def draw_steps(record: Path, pyplot) -> list[Path]:
-    """Where a step goes, a panel for each number of sequences."""
+    """Where a step goes, a panel for each number of sequences; nothing where no step was taken apart."""
     found = steps(read(record))
+    if not found:
+        return []
     sizes = sorted({size for _, size in found}, key=int)
     figure, axes = pyplot.subplots(1, len(sizes), figsize=(3.2 * len(sizes), 4), squeeze=False, layout="constrained")
     for axis, size in zip(axes[0], sizes, strict=True):
