@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_ranks_share_prompts_and_one_without_any_asks_for_a_token(monkeypatch):
         shares.append(ranks.Ranks())
     assert [share.share(prompts, 33) for share in shares] == [(prompts[::2], 33), (prompts[1:2], 33)]
     assert shares[1].share(prompts[:1], 33) == ([ranks.FILLER], 1)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_begins_together_waits_for_the_last(wanted):
+    calls = []
+    core = types.SimpleNamespace(call_utility=lambda *of: calls.append(of))
+    llm = types.SimpleNamespace(llm_engine=types.SimpleNamespace(engine_core=core))
+    with ranks.steps_wait(llm, wanted):
+        calls.append("enqueued")
+    around = ([("pause_scheduler", "keep", False)], [("resume_scheduler",)]) if wanted else ([], [])
+    assert calls == [*around[0], "enqueued", *around[1]]
 
 
 def test_data_parallel_ranks_capture_graphs_of_their_share():

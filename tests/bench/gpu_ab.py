@@ -19,11 +19,7 @@ import sys
 from pathlib import Path
 
 TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
-SHAPES = {
-    "pro8": (7168, 3072, 384, 48, 6),
-    "flash1": (4096, 2048, 256, 256, 6),
-    "flash8": (4096, 2048, 256, 32, 6),
-}
+SHAPES = ("pro8", "flash1", "flash8")
 
 
 def measure(package: str, modes: list[str], shapes: list[str], tokens_of: list[int]) -> dict[str, float]:
@@ -32,7 +28,7 @@ def measure(package: str, modes: list[str], shapes: list[str], tokens_of: list[i
     import gpu_timing
     import torch
 
-    gpu_layer.SHAPES.update(SHAPES)
+    gpu_layer.SHAPES.update(gpu_layer.ONE_GPU)
     gpu_timing.ROUNDS = 31
     times = {}
     for shape in shapes:

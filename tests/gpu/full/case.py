@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from . import one
-from .ranks import Ranks
+from .ranks import Ranks, steps_wait
 
 # Ids, so that no tokenizer decides. A prompt of one token over and over is what makes a few experts hot.
 PROMPTS = [
@@ -68,12 +68,8 @@ class Engine:
 
     def outputs(self, prompts: list[dict], sampling: list) -> list:
         """Of prompts that begin in one step. Ranks pause by stepping without tokens, so theirs begin as they come."""
-        core, is_paused = self.llm.llm_engine.engine_core, len(prompts) > 1 and self.ranks.size == 1
-        if is_paused:
-            core.call_utility("pause_scheduler", "keep", False)
-        self.llm.enqueue(prompts, sampling, use_tqdm=False)
-        if is_paused:
-            core.call_utility("resume_scheduler")
+        with steps_wait(self.llm, len(prompts) > 1 and self.ranks.size == 1):
+            self.llm.enqueue(prompts, sampling, use_tqdm=False)
         return [output.outputs[0] for output in self.llm.wait_for_completion(use_tqdm=False)]
 
     def tokens(self, prompts: list[dict], count: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from . import ahead, step
-from .ranks import Ranks
+from .ranks import Ranks, steps_wait
 
 LAYOUTS = {
     "one": {"tensor_parallel_size": 1},
@@ -104,13 +104,11 @@ class Server:
         prompts, tokens = self.ranks.share(prompts, tokens)
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         engine, start = self.llm.llm_engine, time.perf_counter()
-        if paused:
-            engine.engine_core.call_utility("pause_scheduler", "keep", False)
-        self.llm.enqueue(prompts, greedy, use_tqdm=False)
-        if paused:
-            self.ranks.meet()
-            start = time.perf_counter()
-            engine.engine_core.call_utility("resume_scheduler")
+        with steps_wait(self.llm, paused):
+            self.llm.enqueue(prompts, greedy, use_tqdm=False)
+            if paused:
+                self.ranks.meet()
+                start = time.perf_counter()
         while engine.output_processor.has_unfinished_requests():
             engine.step()
         took = time.perf_counter() - start
@@ -150,7 +148,8 @@ class Server:
         self.llm.collective_rpc("full_host_start")
         for _ in range(rounds):
             self.seconds(self.prompts(1, length), 1)
-        return step.median_of(self.llm.collective_rpc("full_host_stop")[0])
+        calls = self.llm.collective_rpc("full_host_stop")[0]
+        return {name: statistics.median(us) for name, us in calls.items()}
 
 
 def measure(arguments, ranks: Ranks) -> dict:

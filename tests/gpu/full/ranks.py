@@ -5,6 +5,7 @@ An engine without a request takes no part in the others' steps until it has had 
 asks for one token of a prompt of one, and idles from then on.
 """
 
+import contextlib
 import datetime
 import os
 import socket
@@ -24,6 +25,17 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+@contextlib.contextmanager
+def steps_wait(llm, wanted: bool = True):
+    """What is enqueued inside begins in one step, at the end; otherwise the first of several begins alone."""
+    core = llm.llm_engine.engine_core
+    if wanted:
+        core.call_utility("pause_scheduler", "keep", False)
+    yield
+    if wanted:
+        core.call_utility("resume_scheduler")
 
 
 class Ranks:

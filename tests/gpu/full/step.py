@@ -2,7 +2,6 @@
 """What a decoding step is made of: kernels of a profiled generation, taken apart."""
 
 import collections
-import statistics
 from typing import NamedTuple
 
 # A kernel's part of a step, by words of its name; the first that fits.
@@ -88,8 +87,3 @@ def taken_apart(long: list[list[Kernel]], short: list[list[Kernel]], steps: int)
         "launches": {"all": len(own)},
     }
     return {kind: {name: value / steps for name, value in values.items()} for kind, values in found.items()}
-
-
-def median_of(calls: dict[str, list[float]]) -> dict[str, float]:
-    """Of each kind of call."""
-    return {name: statistics.median(us) for name, us in calls.items()}
