@@ -37,15 +37,14 @@ pub fn find(places: &Places<'_>) -> Result<PathBuf, Absent> {
     };
     let mut wrong = Vec::new();
     for path in candidates.into_iter().filter(|path| path.is_file()) {
-        match version(&path) {
-            Some(version) if major(&version) == Some(MAJOR) => return Ok(path),
-            version => {
-                let version = version.unwrap_or_else(|| "of no known version".to_owned());
-                let line = format!("nvcc is {version} in {}; it must be {MAJOR}", folder(&path).display());
-                if !wrong.contains(&line) {
-                    wrong.push(line);
-                }
-            }
+        let is = match version(&path) {
+            Ok(version) if major(&version) == Some(MAJOR) => return Ok(path),
+            Ok(version) => version,
+            Err(why) => format!("of no known version ({why})"),
+        };
+        let line = format!("nvcc is {is} in {}; it must be {MAJOR}", folder(&path).display());
+        if !wrong.contains(&line) {
+            wrong.push(line);
         }
     }
     Err(Absent { wrong, searched })
@@ -75,7 +74,7 @@ fn python_homes(places: &Places<'_>, path: &OsString) -> Vec<PathBuf> {
     let first = std::env::split_paths(path).map(|folder| folder.join("python3")).find(|python| python.is_file());
     for python in environments.map(|folder| folder.join("bin/python3")).chain(first).filter(|python| python.is_file()) {
         let code = "import importlib.util as u; print(list(u.find_spec('nvidia.cu13').submodule_search_locations)[0])";
-        homes.extend(output(&python, &["-c", code]).map(|line| PathBuf::from(line.trim())));
+        homes.extend(output(&python, &["-c", code]).ok().map(|line| PathBuf::from(line.trim())));
     }
     homes
 }
@@ -91,10 +90,11 @@ fn toolkits(system: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// `13.0` of `Cuda compilation tools, release 13.0, V13.0.88`.
-fn version(nvcc: &Path) -> Option<String> {
+/// `13.0` of `Cuda compilation tools, release 13.0, V13.0.88`, or why it is not known.
+fn version(nvcc: &Path) -> Result<String, String> {
     let text = output(nvcc, &["--version"])?;
-    Some(text.split("release ").nth(1)?.split(',').next()?.trim().to_owned())
+    let named = text.split("release ").nth(1).and_then(|rest| rest.split(',').next());
+    named.map(|version| version.trim().to_owned()).ok_or_else(|| "`--version` names no release".to_owned())
 }
 
 fn major(version: &str) -> Option<u32> {
@@ -105,7 +105,11 @@ fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(path)
 }
 
-fn output(program: &Path, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
-    String::from_utf8(output.stdout).ok()
+/// What the program printed, or why it did not run to its end.
+fn output(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(output.status.to_string());
+    }
+    String::from_utf8(output.stdout).map_err(|error| error.to_string())
 }

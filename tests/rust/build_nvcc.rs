@@ -10,18 +10,25 @@ use std::ffi::OsString;
 use std::fs::{Permissions, create_dir_all, set_permissions, write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One machine at a time: a program that another test starts holds, until it runs, every file that is open here.
+/// A script that was being written then cannot be run ("Text file busy").
+static ONE: Mutex<()> = Mutex::new(());
 
 /// A machine: its environment, and folders in a temporary one.
 struct Machine {
     root: tempfile::TempDir,
     variables: HashMap<&'static str, OsString>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Machine {
     fn new() -> Self {
+        let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let root = tempfile::tempdir().expect("a folder");
         let variables = HashMap::from([("PATH", root.path().join("none").into_os_string())]);
-        Machine { root, variables }
+        Machine { root, variables, _alone: alone }
     }
 
     /// An nvcc of this version at `folder/nvcc`.
@@ -87,6 +94,19 @@ fn another_version_is_passed_by_and_named_with_both_numbers() {
     assert_eq!(absent.wrong, [format!("nvcc is 12.8 in {folder}; it must be 13")]);
     let new = machine.nvcc("usr/local/cuda-13.0/bin", "13.0");
     assert_eq!(machine.find().expect("the newer one"), new);
+}
+
+/// A compiler that cannot be asked is named with the reason, not as one of another version.
+#[test]
+fn one_that_does_not_run_is_named_with_the_reason() {
+    for (script, why) in
+        [("exit 3", "exit status: 3"), ("echo nvcc", "`--version` names no release"), ("kill -9 $$", "signal: 9")]
+    {
+        let machine = Machine::new().set("PATH", "bin");
+        machine.program(&machine.root.path().join("bin/nvcc"), script);
+        let absent = machine.find().expect_err("it says no version");
+        assert!(absent.wrong[0].contains(why), "{why}: {}", absent.wrong[0]);
+    }
 }
 
 #[test]
