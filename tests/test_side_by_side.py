@@ -69,9 +69,10 @@ def test_what_is_asked_for_has_to_exist():
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 from side_by_side import Command, Report
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's jobs in the background begin without
 slow = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 Report(Path(sys.argv[1]), limit_s=60).run([Command(name, [sys.executable, "-c", slow]) for name in "abcd"], jobs=2)
 """
