@@ -29,6 +29,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from full.options import PLAIN, decode_graphs
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 LIMIT_S = 150
@@ -65,11 +67,9 @@ class Served:
         from vllm import LLM
 
         self.graphs = counted_graphs()
-        compilation = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4]}
         self.llm = LLM(
-            model=model, dtype="bfloat16", max_model_len=1024, max_num_seqs=4, max_num_batched_tokens=512,
-            gpu_memory_utilization=0.3, seed=0, enable_prefix_caching=False, disable_log_stats=True,
-            compilation_config=compilation, enable_sleep_mode=sleeps,
+            model=model, max_model_len=1024, max_num_seqs=4, max_num_batched_tokens=512, gpu_memory_utilization=0.3,
+            compilation_config=decode_graphs([1, 2, 4]), enable_sleep_mode=sleeps, **PLAIN,
         )  # fmt: skip
         self.captured = self.graphs["capture_end"]
         self.steps: list[dict] = []

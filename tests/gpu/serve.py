@@ -33,10 +33,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 OURS, MARLIN = "Nvfp4MoeExperts", "MarlinExperts"
+# The environment in which linears are vLLM's own, too, where its own experts are asked for.
+WITHOUT_OURS = {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}
 # name: options of serve_one.py, environment, experts that must serve
 RUNS = {
     "ours": ([], {}, OURS),
-    "marlin": (["--moe-backend", "marlin"], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}, MARLIN),
+    "marlin": (["--moe-backend", "marlin"], WITHOUT_OURS, MARLIN),
     "ours-eager": (["--eager"], {}, OURS),
 }
 # model: more plugins, seconds for one run. vLLM starts DeepSeek-V4 in up to 60 s, Qwen3-MoE in 10, and imports in 20.

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from full import model, one
 from full.process import InTurn, held_gpus, stop_all
-from serve import HERE, ROOT, all_logs, failure, records_of, text
+from serve import HERE, ROOT, WITHOUT_OURS, all_logs, failure, records_of, text
 
 # The most that a layer may be apart from float64: with bf16 activations, with 8-bit ones.
 BF16, EIGHT_BITS = (["--most-error", most] for most in ("0.01", "0.06"))
@@ -44,7 +44,7 @@ BF16, EIGHT_BITS = (["--most-error", most] for most in ("0.01", "0.06"))
 RUNS = {
     "ours bf16": (["--backend", "ours", *BF16], {"NVFP4_MOE_MODE": "bf16"}),
     "ours fp8": (["--backend", "ours", *EIGHT_BITS], {"NVFP4_MOE_MODE": "fp8"}),
-    "marlin": (["--backend", "marlin", *BF16], {"VLLM_DISABLED_KERNELS": "Nvfp4MoeLinearKernel"}),
+    "marlin": (["--backend", "marlin", *BF16], WITHOUT_OURS),
     "humming w4a16": (["--backend", "humming", *BF16], {"FULL_HUMMING": "w4a16"}),
     "humming w4a8": (["--backend", "humming", *EIGHT_BITS], {"FULL_HUMMING": "w4a8"}),
 }

@@ -14,6 +14,8 @@ import json
 import os
 from pathlib import Path
 
+from full.options import PLAIN, decode_graphs
+
 SIZES = [1, 2, 4, 8]
 NUM_TOKENS = 32
 # Ids, so that no tokenizer decides. One prompt spans several blocks of the KV cache.
@@ -76,19 +78,14 @@ def moe_classes(model) -> dict[str, int]:
 
 def options(arguments) -> dict:
     """Of vllm.LLM."""
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": SIZES}
-    return {
+    return PLAIN | {
         "model": arguments.model,
-        "dtype": "bfloat16",
         "max_model_len": 1024,
         "max_num_seqs": SIZES[-1],
         "max_num_batched_tokens": 512,
         "gpu_memory_utilization": 0.5,
-        "seed": 0,
-        "enable_prefix_caching": False,
-        "disable_log_stats": True,
         "moe_backend": arguments.moe_backend,
-        **({"enforce_eager": True} if arguments.eager else {"compilation_config": graphs}),
+        **({"enforce_eager": True} if arguments.eager else {"compilation_config": decode_graphs(SIZES)}),
     }
 
 

@@ -36,11 +36,12 @@ VLLM_TESTS = ROOT / "tests/vllm"
 sys.path += [str(ROOT / "tests"), str(VLLM_TESTS)]  # behind this folder, whose serve.py is another
 
 from full import claims, control
-from full.case import FORCED_PROMPTS, GRAPHS, PROMPTS, TEXTS
+from full.case import FORCED_PROMPTS, PROMPTS, TEXTS
 from full.claims import CONTROL, LOSSY, Claim, is_forced, merged
+from full.options import OF_TINY, decode_graphs
 from full.process import Process, held_gpus, stop_all
-from serve import all_logs, failure, text
-from serve_full import RUNS, plugins
+from serve import WITHOUT_OURS, all_logs, failure, text
+from serve_full import plugins
 
 SHARED_BY_2 = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
 EPLB = {"window_size": 8, "step_interval": 8, "num_redundant_experts": 2}
@@ -54,7 +55,7 @@ MOVED_BESIDE = SHARED_BY_2 | {
 }
 DRAFTED = {
     "speculative_config": {"method": "mtp", "num_speculative_tokens": 1},
-    "compilation_config": GRAPHS | {"cudagraph_capture_sizes": [2, 4, 8, 16]},
+    "compilation_config": decode_graphs([2, 4, 8, 16]),
 }
 LAYOUTS = {
     "one": ({}, ["--alone"]),
@@ -65,10 +66,6 @@ LAYOUTS = {
     "eplb-async": (MOVED_BESIDE, ["--rounds", "3"]),
     "reload": (SHARED_BY_2, ["--reload"]),
     "mtp": (DRAFTED, []),
-}
-MODELS = {
-    "qwen3": {},
-    "dsv4": {"kv_cache_dtype": "fp8"},
 }
 CASES = [
     *(f"qwen3-{layout}" for layout in LAYOUTS if layout != "mtp"),
@@ -86,7 +83,7 @@ class Case:
         self.name, self.is_control = name, name.endswith(CONTROL)
         self.model, self.layout = name.removesuffix(CONTROL).split("-", 1)
         options, more = LAYOUTS[self.layout]
-        options = options if arguments.cpu else MODELS[self.model] | options
+        options = options if arguments.cpu else OF_TINY[self.model] | options
         options = options | {"moe_backend": "marlin"} if self.is_control else options
         if self.layout == "reload":
             more = [*more, str(arguments.work / f"{self.model}-other")]
@@ -101,7 +98,7 @@ class Case:
         command = [sys.executable, "-m", "full.case", str(folder), "--out", str(self.report), *more]
         command += ["--options", json.dumps(options), *(["--cpu"] if arguments.cpu else [])]
         environment = {"NVFP4_MOE_TEST_EPLB": "1"} if arguments.cpu and "eplb" in self.layout else {}
-        environment |= RUNS["marlin"][1] if self.is_control else {}
+        environment |= WITHOUT_OURS if self.is_control else {}
         self.began, self.limit_s = time.monotonic(), arguments.case_s
         self.process, self.fault = Process(command, os.environ | environment, self.log), ""
 

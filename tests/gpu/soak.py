@@ -37,6 +37,7 @@ from pathlib import Path
 
 from full.case import CPU_ENVIRONMENT
 from full.one import ENVIRONMENT
+from full.options import OF_TINY, SMALL_CACHE, decode_graphs, flags
 from full.process import Process, is_alive, smi
 from serve import HERE, ROOT, failure, text
 from serve_full import plugins
@@ -45,9 +46,6 @@ LENGTHS = (1, 7, 16, 60, 129, 300, 700)
 ANSWERS = (1, 8, 40, 120)
 ALONE = 4
 START_S = 600
-TINY = {"qwen3": [], "dsv4": ["--kv-cache-dtype", "fp8"]}
-# Small, and of a given size: servers that share a GPU cannot measure what is left of it.
-TINY_MEMORY = ["--gpu-memory-utilization", "0.05", "--kv-cache-memory-bytes", str(1 << 30)]
 RUNNING = 2
 """Exit status of --look, while there is no verdict."""
 
@@ -179,15 +177,15 @@ def faults(soak: Soak, before: list, after: list, samples: list[dict], limits: d
 def command_of(model: Path, arguments) -> list[str]:
     """vLLM's server. It captures graphs for as many sequences as there are clients."""
     sizes = [1 << n for n in range(arguments.clients.bit_length() + 1)]
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "bfloat16"]
     command += ["--port", str(arguments.port), "--host", "127.0.0.1", "--no-enable-prefix-caching"]
     command += ["--max-model-len", str(arguments.max_model_len), "--max-num-seqs", str(sizes[-1])]
     if arguments.cpu:
         return [*command, "--enforce-eager", *arguments.serve.split()]
-    command += ["--compilation-config", json.dumps(graphs)]
-    memory = ["--gpu-memory-utilization", str(arguments.memory)] if arguments.model else TINY_MEMORY
-    return [*command, *memory, *([] if arguments.model else TINY[arguments.tiny]), *arguments.serve.split()]
+    command += ["--compilation-config", json.dumps(decode_graphs(sizes))]
+    tiny = SMALL_CACHE | OF_TINY[arguments.tiny]
+    own = {"gpu_memory_utilization": arguments.memory} if arguments.model else tiny
+    return [*command, *flags(own), *arguments.serve.split()]
 
 
 def make_tiny(name: str, work: Path) -> Path:
@@ -252,7 +250,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="of a server that runs already")
     parser.add_argument("--model", type=Path, help="a directory; default: a tiny one, made here")
-    parser.add_argument("--tiny", choices=TINY, default="qwen3", help="which tiny model")
+    parser.add_argument("--tiny", choices=OF_TINY, default="qwen3", help="which tiny model")
     parser.add_argument("--gpu", type=int, help="its number; default: all that there are")
     parser.add_argument("--cpu", action="store_true", help="without a GPU, with vLLM's CPU build")
     parser.add_argument("--begin", action="store_true", help="go on by itself, and return")

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from . import one
+from .options import PLAIN, SMALL_CACHE, decode_graphs
 from .ranks import Ranks, steps_wait
 
 # Ids, so that no tokenizer decides. A prompt of one token over and over is what makes a few experts hot.
@@ -30,20 +31,14 @@ PROMPTS = [
 FORCED_ROUNDS, FORCED_TOKENS, LOGPROBS = 4, 16, 20
 FORCED_PROMPTS = [[(token + 37 * n) % 1000 for token in ids] for n in range(FORCED_ROUNDS) for ids in PROMPTS]
 TEXTS = [[(53 * i + 101 * n) % 900 + 3 for i in range(FORCED_TOKENS)] for n in range(len(FORCED_PROMPTS))]
-GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
-COMMON = {
+COMMON = PLAIN | {
     "skip_tokenizer_init": True,
-    "dtype": "bfloat16",
     "max_model_len": 512,
     "max_num_seqs": 8,
     "max_num_batched_tokens": 512,
-    "seed": 0,
-    "enable_prefix_caching": False,
-    "disable_log_stats": True,
     "worker_extension_cls": "full.seen.Seen",
 }
-# A small cache of a given size: engines that share a GPU cannot measure what is left of it.
-ON_GPU = {"compilation_config": GRAPHS, "gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 30}
+ON_GPU = {"compilation_config": decode_graphs([1, 2, 4, 8]), **SMALL_CACHE}
 ON_CPU = {"enforce_eager": True}
 CPU_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",

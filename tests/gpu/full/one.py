@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from . import ahead, step
+from .options import PLAIN, decode_graphs
 from .ranks import Ranks, steps_wait
 
 LAYOUTS = {
@@ -53,23 +54,18 @@ def options(arguments) -> dict:
     """Of vllm.LLM."""
     ranks = DATA_PARALLEL.get(arguments.layout, 1)
     sizes = sorted({-(-sequences // ranks) for sequences in arguments.sequences})
-    graphs = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
-    return {
+    return PLAIN | {
         "model": arguments.model,
         "load_format": arguments.load_format,
         "skip_tokenizer_init": True,
-        "dtype": "bfloat16",
         "kv_cache_dtype": "fp8",
         "max_model_len": max(arguments.prompts) + 2 * LONG,
         "max_num_seqs": max(sizes),
         "max_num_batched_tokens": 8192,
         "gpu_memory_utilization": arguments.memory,
-        "seed": 0,
-        "enable_prefix_caching": False,
-        "disable_log_stats": True,
         "moe_backend": BACKENDS[arguments.backend],
         "worker_extension_cls": "full.worker.Watch",
-        "compilation_config": graphs,
+        "compilation_config": decode_graphs(sizes),
         **LAYOUTS[arguments.layout],
     }
 
